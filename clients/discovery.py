@@ -1,0 +1,111 @@
+"""Where the daemon is: an address given, one in the environment, or the note a running daemon leaves in its data directory."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from ..errors import ConfigError
+
+__all__ = [
+    "ADDRESS_VARIABLE",
+    "DATA_DIR_VARIABLE",
+    "DEFAULT_HOST",
+    "DEFAULT_PORT",
+    "DaemonNote",
+    "Endpoint",
+    "data_directory",
+    "find_daemon",
+    "parse_address",
+]
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 7117
+ADDRESS_VARIABLE: Final = "KVLOOM_ADDRESS"
+DATA_DIR_VARIABLE: Final = "KVLOOM_DATA_DIR"
+_NOTE_NAME: Final = "daemon.json"
+_NOTE_BYTES_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A TCP address; ``str()`` is ``host:port`` with IPv6 addresses in brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonNote:
+    """What a running daemon writes to ``daemon.json``; stale after a crash, so only ever a hint."""
+
+    endpoint: Endpoint
+    pid: int
+    version: str
+
+    @staticmethod
+    def path(data_dir: Path) -> Path:
+        """Where the note of the daemon that owns ``data_dir`` lies."""
+        return data_dir / _NOTE_NAME
+
+    def write(self, data_dir: Path) -> None:
+        """Replace the note atomically, readable by this user only (mode 0600)."""
+        target = self.path(data_dir)
+        draft = target.with_suffix(".tmp")
+        draft.unlink(missing_ok=True)
+        document = {"host": self.endpoint.host, "port": self.endpoint.port, "pid": self.pid, "version": self.version}
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(document, file)
+        draft.replace(target)
+
+    @classmethod
+    def read(cls, data_dir: Path) -> "DaemonNote | None":
+        """The note in ``data_dir``, or ``None`` where there is none that can be read."""
+        try:
+            with cls.path(data_dir).open("rb") as file:
+                document = json.loads(file.read(_NOTE_BYTES_MAX))
+            endpoint = Endpoint(str(document["host"]), int(document["port"]))
+            return cls(endpoint, int(document["pid"]), str(document["version"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def data_directory(environ: Mapping[str, str]) -> Path:
+    """The directory a daemon of this user keeps its data in: ``KVLOOM_DATA_DIR``, or the platform's own place."""
+    return Path(environ.get(DATA_DIR_VARIABLE) or platformdirs.user_data_dir("kvloom", appauthor=False)).expanduser()
+
+
+def parse_address(text: str) -> Endpoint:
+    """Parse ``host:port``, ``host`` or ``http://host:port``; anything else raises :class:`ConfigError`."""
+    try:
+        parts = urlsplit(text if "//" in text else f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"address {text[:80]!r} does not parse: {error}") from error
+    if not host or parts.scheme not in ("", "http") or parts.path not in ("", "/") or parts.query or parts.username:
+        raise ConfigError(f"address {text[:80]!r} is not host:port")
+    return Endpoint(host, DEFAULT_PORT if port is None else port)
+
+
+def find_daemon(
+    address: str | None = None, *, environ: Mapping[str, str] | None = None, data_dir: Path | None = None
+) -> Endpoint:
+    """The daemon to talk to: ``address``, else ``KVLOOM_ADDRESS``, else the note in ``data_dir``, else the default port.
+
+    ``environ`` is ``os.environ`` and ``data_dir`` this user's data directory unless given. Nothing is contacted.
+    """
+    variables = os.environ if environ is None else environ
+    explicit = address or variables.get(ADDRESS_VARIABLE)
+    if explicit:
+        return parse_address(explicit)
+    note = DaemonNote.read(data_dir or data_directory(variables))
+    return Endpoint(DEFAULT_HOST, DEFAULT_PORT) if note is None else note.endpoint

@@ -1,0 +1,264 @@
+"""The codec: KV tensors of one chunk to a container and back. The stages composed; each has a file of its own.
+
+Lossy, forward: keys are un-rotated (``rope``), channels centred and rotated onto the profile's basis (``profile``),
+coefficients quantised (``quantise``) and entropy-coded (``lossy``). ``exact`` is independent of all that
+(``lossless``). Both may stand in one container. Everything is per layer, so any range of layers can be read alone.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import limits
+from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, NonFiniteTensor, ProfileMismatch
+from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
+from .layout import LayerLayout, Layout, Rope
+from .level import EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level, require_level
+from .lossless import decode_exact, encode_exact
+from .lossy import LossySegment, decode_lossy, encode_lossy
+from .profile import Profile
+from .quantise import NestedQuantiser
+from .rope import cos_sin, rotate_into
+
+__all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info", "truncate"]
+
+KvArrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
+"""Per layer ``[kv_heads, tokens, head_dim]``: a list, or one array ``[layers, kv_heads, tokens, head_dim]``."""
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInfo:
+    """What a container holds; ``level_bytes`` is what reading each level costs, the header included."""
+
+    header: ContainerHeader
+    level_bytes: dict[str, int]
+    bits_per_value: dict[str, float]
+
+
+def encode(
+    keys: KvArrays,
+    values: KvArrays,
+    *,
+    layout: Layout,
+    profile: Profile | None = None,
+    first_position: int = 0,
+    levels: Collection[Level] | None = None,
+    content_key: bytes = UNKEYED,
+) -> bytes:
+    """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
+
+    ``levels`` defaults to all lossy levels where there is a profile, else ``exact``; it may hold both kinds, and lossy
+    levels go together. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`, :class:`ChunkTooLong`,
+    :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
+    """
+    chosen = set(levels) if levels is not None else set(LOSSY_LEVELS if profile is not None else (EXACT,))
+    tokens = _check_tensors(keys, values, layout)
+    lossy = bool(chosen - {EXACT})
+    if lossy and not chosen >= set(LOSSY_LEVELS):
+        raise InvalidTensor(f"levels {sorted(map(str, chosen))} asked for; lossy levels are coded together")
+    if lossy and (profile is None or profile.layout != layout):
+        raise ProfileMismatch("a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another"))
+    sinks = max(0, min(tokens, profile.sink_tokens - first_position)) if lossy and profile else 0
+    writer = ContainerWriter(
+        layout,
+        tokens=tokens,
+        first_position=first_position,
+        sink_tokens=sinks,
+        content_key=content_key,
+        profile_digest=profile.digest if lossy and profile else NO_PROFILE,
+    )
+    places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
+    if lossy and profile is not None:
+        prepared = _prepare(keys, values, layout, profile, first_position, sinks)
+        for (layer, kind), payloads in zip(places, encode_lossy(prepared), strict=True):
+            for level, payload in zip(LOSSY_LEVELS, payloads, strict=True):
+                writer.put(level, layer, kind, payload)
+    if EXACT in chosen:
+        tensors = [(keys, values)[kind][layer] for layer, kind in places]
+        for (layer, kind), payload in zip(places, encode_exact(tensors, layout.dtype), strict=True):
+            writer.put(EXACT, layer, kind, payload)
+    return writer.commit()
+
+
+def decode(
+    blob: Buffer,
+    *,
+    profile: Profile | None = None,
+    level: Level | str | None = None,
+    layout: Layout | None = None,
+    first_position: int | None = None,
+    content_key: bytes | None = None,
+) -> tuple[KvArrays, KvArrays]:
+    """Decode the layers that ``blob`` holds to ``(keys, values)`` in the layout's dtype, keys rotated.
+
+    ``level`` defaults to the best there is. ``first_position`` moves the keys to another place in the context (default:
+    where they were computed). ``layout`` and ``content_key``, where given, must be the container's. The result is one
+    array ``[layers, kv_heads, tokens, head_dim]`` where all layers are alike, else a list. Raises
+    :class:`InvalidData` and its kin, :class:`LevelNotStored`, :class:`ProfileMismatch`, :class:`LayoutMismatch`,
+    :class:`KeyMismatch`.
+    """
+    container = Container.parse(blob, content_key=content_key)
+    header = container.header
+    layers = [header.layout.layers[index] for index in header.layers]
+    dtype = header.layout.dtype.numpy
+    outputs: list[KvArrays] = []
+    for _ in Kind:
+        if len({layer.width for layer in layers}) == 1 and len({layer.head_dim for layer in layers}) == 1:
+            outputs.append(np.empty((len(layers), layers[0].kv_heads, header.tokens, layers[0].head_dim), dtype))
+        else:
+            outputs.append([np.empty((layer.kv_heads, header.tokens, layer.head_dim), dtype) for layer in layers])
+    decode_into(
+        container, outputs[0], outputs[1], profile=profile, level=level, layout=layout, first_position=first_position
+    )
+    return outputs[0], outputs[1]
+
+
+def decode_into(
+    container: Container,
+    keys: KvArrays,
+    values: KvArrays,
+    *,
+    profile: Profile | None = None,
+    level: Level | str | None = None,
+    layout: Layout | None = None,
+    first_position: int | None = None,
+) -> None:
+    """As :func:`decode`, into arrays of the caller's (slices of a longer cache are fine), one per layer held."""
+    header = container.header
+    if layout is not None and header.layout != layout:
+        raise LayoutMismatch(
+            f"container has layout {header.layout.digest().hex()[:16]}…, {layout.digest().hex()[:16]}… was expected"
+        )
+    wanted = parse_level(level) if isinstance(level, str) else level
+    chosen = require_level(wanted or header.levels[-1], header.levels)
+    held = list(header.layers)
+    for kind, arrays in zip(Kind, (keys, values), strict=True):
+        _check_outputs(arrays, [header.layout.layers[index] for index in held], header, kind)
+    position = header.first_position if first_position is None else first_position
+    outputs = [(keys, values)[kind][index] for index in range(len(held)) for kind in Kind]
+    places = [(layer, kind) for layer in held for kind in Kind]
+    if chosen == EXACT:
+        decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
+        if position != header.first_position:
+            _move(keys, [header.layout.layers[index] for index in held], position - header.first_position)
+        return
+    if profile is None or profile.digest != header.profile_digest:
+        have = "none" if profile is None else profile.digest.hex()[:16] + "…"
+        raise ProfileMismatch(f"container was coded with profile {header.profile_digest.hex()[:16]}…, got {have}")
+    drafts = [container.segment(LOSSY_LEVELS[0], *place) for place in places]
+    standards = [container.segment(STANDARD, *place) for place in places] if chosen == STANDARD else None
+    decoded = decode_lossy(
+        drafts,
+        standards,
+        widths=[header.layout.layers[layer].width for layer, _ in places],
+        tokens=header.tokens,
+        sink_tokens=header.sink_tokens,
+    )
+    angles = _Angles(position, header.tokens)
+    for (layer, kind), (sinks, coefficients), out in zip(places, decoded, outputs, strict=True):
+        spec = header.layout.layers[layer]
+        channels = profile.transform(layer, kind).inverse(coefficients)
+        if header.sink_tokens:
+            channels = np.concatenate([sinks.T, channels])
+        heads = channels.reshape(header.tokens, spec.kv_heads, spec.head_dim).transpose(1, 0, 2)
+        if kind is Kind.KEYS and spec.rope is not None:
+            rotate_into(out, heads, spec.rope, *angles.of(spec.rope))
+        else:
+            out[...] = heads
+
+
+def truncate(blob: Buffer, level: Level | str) -> bytes:
+    """The container cut down to ``level``: a lossy level with all coarser ones, or ``exact`` alone."""
+    return Container.parse(blob).truncate(parse_level(level) if isinstance(level, str) else level)
+
+
+def info(blob: Buffer) -> ContainerInfo:
+    """What a container holds and what each level costs, all overhead counted."""
+    container = Container.parse(blob)
+    header = container.header
+    level_bytes = {str(level): len(container.truncate(level)) for level in header.levels}
+    held = sum(2 * header.layout.layers[layer].width for layer in header.layers) * header.tokens
+    return ContainerInfo(header, level_bytes, {name: 8 * size / held for name, size in level_bytes.items()})
+
+
+class _Angles:
+    """Cosines and sines of a run of positions, computed once per distinct RoPE."""
+
+    def __init__(self, first_position: int, tokens: int) -> None:
+        self._positions = np.arange(first_position, first_position + tokens, dtype=np.int64)
+        self._cache: dict[Rope, tuple[FloatArray, FloatArray]] = {}
+
+    def of(self, rope: Rope) -> tuple[FloatArray, FloatArray]:
+        found = self._cache.get(rope)
+        if found is None:
+            found = self._cache[rope] = cos_sin(rope, self._positions)
+        return found
+
+
+def _prepare(
+    keys: KvArrays, values: KvArrays, layout: Layout, profile: Profile, first_position: int, sinks: int
+) -> list[LossySegment]:
+    tokens = keys[0].shape[1]
+    angles = _Angles(first_position, tokens)
+    quantiser = NestedQuantiser(profile.dead_zone)
+    prepared: list[LossySegment] = []
+    for layer, spec in enumerate(layout.layers):
+        for kind in Kind:
+            heads = np.asarray((keys, values)[kind][layer], dtype=np.float32)
+            if not np.isfinite(heads).all():
+                bad = int(heads.size - np.isfinite(heads).sum())
+                raise NonFiniteTensor(
+                    f"{kind.name.lower()} of layer {layer} have {bad} values that are NaN or infinite; lossy levels hold 0"
+                )
+            if kind is Kind.KEYS and spec.rope is not None:
+                cos, sin = angles.of(spec.rope)
+                plain = np.empty_like(heads)
+                rotate_into(plain, heads, spec.rope, cos, -sin)
+                heads = plain
+            channels = heads.transpose(1, 0, 2).reshape(tokens, spec.width)
+            scaled = profile.transform(layer, kind).forward(channels[sinks:])
+            prepared.append(LossySegment(np.ascontiguousarray(channels[:sinks].T), quantiser.quantise(scaled)))
+    return prepared
+
+
+def _move(keys: KvArrays, layers: Sequence[LayerLayout], offset: int) -> None:
+    for array, spec in zip(keys, layers, strict=True):
+        if spec.rope is None:
+            raise LayoutMismatch("keys without a known RoPE cannot be moved to another position")
+        positions = np.full(1, offset, dtype=np.int64)
+        heads = np.array(array, dtype=np.float32)
+        rotate_into(array, heads, spec.rope, *cos_sin(spec.rope, positions))
+
+
+def _check_tensors(keys: KvArrays, values: KvArrays, layout: Layout) -> int:
+    for name, arrays in (("keys", keys), ("values", values)):
+        if len(arrays) != len(layout.layers):
+            raise InvalidTensor(f"{name} have {len(arrays)} layers, the layout has {len(layout.layers)}")
+    if np.ndim(keys[0]) != 3:
+        raise InvalidTensor(f"keys of layer 0 have shape {np.shape(keys[0])}, must be [kv_heads, tokens, head_dim]")
+    tokens = int(np.shape(keys[0])[1])
+    if tokens == 0:
+        raise EmptyChunk("chunk has 0 tokens, at least 1 is needed")
+    if tokens > limits.CHUNK_TOKENS_MAX:
+        raise ChunkTooLong(f"chunk has {tokens} tokens, the limit is {limits.CHUNK_TOKENS_MAX}")
+    for name, arrays in (("keys", keys), ("values", values)):
+        for index, spec in enumerate(layout.layers):
+            _check_array(arrays[index], spec, tokens, layout, f"{name} of layer {index}")
+    return tokens
+
+
+def _check_outputs(arrays: KvArrays, layers: Sequence[LayerLayout], header: ContainerHeader, kind: Kind) -> None:
+    name = kind.name.lower()
+    if len(arrays) != len(layers):
+        raise InvalidTensor(f"{len(arrays)} layers of room for {name}, the container holds {len(layers)}")
+    for index, spec in enumerate(layers):
+        _check_array(arrays[index], spec, header.tokens, header.layout, f"room for {name} of layer {index}")
+
+
+def _check_array(array: NDArray[np.generic], spec: LayerLayout, tokens: int, layout: Layout, what: str) -> None:
+    expected = (spec.kv_heads, tokens, spec.head_dim)
+    if np.shape(array) != expected or array.dtype != layout.dtype.numpy:
+        raise InvalidTensor(f"{what}: {array.dtype} {np.shape(array)}, the layout needs {layout.dtype.value} {expected}")

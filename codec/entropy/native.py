@@ -1,0 +1,165 @@
+"""The entropy coder in C++ (``rans.cpp``), reached through ctypes, which lets go of the GIL during a call.
+
+Where the package was installed without a compiler, ``AVAILABLE`` is false and the reference does the work.
+"""
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InvalidData
+from .stream import DecodeJob, EncodeJob
+
+__all__ = ["AVAILABLE", "DESCRIPTION", "THREADS", "MergeForm", "decode_streams", "encode_streams", "merge_planes"]
+
+_STATUS = {
+    1: "ends too early",
+    2: "has words left over",
+    3: "does not end in its starting state",
+    4: "does not fit its description",
+    5: "does not fit its buffer",
+}
+
+THREADS = max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)))
+"""Threads that one call spreads its jobs over."""
+
+
+class _Stream(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("data_bytes", ctypes.c_uint64),
+        ("tables", ctypes.c_void_p),
+        ("run_tables", ctypes.c_void_p),
+        ("run_lengths", ctypes.c_void_p),
+        ("contexts", ctypes.c_void_p),
+        ("symbols", ctypes.c_void_p),
+        ("symbol_count", ctypes.c_uint64),
+        ("runs", ctypes.c_uint32),
+        ("lanes", ctypes.c_uint32),
+        ("table_count", ctypes.c_uint32),
+        ("status", ctypes.c_int32),
+    ]
+
+
+class _Merge(ctypes.Structure):
+    _fields_ = [
+        ("coded", ctypes.c_void_p),
+        ("middle", ctypes.c_void_p),
+        ("low", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("rows", ctypes.c_uint64),
+        ("row_values", ctypes.c_uint64),
+        ("row_stride", ctypes.c_uint64),
+        ("form", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    ]
+
+
+class MergeForm:
+    """How the planes of a value lie in it; see ``lossless.py``."""
+
+    FLOAT16 = 0
+    BFLOAT16 = 1
+    FLOAT32 = 2
+
+
+def _load() -> ctypes.CDLL | None:
+    spec = importlib.util.find_spec("._native", __package__)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    library = ctypes.CDLL(spec.origin)
+    library.kvl_features.restype = ctypes.c_uint32
+    library.kvl_decode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_decode.restype = None
+    library.kvl_encode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_encode.restype = None
+    library.kvl_merge.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_merge.restype = None
+    return library
+
+
+_library = _load()
+AVAILABLE = _library is not None
+DESCRIPTION = (
+    "NumPy reference (no compiled core: install a C++ compiler and reinstall kvloom)"
+    if _library is None
+    else f"C++, {'AVX-512' if _library.kvl_features() & 1 else 'scalar'}, {THREADS} threads"
+)
+
+
+def decode_streams(
+    jobs: Sequence[DecodeJob], *, threads: int = THREADS, allow_vectors: bool = True
+) -> list[NDArray[np.uint8]]:
+    """As :func:`reference.decode_streams`; ``allow_vectors=False`` keeps to the scalar code."""
+    library = _require()
+    streams = (_Stream * len(jobs))()
+    outputs: list[NDArray[np.uint8]] = []
+    inputs = [np.frombuffer(job.data, dtype=np.uint8) for job in jobs]
+    for stream, job, data in zip(streams, jobs, inputs, strict=True):
+        symbols = np.empty(job.symbol_count, dtype=np.uint8)
+        outputs.append(symbols)
+        _describe(stream, job, job.tables.decoder)
+        stream.data, stream.data_bytes = data.ctypes.data, len(data)
+        stream.symbols, stream.symbol_count = symbols.ctypes.data, len(symbols)
+    library.kvl_decode(ctypes.byref(streams), len(jobs), threads, int(allow_vectors))
+    for index, stream in enumerate(streams):
+        if stream.status:
+            raise InvalidData(f"entropy stream {index} {_STATUS[stream.status]}")
+    return outputs
+
+
+def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS) -> list[bytes]:
+    """As :func:`reference.encode_streams`."""
+    library = _require()
+    streams = (_Stream * len(jobs))()
+    buffers: list[NDArray[np.uint8]] = []
+    symbols = [np.ascontiguousarray(job.symbols) for job in jobs]
+    for stream, job, source in zip(streams, jobs, symbols, strict=True):
+        # A symbol costs at most 12 bits, a lane its state and one word.
+        buffer = np.empty(2 * len(source) + 8 * job.lanes, dtype=np.uint8)
+        buffers.append(buffer)
+        _describe(stream, job, job.tables.encoder)
+        stream.data, stream.data_bytes = buffer.ctypes.data, len(buffer)
+        stream.symbols, stream.symbol_count = source.ctypes.data, len(source)
+    library.kvl_encode(ctypes.byref(streams), len(jobs), threads)
+    for index, stream in enumerate(streams):
+        if stream.status:
+            raise ValueError(f"entropy job {index} {_STATUS[stream.status]}, or a symbol has no code in its table")
+    return [
+        buffer[len(buffer) - stream.data_bytes :].tobytes() for buffer, stream in zip(buffers, streams, strict=True)
+    ]
+
+
+def merge_planes(
+    jobs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.generic]]],
+    form: int,
+    *,
+    threads: int = THREADS,
+) -> None:
+    """Merge (coded, middle, low) byte planes ``[n]`` into arrays ``[rows, n / rows]`` whose last axis is contiguous."""
+    library = _require()
+    merges = (_Merge * len(jobs))()
+    for merge, (coded, middle, low, out) in zip(merges, jobs, strict=True):
+        merge.coded, merge.middle, merge.low = coded.ctypes.data, middle.ctypes.data, low.ctypes.data
+        merge.out, merge.rows, merge.row_values = out.ctypes.data, out.shape[0], out.shape[1]
+        merge.row_stride, merge.form = out.strides[0], form
+    library.kvl_merge(ctypes.byref(merges), len(jobs), threads)
+
+
+def _require() -> ctypes.CDLL:
+    if _library is None:
+        raise InvalidData("the compiled coder is not installed")
+    return _library
+
+
+def _describe(stream: _Stream, job: DecodeJob | EncodeJob, table: NDArray[np.uint32]) -> None:
+    stream.tables, stream.table_count = table.ctypes.data, len(table)
+    stream.run_tables, stream.run_lengths = job.runs.tables.ctypes.data, job.runs.lengths.ctypes.data
+    stream.runs, stream.lanes = len(job.runs.tables), job.lanes
+    if job.contexts is not None:
+        stream.contexts = job.contexts.ctypes.data

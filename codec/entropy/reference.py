@@ -1,0 +1,87 @@
+"""The entropy coder in NumPy: the specification. Slow, short, and what every other execution must equal byte for byte.
+
+A stream is the lanes' final states (uint32 each, little-endian) followed by 16-bit words. Symbol ``i`` belongs to
+lane ``i % lanes``. The decoder takes symbols in order; a lane whose state falls below 2^16 shifts in the next word,
+lower lanes first. The encoder runs backwards. All lanes start (in the encoder) and end (in the decoder) at 2^16, which
+together with the words being used up exactly makes most damage visible even without a checksum.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InvalidData
+from .model import PROBABILITY_BITS, SLOTS, TableSet
+from .stream import DecodeJob, EncodeJob
+
+__all__ = ["decode_streams", "encode_streams"]
+
+STATE_LOW = 1 << 16
+
+
+def decode_streams(jobs: Sequence[DecodeJob]) -> list[NDArray[np.uint8]]:
+    """Decode each job; raises :class:`InvalidData` for the first stream that is not exactly its symbols."""
+    return [_decode(job) for job in jobs]
+
+
+def encode_streams(jobs: Sequence[EncodeJob]) -> list[bytes]:
+    """Encode each job; a symbol without a code raises :class:`ValueError` (a defect of the caller, not of data)."""
+    return [_encode(job) for job in jobs]
+
+
+def _tables_of(tables: TableSet, job: DecodeJob | EncodeJob, start: int, stop: int) -> NDArray[np.int64]:
+    chosen = job.table_of_symbol[start:stop].astype(np.int64)
+    if job.contexts is not None:
+        chosen = chosen + job.contexts[start:stop]
+    if stop > start and int(chosen.max()) >= len(tables.frequencies):
+        raise ValueError(f"table {int(chosen.max())} of {len(tables.frequencies)}")
+    return chosen
+
+
+def _decode(job: DecodeJob) -> NDArray[np.uint8]:
+    data, lanes, count = job.data, job.lanes, job.symbol_count
+    if len(data) < 4 * lanes or len(data) % 2:
+        raise InvalidData(f"entropy stream has {len(data)} bytes, {lanes} lanes need {4 * lanes}")
+    state = np.frombuffer(data, dtype="<u4", count=lanes).astype(np.int64)
+    words = np.frombuffer(data, dtype="<u2", offset=4 * lanes).astype(np.int64)
+    symbols = np.empty(count, dtype=np.uint8)
+    used = 0
+    for start in range(0, count, lanes):
+        stop = min(start + lanes, count)
+        active = state[: stop - start]
+        tables = _tables_of(job.tables, job, start, stop)
+        slot = job.tables.decoder[tables, active & (SLOTS - 1)].astype(np.int64)
+        symbols[start:stop] = slot & 0xFF
+        active[:] = (slot >> 8 & 0xFFF) * (active >> PROBABILITY_BITS) + (slot >> 20)
+        low = np.flatnonzero(active < STATE_LOW)
+        if used + len(low) > len(words):
+            raise InvalidData(f"entropy stream ends after {len(words)} words, more were needed at symbol {start}")
+        active[low] = active[low] << 16 | words[used : used + len(low)]
+        used += len(low)
+    if used != len(words):
+        raise InvalidData(f"entropy stream has {len(words) - used} words left over")
+    if not (state == STATE_LOW).all():
+        raise InvalidData("entropy stream does not end in its starting state")
+    return symbols
+
+
+def _encode(job: EncodeJob) -> bytes:
+    lanes, symbols = job.lanes, job.symbols
+    state = np.full(lanes, STATE_LOW, dtype=np.int64)
+    groups: list[NDArray[np.int64]] = []
+    last = (len(symbols) - 1) // lanes * lanes
+    for start in range(last, -1, -lanes):
+        stop = min(start + lanes, len(symbols))
+        active = state[: stop - start]
+        tables = _tables_of(job.tables, job, start, stop)
+        entry = job.tables.encoder[tables, symbols[start:stop]].astype(np.int64)
+        frequency, cumulative = entry & 0xFFFF, entry >> 16
+        if (frequency == 0).any():
+            raise ValueError(f"a symbol near {start} has no code in its table")
+        full = active >> (32 - PROBABILITY_BITS) >= frequency
+        groups.append(active[full] & 0xFFFF)
+        active[full] >>= 16
+        active[:] = (active // frequency << PROBABILITY_BITS) + active % frequency + cumulative
+    words = np.concatenate(groups[::-1]) if groups else np.empty(0, dtype=np.int64)
+    return state.astype("<u4").tobytes() + words.astype("<u2").tobytes()

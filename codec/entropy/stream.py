@@ -1,0 +1,89 @@
+"""What the entropy coder is asked to do: one job per stream, the same for every execution of the coder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model import TableSet
+
+__all__ = ["LANES_MAX", "DecodeJob", "EncodeJob", "Runs", "lanes_for"]
+
+LANES_MAX = 32
+SYMBOLS_PER_LANE_LOW = 2048
+"""A lane costs four bytes; it is worth them from about this many symbols on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Consecutive symbols coded with one table: ``tables`` ``[runs]`` uint32, ``lengths`` ``[runs]`` uint32."""
+
+    tables: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
+
+    @classmethod
+    def of_channels(cls, table_of_channel: Sequence[int] | NDArray[np.integer], symbols_per_channel: int) -> "Runs":
+        """One run per stretch of channels that share a table."""
+        tables = np.asarray(table_of_channel, dtype=np.uint32)
+        starts = np.flatnonzero(np.concatenate([[True], tables[1:] != tables[:-1]])) if len(tables) else np.empty(0, int)
+        lengths = np.diff(np.concatenate([starts, [len(tables)]])) * symbols_per_channel
+        return cls(np.ascontiguousarray(tables[starts]), lengths.astype(np.uint32))
+
+    @property
+    def symbol_count(self) -> int:
+        """Symbols of all runs."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """Symbols ``[n]`` uint8 to code; ``contexts`` ``[n]`` uint8 of 0 and 1 are added to the run's table."""
+
+    symbols: NDArray[np.uint8]
+    tables: TableSet
+    runs: Runs
+    lanes: int
+    contexts: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        if self.runs.symbol_count != len(self.symbols) or not 1 <= self.lanes <= LANES_MAX:
+            raise ValueError(f"{len(self.symbols)} symbols in runs of {self.runs.symbol_count}, {self.lanes} lanes")
+
+    @property
+    def table_of_symbol(self) -> NDArray[np.uint32]:
+        """The run's table of every symbol."""
+        return np.repeat(self.runs.tables, self.runs.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """A stream to decode, described as it was for :class:`EncodeJob`."""
+
+    data: bytes | memoryview
+    tables: TableSet
+    runs: Runs
+    lanes: int
+    contexts: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.lanes <= LANES_MAX:
+            raise ValueError(f"{self.lanes} lanes, must be 1 to {LANES_MAX}")
+
+    @property
+    def symbol_count(self) -> int:
+        """Symbols the stream must hold."""
+        return self.runs.symbol_count
+
+    @property
+    def table_of_symbol(self) -> NDArray[np.uint32]:
+        """The run's table of every symbol."""
+        return np.repeat(self.runs.tables, self.runs.lengths)
+
+
+def lanes_for(symbol_count: int) -> int:
+    """Lanes of a stream: a power of two that grows with its length, so that short streams pay for few states."""
+    lanes = 1
+    while lanes < LANES_MAX and 2 * lanes * SYMBOLS_PER_LANE_LOW <= symbol_count:
+        lanes *= 2
+    return lanes

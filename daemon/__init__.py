@@ -1,0 +1,1 @@
+"""The service: one application core (:mod:`.service`) under thin edges, and the ``kvloom`` command."""

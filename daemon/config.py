@@ -1,0 +1,166 @@
+"""The daemon's configuration: defaults that fit the machine, then the environment, then flags.
+
+Every value arrives as text, is parsed in one place, and is refused with one line that names it and the limit.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, TypeVar
+
+from .. import limits
+from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory
+from ..errors import ConfigError
+from .machine import Machine
+
+__all__ = ["ConfigText", "DaemonConfig", "LogFormat", "LogLevel", "format_size", "parse_size", "resolve_config"]
+
+_MEMORY_BYTES_DEFAULT_MAX: Final = 4 * 1024**3
+_MEMORY_SHARE: Final = 0.25
+_SSD_BYTES_DEFAULT_MAX: Final = 64 * 1024**3
+_SSD_SHARE: Final = 0.20
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
+Choice = TypeVar("Choice", bound=StrEnum)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class LogFormat(StrEnum):
+    """How log lines look; ``auto`` is ``console`` on a terminal and ``json`` elsewhere."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe line that is written; ``debug`` includes one line per request."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk."""
+
+    host: str
+    port: int
+    data_dir: Path
+    memory_bytes: int
+    ssd_bytes: int
+    dirty_bytes_max: int
+    log_format: LogFormat
+    log_level: LogLevel
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigText:
+    """Values as somebody wrote them; ``None`` where nothing was said. Field ``x`` is ``KVLOOM_X`` and ``--x``."""
+
+    host: str | None = None
+    port: str | None = None
+    data_dir: str | None = None
+    memory: str | None = None
+    ssd: str | None = None
+    log_format: str | None = None
+    log_level: str | None = None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
+        """What the ``KVLOOM_*`` variables say; an empty variable says nothing."""
+        return cls(*(environ.get(f"KVLOOM_{field.name.upper()}") or None for field in fields(cls)))
+
+    def over(self, other: "ConfigText") -> "ConfigText":
+        """These values, and those of ``other`` where nothing was said here."""
+        mine = (getattr(self, field.name) for field in fields(self))
+        theirs = (getattr(other, field.name) for field in fields(self))
+        return ConfigText(*(b if a is None else a for a, b in zip(mine, theirs, strict=True)))
+
+    def directory(self) -> Path:
+        """The data directory these values name, or the user's default one."""
+        return data_directory({} if self.data_dir is None else {DATA_DIR_VARIABLE: self.data_dir})
+
+
+def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
+    """Parse and complete ``text`` for ``machine`` (probed at ``text.directory()``); :class:`ConfigError` if a value cannot be."""
+    memory_bytes = _tier_size("memory", text.memory, _default_memory(machine), machine.memory_total_bytes)
+    disk_bytes = machine.disk_free_bytes + machine.own_disk_bytes
+    ssd_default = min(_SSD_BYTES_DEFAULT_MAX, int(disk_bytes * _SSD_SHARE))
+    ssd_bytes = 0 if text.ssd in ("0", "off") else _tier_size("ssd", text.ssd, ssd_default, disk_bytes)
+    return DaemonConfig(
+        host=_loopback(text.host or DEFAULT_HOST),
+        port=_port(text.port),
+        data_dir=text.directory().absolute(),
+        memory_bytes=memory_bytes,
+        ssd_bytes=ssd_bytes,
+        dirty_bytes_max=min(limits.DIRTY_BYTES_MAX, memory_bytes // 2),
+        log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
+        log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
+    )
+
+
+def parse_size(name: str, text: str) -> int:
+    """Bytes of ``512MiB``, ``1.5GB``, ``4g`` (binary where no B says otherwise) or a plain number."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{name} {text[:40]!r} is not a size such as 512MiB or 4GiB")
+    number, prefix, binary, b = match.groups()
+    base = 1000 if prefix and b and not binary else 1024
+    return int(float(number) * base ** _POWERS[prefix.lower()])
+
+
+def format_size(size_bytes: float) -> str:
+    """``size_bytes`` for a person, in binary units: ``4.0 GiB``."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _default_memory(machine: Machine) -> int:
+    share = int(machine.memory_available_bytes * _MEMORY_SHARE)
+    return max(limits.TIER_BYTES_MIN, min(_MEMORY_BYTES_DEFAULT_MAX, share))
+
+
+def _tier_size(name: str, text: str | None, default: int, most: int) -> int:
+    size = default if text is None else parse_size(name, text)
+    if size < limits.TIER_BYTES_MIN:
+        raise ConfigError(f"{name} is {format_size(size)}, at least {format_size(limits.TIER_BYTES_MIN)} is needed")
+    if size > most:
+        raise ConfigError(f"{name} is {format_size(size)}, this machine has {format_size(most)}")
+    return size
+
+
+def _loopback(host: str) -> str:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigError(
+            f"host {host[:80]!r} is not a loopback address (127.0.0.1, ::1 or localhost): "
+            "this version listens on loopback only, it has no TLS and no credentials"
+        )
+    return host
+
+
+def _port(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_PORT
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
+        raise ConfigError(f"port {text[:40]!r} is not a number from 0 to 65535")
+    return int(text)
+
+
+def _choice(name: str, text: str, kind: type[Choice]) -> Choice:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} {text[:40]!r} is not one of {', '.join(kind)}") from error

@@ -1,0 +1,175 @@
+"""Chunk identity: the one function that names a chunk, and the one that turns the name into a place in a store.
+
+A **content key** is BLAKE3-256 over length-prefixed fields: whatever could change the KV is a field, so two chunks
+share a key only if they share every byte of KV. Clients compute it. A **storage key** is keyed BLAKE3 of the content
+key under the namespace's secret: the server derives it and never sends it, so one tenant's keys say nothing about
+another's (peers drop the salt and share hits between tenants; LMCache builds identity in several places).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from .. import limits
+from ..errors import ChunkTooLong, EmptyChunk, InvalidKey, InvalidRequest, TooManyItems
+
+__all__ = [
+    "ChunkRef",
+    "ContentKey",
+    "ContextMarker",
+    "ModelIdentity",
+    "StorageKey",
+    "chunk_refs",
+    "content_key",
+    "key_from_hex",
+    "storage_key",
+]
+
+ContentKey = NewType("ContentKey", bytes)
+StorageKey = NewType("StorageKey", bytes)
+
+KEY_BYTES = 32
+_FORMAT = b"kvloom chunk 1"
+
+
+class ContextMarker(Enum):
+    """What a chunk without a parent chunk was computed after."""
+
+    START = b"start"
+    """Nothing: the first chunk of a sequence; a prefix chunk."""
+    STANDALONE = b"standalone"
+    """Nothing, on purpose: computed alone, to be blended at any place later."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Everything but the tokens that shapes a KV.
+
+    ``fingerprint`` is 32 bytes: a digest of weights, config, RoPE scaling, quantisation and KV scales.
+    ``layout_digest`` is :meth:`kvloom.codec.layout.Layout.digest` (it covers dtype, layers and tensor-parallel
+    shard). ``adapter`` names a LoRA, ``salt`` separates whoever must not share, ``multimodal`` are the digests of
+    the images or sounds that placeholder tokens stand for.
+    """
+
+    fingerprint: bytes
+    layout_digest: bytes
+    adapter: str = ""
+    salt: bytes = b""
+    multimodal: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("fingerprint", self.fingerprint), ("layout digest", self.layout_digest)):
+            if len(value) != KEY_BYTES:
+                raise InvalidRequest(f"{name} has {len(value)} bytes, must have {KEY_BYTES}")
+        for name, size, limit in (
+            ("adapter", len(self.adapter.encode()), limits.ADAPTER_BYTES_MAX),
+            ("salt", len(self.salt), limits.SALT_BYTES_MAX),
+            ("multimodal digests", len(self.multimodal), limits.MULTIMODAL_DIGESTS_MAX),
+        ):
+            if size > limit:
+                raise TooManyItems(f"{name}: {size}, the limit is {limit}")
+        for digest in self.multimodal:
+            if len(digest) != KEY_BYTES:
+                raise InvalidRequest(f"a multimodal digest has {len(digest)} bytes, must have {KEY_BYTES}")
+
+    def fields(self) -> Iterator[bytes]:
+        """The identity's fields in the order in which they are hashed."""
+        yield self.fingerprint
+        yield self.layout_digest
+        yield self.adapter.encode()
+        yield self.salt
+        yield len(self.multimodal).to_bytes(4, "little")
+        yield from self.multimodal
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """One chunk of a token sequence: tokens ``[start, stop)`` and its content key."""
+
+    key: ContentKey
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self.stop - self.start
+
+
+def content_key(
+    identity: ModelIdentity, tokens: Sequence[int] | NDArray[np.integer], context: ContentKey | ContextMarker
+) -> ContentKey:
+    """Name the chunk of ``tokens`` computed after ``context`` by the model that ``identity`` describes.
+
+    ``context`` is the parent's key for a prefix chunk that has one. Raises :class:`EmptyChunk`,
+    :class:`ChunkTooLong`, or :class:`InvalidRequest` for a token id outside ``[0, 2**32)``.
+    """
+    if len(tokens) == 0:
+        raise EmptyChunk("chunk has 0 tokens, at least 1 is needed")
+    if len(tokens) > limits.CHUNK_TOKENS_MAX:
+        raise ChunkTooLong(f"chunk has {len(tokens)} tokens, the limit is {limits.CHUNK_TOKENS_MAX}")
+    hasher = blake3()
+    for field in (_FORMAT, *identity.fields()):
+        _update(hasher, field)
+    if isinstance(context, ContextMarker):
+        _update(hasher, context.value)
+    else:
+        _update(hasher, b"parent")
+        _update(hasher, context)
+    _update(hasher, _token_bytes(tokens))
+    return ContentKey(hasher.digest())
+
+
+def chunk_refs(
+    identity: ModelIdentity,
+    tokens: Sequence[int] | NDArray[np.integer],
+    *,
+    chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
+    context: ContentKey | ContextMarker = ContextMarker.START,
+) -> list[ChunkRef]:
+    """Cut a sequence into full chunks and at most one final tail, each keyed by the chunk before it."""
+    if len(tokens) > limits.PREFIX_TOKENS_MAX:
+        raise TooManyItems(f"sequence has {len(tokens)} tokens, the limit is {limits.PREFIX_TOKENS_MAX}")
+    if not 1 <= chunk_tokens <= limits.CHUNK_TOKENS_MAX:
+        raise ChunkTooLong(f"chunk length is {chunk_tokens} tokens, must be 1 to {limits.CHUNK_TOKENS_MAX}")
+    refs: list[ChunkRef] = []
+    for start in range(0, len(tokens), chunk_tokens):
+        stop = min(start + chunk_tokens, len(tokens))
+        context = content_key(identity, tokens[start:stop], context)
+        refs.append(ChunkRef(context, start, stop))
+    return refs
+
+
+def storage_key(namespace_secret: bytes, key: ContentKey) -> StorageKey:
+    """Where a namespace keeps the chunk ``key``; ``namespace_secret`` has 32 bytes and never leaves the server."""
+    return StorageKey(blake3(key, key=namespace_secret).digest())
+
+
+def key_from_hex(text: str) -> ContentKey:
+    """Parse a key as it stands in URLs: 64 lower-case hexadecimal digits, nothing else."""
+    if len(text) != 2 * KEY_BYTES or not set(text) <= set("0123456789abcdef"):
+        raise InvalidKey(f"key {text[:80]!r} is not {2 * KEY_BYTES} lower-case hexadecimal digits")
+    return ContentKey(bytes.fromhex(text))
+
+
+def _update(hasher: blake3, field: bytes) -> None:
+    hasher.update(len(field).to_bytes(8, "little"))
+    hasher.update(field)
+
+
+def _token_bytes(tokens: Sequence[int] | NDArray[np.integer]) -> bytes:
+    try:
+        array = np.asarray(tokens)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InvalidRequest(f"token ids have dtype {array.dtype} and shape {array.shape}, need a list of integers")
+        low, high = int(array.min()), int(array.max())
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidRequest(f"token ids are not a list of integers: {error}") from error
+    if low < 0 or high > limits.VOCABULARY_MAX:
+        raise InvalidRequest(f"token ids reach from {low} to {high}, must be 0 to {limits.VOCABULARY_MAX}")
+    return array.astype("<u4").tobytes()

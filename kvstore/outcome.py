@@ -1,0 +1,48 @@
+"""What a read of a tier or of the store can come to. Never ``None``, never a bool: the outcome says why."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__ = ["Corrupt", "Hit", "Miss", "Outcome", "Throttled", "Unavailable"]
+
+T = TypeVar("T", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit(Generic[T]):
+    """Found and verified as far as the layer that answers verifies; ``tier`` says where."""
+
+    value: T
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Not stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """Stored, but damaged. To a client this is a miss; to an operator it is a counter and a log line."""
+
+    tier: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Throttled:
+    """Refused for now by a limit; try again after ``retry_seconds``."""
+
+    tier: str
+    retry_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The tier cannot answer (down, failing, timed out)."""
+
+    tier: str
+    detail: str
+
+
+Outcome = Hit[T] | Miss | Corrupt | Throttled | Unavailable

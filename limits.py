@@ -1,0 +1,60 @@
+"""Every limit of kvloom in one place: counts, sizes and waits. Units come last in the names.
+
+A limit is checked before the memory it guards is allocated, and the error that reports it names both numbers.
+"""
+
+from typing import Final
+
+# Layout and chunks
+CHUNK_TOKENS_DEFAULT: Final = 256
+CHUNK_TOKENS_MAX: Final = 4096
+LAYERS_MAX: Final = 512
+KV_HEADS_MAX: Final = 1024
+HEAD_DIM_MAX: Final = 4096
+POSITION_MAX: Final = 2**31 - 1
+VOCABULARY_MAX: Final = 2**32 - 1
+LAYOUT_BYTES_MAX: Final = 64 * 1024
+SINK_TOKENS_MAX: Final = 64
+TRANSFORM_WIDTH_MAX: Final = 1024
+"""Channels of one transform block; wider layers are coded in several blocks."""
+
+# Container
+LOSSY_LEVELS_MAX: Final = 8
+SEGMENTS_MAX: Final = LAYERS_MAX * 2 * (LOSSY_LEVELS_MAX + 1)
+CONTAINER_HEADER_BYTES_MAX: Final = 96 + LAYOUT_BYTES_MAX + SEGMENTS_MAX * 16 + 8
+CONTAINER_BYTES_MAX: Final = 256 * 1024 * 1024
+PROFILE_BYTES_MAX: Final = 1024 * 1024 * 1024
+
+# Identity
+SALT_BYTES_MAX: Final = 1024
+ADAPTER_BYTES_MAX: Final = 1024
+MULTIMODAL_DIGESTS_MAX: Final = 4096
+PREFIX_TOKENS_MAX: Final = 2_000_000
+"""Tokens in one ``longest prefix`` question."""
+
+# Store
+KEYS_PER_REQUEST_MAX: Final = 10_000
+DIRTY_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Bytes accepted in memory and not yet written behind; past this a put waits, then is refused."""
+WRITE_BATCH_BYTES_MAX: Final = 64 * 1024 * 1024
+WRITE_BATCH_RECORDS_MAX: Final = 256
+PUT_WAIT_SECONDS_MAX: Final = 30.0
+TIER_BYTES_MIN: Final = 1024 * 1024
+"""The smallest memory or SSD tier that a daemon accepts."""
+
+# Daemon
+REQUEST_HEADER_BYTES_MAX: Final = 16 * 1024
+JSON_BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+KEYS_BODY_BYTES_MAX: Final = 1024 * 1024
+"""A JSON list of ``KEYS_PER_REQUEST_MAX`` keys fits."""
+REQUEST_ID_CHARACTERS_MAX: Final = 64
+INFLIGHT_BYTES_MAX: Final = 1024 * 1024 * 1024
+CONNECTIONS_MAX: Final = 10_240
+DRAIN_SECONDS_MAX: Final = 30.0
+STREAM_FRAME_BYTES: Final = 1024 * 1024
+
+# Clients
+LOOKUP_SECONDS_MAX: Final = 0.05
+CONNECT_SECONDS_MAX: Final = 2.0
+PROGRESS_SECONDS_MAX: Final = 10.0
+"""A transfer that moves no byte for this long is given up."""
