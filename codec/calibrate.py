@@ -2,7 +2,7 @@
 
 The text should be of the kind that will be stored, but need not contain it; a few thousand tokens suffice for
 SmolLM2 (192 channels). The step of a layer's keys or values is a fixed share of the root mean square of its centred
-channels: ``strength_keys`` and ``strength_values``, measured on SmolLM2 for the KL divergence that ``standard`` aims at.
+channels: ``strength_keys`` and ``strength_values``, measured on SmolLM2 for the KL that ``standard`` aims at.
 """
 
 from collections.abc import Iterable
@@ -22,8 +22,8 @@ __all__ = ["KvSample", "calibrate"]
 
 SINK_TOKENS = 4
 DEAD_ZONE = 0.1
-STRENGTH_KEYS = 0.25
-STRENGTH_VALUES = 0.35
+STRENGTH_KEYS = 0.5
+STRENGTH_VALUES = 0.3
 
 
 @dataclass(frozen=True, slots=True)

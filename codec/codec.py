@@ -60,7 +60,9 @@ def encode(
     if lossy and not chosen >= set(LOSSY_LEVELS):
         raise InvalidTensor(f"levels {sorted(map(str, chosen))} asked for; lossy levels are coded together")
     if lossy and (profile is None or profile.layout != layout):
-        raise ProfileMismatch("a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another"))
+        raise ProfileMismatch(
+            "a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another")
+        )
     sinks = max(0, min(tokens, profile.sink_tokens - first_position)) if lossy and profile else 0
     writer = ContainerWriter(
         layout,
@@ -211,7 +213,8 @@ def _prepare(
             if not np.isfinite(heads).all():
                 bad = int(heads.size - np.isfinite(heads).sum())
                 raise NonFiniteTensor(
-                    f"{kind.name.lower()} of layer {layer} have {bad} values that are NaN or infinite; lossy levels hold 0"
+                    f"{kind.name.lower()} of layer {layer} hold {bad} values that are NaN or infinite, "
+                    "the limit of a lossy level is 0 (exact takes any)"
                 )
             if kind is Kind.KEYS and spec.rope is not None:
                 cos, sin = angles.of(spec.rope)
@@ -261,4 +264,6 @@ def _check_outputs(arrays: KvArrays, layers: Sequence[LayerLayout], header: Cont
 def _check_array(array: NDArray[np.generic], spec: LayerLayout, tokens: int, layout: Layout, what: str) -> None:
     expected = (spec.kv_heads, tokens, spec.head_dim)
     if np.shape(array) != expected or array.dtype != layout.dtype.numpy:
-        raise InvalidTensor(f"{what}: {array.dtype} {np.shape(array)}, the layout needs {layout.dtype.value} {expected}")
+        raise InvalidTensor(
+            f"{what}: {array.dtype} {np.shape(array)}, the layout needs {layout.dtype.value} {expected}"
+        )

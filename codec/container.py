@@ -158,13 +158,27 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
     view = memoryview(data)
     if len(view) < _FIXED.size:
         raise TruncatedBody(f"container has {len(view)} bytes, its fixed header needs {_FIXED.size}")
-    (magic, form, flags, header_bytes, tokens, first_position, layers, levels, sinks, layout_bytes, count, key, profile) = (
-        _FIXED.unpack_from(view)
-    )
+    (
+        magic,
+        form,
+        flags,
+        header_bytes,
+        tokens,
+        first_position,
+        layers,
+        levels,
+        sinks,
+        layout_bytes,
+        count,
+        key,
+        profile,
+    ) = _FIXED.unpack_from(view)
     if magic != MAGIC:
         raise MalformedContainer(f"container starts with {magic!r}, expected {MAGIC!r}")
     if form != FORMAT or flags != 0:
-        raise MalformedContainer(f"container has format {form} and flags {flags}, this kvloom reads format {FORMAT}, flags 0")
+        raise MalformedContainer(
+            f"container has format {form} and flags {flags}, this kvloom reads format {FORMAT}, flags 0"
+        )
     if layout_bytes > limits.LAYOUT_BYTES_MAX or count > limits.SEGMENTS_MAX:
         raise MalformedContainer(
             f"container declares {layout_bytes} layout bytes and {count} segments, "
@@ -180,7 +194,9 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
     _check_tokens(tokens, first_position, sinks)
     layout = _layout(bytes(view[_FIXED.size : _FIXED.size + layout_bytes]))
     if layers != len(layout.layers) or levels > limits.LOSSY_LEVELS_MAX:
-        raise MalformedContainer(f"container declares {layers} layers and {levels} levels, its layout has {len(layout.layers)}")
+        raise MalformedContainer(
+            f"container declares {layers} layers and {levels} levels, its layout has {len(layout.layers)}"
+        )
     segments = _segments(view, _FIXED.size + layout_bytes, count, header_bytes)
     _check_table(segments, len(layout.layers), levels)
     header = ContainerHeader(key, profile, layout, tokens, first_position, sinks, segments, header_bytes)
@@ -208,9 +224,8 @@ def verify(data: Buffer, *, content_key: bytes | None = None) -> ContainerHeader
 def check_segment(segment: Segment, data: Buffer) -> None:
     """Raise :class:`MalformedContainer` unless ``data`` is exactly the segment's bytes."""
     if len(data) != segment.length or checksum(data) != segment.checksum:
-        raise MalformedContainer(
-            f"segment (level {segment.level}, layer {segment.layer}, {segment.kind.name.lower()}) does not match its checksum"
-        )
+        place = f"level {segment.level}, layer {segment.layer}, {segment.kind.name.lower()}"
+        raise MalformedContainer(f"segment ({place}) does not match its checksum")
 
 
 def select(header: ContainerHeader, *, level: Level | None = None, layers: range | None = None) -> Selection:
@@ -257,7 +272,9 @@ def join_layers(parts: Sequence[Buffer]) -> bytes:
         view = memoryview(part)
         for segment in header.segments:
             check_segment(segment, view[segment.offset : segment.offset + segment.length])
-            writer.put(segment.level, segment.layer, segment.kind, bytes(view[segment.offset : segment.byte_range.stop]))
+            writer.put(
+                segment.level, segment.layer, segment.kind, bytes(view[segment.offset : segment.byte_range.stop])
+            )
     return writer.commit()
 
 
@@ -314,7 +331,14 @@ class ContainerWriter:
         """Write the container; a missing segment raises :class:`MalformedContainer`."""
         places = sorted(self._payloads)
         segments = [
-            Segment(level, kind, layer, 0, len(self._payloads[level, layer, kind]), checksum(self._payloads[level, layer, kind]))
+            Segment(
+                level,
+                kind,
+                layer,
+                0,
+                len(self._payloads[level, layer, kind]),
+                checksum(self._payloads[level, layer, kind]),
+            )
             for level, layer, kind in places
         ]
         lossy = {segment.level for segment in segments} - {EXACT}
@@ -339,7 +363,9 @@ def _check_tokens(tokens: int, first_position: int, sink_tokens: int) -> None:
     if not 0 <= first_position <= limits.POSITION_MAX - tokens:
         raise MalformedContainer(f"first position is {first_position}, the limit is {limits.POSITION_MAX - tokens}")
     if sink_tokens > min(tokens, limits.SINK_TOKENS_MAX):
-        raise MalformedContainer(f"{sink_tokens} sink tokens in a chunk of {tokens}, the limit is {limits.SINK_TOKENS_MAX}")
+        raise MalformedContainer(
+            f"{sink_tokens} sink tokens in a chunk of {tokens}, the limit is {limits.SINK_TOKENS_MAX}"
+        )
 
 
 def _segments(view: memoryview, start: int, count: int, offset: int) -> tuple[Segment, ...]:
@@ -348,7 +374,9 @@ def _segments(view: memoryview, start: int, count: int, offset: int) -> tuple[Se
     for level_code, kind, layer, length, digest in _ENTRY.iter_unpack(view[start : start + count * _ENTRY.size]):
         level = levels.get(level_code)
         if level is None or kind not in (0, 1):
-            raise MalformedContainer(f"segment {len(segments)} has level code {level_code} and kind {kind}, neither is known")
+            raise MalformedContainer(
+                f"segment {len(segments)} has level code {level_code} and kind {kind}, neither is known"
+            )
         segments.append(Segment(level, Kind(kind), layer, offset, length, digest))
         offset += length
     return tuple(segments)
@@ -364,7 +392,9 @@ def _check_table(segments: tuple[Segment, ...], layer_count: int, lossy_levels: 
     levels = sorted({segment.level for segment in segments})
     lossy = [level for level in levels if level != EXACT]
     if lossy != list(LOSSY_LEVELS[: len(lossy)]) or len(lossy) != lossy_levels:
-        raise MalformedContainer(f"container holds lossy levels {[str(level) for level in lossy]}, declares {lossy_levels}")
+        raise MalformedContainer(
+            f"container holds lossy levels {[str(level) for level in lossy]}, declares {lossy_levels}"
+        )
     expected = ((level, layer, kind) for level in levels for layer in range(first, last + 1) for kind in Kind)
     found = [(segment.level, segment.layer, segment.kind) for segment in segments]
     if found != list(expected):
@@ -383,9 +413,7 @@ def _cut(header: ContainerHeader, present_bytes: int) -> ContainerHeader:
 
 
 def _write_header(header: ContainerHeader, segments: Iterable[Segment]) -> bytes:
-    entries = [
-        _ENTRY.pack(item.level.code, item.kind, item.layer, item.length, item.checksum) for item in segments
-    ]
+    entries = [_ENTRY.pack(item.level.code, item.kind, item.layer, item.length, item.checksum) for item in segments]
     lossy = {item.level for item in segments} - {EXACT}
     layout = header.layout.to_bytes()
     size = _FIXED.size + len(layout) + len(entries) * _ENTRY.size + _CHECKSUM_BYTES

@@ -153,9 +153,7 @@ class Layout:
             raise MalformedContainer(f"layout has {len(data)} bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
         try:
             document = json.loads(data)
-            ropes = [
-                Rope(tuple(float(f) for f in item["f"]), bool(item["interleaved"])) for item in document["ropes"]
-            ]
+            ropes = [Rope(tuple(float(f) for f in item["f"]), bool(item["interleaved"])) for item in document["ropes"]]
             layers: list[LayerLayout] = []
             for run in document["layers"]:
                 count = int(run["count"])

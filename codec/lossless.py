@@ -1,8 +1,7 @@
 """The ``exact`` level: KV bit for bit as the engine holds it, NaN payloads and infinities included.
 
 The exponents of KV are nearly the same number again and again, the mantissas are noise: so the byte of each value
-that holds the exponent is entropy-coded with a table of the segment's own, and the rest is stored as it is. (Per-channel
-order-0 entropy of sign and exponent bounds the gain at 1.55× for bf16; one table per segment gets most of it.)
+that holds the exponent is entropy-coded with a table of the segment's own, and the rest is stored as it is.
 
 =========  ====================================  ===================================  ==================
 dtype      coded byte                            middle byte (stored)                 low bytes (stored)
@@ -56,9 +55,7 @@ def encode_exact(tensors: Sequence[NDArray[np.generic]], dtype: KvDtype) -> list
             frequencies[index, [present[0], (int(present[0]) + 1) % 256]] = (SLOTS - 1, 1)
         lanes_log2 = lanes_for(len(coded)).bit_length() - 1
         stored = frequencies[index, present] if len(present) > 1 else np.zeros(1, dtype=np.uint16)
-        heads.append(
-            _HEAD.pack(lanes_log2, 0, len(present) - 1) + present.tobytes() + stored.astype("<u2").tobytes()
-        )
+        heads.append(_HEAD.pack(lanes_log2, 0, len(present) - 1) + present.tobytes() + stored.astype("<u2").tobytes())
         planes.append(middle.tobytes() + low.tobytes())
         symbols.append(coded)
     tables = table_set(frequencies)
@@ -118,7 +115,11 @@ def _parse(payload: memoryview, values: int, dtype: KvDtype) -> _Parsed:
     shares = np.frombuffer(payload, "<u2", count, _HEAD.size + count)
     frequencies = np.zeros(256, dtype=np.uint16)
     if count > 1:
-        if int(shares.min()) < 1 or int(shares.sum(dtype=np.int64)) != SLOTS or not (np.diff(symbols.astype(int)) > 0).all():
+        if (
+            int(shares.min()) < 1
+            or int(shares.sum(dtype=np.int64)) != SLOTS
+            or not (np.diff(symbols.astype(int)) > 0).all()
+        ):
             raise InvalidData("exact segment has a frequency table that does not add up")
         frequencies[symbols] = shares
     elif len(payload) != stream_at:

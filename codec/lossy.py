@@ -141,12 +141,11 @@ def _best_classes(base: NDArray[np.int32], refinement: NDArray[np.int8]) -> NDAr
     cost[:, ESCAPE] += _ESCAPE_BITS
     refinement_cost = refinement_tables().cost_bits()[:, :3].reshape(CLASSES, 6)
     total = counts @ cost.T + refinement_counts @ refinement_cost.T
-    return np.argmin(total, axis=1).astype(np.uint8)
+    classes: NDArray[np.uint8] = np.argmin(total, axis=1).astype(np.uint8)
+    return classes
 
 
-def _base_symbols(
-    base: NDArray[np.int32], classes: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+def _base_symbols(base: NDArray[np.int32], classes: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     symbols = (np.clip(base, -SYMBOL_MAX, SYMBOL_MAX) + SYMBOL_ZERO).astype(np.uint8)
     has_code = base_tables().frequencies[classes[:, None], symbols] > 0
     escaped = ~has_code | (np.abs(base) > SYMBOL_MAX)
@@ -203,7 +202,7 @@ def _pack_sinks(sinks: FloatArray) -> bytes:
     if sinks.size == 0:
         return b""
     scale = np.float32(float(np.abs(sinks).max()) / _SINK_LEVELS or 1.0)
-    return scale.tobytes() + np.rint(sinks / scale).astype("<i2").tobytes()
+    return bytes(scale.tobytes() + np.rint(sinks / scale).astype("<i2").tobytes())
 
 
 def _unpack_sinks(data: memoryview, width: int, sink_tokens: int) -> FloatArray:
@@ -213,7 +212,8 @@ def _unpack_sinks(data: memoryview, width: int, sink_tokens: int) -> FloatArray:
     if not np.isfinite(scale):
         raise InvalidData("draft segment has a sink scale that is not finite")
     values = np.frombuffer(data, "<i2", width * sink_tokens, 4).reshape(width, sink_tokens)
-    return values.astype(np.float32) * scale
+    sinks: FloatArray = values.astype(np.float32) * scale
+    return sinks
 
 
 def _pack_classes(classes: NDArray[np.uint8]) -> bytes:

@@ -59,14 +59,15 @@ class Transform:
         """Channels ``[tokens, width]`` to coefficients in steps ``[width, tokens]``."""
         blocks, width, _ = self.basis.shape
         parts = (channels - self.mean).reshape(len(channels), blocks, width).transpose(1, 2, 0)
-        return np.matmul(self._analysis, parts).reshape(blocks * width, len(channels))
+        coefficients: FloatArray = np.matmul(self._analysis, parts).reshape(blocks * width, len(channels))
+        return coefficients
 
     def inverse(self, coefficients: FloatArray) -> FloatArray:
         """Coefficients in steps ``[width, tokens]`` to channels ``[tokens, width]``."""
         blocks, width, _ = self.basis.shape
         tokens = coefficients.shape[1]
         parts = coefficients.reshape(blocks, width, tokens).transpose(0, 2, 1)
-        channels = np.matmul(parts, self._synthesis).transpose(1, 0, 2).reshape(tokens, blocks * width)
+        channels: FloatArray = np.matmul(parts, self._synthesis).transpose(1, 0, 2).reshape(tokens, blocks * width)
         channels += self.mean
         return channels
 

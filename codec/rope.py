@@ -34,7 +34,7 @@ def rotate(keys: FloatArray, rope: Rope, positions: NDArray[np.int64]) -> FloatA
 
 
 def rotate_into(out: NDArray[np.generic], keys: FloatArray, rope: Rope, cos: FloatArray, sin: FloatArray) -> None:
-    """As :func:`rotate` with the angles given, written to ``out`` of any float dtype, which must not overlap ``keys``."""
+    """As :func:`rotate` with the angles given, into ``out`` of any float dtype, which must not overlap ``keys``."""
     pairs = len(rope.inverse_frequencies)
     if rope.interleaved:
         first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)

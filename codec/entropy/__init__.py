@@ -15,7 +15,7 @@ __all__ = ["DecodeJob", "EncodeJob", "Runs", "decode_streams", "encode_streams",
 
 
 def decode_streams(jobs: Sequence[DecodeJob]) -> list[NDArray[np.uint8]]:
-    """Decode every job's symbols ``[n]`` uint8; :class:`kvloom.errors.InvalidData` where a stream does not hold them."""
+    """Decode every job's symbols ``[n]`` uint8; :class:`kvloom.errors.InvalidData` where a stream holds others."""
     return native.decode_streams(jobs) if native.AVAILABLE else reference.decode_streams(jobs)
 
 

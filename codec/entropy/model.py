@@ -77,7 +77,7 @@ def table_set(frequencies: NDArray[np.uint16]) -> TableSet:
         symbols = np.repeat(every_symbol, counts)
         bias = slots - cumulative[table][symbols]
         decoder[table] = symbols | counts[symbols] << 8 | bias << 20
-    return TableSet(frequencies, wide | cumulative << 16, decoder)
+    return TableSet(frequencies, (wide | cumulative << 16).astype(np.uint32), decoder)
 
 
 def normalise(weights: list[int]) -> list[int]:

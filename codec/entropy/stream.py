@@ -26,7 +26,9 @@ class Runs:
     def of_channels(cls, table_of_channel: Sequence[int] | NDArray[np.integer], symbols_per_channel: int) -> "Runs":
         """One run per stretch of channels that share a table."""
         tables = np.asarray(table_of_channel, dtype=np.uint32)
-        starts = np.flatnonzero(np.concatenate([[True], tables[1:] != tables[:-1]])) if len(tables) else np.empty(0, int)
+        starts = (
+            np.flatnonzero(np.concatenate([[True], tables[1:] != tables[:-1]])) if len(tables) else np.empty(0, int)
+        )
         lengths = np.diff(np.concatenate([starts, [len(tables)]])) * symbols_per_channel
         return cls(np.ascontiguousarray(tables[starts]), lengths.astype(np.uint32))
 

@@ -1,0 +1,156 @@
+"""Every execution of the entropy coder makes the same bytes, near the entropy, and refuses anything else."""
+
+from collections.abc import Callable
+
+import constriction
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kvloom.codec.entropy import native, reference
+from kvloom.codec.entropy.model import CLASSES, ESCAPE, SLOTS, base_tables, refinement_tables, table_set
+from kvloom.codec.entropy.stream import DecodeJob, EncodeJob, Runs, lanes_for
+from kvloom.errors import InvalidData
+
+BASE_DIGEST = "bc559ed541f1153e44092970ea0169a6"
+REFINEMENT_DIGEST = "f579216d9e985fe8bb83a0896f056ab0"
+
+needs_native = pytest.mark.skipif(
+    not native.AVAILABLE, reason="installed without a C++ compiler: the reference is all there is"
+)
+Decoder = Callable[[DecodeJob], np.ndarray]
+DECODERS: list = [
+    pytest.param(lambda job: reference.decode_streams([job])[0], id="reference"),
+    pytest.param(lambda job: native.decode_streams([job])[0], id="native", marks=needs_native),
+    pytest.param(
+        lambda job: native.decode_streams([job], allow_vectors=False)[0], id="native-scalar", marks=needs_native
+    ),
+]
+
+
+def draw_job(seed: int, channels: int, tokens: int, lanes: int, *, refinement: bool = False) -> EncodeJob:
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, CLASSES, channels)
+    tables = refinement_tables() if refinement else base_tables()
+    contexts = rng.integers(0, 2, channels * tokens).astype(np.uint8) if refinement else None
+    chosen = np.repeat(2 * classes if refinement else classes, tokens) + (0 if contexts is None else contexts)
+    cumulative = np.cumsum(tables.frequencies.astype(np.int64), axis=1)
+    points = rng.integers(0, SLOTS, channels * tokens)
+    symbols = (cumulative[chosen] <= points[:, None]).sum(axis=1).astype(np.uint8)
+    runs = Runs.of_channels(2 * classes if refinement else classes, tokens)
+    return EncodeJob(symbols, tables, runs, lanes, contexts)
+
+
+def as_decode(job: EncodeJob, data: bytes) -> DecodeJob:
+    return DecodeJob(data, job.tables, job.runs, job.lanes, job.contexts)
+
+
+@needs_native
+@given(
+    seed=st.integers(0, 2**32),
+    channels=st.integers(1, 40),
+    tokens=st.integers(1, 70),
+    lanes=st.sampled_from([1, 2, 4, 8, 16, 32]),
+    refinement=st.booleans(),
+)
+def test_native_and_reference_agree(seed, channels, tokens, lanes, refinement):
+    job = draw_job(seed, channels, tokens, lanes, refinement=refinement)
+    data = reference.encode_streams([job])[0]
+    assert native.encode_streams([job])[0] == data
+    for decoder in DECODERS:
+        assert np.array_equal(decoder.values[0](as_decode(job, data)), job.symbols)
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_damage_is_invalid_data(decode: Decoder):
+    job = draw_job(3, 12, 64, 16)
+    data = reference.encode_streams([job])[0]
+    assert np.array_equal(decode(as_decode(job, data)), job.symbols)
+    for broken in (b"", data[:10], data[:-2], data[:-1], data + b"\0\0", data + b"\0"):
+        with pytest.raises(InvalidData):
+            decode(as_decode(job, broken))
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_flipped_bits_never_decode_to_the_same_symbols(decode: Decoder):
+    job = draw_job(4, 6, 40, 4)
+    data = bytearray(reference.encode_streams([job])[0])
+    unseen = 0
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            decoded = decode(as_decode(job, bytes(data)))
+        except InvalidData:
+            pass
+        else:
+            unseen += 1
+            assert not np.array_equal(decoded, job.symbols)
+        data[bit // 8] ^= 1 << bit % 8
+    # The states and the word count alone see almost every flip; checksums above see the rest.
+    assert unseen < 8 * len(data) // 30
+
+
+@needs_native
+@given(data=st.binary(max_size=400), lanes=st.integers(1, 32), count=st.integers(0, 600), contexts=st.booleans())
+def test_hostile_streams_end_alike(data, lanes, count, contexts):
+    tables = refinement_tables() if contexts else base_tables()
+    marks = np.ones(count, dtype=np.uint8) if contexts else None
+    job = DecodeJob(data, tables, Runs.of_channels([20], count), lanes, marks)
+    results = []
+    for decoder in DECODERS:
+        try:
+            results.append(decoder.values[0](job).tobytes())
+        except InvalidData:
+            results.append(None)
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("refinement", [False, True])
+def test_size_is_within_one_percent_of_the_entropy_and_of_constriction(refinement):
+    job = draw_job(5, 192, 1024, 32, refinement=refinement)
+    cost = job.tables.cost_bits()
+    chosen = job.table_of_symbol.astype(np.int64) + (0 if job.contexts is None else job.contexts)
+    ideal_bytes = cost[chosen, job.symbols].sum() / 8
+    ours = len(reference.encode_streams([job])[0])
+    coder = constriction.stream.stack.AnsCoder()
+    for table in np.unique(chosen)[::-1]:
+        present = np.flatnonzero(job.tables.frequencies[table])
+        probabilities = job.tables.frequencies[table, present] / SLOTS
+        model = constriction.stream.model.Categorical(probabilities, perfect=False)
+        coder.encode_reverse(np.searchsorted(present, job.symbols[chosen == table]).astype(np.int32), model)
+    oracle_bytes = 4 * len(coder.get_compressed())
+    assert abs(oracle_bytes - ideal_bytes) < 0.01 * ideal_bytes
+    assert ours <= 1.01 * oracle_bytes
+    assert ours >= 0.99 * ideal_bytes
+
+
+def test_a_symbol_without_a_code_is_refused():
+    job = EncodeJob(np.full(10, 7, np.uint8), base_tables(), Runs.of_channels([0], 10), 1)
+    for encode in [reference.encode_streams] + ([native.encode_streams] if native.AVAILABLE else []):
+        with pytest.raises(ValueError, match="no code"):
+            encode([job])
+
+
+def test_tables_are_the_formats_own():
+    """These digests are part of the format: a change of any table makes stored chunks unreadable."""
+    from blake3 import blake3
+
+    assert blake3(base_tables().frequencies.astype("<u2").tobytes()).hexdigest()[:32] == BASE_DIGEST
+    assert blake3(refinement_tables().frequencies.astype("<u2").tobytes()).hexdigest()[:32] == REFINEMENT_DIGEST
+    for tables in (base_tables(), refinement_tables()):
+        assert (tables.frequencies.astype(int).sum(axis=1) == SLOTS).all()
+    assert (base_tables().frequencies[:, ESCAPE] > 0).all()
+
+
+def test_a_table_must_add_up():
+    with pytest.raises(ValueError, match="4096"):
+        table_set(np.full((1, 256), 15, dtype=np.uint16))
+    lonely = np.zeros((1, 256), dtype=np.uint16)
+    lonely[0, 3] = SLOTS
+    with pytest.raises(ValueError, match="4096"):
+        table_set(lonely)
+
+
+@pytest.mark.parametrize(("symbols", "lanes"), [(0, 1), (4095, 1), (4096, 2), (49152, 16), (65536, 32), (10**9, 32)])
+def test_lanes_grow_with_the_stream(symbols, lanes):
+    assert lanes_for(symbols) == lanes
