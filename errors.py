@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DaemonUnavailable",
     "EmptyChunk",
+    "Forbidden",
     "InvalidData",
     "InvalidKey",
     "InvalidRequest",
@@ -77,6 +78,13 @@ class BodyTooLarge(InvalidRequest):
 
     code = "body_too_large"
     http_status = 413
+
+
+class Forbidden(KvloomError):
+    """Whoever asks may not: a web page, or a name that is not this machine's."""
+
+    code = "forbidden"
+    http_status = 403
 
 
 class InvalidData(KvloomError):

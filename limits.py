@@ -31,6 +31,8 @@ ADAPTER_BYTES_MAX: Final = 1024
 MULTIMODAL_DIGESTS_MAX: Final = 4096
 PREFIX_TOKENS_MAX: Final = 2_000_000
 """Tokens in one ``longest prefix`` question."""
+PREFIX_CHUNKS_MAX: Final = 125_000
+"""Chunks in one ``longest prefix`` question: the most tokens, in blocks of 16."""
 
 # Store
 KEYS_PER_REQUEST_MAX: Final = 10_000
@@ -39,22 +41,47 @@ DIRTY_BYTES_MAX: Final = 512 * 1024 * 1024
 WRITE_BATCH_BYTES_MAX: Final = 64 * 1024 * 1024
 WRITE_BATCH_RECORDS_MAX: Final = 256
 PUT_WAIT_SECONDS_MAX: Final = 30.0
+RECORD_BYTES_MAX: Final = CONTAINER_BYTES_MAX + 4096
+"""Payload of one record: a container and what wrappers add to it."""
+WRITE_QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Bytes handed to one disk tier and not yet committed; past this its puts are refused."""
+MEMORY_SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
+MEMORY_TIER_BYTES_MIN: Final = 64 * 1024
+SSD_CHECK_SECONDS_MAX: Final = 120.0
+"""How long the child process that checks a data directory at open may take before the directory counts as damaged."""
+PROMOTIONS_QUEUED_MAX: Final = 256
+PROFILES_MAX: Final = 256
+"""Codec profiles on one shelf."""
+NAMESPACE_CHARS_MAX: Final = 64
 TIER_BYTES_MIN: Final = 1024 * 1024
 """The smallest memory or SSD tier that a daemon accepts."""
 
 # Daemon
+LIST_CHUNKS_DEFAULT: Final = 100
+LIST_CHUNKS_MAX: Final = 10_000
 REQUEST_HEADER_BYTES_MAX: Final = 16 * 1024
+REQUEST_LINE_BYTES_MAX: Final = 4 * 1024
+REQUEST_HEADERS_MAX: Final = 64
+KEEPALIVE_SECONDS_MAX: Final = 75.0
+REFUSED_BODY_SECONDS_MAX: Final = 2.0
+"""How long the body of a refused request is still read, so that the client gets to see the answer."""
 JSON_BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 KEYS_BODY_BYTES_MAX: Final = 1024 * 1024
 """A JSON list of ``KEYS_PER_REQUEST_MAX`` keys fits."""
 REQUEST_ID_CHARACTERS_MAX: Final = 64
 INFLIGHT_BYTES_MAX: Final = 1024 * 1024 * 1024
+STORE_READS_MAX: Final = 16
+"""Chunks being read out of the store at once; how large each is, is known only when it has been."""
 CONNECTIONS_MAX: Final = 10_240
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
 
 # Clients
+CLIENT_CONNECTIONS_MAX: Final = 4
+"""Connections that one client keeps, and so the reads that ``get_many`` has in flight."""
 LOOKUP_SECONDS_MAX: Final = 0.05
 CONNECT_SECONDS_MAX: Final = 2.0
 PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
+ANSWER_TOKENS_MAX: Final = 1024
+"""Tokens of one generated answer; caches are allocated with room for it."""

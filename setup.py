@@ -22,6 +22,7 @@ class BuildNative(build_ext):
     """``build_ext`` with the flags of the compiler it found."""
 
     def build_extensions(self) -> None:
+        """Set the flags, then build."""
         msvc = self.compiler.compiler_type == "msvc"
         for extension in self.extensions:
             extension.extra_compile_args = FLAGS_MSVC if msvc else FLAGS_UNIX
@@ -33,6 +34,7 @@ class BuildPython(build_py):
     """``build_py`` that leaves this script out: the repository root is the package, and it lies in the root."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        """Every module of ``package`` but this script."""
         modules = super().find_package_modules(package, package_dir)
         return [found for found in modules if Path(found[2]).resolve() != Path(__file__).resolve()]
 

@@ -5,6 +5,7 @@ codec can decode a stored chunk straight into it through NumPy views. :class:`Bl
 prompt is being blended: it can take the rows of a scattered subset of tokens and hands the layer the merged KV.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -22,14 +23,12 @@ __all__ = ["BlendCache", "KvCache", "KvLayer", "LayerArrays", "ProbeInterrupt", 
 TORCH_DTYPES = {KvDtype.FLOAT32: torch.float32, KvDtype.FLOAT16: torch.float16, KvDtype.BFLOAT16: torch.bfloat16}
 
 
+@dataclass(frozen=True, slots=True)
 class LayerArrays:
     """One layer's whole storage as NumPy arrays ``[kv_heads, capacity, head_dim]`` that share the cache's memory."""
 
-    __slots__ = ("keys", "values")
-
-    def __init__(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
-        self.keys = keys
-        self.values = values
+    keys: NDArray[Any]
+    values: NDArray[Any]
 
 
 def numpy_view(tensor: Tensor) -> NDArray[Any]:
@@ -41,16 +40,25 @@ def numpy_view(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
+class _WritableView:
+    """Read-only memory presented as writable: torch has no read-only tensors and warns about each such array."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+        self.owner = array
+
+
 def tensor_view(array: NDArray[Any] | Tensor) -> Tensor:
-    """The same memory as a tensor; a read-only array is only ever read. Inverse of :func:`numpy_view`."""
+    """The same memory as a tensor, inverse of :func:`numpy_view`; the caller must not write to a read-only array's."""
     if isinstance(array, Tensor):
         return array
-    if not array.flags.writeable:
-        # torch has no read-only tensors and warns once per array; nothing here writes to a stored chunk.
-        array = np.lib.stride_tricks.as_strided(array, writeable=True) if array.base is None else array.copy()
-    if array.dtype == np.dtype(ml_dtypes.bfloat16):
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    brain_float = array.dtype == np.dtype(ml_dtypes.bfloat16)
+    numbers: NDArray[Any] = array.view(np.int16) if brain_float else array
+    if not numbers.flags.writeable:
+        numbers = np.asarray(_WritableView(numbers))
+    tensor = torch.from_numpy(numbers)
+    return tensor.view(torch.bfloat16) if brain_float else tensor
 
 
 class KvLayer(CacheLayerMixin):

@@ -1,4 +1,4 @@
-"""Where the daemon is: an address given, one in the environment, or the note a running daemon leaves in its data directory."""
+"""Where the daemon is: an address given, one in the environment, or the note that a running daemon leaves."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def parse_address(text: str) -> Endpoint:
 def find_daemon(
     address: str | None = None, *, environ: Mapping[str, str] | None = None, data_dir: Path | None = None
 ) -> Endpoint:
-    """The daemon to talk to: ``address``, else ``KVLOOM_ADDRESS``, else the note in ``data_dir``, else the default port.
+    """The daemon to talk to: ``address``, ``KVLOOM_ADDRESS``, the note in ``data_dir``, or else the default port.
 
     ``environ`` is ``os.environ`` and ``data_dir`` this user's data directory unless given. Nothing is contacted.
     """

@@ -1,7 +1,7 @@
-"""What the HTTP interface looks like on the wire: paths, header names, and records as JSON. Daemon and clients share it.
+"""What the HTTP interface looks like on the wire: header names, and records as JSON. Daemon and clients share it.
 
-A record's JSON is an object of its fields: bytes as lower-case hexadecimal, levels and other names as strings, tuples as
-lists. :func:`load` follows the field types of the dataclass, so there is no second description to keep in step.
+A record's JSON is an object of its fields: bytes as lower-case hexadecimal, levels and other names as strings, tuples
+as lists. :func:`load` follows the field types of the dataclass, so there is no second description to keep in step.
 """
 
 import json
@@ -26,14 +26,22 @@ __all__ = [
     "HEADER_TOKENS",
     "JSON_TYPE",
     "PROFILE_TYPE",
+    "ChunkDetail",
+    "ChunkEntry",
+    "ChunkList",
+    "DaemonStats",
+    "DeleteReply",
     "ErrorBody",
     "ExistsReply",
+    "Health",
     "Json",
     "KeysQuestion",
+    "LevelBytes",
     "PrefixCount",
     "PrefixQuestion",
     "ProfileReply",
     "PutReply",
+    "TierStats",
     "decode",
     "dump",
     "encode",
@@ -112,6 +120,103 @@ class PrefixCount:
     chunks: int
     tokens: int | None = None
     keys: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteReply:
+    """Whether there was a chunk to forget."""
+
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Which daemon this is and in which phase of its life: ``starting``, ``ready`` or ``draining``."""
+
+    phase: str
+    version: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkEntry:
+    """One stored chunk as a list shows it; ``tiers`` are fastest first."""
+
+    key: bytes
+    payload_bytes: int
+    stored_at_ms: int
+    tiers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkList:
+    """Some stored chunks in no particular order; ``truncated`` where there are more."""
+
+    chunks: tuple[ChunkEntry, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LevelBytes:
+    """Payload bytes of one level alone; a lossy level needs the coarser ones too."""
+
+    level: Level
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDetail:
+    """One stored chunk in full; ``profile_digest`` is absent where no level is lossy."""
+
+    chunk: ChunkEntry
+    tokens: int
+    first_position: int
+    layers: int
+    dtype: str
+    layout_digest: bytes
+    raw_bytes: int
+    levels: tuple[LevelBytes, ...]
+    profile_digest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """One tier: how full it is, and what has happened in it since the daemon started."""
+
+    name: str
+    durable: bool
+    limit_bytes: int
+    used_bytes: int
+    records: int
+    hits: int
+    hit_bytes: int
+    corrupt: int
+    errors: int
+    evictions: int
+    promotions: int
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStats:
+    """The daemon and its tiers, fastest first; counts are since it started."""
+
+    version: str
+    pid: int
+    phase: str
+    uptime_seconds: float
+    namespace: str
+    requests_inflight: int
+    bytes_inflight: int
+    bytes_inflight_max: int
+    dirty_bytes: int
+    dirty_bytes_max: int
+    hits: int
+    misses: int
+    puts: int
+    put_bytes: int
+    write_behind_failures: int
+    profiles: int
+    tiers: tuple[TierStats, ...]
 
 
 def dump(record: object) -> Json:

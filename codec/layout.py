@@ -122,7 +122,10 @@ class Layout:
         return self.values_per_token * self.dtype.bits // 8
 
     def to_bytes(self) -> bytes:
-        """The canonical encoding: JSON with sorted keys, equal layers run-length coded, RoPE tables shared."""
+        """The canonical encoding: JSON with sorted keys, equal layers run-length coded, RoPE tables shared.
+
+        Raises :class:`LayoutMismatch` where it would be too long for :meth:`from_bytes` to accept.
+        """
         ropes: list[Rope] = []
         runs: list[dict[str, object]] = []
         for layer, group in groupby(self.layers):
@@ -141,10 +144,17 @@ class Layout:
         document = {
             "dtype": self.dtype.value,
             "layers": runs,
-            "ropes": [{"f": [float(f) for f in r.inverse_frequencies], "interleaved": r.interleaved} for r in ropes],
+            # ``+ 0.0``: equal layouts have equal bytes, and 0.0 == -0.0.
+            "ropes": [
+                {"f": [float(f) + 0.0 for f in rope.inverse_frequencies], "interleaved": rope.interleaved}
+                for rope in ropes
+            ],
             "shard": [self.shard_rank, self.shard_count],
         }
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        data = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        if len(data) > limits.LAYOUT_BYTES_MAX:
+            raise LayoutMismatch(f"layout takes {len(data)} bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Layout":
@@ -170,9 +180,10 @@ class Layout:
                 layers.extend([layer] * count)
             rank, shards = document["shard"]
             layout = cls(KvDtype(document["dtype"]), tuple(layers), int(rank), int(shards))
+            canonical = layout.to_bytes()
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, LayoutMismatch) as error:
-            raise MalformedContainer(f"layout does not parse: {type(error).__name__}: {error}") from error
-        if layout.to_bytes() != data:
+            raise MalformedContainer(f"layout does not parse: {type(error).__name__}: {str(error)[:120]}") from error
+        if canonical != data:
             raise MalformedContainer("layout is not in its canonical form")
         return layout
 

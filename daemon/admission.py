@@ -49,6 +49,11 @@ class Admission:
         """Bytes reserved by the requests inside."""
         return self._bytes
 
+    @property
+    def inflight_bytes_max(self) -> int:
+        """The budget."""
+        return self._bytes_max
+
     def open(self) -> None:
         """Serve from now on."""
         self._phase = Phase.READY

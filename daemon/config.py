@@ -87,7 +87,7 @@ class ConfigText:
 
 
 def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
-    """Parse and complete ``text`` for ``machine`` (probed at ``text.directory()``); :class:`ConfigError` if a value cannot be."""
+    """Parse and complete ``text`` for ``machine``, probed at ``text.directory()``; raises :class:`ConfigError`."""
     memory_bytes = _tier_size("memory", text.memory, _default_memory(machine), machine.memory_total_bytes)
     disk_bytes = machine.disk_free_bytes + machine.own_disk_bytes
     ssd_default = min(_SSD_BYTES_DEFAULT_MAX, int(disk_bytes * _SSD_SHARE))

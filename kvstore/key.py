@@ -66,8 +66,12 @@ class ModelIdentity:
         for name, value in (("fingerprint", self.fingerprint), ("layout digest", self.layout_digest)):
             if len(value) != KEY_BYTES:
                 raise InvalidRequest(f"{name} has {len(value)} bytes, must have {KEY_BYTES}")
+        try:
+            adapter_bytes = len(self.adapter.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"adapter {self.adapter[:40]!r} is not Unicode text: {error.reason}") from error
         for name, size, limit in (
-            ("adapter", len(self.adapter.encode()), limits.ADAPTER_BYTES_MAX),
+            ("adapter", adapter_bytes, limits.ADAPTER_BYTES_MAX),
             ("salt", len(self.salt), limits.SALT_BYTES_MAX),
             ("multimodal digests", len(self.multimodal), limits.MULTIMODAL_DIGESTS_MAX),
         ):

@@ -2,8 +2,9 @@
 
 A tier knows nothing of containers, levels or models. It keeps *records* (an opaque payload under a storage key, with
 the content key beside it) and gives back byte ranges of them. It may lose a record; it must never give back other
-bytes than were put, as far as it can tell (whole-payload and segment checksums are verified above it). Wrappers (checksum, fault, …)
-are tiers around tiers. ``kvstore/conformance.py`` is the suite every implementation passes, third-party ones too.
+bytes than were put, as far as it can tell (whole-payload and segment checksums are verified above it). Wrappers
+(checksum, fault, …) are tiers around tiers. ``kvstore/conformance.py`` is the suite every implementation passes,
+third-party ones too.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from ..codec.container import ByteRange
 from .key import ContentKey, StorageKey
 from .outcome import Outcome
 
-__all__ = ["Ack", "Capacity", "Record", "RecordInfo", "Slice", "Tier"]
+__all__ = ["Ack", "Buffer", "Capacity", "Record", "RecordInfo", "Slice", "Tier"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -36,6 +37,11 @@ class Record:
     content_key: ContentKey
     payload: Buffer
     stored_at_ms: int
+
+    @property
+    def info(self) -> "RecordInfo":
+        """The record without its payload."""
+        return RecordInfo(self.storage_key, self.content_key, len(self.payload), self.stored_at_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,15 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How full a tier is. ``limit_bytes`` bounds everything the tier occupies, bookkeeping included."""
+    """How full a tier is. ``limit_bytes`` bounds everything the tier occupies, bookkeeping included.
+
+    ``evictions`` counts the records given up to make room since the tier was opened.
+    """
 
     limit_bytes: int
     used_bytes: int
     records: int
+    evictions: int = 0
 
 
 class Tier(ABC):

@@ -28,7 +28,7 @@ def test_another_name_is_refused_in_a_short_line_that_lists_the_levels(name: str
 
 def test_a_level_that_is_not_stored_says_what_is() -> None:
     assert require_level(EXACT, (DRAFT, EXACT)) is EXACT
-    with pytest.raises(LevelNotStored, match="standard is not stored.*draft, exact"):
+    with pytest.raises(LevelNotStored, match=r"standard is not stored.*draft, exact"):
         require_level(STANDARD, (DRAFT, EXACT))
     with pytest.raises(LevelNotStored, match="none"):
         require_level(EXACT, ())

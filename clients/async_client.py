@@ -1,0 +1,199 @@
+"""The asyncio client: aiohttp underneath, the same calls and the same meanings as :class:`.client.KvloomClient`."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import aiohttp
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import limits
+from ..codec.container import Container
+from ..codec.level import Level
+from ..errors import DaemonUnavailable
+from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
+from ..kvstore.outcome import Outcome, Unavailable
+from ..kvstore.tier import Ack
+from . import protocol, wire
+from .discovery import Endpoint, find_daemon
+from .protocol import Buffer, HttpReply, HttpRequest, Operation, PrefixReply
+
+__all__ = ["AsyncKvloomClient"]
+
+T = TypeVar("T")
+
+
+class AsyncKvloomClient:
+    """A daemon, seen from an event loop. Belongs to the loop of its first call; every method is safe to cancel.
+
+    See :class:`kvloom.clients.KvloomClient` for how the daemon is found and what a dead one means.
+    """
+
+    def __init__(self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX) -> None:
+        self._endpoint = find_daemon(address)
+        self._connections_max = connections_max
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address this client talks to."""
+        return self._endpoint
+
+    async def __aenter__(self) -> "AsyncKvloomClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. The client may be used again afterwards."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def put(self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY) -> wire.PutReply:
+        """Store a container; returns once it has reached ``ack``. Raises the typed error of whatever was wrong."""
+        return await self._run(protocol.PutChunk(key, container, ack))
+
+    async def get(
+        self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> Outcome[Container]:
+        """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss."""
+        return await self._run(protocol.GetChunk(key, level, layers))
+
+    async def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:
+        """Read many chunks over a few connections at once; outcomes stand in the order of ``keys``.
+
+        After one read found no daemon, the rest do not wait for it again.
+        """
+        gone: list[Unavailable] = []
+        slots = asyncio.Semaphore(self._connections_max)
+
+        async def read(key: ContentKey) -> Outcome[Container]:
+            async with slots:
+                if gone:
+                    return gone[0]
+                operation = protocol.GetChunk(key, level)
+                try:
+                    return await self._answer(operation)
+                except DaemonUnavailable as error:
+                    gone.append(Unavailable(protocol.DAEMON, str(error)))
+                    return gone[0]
+
+        async with asyncio.TaskGroup() as group:
+            reads = [group.create_task(read(key)) for key in keys]
+        return [item.result() for item in reads]
+
+    async def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
+        """For each key, whether it is stored; all false where the daemon cannot say."""
+        return [found for batch in protocol.ChunksExist.batches(keys) for found in await self._run(batch)]
+
+    async def longest_prefix(
+        self,
+        identity: ModelIdentity,
+        tokens: Sequence[int] | NDArray[np.integer],
+        *,
+        chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
+    ) -> PrefixReply:
+        """The leading chunks of ``tokens`` that are stored. Tokens do not leave the process, only keys do."""
+        refs = await asyncio.to_thread(chunk_refs, identity, tokens, chunk_tokens=chunk_tokens)
+        matched = 0
+        for batch in protocol.MatchPrefix.batches(refs):
+            count = await self._run(batch)
+            matched += count
+            if count < len(batch.keys):
+                break
+        return protocol.prefix_reply(refs, matched)
+
+    async def delete(self, key: ContentKey) -> bool:
+        """Forget a chunk on every tier; whether there was one."""
+        return await self._run(protocol.DeleteChunk(key))
+
+    async def list_chunks(self, *, limit: int = limits.LIST_CHUNKS_DEFAULT, prefix: str = "") -> wire.ChunkList:
+        """Some of the chunks stored, those whose key begins with the digits ``prefix``."""
+        return await self._run(protocol.ListChunks(limit, prefix))
+
+    async def info(self, key: ContentKey) -> wire.ChunkDetail:
+        """What is stored under ``key``: levels, sizes, tier, layout. Raises :class:`NotFound`."""
+        return await self._run(protocol.DescribeChunk(key))
+
+    async def stats(self) -> wire.DaemonStats:
+        """What the daemon and its tiers hold and have done."""
+        return await self._run(protocol.GetStats())
+
+    async def health(self) -> wire.Health:
+        """Which daemon answers, and in which phase it is. Raises :class:`DaemonUnavailable`."""
+        return await self._run(protocol.CheckHealth())
+
+    async def put_profile(self, data: Buffer) -> bytes:
+        """Put a codec profile on the daemon's shelf; returns its digest."""
+        return await self._run(protocol.PutProfile(data))
+
+    async def get_profile(self, digest: bytes) -> Outcome[bytes]:
+        """Read a codec profile, verified against its digest."""
+        return await self._run(protocol.GetProfile(digest))
+
+    async def _run(self, operation: Operation[T]) -> T:
+        try:
+            return await self._answer(operation)
+        except DaemonUnavailable as error:
+            return operation.without_daemon(error)
+
+    async def _answer(self, operation: Operation[T]) -> T:
+        """The parsed answer; :class:`DaemonUnavailable` where there is none."""
+        request = operation.request()
+        try:
+            try:
+                reply = await self._exchange(request, operation)
+            except aiohttp.ServerDisconnectedError:
+                # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
+                reply = await self._exchange(request, operation)
+        except TimeoutError as error:
+            raise DaemonUnavailable(f"daemon at {self._endpoint} did not go on within its time limit") from error
+        except aiohttp.ClientConnectorError as error:
+            reason = error.os_error.strerror or str(error.os_error)
+            raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise DaemonUnavailable(f"daemon at {self._endpoint} broke off: {error!r}") from error
+        if len(reply.body) < limits.STREAM_FRAME_BYTES:
+            return operation.parse(reply)
+        return await asyncio.to_thread(operation.parse, reply)
+
+    async def _exchange(self, request: HttpRequest, operation: Operation[Any]) -> HttpReply:
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=limits.CONNECT_SECONDS_MAX, sock_read=operation.answer_seconds_max
+        )
+        async with self._open_session().request(
+            request.method,
+            f"http://{self._endpoint}{request.target}",
+            data=request.body or None,
+            headers=request.headers,
+            timeout=timeout,
+            allow_redirects=False,
+        ) as response:
+            length = response.content_length
+            if length is None or length > operation.reply_bytes_max:
+                raise DaemonUnavailable(
+                    f"daemon at {self._endpoint} declares a reply of {length} bytes, "
+                    f"the limit is {operation.reply_bytes_max}"
+                )
+            body = bytearray(length)
+            position = 0
+            async for part in response.content.iter_any():
+                body[position : position + len(part)] = part
+                position += len(part)
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return HttpReply(response.status, headers, memoryview(body)[:position])
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections_max),
+                auto_decompress=False,
+                read_bufsize=limits.STREAM_FRAME_BYTES,
+            )
+        return self._session

@@ -1,0 +1,174 @@
+"""The blocking client: :mod:`http.client` underneath, connections kept and reused, bodies read into one buffer."""
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import limits
+from ..codec.container import Container
+from ..codec.level import Level
+from ..errors import DaemonUnavailable
+from ..kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
+from ..kvstore.outcome import Outcome, Unavailable
+from ..kvstore.tier import Ack
+from . import protocol, wire
+from .connection import Connection, StaleConnection
+from .discovery import Endpoint, find_daemon
+from .protocol import Buffer, HttpReply, Operation, PrefixReply
+
+__all__ = ["KvloomClient"]
+
+T = TypeVar("T")
+
+
+class KvloomClient:
+    """A daemon, seen by a program that may block. Safe to use from several threads at once.
+
+    ``address`` is ``host:port``; without it the daemon is found through ``KVLOOM_ADDRESS``, the note of a running
+    daemon, or the default port (see :func:`kvloom.clients.discovery.find_daemon`). Nothing is contacted before the
+    first call. Reads and lookups never raise for a dead, slow or lying daemon: they come to a miss, or to an outcome
+    that says why, after at most :data:`limits.CONNECT_SECONDS_MAX` to connect and
+    :data:`limits.PROGRESS_SECONDS_MAX` without a byte.
+    """
+
+    def __init__(self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX) -> None:
+        self._endpoint = find_daemon(address)
+        self._connections_max = connections_max
+        self._idle: deque[Connection] = deque()
+        self._workers: ThreadPoolExecutor | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address this client talks to."""
+        return self._endpoint
+
+    def __enter__(self) -> "KvloomClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections and worker threads. The client may be used again afterwards."""
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.shutdown()
+        while self._idle:
+            self._idle.pop().close()
+
+    def put(self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY) -> wire.PutReply:
+        """Store a container; returns once it has reached ``ack``. Raises the typed error of whatever was wrong."""
+        return self._run(protocol.PutChunk(key, container, ack))
+
+    def get(self, key: ContentKey, *, level: Level | None = None, layers: range | None = None) -> Outcome[Container]:
+        """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss."""
+        return self._run(protocol.GetChunk(key, level, layers))
+
+    def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:
+        """Read many chunks over a few connections at once; outcomes stand in the order of ``keys``.
+
+        After one read found no daemon, the rest do not wait for it again.
+        """
+        gone: list[Unavailable] = []
+
+        def read(key: ContentKey) -> Outcome[Container]:
+            if gone:
+                return gone[0]
+            operation = protocol.GetChunk(key, level)
+            try:
+                return operation.parse(self._exchange(operation))
+            except DaemonUnavailable as error:
+                gone.append(Unavailable(protocol.DAEMON, str(error)))
+                return gone[0]
+
+        if len(keys) < 2:
+            return [read(key) for key in keys]
+        return list(self._pool().map(read, keys))
+
+    def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
+        """For each key, whether it is stored; all false where the daemon cannot say."""
+        return [found for batch in protocol.ChunksExist.batches(keys) for found in self._run(batch)]
+
+    def longest_prefix(
+        self,
+        identity: ModelIdentity,
+        tokens: Sequence[int] | NDArray[np.integer],
+        *,
+        chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
+    ) -> PrefixReply:
+        """The leading chunks of ``tokens`` that are stored. Tokens do not leave the process, only keys do."""
+        refs: list[ChunkRef] = chunk_refs(identity, tokens, chunk_tokens=chunk_tokens)
+        matched = 0
+        for batch in protocol.MatchPrefix.batches(refs):
+            count = self._run(batch)
+            matched += count
+            if count < len(batch.keys):
+                break
+        return protocol.prefix_reply(refs, matched)
+
+    def delete(self, key: ContentKey) -> bool:
+        """Forget a chunk on every tier; whether there was one."""
+        return self._run(protocol.DeleteChunk(key))
+
+    def list_chunks(self, *, limit: int = limits.LIST_CHUNKS_DEFAULT, prefix: str = "") -> wire.ChunkList:
+        """Some of the chunks stored, those whose key begins with the digits ``prefix``."""
+        return self._run(protocol.ListChunks(limit, prefix))
+
+    def info(self, key: ContentKey) -> wire.ChunkDetail:
+        """What is stored under ``key``: levels, sizes, tier, layout. Raises :class:`NotFound`."""
+        return self._run(protocol.DescribeChunk(key))
+
+    def stats(self) -> wire.DaemonStats:
+        """What the daemon and its tiers hold and have done."""
+        return self._run(protocol.GetStats())
+
+    def health(self) -> wire.Health:
+        """Which daemon answers, and in which phase it is. Raises :class:`DaemonUnavailable`."""
+        return self._run(protocol.CheckHealth())
+
+    def put_profile(self, data: Buffer) -> bytes:
+        """Put a codec profile on the daemon's shelf; returns its digest."""
+        return self._run(protocol.PutProfile(data))
+
+    def get_profile(self, digest: bytes) -> Outcome[bytes]:
+        """Read a codec profile, verified against its digest."""
+        return self._run(protocol.GetProfile(digest))
+
+    def _run(self, operation: Operation[T]) -> T:
+        try:
+            return operation.parse(self._exchange(operation))
+        except DaemonUnavailable as error:
+            return operation.without_daemon(error)
+
+    def _exchange(self, operation: Operation[Any]) -> HttpReply:
+        request = operation.request()
+        connection = self._connection()
+        try:
+            reply = connection.exchange(request, operation)
+        except StaleConnection:
+            # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
+            connection = Connection(self._endpoint)
+            reply = connection.exchange(request, operation)
+        if connection.reusable and len(self._idle) < self._connections_max:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return reply
+
+    def _connection(self) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Connection(self._endpoint)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(self._connections_max, thread_name_prefix="kvloom-client")
+        return self._workers

@@ -1,0 +1,97 @@
+"""What a pipeline hands over: documents, and the prompt they make with a question."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InvalidRequest, UnsupportedModel
+
+__all__ = ["Document", "DocumentSpan", "Prompt", "PromptTemplate"]
+
+_PLACE = "\u241ekvloom documents\u241e"
+SYSTEM = "You answer questions about the documents you are given, briefly and truthfully."
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that questions are answered from. Equal documents are the same document: content is the identity."""
+
+    text: str
+    title: str = ""
+
+    @property
+    def rendered(self) -> str:
+        """The text as it stands in a prompt."""
+        return f"{self.title}\n{self.text}\n\n" if self.title else f"{self.text}\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSpan:
+    """Where a document's tokens ``[start, stop)`` stand in a prompt."""
+
+    document: Document
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A whole prompt: ``token_ids`` int64 ``[total]``, the exact prefix, the documents, and the question after them."""
+
+    token_ids: NDArray[np.int64]
+    prefix_tokens: int
+    spans: tuple[DocumentSpan, ...]
+
+    def tokens_of(self, span: DocumentSpan) -> NDArray[np.int64]:
+        """The token ids of one document."""
+        return self.token_ids[span.start : span.stop]
+
+
+class PromptTemplate:
+    """The model's own chat template with documents and a question in the user's turn.
+
+    What stands before the documents is the same for every request and is tokenised once: it is the exact prefix. Each
+    document is tokenised by itself, so that its tokens do not depend on its neighbours; the plain prompt that a blended
+    answer is compared with is made of the very same ids.
+    """
+
+    def __init__(self, tokenizer: Any, *, system: str = SYSTEM) -> None:
+        self._tokenizer = tokenizer
+        if getattr(tokenizer, "chat_template", None):
+            turns = [{"role": "system", "content": system}, {"role": "user", "content": _PLACE}]
+            rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        else:
+            rendered = f"{tokenizer.bos_token or ''}{system}\n\n{_PLACE}\n\nAnswer:"
+        before, found, after = rendered.partition(_PLACE)
+        if not found:
+            raise UnsupportedModel("the tokenizer's chat template drops the user's message")
+        self._after = after
+        self.prefix = self.tokenise(before + "Documents:\n\n")
+        if not len(self.prefix):
+            raise UnsupportedModel("the tokenizer makes no token of what stands before the documents")
+
+    def tokenise(self, text: str) -> NDArray[np.int64]:
+        """Token ids of ``text`` as a part of a prompt: no special tokens are added."""
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    def document_tokens(self, document: Document) -> NDArray[np.int64]:
+        """Token ids of one document. Raises :class:`InvalidRequest` for one without any."""
+        ids = self.tokenise(document.rendered)
+        if not document.text.strip() or not len(ids):
+            raise InvalidRequest(f"document {document.title[:40]!r} has no text, at least 1 token is needed")
+        return ids
+
+    def prompt(self, question: str, documents: Sequence[Document]) -> Prompt:
+        """The prompt for ``question`` over ``documents`` in the order given."""
+        parts = [self.prefix, *(self.document_tokens(item) for item in documents)]
+        stops = np.cumsum([len(part) for part in parts])
+        spans = tuple(
+            DocumentSpan(document, int(start), int(stop))
+            for document, start, stop in zip(documents, stops, stops[1:], strict=False)
+        )
+        parts.append(self.tokenise(f"Question: {question}{self._after}"))
+        return Prompt(np.concatenate(parts), len(self.prefix), spans)

@@ -1,0 +1,348 @@
+"""The pipeline: ingest documents, load their KV as a context, generate answers from it.
+
+A document is prefilled once, right after the template's exact prefix (BOS, system prompt), and its chunks are keyed
+by that prefix: the attention sinks then live in the prefix alone, and a document that comes first in a prompt is an
+exact prefix of it. Anywhere else its keys are rotated to their new place and the blender recomputes the tokens whose
+KV depends most on what now stands before them (``docs/adr/0004``).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ... import codec, limits
+from ...blend.cache import BlendCache, KvCache
+from ...blend.executor import Blender
+from ...blend.request import BlendReport, BlendRequest, PlacedChunk
+from ...blend.select.base import SelectionRule
+from ...blend.select.deviation import KvDeviation
+from ...codec.level import EXACT, LOSSY_LEVELS, STANDARD, Level
+from ...codec.profile import Profile
+from ...errors import InvalidRequest
+from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
+from ...kvstore.tier import Ack
+from ..client import KvloomClient
+from ..transformers import extract, greedy, model_identity, model_layout, prefill
+from .chunks import ChunkPlace, ChunkTraffic, LoadResult
+from .documents import Document, Prompt, PromptTemplate
+
+__all__ = ["Answer", "IngestReport", "LoadedContext", "RagPipeline", "Strategy"]
+
+CALIBRATION_TOKENS_MAX = 6144
+RECOMPUTE_RATIO = 0.15
+
+
+class Strategy(StrEnum):
+    """How the KV of a prompt is come by."""
+
+    RECOMPUTE = "recompute"
+    """Prefill everything, as without a cache."""
+    BLEND = "blend"
+    """Load the documents' KV, wherever they stand, and recompute the tokens that matter."""
+    PREFIX = "prefix"
+    """Load the longest exact prefix of this very prompt and compute the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What an ingest did; ``stored_bytes`` and ``stored_tokens`` count what was put, not what was already there."""
+
+    documents: int
+    already_stored: int
+    stored_tokens: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedContext:
+    """A prompt whose documents' KV lies decoded in ``cache``, ready to be blended."""
+
+    prompt: Prompt
+    cache: BlendCache
+    result: LoadResult
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was generated and how. ``logits`` ``[vocabulary]`` float32 are those of the first token.
+
+    ``ttft_seconds`` runs from the call of :meth:`RagPipeline.generate` to the first token; ``load`` and ``blend`` are
+    None where nothing was loaded or blended.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logits: NDArray[np.float32]
+    ttft_seconds: float
+    strategy: Strategy
+    prompt_tokens: int
+    load: LoadResult | None = None
+    blend: BlendReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """The template's exact prefix: its chunk and its KV, held decoded."""
+
+    place: ChunkPlace
+    cache: KvCache
+
+
+class RagPipeline:
+    """Questions over documents with one model and one daemon. Not safe for use by two threads at once.
+
+    ``level`` is what documents are loaded at, ``rule`` which of their tokens are recomputed. Where the daemon is gone,
+    every strategy still answers, from the text.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        client: KvloomClient,
+        *,
+        identity: ModelIdentity | None = None,
+        template: PromptTemplate | None = None,
+        chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
+        level: Level = STANDARD,
+        rule: SelectionRule | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.layout = model_layout(model)
+        self.identity = identity or model_identity(model, layout=self.layout)
+        self.template = template or PromptTemplate(tokenizer)
+        self.chunk_tokens, self.level = chunk_tokens, level
+        self.rule = rule or KvDeviation(ratio=RECOMPUTE_RATIO)
+        self.profile: Profile | None = None
+        self._clock = clock
+        self._traffic = ChunkTraffic(client, self.layout)
+        self._blender = Blender(model, self.layout)
+        self._held_prefix: _Prefix | None = None
+
+    def use_client(self, client: KvloomClient) -> None:
+        """Talk to another daemon from now on (or to the same one at a new address)."""
+        self._traffic.close()
+        self._traffic = ChunkTraffic(client, self.layout)
+        if self.profile is not None:
+            self._traffic.publish_profile(self.profile)
+
+    def close(self) -> None:
+        """End the worker threads; the client stays the caller's."""
+        self._traffic.close()
+
+    def calibrate(self, texts: Iterable[str]) -> Profile:
+        """Learn a codec profile from ``texts`` (a few thousand tokens of the kind to be stored) and publish it."""
+        samples: list[codec.KvSample] = []
+        tokens_left = CALIBRATION_TOKENS_MAX
+        for text in texts:
+            ids = self.template.tokenise(text)[: min(tokens_left, limits.CHUNK_TOKENS_MAX)]
+            if len(ids) == 0:
+                continue
+            cache = prefill(self.model, ids, cache=KvCache(self.layout, len(ids)))
+            keys, values = extract(cache, 0, len(ids))
+            samples.append(codec.KvSample(keys, values))
+            tokens_left -= len(ids)
+        self.profile = codec.calibrate(samples, self.layout)
+        self._traffic.publish_profile(self.profile)
+        return self.profile
+
+    def ingest(
+        self,
+        documents: Sequence[Document],
+        *,
+        ack: Ack = Ack.DISK,
+        on_document: Callable[[Document], None] | None = None,
+    ) -> IngestReport:
+        """Prefill, encode and put every document that is not stored yet; ``on_document`` is called after each.
+
+        Without a profile so far, the daemon's for this model is used, or one is calibrated on these documents. Raises
+        :class:`DaemonUnavailable` where a put finds no daemon; what was acknowledged before stays stored.
+        """
+        prefix = self._prefix()
+        self._ensure_profile(documents, prefix)
+        placed = [(item, self._document_places(item, prefix)) for item in documents]
+        present = iter(self._traffic.exists([place.ref.key for _, places in placed for place in places]))
+        already_stored = stored_tokens = stored_bytes = 0
+        for document, places in placed:
+            chunks_present = [next(present) for _ in places]
+            if all(chunks_present):
+                already_stored += 1
+            else:
+                stored_bytes += self._ingest_one(document, places, prefix, ack)
+                stored_tokens += sum(place.ref.tokens for place in places)
+            if on_document is not None:
+                on_document(document)
+        return IngestReport(len(documents), already_stored, stored_tokens, stored_bytes)
+
+    def document_keys(self, document: Document) -> list[ContentKey]:
+        """The content keys of a document's chunks."""
+        return [place.ref.key for place in self._document_places(document, self._prefix())]
+
+    def context(self, documents: Sequence[Document], question: str = "") -> LoadedContext:
+        """Load the KV of ``documents`` into a cache, each where the prompt for ``question`` has it."""
+        prefix = self._prefix()
+        prompt = self.template.prompt(question, documents)
+        cache = BlendCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
+        _copy_tokens(prefix.cache, cache, prompt.prefix_tokens)
+        places = [
+            ChunkPlace(ref, span.start + ref.start)
+            for span in prompt.spans
+            for ref in self._document_refs(prompt.tokens_of(span), prefix.place.ref.key)
+        ]
+        return LoadedContext(prompt, cache, self._traffic.load(cache, places, level=self.level))
+
+    def generate(
+        self,
+        question: str,
+        documents: Sequence[Document],
+        *,
+        strategy: Strategy = Strategy.BLEND,
+        tokens_max: int = 128,
+        remember: bool = False,
+    ) -> Answer:
+        """Answer ``question`` from ``documents`` greedily, with at most ``tokens_max`` tokens.
+
+        ``remember`` puts the whole prompt's exact KV afterwards, so that :attr:`Strategy.PREFIX` finds it next time; it
+        needs a strategy whose KV is exact.
+        """
+        if not 1 <= tokens_max <= limits.ANSWER_TOKENS_MAX:
+            raise InvalidRequest(f"tokens_max is {tokens_max}, must be 1 to {limits.ANSWER_TOKENS_MAX}")
+        if remember and strategy is Strategy.BLEND:
+            raise InvalidRequest("blended KV is not exact and cannot be remembered as a prefix")
+        started = self._clock()
+        load: LoadResult | None = None
+        blend: BlendReport | None = None
+        if strategy is Strategy.BLEND:
+            context = self.context(documents, question)
+            prompt, load = context.prompt, context.result
+            blended = self._blender.blend(_blend_request(context), self.rule, cache=context.cache)
+            cache: KvCache = blended.cache
+            logits, blend = blended.logits, blended.report
+        else:
+            prompt = self.template.prompt(question, documents)
+            cache = KvCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
+            if strategy is Strategy.PREFIX:
+                load = self._load_prefix(prompt, cache)
+            logits = self._compute_rest(prompt, cache)
+        first = int(logits.argmax())
+        ttft = self._clock() - started
+        if remember:
+            self._remember(prompt, cache)
+        token_ids = self._continue(cache, first, tokens_max)
+        return Answer(
+            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            token_ids=tuple(token_ids),
+            logits=logits.float().numpy(),
+            ttft_seconds=ttft,
+            strategy=strategy,
+            prompt_tokens=len(prompt.token_ids),
+            load=load,
+            blend=blend,
+        )
+
+    def _prefix(self) -> _Prefix:
+        """The exact prefix: from memory, from the daemon, or computed."""
+        if self._held_prefix is not None:
+            return self._held_prefix
+        ids = self.template.prefix
+        ref = chunk_refs(self.identity, ids, chunk_tokens=limits.CHUNK_TOKENS_MAX)[0]
+        cache = KvCache(self.layout, len(ids))
+        place = ChunkPlace(ref, 0)
+        if self._traffic.load(cache, [place], level=EXACT).loaded:
+            cache.truncate(len(ids))
+        else:
+            cache = prefill(self.model, ids, cache=cache)
+        self._held_prefix = _Prefix(place, cache)
+        return self._held_prefix
+
+    def _ensure_profile(self, documents: Sequence[Document], prefix: _Prefix) -> None:
+        """Settle on a profile and store the prefix with it: its container then names the profile for others."""
+        if self.profile is None:
+            self.profile = self._traffic.profile_of(prefix.place.ref.key)
+        if self.profile is None:
+            self.calibrate(item.rendered for item in documents)
+        if not self._traffic.exists([prefix.place.ref.key])[0]:
+            levels = (*LOSSY_LEVELS, EXACT)
+            self._traffic.store(prefix.cache, prefix.place, levels=levels, profile=self.profile, ack=Ack.DISK)
+
+    def _ingest_one(self, document: Document, places: Sequence[ChunkPlace], prefix: _Prefix, ack: Ack) -> int:
+        ids = self.template.document_tokens(document)
+        start = len(self.template.prefix)
+        cache = KvCache(self.layout, start + len(ids))
+        _copy_tokens(prefix.cache, cache, start)
+        cache = prefill(self.model, ids, cache=cache)
+        return sum(
+            self._traffic.store(cache, place, levels=LOSSY_LEVELS, profile=self.profile, ack=ack) for place in places
+        )
+
+    def _document_places(self, document: Document, prefix: _Prefix) -> list[ChunkPlace]:
+        ids = self.template.document_tokens(document)
+        start = len(self.template.prefix)
+        return [ChunkPlace(ref, start + ref.start) for ref in self._document_refs(ids, prefix.place.ref.key)]
+
+    def _document_refs(self, ids: NDArray[np.int64], parent: ContentKey) -> list[ChunkRef]:
+        return chunk_refs(self.identity, ids, chunk_tokens=self.chunk_tokens, context=parent)
+
+    def _prompt_places(self, prompt: Prompt) -> list[ChunkPlace]:
+        refs = chunk_refs(self.identity, prompt.token_ids, chunk_tokens=self.chunk_tokens)
+        return [ChunkPlace(ref, ref.start) for ref in refs]
+
+    def _load_prefix(self, prompt: Prompt, cache: KvCache) -> LoadResult:
+        """Fill ``cache`` with the longest stored prefix; at least the last token is left to compute."""
+        result = self._traffic.load(cache, self._prompt_places(prompt), level=EXACT)
+        reached = 0
+        for place in result.loaded:
+            if place.start != reached:
+                break
+            reached = place.stop
+        cache.truncate(min(reached, len(prompt.token_ids) - 1))
+        return result
+
+    @torch.inference_mode()
+    def _compute_rest(self, prompt: Prompt, cache: KvCache) -> torch.Tensor:
+        rest = torch.from_numpy(prompt.token_ids[cache.length :])[None]
+        output = self.model(input_ids=rest, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+    def _remember(self, prompt: Prompt, cache: KvCache) -> None:
+        for place in self._prompt_places(prompt):
+            self._traffic.store(cache, place, levels=(EXACT,), profile=None, ack=Ack.MEMORY)
+
+    def _continue(self, cache: KvCache, first: int, tokens_max: int) -> list[int]:
+        end = self.model.generation_config.eos_token_id
+        ends = set(end) if isinstance(end, list) else {end}
+        found = [first]
+        while len(found) < tokens_max and found[-1] not in ends:
+            found.extend(greedy(self.model, cache, found[-1], 1))
+        return found
+
+
+def _blend_request(context: LoadedContext) -> BlendRequest:
+    """The prefix and every loaded chunk, already in the cache at their places; what was missed is computed."""
+    prompt, cache = context.prompt, context.cache
+    arrays = [cache.layer_arrays(layer) for layer in range(len(cache.layout.layers))]
+
+    def placed(start: int, stop: int) -> PlacedChunk:
+        keys = [item.keys[:, start:stop] for item in arrays]
+        values = [item.values[:, start:stop] for item in arrays]
+        return PlacedChunk(start, stop - start, keys, values, first_position=start)
+
+    spans: Iterator[tuple[int, int]] = ((place.start, place.stop) for place in context.result.loaded)
+    chunks = (placed(0, prompt.prefix_tokens), *(placed(start, stop) for start, stop in spans))
+    return BlendRequest(prompt.token_ids, prompt.prefix_tokens, chunks)
+
+
+def _copy_tokens(source: KvCache, target: KvCache, tokens: int) -> None:
+    for layer in range(len(source.layout.layers)):
+        ours, theirs = source.layer_arrays(layer), target.layer_arrays(layer)
+        theirs.keys[:, :tokens] = ours.keys[:, :tokens]
+        theirs.values[:, :tokens] = ours.values[:, :tokens]
+    target.truncate(tokens)

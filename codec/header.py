@@ -1,0 +1,272 @@
+"""The container's header: its fields, its segment table, and the checks that make every one of them safe to follow.
+
+Nothing is allocated, followed or decoded before the count, offset or checksum that announces it has been verified.
+Checksums are the first 8 bytes of BLAKE3: they find accidents. Forgery is prevented by who may write, not by them.
+``docs/FORMAT.md`` has the layout for strangers.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import lru_cache
+
+from blake3 import blake3
+
+from .. import limits
+from ..errors import BodyTooLarge, ChunkTooLong, EmptyChunk, MalformedContainer, TruncatedBody
+from .layout import Layout
+from .level import EXACT, LOSSY_LEVELS, Level
+
+__all__ = [
+    "NO_PROFILE",
+    "UNKEYED",
+    "Buffer",
+    "ByteRange",
+    "ContainerHeader",
+    "Kind",
+    "Segment",
+    "check_table",
+    "check_tokens",
+    "checksum",
+    "parse_header",
+    "write_header",
+]
+
+MAGIC = b"KVLC"
+FORMAT = 1
+UNKEYED = bytes(32)
+"""The content key of a container made outside a store."""
+NO_PROFILE = bytes(32)
+
+_FIXED = struct.Struct("<4sHHIIIHBBII32s32s")
+_ENTRY = struct.Struct("<BBHI8s")
+_CHECKSUM_BYTES = 8
+Buffer = bytes | bytearray | memoryview
+
+
+class Kind(IntEnum):
+    """Which of the two tensors of a layer a segment holds."""
+
+    KEYS = 0
+    VALUES = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Bytes ``[start, stop)``."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Number of bytes."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One entry of the segment table, with the offset its place in the table gives it."""
+
+    level: Level
+    kind: Kind
+    layer: int
+    offset: int
+    length: int
+    checksum: bytes
+
+    @property
+    def byte_range(self) -> ByteRange:
+        """Where the segment lies in its container."""
+        return ByteRange(self.offset, self.offset + self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerHeader:
+    """A verified header: every field is within its limit and the checksum holds."""
+
+    content_key: bytes
+    profile_digest: bytes
+    layout: Layout
+    tokens: int
+    first_position: int
+    sink_tokens: int
+    segments: tuple[Segment, ...]
+    header_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Length of the whole container."""
+        return self.segments[-1].byte_range.stop if self.segments else self.header_bytes
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Levels whose segments are listed, coarse to fine, ``exact`` last."""
+        return tuple(sorted({segment.level for segment in self.segments}))
+
+    @property
+    def layers(self) -> range:
+        """The contiguous range of layers listed."""
+        return range(self.segments[0].layer, self.segments[-1].layer + 1)
+
+    def level_end(self, level: Level) -> int:
+        """The offset at which ``level`` and all coarser lossy levels end."""
+        ends = [segment.byte_range.stop for segment in self.segments if segment.level <= level]
+        return max(ends, default=self.header_bytes)
+
+
+def checksum(data: Buffer) -> bytes:
+    """First 8 bytes of BLAKE3-256."""
+    return blake3(data).digest(length=_CHECKSUM_BYTES)
+
+
+def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> ContainerHeader:
+    """Parse and verify the header at the start of ``data``, which may end anywhere after it.
+
+    ``declared_bytes`` is the length of the whole container where it is known; it must then be the full length or end
+    at a lossy level, and the header returned lists the segments that are really there. Raises
+    :class:`MalformedContainer`, :class:`TruncatedBody`, :class:`EmptyChunk`, :class:`ChunkTooLong` or
+    :class:`BodyTooLarge`.
+    """
+    view = memoryview(data)
+    if len(view) < _FIXED.size:
+        raise TruncatedBody(f"container has {len(view)} bytes, its fixed header needs {_FIXED.size}")
+    (
+        magic,
+        form,
+        flags,
+        header_bytes,
+        tokens,
+        first_position,
+        layers,
+        levels,
+        sinks,
+        layout_bytes,
+        count,
+        key,
+        profile,
+    ) = _FIXED.unpack_from(view)
+    if magic != MAGIC:
+        raise MalformedContainer(f"container starts with {magic!r}, expected {MAGIC!r}")
+    if form != FORMAT or flags != 0:
+        raise MalformedContainer(
+            f"container has format {form} and flags {flags}, this kvloom reads format {FORMAT}, flags 0"
+        )
+    if layout_bytes > limits.LAYOUT_BYTES_MAX or count > limits.SEGMENTS_MAX:
+        raise MalformedContainer(
+            f"container declares {layout_bytes} layout bytes and {count} segments, "
+            f"the limits are {limits.LAYOUT_BYTES_MAX} and {limits.SEGMENTS_MAX}"
+        )
+    expected = _FIXED.size + layout_bytes + count * _ENTRY.size + _CHECKSUM_BYTES
+    if header_bytes != expected:
+        raise MalformedContainer(f"container declares a header of {header_bytes} bytes, its counts give {expected}")
+    if len(view) < header_bytes:
+        raise TruncatedBody(f"container has {len(view)} bytes, its header needs {header_bytes}")
+    if checksum(view[: header_bytes - _CHECKSUM_BYTES]) != view[header_bytes - _CHECKSUM_BYTES : header_bytes]:
+        raise MalformedContainer("container header does not match its checksum")
+    check_tokens(tokens, first_position, sinks)
+    layout = _layout(bytes(view[_FIXED.size : _FIXED.size + layout_bytes]))
+    if layers != len(layout.layers) or levels > limits.LOSSY_LEVELS_MAX:
+        raise MalformedContainer(
+            f"container declares {layers} layers and {levels} levels, its layout has {len(layout.layers)}"
+        )
+    segments = _segments(view, _FIXED.size + layout_bytes, count, header_bytes)
+    check_table(segments, len(layout.layers), levels)
+    header = ContainerHeader(key, profile, layout, tokens, first_position, sinks, segments, header_bytes)
+    if header.total_bytes > limits.CONTAINER_BYTES_MAX:
+        raise BodyTooLarge(f"container declares {header.total_bytes} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
+    if any(segment.level != EXACT for segment in segments) and profile == NO_PROFILE:
+        raise MalformedContainer("container has lossy segments but names no profile")
+    return header if declared_bytes is None else _cut(header, declared_bytes)
+
+
+def check_tokens(tokens: int, first_position: int, sink_tokens: int) -> None:
+    """Raise :class:`EmptyChunk`, :class:`ChunkTooLong` or :class:`MalformedContainer` for counts out of bounds."""
+    if tokens < 1:
+        raise EmptyChunk(f"chunk has {tokens} tokens, at least 1 is needed")
+    if tokens > limits.CHUNK_TOKENS_MAX:
+        raise ChunkTooLong(f"chunk has {tokens} tokens, the limit is {limits.CHUNK_TOKENS_MAX}")
+    if not 0 <= first_position <= limits.POSITION_MAX - tokens:
+        raise MalformedContainer(f"first position is {first_position}, the limit is {limits.POSITION_MAX - tokens}")
+    if not 0 <= sink_tokens <= min(tokens, limits.SINK_TOKENS_MAX):
+        raise MalformedContainer(
+            f"{sink_tokens} sink tokens in a chunk of {tokens}, the limit is {limits.SINK_TOKENS_MAX}"
+        )
+
+
+def _segments(view: memoryview, start: int, count: int, offset: int) -> tuple[Segment, ...]:
+    levels = {level.code: level for level in (*LOSSY_LEVELS, EXACT)}
+    segments: list[Segment] = []
+    for level_code, kind, layer, length, digest in _ENTRY.iter_unpack(view[start : start + count * _ENTRY.size]):
+        level = levels.get(level_code)
+        if level is None or kind not in (0, 1):
+            raise MalformedContainer(
+                f"segment {len(segments)} has level code {level_code} and kind {kind}, neither is known"
+            )
+        segments.append(Segment(level, Kind(kind), layer, offset, length, digest))
+        offset += length
+    return tuple(segments)
+
+
+def check_table(segments: Sequence[Segment], layer_count: int, lossy_levels: int) -> None:
+    """Segments must stand in order, be complete for a contiguous range of layers, and skip no coarser level."""
+    if not segments:
+        raise MalformedContainer("container has no segments")
+    first, last = segments[0].layer, segments[-1].layer
+    if not 0 <= first <= last < layer_count:
+        raise MalformedContainer(f"segments are of layers {first} to {last}, the layout has {layer_count}")
+    levels = sorted({segment.level for segment in segments})
+    lossy = [level for level in levels if level != EXACT]
+    if lossy != list(LOSSY_LEVELS[: len(lossy)]) or len(lossy) != lossy_levels:
+        raise MalformedContainer(
+            f"container holds lossy levels {[str(level) for level in lossy]}, declares {lossy_levels}"
+        )
+    expected = ((level, layer, kind) for level in levels for layer in range(first, last + 1) for kind in Kind)
+    found = [(segment.level, segment.layer, segment.kind) for segment in segments]
+    if found != list(expected):
+        raise MalformedContainer("segments are missing, doubled or out of order")
+
+
+def _cut(header: ContainerHeader, present_bytes: int) -> ContainerHeader:
+    if present_bytes == header.total_bytes:
+        return header
+    for level in header.levels:
+        if level != EXACT and present_bytes == header.level_end(level):
+            return replace(header, segments=tuple(item for item in header.segments if item.level <= level))
+    raise TruncatedBody(
+        f"container has {present_bytes} bytes, its header declares {header.total_bytes} and no level ends there"
+    )
+
+
+def write_header(header: ContainerHeader, segments: Sequence[Segment]) -> bytes:
+    """The bytes of a header like ``header`` whose table lists ``segments``; offsets follow from the lengths."""
+    entries = [_ENTRY.pack(item.level.code, item.kind, item.layer, item.length, item.checksum) for item in segments]
+    lossy = {item.level for item in segments} - {EXACT}
+    layout = header.layout.to_bytes()
+    size = _FIXED.size + len(layout) + len(entries) * _ENTRY.size + _CHECKSUM_BYTES
+    body = b"".join(
+        [
+            _FIXED.pack(
+                MAGIC,
+                FORMAT,
+                0,
+                size,
+                header.tokens,
+                header.first_position,
+                len(header.layout.layers),
+                len(lossy),
+                header.sink_tokens,
+                len(layout),
+                len(entries),
+                header.content_key,
+                header.profile_digest,
+            ),
+            layout,
+            *entries,
+        ]
+    )
+    return body + checksum(body)
+
+
+_layout: Callable[[bytes], Layout] = lru_cache(maxsize=64)(Layout.from_bytes)

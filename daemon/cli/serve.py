@@ -1,0 +1,40 @@
+"""``kvloom serve``: run the daemon in the foreground."""
+
+import asyncio
+import os
+
+import click
+
+from .console import examples
+
+__all__ = ["serve"]
+
+
+@click.command(
+    epilog=examples(
+        "kvloom serve                               # sensible for this machine",
+        "kvloom serve --memory 8GiB --ssd 200GiB    # more room",
+        "kvloom serve --port 0 --data-dir /tmp/k    # any free port",
+    )
+)
+@click.option("--host", help="Loopback address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", help="Port; 0 takes a free one.  [default: 7117]")
+@click.option("--data-dir", metavar="DIR", help="Where chunks are kept.  [default: this user's data directory]")
+@click.option("--memory", metavar="SIZE", help="Memory tier.  [default: a quarter of what is free, at most 4GiB]")
+@click.option("--ssd", metavar="SIZE", help="SSD tier; 0 for none.  [default: a fifth of free disk, at most 64GiB]")
+@click.option("--log-format", metavar="FORM", help="auto, console or json.  [default: auto]")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
+def serve(**flags: str | None) -> None:
+    """Run the daemon until it is told to stop (Ctrl-C or SIGTERM).
+
+    Every option is also an environment variable: --log-level is KVLOOM_LOG_LEVEL. On SIGTERM the daemon finishes the
+    requests it has, writes what is only in memory to disk, and ends.
+    """
+    # Imported here: only a daemon needs a web server, and --help should not wait for one.
+    from ..config import ConfigText, resolve_config
+    from ..machine import probe_machine
+    from ..server import run_daemon
+
+    text = ConfigText(**flags).over(ConfigText.from_environ(os.environ))
+    config = resolve_config(text, probe_machine(text.directory()))
+    asyncio.run(run_daemon(config))

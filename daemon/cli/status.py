@@ -1,0 +1,50 @@
+"""``kvloom status``: what the daemon and its tiers hold."""
+
+import click
+from rich.table import Table
+
+from ...clients import KvloomClient, wire
+from ..config import format_size
+from .console import address_option, examples, json_option, print_json
+from .tables import print_table, since
+
+__all__ = ["status"]
+
+
+@click.command(epilog=examples("kvloom status", "kvloom status --json | jq '.tiers[].used_bytes'"))
+@address_option
+@json_option
+def status(address: str | None, as_json: bool) -> None:
+    """What the daemon and its tiers hold and have done since it started."""
+    with KvloomClient(address) as client:
+        stats = client.stats()
+        endpoint = client.endpoint
+    if as_json:
+        print_json(stats)
+        return
+    click.echo(
+        f"kvloom {stats.version} at {endpoint} (pid {stats.pid}): {stats.phase}, up {since(stats.uptime_seconds)}"
+    )
+    print_table(_tiers(stats))
+    asked = stats.hits + stats.misses
+    rate = f", {stats.hits / asked:.0%} of {asked:,} reads were hits" if asked else ""
+    click.echo(f"{stats.profiles} profiles{rate}; {format_size(stats.dirty_bytes)} not yet on disk")
+
+
+def _tiers(stats: wire.DaemonStats) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tier")
+    for name in ("used", "limit", "full", "chunks", "hits", "evicted", "damaged"):
+        table.add_column(name, justify="right")
+    for tier in stats.tiers:
+        table.add_row(
+            tier.name,
+            format_size(tier.used_bytes),
+            format_size(tier.limit_bytes),
+            f"{tier.used_bytes / tier.limit_bytes:.0%}",
+            f"{tier.records:,}",
+            f"{tier.hits:,}",
+            f"{tier.evictions:,}",
+            f"[red]{tier.corrupt:,}[/red]" if tier.corrupt else "0",
+        )
+    return table

@@ -1,0 +1,83 @@
+"""Bodies over HTTP: read into one buffer of the declared length, written from the store's own buffers; both bounded."""
+
+import asyncio
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from .. import limits
+from ..errors import BodyTooLarge, InvalidRequest, TruncatedBody
+
+__all__ = ["body_bytes", "read_body", "write_parts"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+def body_bytes(request: web.Request, *, what: str, limit: int) -> int:
+    """The bytes to reserve for the request's body, before any of it is read: its length, or ``limit`` if undeclared.
+
+    Raises :class:`BodyTooLarge` for a declared length past ``limit`` and :class:`InvalidRequest` for a body in a
+    content encoding (nothing is ever decompressed: that is how small bodies become large ones).
+    """
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest(f"{what} has content encoding {encoding[:40]!r}, only identity is accepted")
+    declared = request.content_length
+    if declared is None:
+        return limit if request.body_exists else 0
+    if declared > limit:
+        raise BodyTooLarge(f"{what} declares {declared} bytes, the limit is {limit}")
+    return declared
+
+
+async def read_body(request: web.Request, *, what: str, limit: int) -> memoryview:
+    """Read the body, whose length :func:`body_bytes` has checked, into one buffer; the caller owns it.
+
+    Raises :class:`TruncatedBody` where the body ends early or no byte comes for :data:`limits.PROGRESS_SECONDS_MAX`,
+    :class:`BodyTooLarge` where one of undeclared length grows past ``limit``.
+    """
+    declared = request.content_length
+    body = bytearray(declared or 0)
+    position = 0
+    try:
+        while True:
+            async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):
+                part = await request.content.readany()
+            if not part:
+                break
+            if position + len(part) > limit:
+                raise BodyTooLarge(f"{what} has over {limit} bytes, the limit")
+            # Past the end (undeclared length) this appends; inside it overwrites.
+            body[position : position + len(part)] = part
+            position += len(part)
+    except TimeoutError as error:
+        raise TruncatedBody(f"{what} stopped after {_of(position, declared)}") from error
+    except (ConnectionError, web.RequestPayloadError) as error:
+        raise TruncatedBody(f"{what} broke off after {_of(position, declared)}") from error
+    if declared is not None and position < declared:
+        raise TruncatedBody(f"{what} ended after {_of(position, declared)}")
+    return memoryview(body)
+
+
+async def write_parts(request: web.Request, response: web.StreamResponse, parts: Iterable[Buffer]) -> None:
+    """Send ``parts`` as the body, a frame at a time, without joining or copying them.
+
+    A client that takes no byte for :data:`limits.PROGRESS_SECONDS_MAX` loses its connection. Safe to cancel: the
+    connection is closed then, as the body is not whole.
+    """
+    await response.prepare(request)
+    try:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            for start in range(0, len(view), limits.STREAM_FRAME_BYTES):
+                async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):
+                    await response.write(view[start : start + limits.STREAM_FRAME_BYTES])
+        await response.write_eof()
+    except TimeoutError as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionAbortedError(f"client took no byte for {limits.PROGRESS_SECONDS_MAX} s") from error
+
+
+def _of(position: int, declared: int | None) -> str:
+    return f"{position} bytes" if declared is None else f"{position} of {declared} bytes"

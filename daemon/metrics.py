@@ -1,0 +1,106 @@
+"""Prometheus metrics of one daemon, in a registry of its own: requests as they happen, tiers as they are when asked."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .. import __version__
+from ..clients.wire import DaemonStats
+
+__all__ = ["METRICS_TYPE", "Metrics"]
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LATENCY_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
+_METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
+
+
+class Metrics:
+    """Counters that the edges bump, and a snapshot of the service at every scrape. Thread-safe."""
+
+    def __init__(self, snapshot: Callable[[], DaemonStats]) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "kvloom_http_requests_total", "Requests answered.", ["method", "route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "kvloom_http_request_duration_seconds",
+            "Time from a request's headers to the end of its answer.",
+            ["method", "route"],
+            buckets=_LATENCY_SECONDS,
+            registry=self._registry,
+        )
+        self._received = Counter("kvloom_http_received_bytes_total", "Body bytes received.", registry=self._registry)
+        self._sent = Counter("kvloom_http_sent_bytes_total", "Chunk and profile bytes sent.", registry=self._registry)
+        build = Gauge(
+            "kvloom_build_info", "Constant 1; its label is the version.", ["version"], registry=self._registry
+        )
+        build.labels(__version__).set(1)
+        self._registry.register(_StatsCollector(snapshot))
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One request was answered; ``route`` is a route's pattern, never a path a client made up."""
+        verb = method if method in _METHODS else "other"
+        self._requests.labels(verb, route, str(status)).inc()
+        self._seconds.labels(verb, route).observe(seconds)
+
+    def add_received(self, size_bytes: int) -> None:
+        """A body came in."""
+        self._received.inc(size_bytes)
+
+    def add_sent(self, size_bytes: int) -> None:
+        """A body went out."""
+        self._sent.inc(size_bytes)
+
+    def render(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self._registry)
+
+
+class _StatsCollector(Collector):
+    def __init__(self, snapshot: Callable[[], DaemonStats]) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._snapshot()
+        yield GaugeMetricFamily("kvloom_ready", "1 while requests are served.", value=float(stats.phase == "ready"))
+        yield GaugeMetricFamily("kvloom_uptime_seconds", "Time since the start.", value=stats.uptime_seconds)
+        yield GaugeMetricFamily("kvloom_inflight_requests", "Requests inside.", value=stats.requests_inflight)
+        yield GaugeMetricFamily("kvloom_inflight_bytes", "Bytes that requests inside hold.", value=stats.bytes_inflight)
+        yield GaugeMetricFamily("kvloom_inflight_limit_bytes", "Their limit.", value=stats.bytes_inflight_max)
+        yield GaugeMetricFamily("kvloom_dirty_bytes", "Accepted and not yet on disk.", value=stats.dirty_bytes)
+        yield GaugeMetricFamily("kvloom_dirty_limit_bytes", "Their limit.", value=stats.dirty_bytes_max)
+        yield GaugeMetricFamily("kvloom_profiles", "Codec profiles on the shelf.", value=stats.profiles)
+        yield CounterMetricFamily("kvloom_reads_missed", "Reads no tier could answer.", value=stats.misses)
+        yield CounterMetricFamily("kvloom_puts", "Containers accepted.", value=stats.puts)
+        yield CounterMetricFamily("kvloom_put_bytes", "Their bytes.", value=stats.put_bytes)
+        yield CounterMetricFamily(
+            "kvloom_write_behind_failures",
+            "Chunks acknowledged in memory that a durable tier then refused.",
+            value=stats.write_behind_failures,
+        )
+        gauges = (
+            GaugeMetricFamily("kvloom_tier_used_bytes", "Bytes a tier occupies.", labels=["tier"]),
+            GaugeMetricFamily("kvloom_tier_limit_bytes", "Bytes a tier may occupy.", labels=["tier"]),
+            GaugeMetricFamily("kvloom_tier_chunks", "Chunks in a tier.", labels=["tier"]),
+        )
+        counters = (
+            CounterMetricFamily("kvloom_tier_hits", "Reads a tier answered.", labels=["tier"]),
+            CounterMetricFamily("kvloom_tier_hit_bytes", "Bytes read from a tier.", labels=["tier"]),
+            CounterMetricFamily("kvloom_tier_errors", "Times a tier refused or failed.", labels=["tier"]),
+            CounterMetricFamily("kvloom_tier_corrupt", "Damaged records a tier was found with.", labels=["tier"]),
+            CounterMetricFamily("kvloom_tier_evictions", "Chunks a tier gave up for room.", labels=["tier"]),
+            CounterMetricFamily("kvloom_tier_promotions", "Chunks copied into a tier on use.", labels=["tier"]),
+        )
+        for tier in stats.tiers:
+            for gauge, level in zip(gauges, (tier.used_bytes, tier.limit_bytes, tier.records), strict=True):
+                gauge.add_metric([tier.name], level)
+            counts = (tier.hits, tier.hit_bytes, tier.errors, tier.corrupt, tier.evictions, tier.promotions)
+            for counter, count in zip(counters, counts, strict=True):
+                counter.add_metric([tier.name], count)
+        yield from gauges
+        yield from counters

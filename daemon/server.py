@@ -1,0 +1,210 @@
+"""The daemon as a process: opens the tiers, serves, and on SIGTERM or SIGINT drains, writes what is dirty, and ends."""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from .. import __version__, limits
+from ..clients.discovery import DaemonNote, Endpoint
+from ..errors import ConfigError
+from ..kvstore.key import ContentKey
+from ..kvstore.memory import MemoryTier
+from ..kvstore.namespace import derive_namespace, load_or_create_root_secret
+from ..kvstore.profiles import ProfileShelf
+from ..kvstore.ssd import SsdTier
+from ..kvstore.ssd_files import DirectoryLock
+from ..kvstore.store import TieredStore
+from ..kvstore.store_stats import StoreObserver
+from ..kvstore.tier import Tier
+from .admission import Admission
+from .config import DaemonConfig, format_size
+from .http_api import HttpApi
+from .http_guard import GuardedProtocol
+from .logs import configure_logs
+from .metrics import Metrics
+from .service import Service
+
+__all__ = ["RunningDaemon", "open_daemon", "run_daemon"]
+
+NAMESPACE: Final = "default"
+_CLOSE_SECONDS_MAX: Final = 1.0
+_SPARE_FILES: Final = 256
+_log = structlog.get_logger("kvloom.daemon")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDaemon:
+    """A daemon that serves at ``endpoint``."""
+
+    endpoint: Endpoint
+    service: Service
+
+
+async def run_daemon(config: DaemonConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process as the system would."""
+    configure_logs(config.log_format, config.log_level)
+    _raise_open_files_limit()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    async with open_daemon(config):
+        await stop.wait()
+        for number in signals:
+            loop.remove_signal_handler(number)
+    _log.info("stopped")
+
+
+@asynccontextmanager
+async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
+    """Open everything and serve while the context lasts; leaving it drains, flushes and closes.
+
+    Raises :class:`ConfigError` where the port or the data directory is in use or cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        _prepare_directory(config.data_dir)
+        stack.callback(DirectoryLock(config.data_dir).release)
+        listener = stack.enter_context(_bind(config.host, config.port))
+        store = await _open_store(config)
+        stack.push_async_callback(store.close)
+        secret = await asyncio.to_thread(load_or_create_root_secret, config.data_dir / "root.secret")
+        shelf = ProfileShelf(config.data_dir / "profiles")
+        admission = Admission()
+        service = Service(
+            store, shelf, derive_namespace(secret, NAMESPACE), admission, dirty_bytes_max=config.dirty_bytes_max
+        )
+        await store.start()
+        await service.open()
+        await stack.enter_async_context(_serve_http(service, listener))
+        endpoint = Endpoint(*listener.getsockname()[:2])
+        DaemonNote(endpoint, os.getpid(), __version__).write(config.data_dir)
+        stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
+        stack.push_async_callback(_drain, admission, store)
+        _log.info(
+            "ready",
+            address=str(endpoint),
+            data_dir=str(config.data_dir),
+            memory=format_size(config.memory_bytes),
+            ssd=format_size(config.ssd_bytes),
+            version=__version__,
+        )
+        yield RunningDaemon(endpoint, service)
+
+
+async def _drain(admission: Admission, store: TieredStore) -> None:
+    """Refuse what is new, let what is inside finish for a bounded time."""
+    admission.drain()
+    _log.info("draining", requests=admission.requests, dirty=format_size(store.stats().dirty_bytes))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limits.DRAIN_SECONDS_MAX):
+            await admission.empty()
+    if admission.requests:
+        _log.warning("requests cut off", requests=admission.requests, seconds=limits.DRAIN_SECONDS_MAX)
+
+
+@asynccontextmanager
+async def _serve_http(service: Service, listener: socket.socket) -> AsyncIterator[None]:
+    api = HttpApi(service, Metrics(service.stats))
+    runner = web.AppRunner(api.application(), shutdown_timeout=_CLOSE_SECONDS_MAX)
+    await runner.setup()
+    try:
+        server = await asyncio.get_running_loop().create_server(_protocol_factory(runner), sock=listener)
+        try:
+            yield
+        finally:
+            server.close()
+    finally:
+        await runner.cleanup()
+
+
+def _protocol_factory(runner: web.AppRunner) -> Callable[[], GuardedProtocol]:
+    loop = asyncio.get_running_loop()
+    manager = runner.server
+    if manager is None:
+        raise RuntimeError("the runner is not set up")
+
+    def make() -> GuardedProtocol:
+        return GuardedProtocol(
+            manager,
+            loop=loop,
+            keepalive_timeout=limits.KEEPALIVE_SECONDS_MAX,
+            lingering_time=limits.REFUSED_BODY_SECONDS_MAX,
+            max_line_size=limits.REQUEST_LINE_BYTES_MAX,
+            max_headers=limits.REQUEST_HEADERS_MAX,
+            max_field_size=limits.REQUEST_HEADER_BYTES_MAX,
+            read_bufsize=limits.STREAM_FRAME_BYTES,
+            auto_decompress=False,
+        )
+
+    return make
+
+
+async def _open_store(config: DaemonConfig) -> TieredStore:
+    tiers: list[Tier] = [MemoryTier(config.memory_bytes)]
+    if config.ssd_bytes:
+        tiers.append(await asyncio.to_thread(SsdTier.open, config.data_dir / "chunks", config.ssd_bytes))
+    return TieredStore(
+        tiers,
+        clock_ms=lambda: time.time_ns() // 1_000_000,
+        dirty_bytes_max=config.dirty_bytes_max,
+        observer=_LoggingObserver(),
+    )
+
+
+class _LoggingObserver(StoreObserver):
+    """Says in the log what the store survived; the counts are in the metrics."""
+
+    def on_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
+        _log.warning("damaged chunk", tier=tier, key=key.hex(), detail=detail)
+
+    def on_tier_error(self, tier: str, operation: str, detail: str) -> None:
+        _log.warning("tier failed", tier=tier, operation=operation, detail=detail)
+
+    def on_write_behind_failed(self, key: ContentKey, detail: str) -> None:
+        _log.error("chunk not written to disk", key=key.hex(), detail=detail)
+
+
+def _prepare_directory(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"data directory {data_dir} cannot be made: {(error.strerror or '').lower()}") from error
+    if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"data directory {data_dir} cannot be written by this user")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket bound and not yet listening: a port in use is found before the disk is touched."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"port {port} on {host} cannot be used: {reason}; --port 0 takes a free one") from error
+    return listener
+
+
+def _raise_open_files_limit() -> None:
+    """Ask for as many open files as connections are allowed; the system may say less."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.CONNECTIONS_MAX + _SPARE_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

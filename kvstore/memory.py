@@ -1,0 +1,316 @@
+"""The CPU tier: encoded chunks in a log of anonymous memory segments, read without a copy.
+
+Records are appended to the open segment, which is sealed when the next record does not fit. A large record gets a
+segment of its own. A segment goes back to the system when no resident record and no view lies in it
+(:mod:`.segment` says how that is known); dead bytes in segments that cannot go yet count as occupied. One segment's
+worth of the limit is kept for compaction, which moves the live records of the emptiest sealed segment together, so
+fragmentation costs memory traffic and not hits.
+
+All state changes happen on the event loop between awaits; only copying runs in worker threads. A tier belongs to one
+event loop.
+"""
+
+import asyncio
+import mmap
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import limits
+from ..codec.container import ByteRange
+from ..errors import ConfigError, StorageFull, StorageUnavailable
+from .eviction import EvictionPolicy, LruPolicy
+from .key import StorageKey
+from .outcome import Hit, Miss, Outcome
+from .segment import Entry, Segment, aligned
+from .tier import Buffer, Capacity, Record, RecordInfo, Slice, Tier
+
+__all__ = ["MemoryTier"]
+
+_SEGMENTS_PER_TIER = 16
+_BOOKKEEPING_BYTES = 768
+"""What one resident record costs beside its payload: entry, info, two keys, slots in the index and in the policy."""
+_INLINE_COPY_BYTES_MAX = 256 * 1024
+_SCAN_RECORDS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    source_offset: int
+    target_offset: int
+    size_bytes: int
+
+
+class MemoryTier(Tier):
+    """Volatile memory of at most ``limit_bytes``; a ``get`` returns views that stay valid while referenced."""
+
+    def __init__(self, limit_bytes: int, *, policy: EvictionPolicy | None = None, name: str = "memory") -> None:
+        if limit_bytes < limits.MEMORY_TIER_BYTES_MIN:
+            raise ConfigError(f"memory tier of {limit_bytes} bytes, at least {limits.MEMORY_TIER_BYTES_MIN} are needed")
+        self.name = name
+        self.durable = False
+        self._limit_bytes = limit_bytes
+        self._segment_bytes = min(_page_floor(limit_bytes // _SEGMENTS_PER_TIER), limits.MEMORY_SEGMENT_BYTES_MAX)
+        self._shared_record_bytes_max = self._segment_bytes // 4
+        self._policy = policy or LruPolicy()
+        self._entries: dict[StorageKey, Entry] = {}
+        self._segments: set[Segment] = set()
+        self._open: Segment | None = None
+        self._mapped_bytes = 0
+        self._evictions = 0
+        self._room = asyncio.Lock()
+        self._closed = False
+
+    async def put(self, record: Record) -> None:
+        """Keep ``record`` (its payload is copied in)."""
+        self._require_open()
+        size_bytes = len(record.payload)
+        segment = await self._segment_for(size_bytes)
+        offset = segment.reserve(size_bytes)
+        try:
+            await _copy(segment.writable(offset, size_bytes), record.payload)
+            self._require_open()
+        except BaseException:
+            segment.release(size_bytes)
+            self._drop_if_dead(segment)
+            raise
+        self._forget(record.storage_key)
+        entry = Entry(record.info, segment, offset)
+        self._entries[record.storage_key] = entry
+        segment.entries.add(entry)
+        self._policy.record_put(record.storage_key, aligned(size_bytes))
+
+    async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
+        """Views of the ranges, without a copy."""
+        self._require_open()
+        entry = self._entries.get(key)
+        if entry is None:
+            return Miss()
+        self._policy.record_use(key)
+        size_bytes = entry.info.payload_bytes
+        parts: list[Buffer] = []
+        for item in (ByteRange(0, size_bytes),) if ranges is None else ranges:
+            start, stop = min(item.start, size_bytes), min(item.stop, size_bytes)
+            parts.append(entry.segment.view(entry.offset + start, entry.offset + max(start, stop)))
+        return Hit(Slice(entry.info, tuple(parts)), self.name)
+
+    async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
+        """Look the keys up in the index."""
+        self._require_open()
+        return [key in self._entries for key in keys]
+
+    async def delete(self, key: StorageKey) -> bool:
+        """Forget a record; its bytes stay until the views of them are gone."""
+        self._require_open()
+        return self._forget(key)
+
+    async def scan(self) -> AsyncIterator[RecordInfo]:
+        """All records, from a snapshot of the keys."""
+        self._require_open()
+        for index, key in enumerate(list(self._entries)):
+            if index % _SCAN_RECORDS == _SCAN_RECORDS - 1:
+                await asyncio.sleep(0)
+            entry = self._entries.get(key)
+            if entry is not None:
+                yield entry.info
+
+    def capacity(self) -> Capacity:
+        """Bytes appended to segments that still exist (dead and leased ones too) and the bookkeeping."""
+        self._reclaim()
+        appended_bytes = sum(segment.end_bytes for segment in self._segments)
+        used_bytes = appended_bytes + len(self._entries) * _BOOKKEEPING_BYTES
+        return Capacity(self._limit_bytes, used_bytes, len(self._entries), self._evictions)
+
+    async def close(self) -> None:
+        """Forget everything; memory under a view that is still alive goes when the view goes."""
+        self._closed = True
+        self._open = None
+        for key in list(self._entries):
+            self._forget(key)
+        for segment in self._segments:
+            segment.try_close()
+        self._segments.clear()
+        self._mapped_bytes = 0
+
+    async def _segment_for(self, size_bytes: int) -> Segment:
+        """A segment with room for one record; nothing is awaited between its return and the reservation."""
+        shared = aligned(size_bytes) <= self._shared_record_bytes_max
+        need_bytes = self._segment_bytes if shared else _page_ceil(size_bytes)
+        if need_bytes + _BOOKKEEPING_BYTES > self._limit_bytes - self._segment_bytes:
+            raise StorageFull(
+                f"record of {size_bytes} bytes does not fit the {self.name} tier, "
+                f"whose largest record is {self._limit_bytes - self._segment_bytes - _BOOKKEEPING_BYTES}"
+            )
+        segment = self._open_with_room(size_bytes) if shared else None
+        if segment is not None:
+            return segment
+        async with self._room:
+            self._require_open()
+            if not shared:
+                return await self._allocate(need_bytes, dedicated=True)
+            segment = self._open_with_room(size_bytes)
+            if segment is None:
+                self._seal()
+                segment = await self._allocate(need_bytes, dedicated=False)
+                self._open = segment
+            return segment
+
+    def _open_with_room(self, size_bytes: int) -> Segment | None:
+        """The open segment if the record fits, after evicting what its bookkeeping alone takes (tiny records)."""
+        if self._open is None or self._open.free_bytes < aligned(size_bytes):
+            return None
+        while self._occupied_bytes() + _BOOKKEEPING_BYTES > self._limit_bytes:
+            if self._evict_victim() == 0:
+                return None
+        return self._open
+
+    def _seal(self) -> bool:
+        sealed, self._open = self._open, None
+        if sealed is not None:
+            self._drop_if_dead(sealed)
+        return sealed is not None
+
+    def _occupied_bytes(self) -> int:
+        return self._mapped_bytes + len(self._entries) * _BOOKKEEPING_BYTES
+
+    async def _allocate(self, need_bytes: int, *, dedicated: bool) -> Segment:
+        """A new segment, or a compacted one with at least a quarter free, after evicting as much as that takes.
+
+        Victims are the policy's, until twice the need has gone without progress: then fragmentation is what is in
+        the way, and the emptiest segment goes whole.
+        """
+        evicted_bytes = 0
+        while True:
+            self._reclaim()
+            if self._occupied_bytes() + need_bytes <= self._limit_bytes - self._segment_bytes:
+                return self._map_segment(need_bytes, dedicated=dedicated)
+            source = None if dedicated else self._sparse_segment()
+            if source is not None and self._occupied_bytes() + self._segment_bytes <= self._limit_bytes:
+                return await self._compact(source)
+            freed_bytes = self._evict_victim() if evicted_bytes < 2 * need_bytes else self._evict_emptiest_segment()
+            if freed_bytes == 0 and not self._seal():
+                raise StorageFull(
+                    f"{self.name} tier has {self._occupied_bytes()} of {self._limit_bytes} bytes in use by readers"
+                )
+            evicted_bytes += freed_bytes
+
+    def _map_segment(self, size_bytes: int, *, dedicated: bool) -> Segment:
+        try:
+            segment = Segment(size_bytes, dedicated=dedicated)
+        except OSError as error:
+            raise StorageFull(f"{self.name} tier: the system refuses {size_bytes} bytes: {error.strerror}") from error
+        self._segments.add(segment)
+        self._mapped_bytes += size_bytes
+        return segment
+
+    def _sparse_segment(self) -> Segment | None:
+        """The emptiest sealed segment of which at least a quarter is dead and something is resident."""
+        candidates = [
+            segment
+            for segment in self._segments
+            if segment is not self._open
+            and not segment.dedicated
+            and segment.entries
+            and 4 * segment.live_bytes <= 3 * self._segment_bytes
+        ]
+        return min(candidates, key=lambda segment: segment.live_bytes, default=None)
+
+    async def _compact(self, source: Segment) -> Segment:
+        """Move what is resident in ``source`` to a new segment, which uses the spare part of the limit.
+
+        Readers keep reading the old place meanwhile; what is deleted while it is copied stays deleted.
+        """
+        target = self._map_segment(self._segment_bytes, dedicated=False)
+        entries = list(source.entries)
+        places = [target.reserve(entry.info.payload_bytes) for entry in entries]
+        moves = [
+            _Move(entry.offset, place, entry.info.payload_bytes) for entry, place in zip(entries, places, strict=True)
+        ]
+        try:
+            await asyncio.to_thread(
+                _copy_moves, source.view(0, source.end_bytes), target.writable(0, target.end_bytes), moves
+            )
+            self._require_open()
+        except BaseException:
+            target.live_bytes = 0
+            self._drop_if_dead(target)
+            raise
+        for entry, place in zip(entries, places, strict=True):
+            size_bytes = entry.info.payload_bytes
+            if entry not in source.entries:
+                target.release(size_bytes)
+                continue
+            source.entries.remove(entry)
+            source.release(size_bytes)
+            entry.segment, entry.offset = target, place
+            target.entries.add(entry)
+        self._drop_if_dead(source)
+        return target
+
+    def _evict_victim(self) -> int:
+        key = self._policy.victim()
+        return 0 if key is None else self._evict(key)
+
+    def _evict_emptiest_segment(self) -> int:
+        occupied = [segment for segment in self._segments if segment.entries]
+        segment = min(occupied, key=lambda item: item.live_bytes, default=None)
+        if segment is None:
+            return 0
+        return sum(self._evict(entry.info.storage_key) for entry in list(segment.entries))
+
+    def _evict(self, key: StorageKey) -> int:
+        self._evictions += 1
+        size_bytes = self._policy.size_of(key)
+        self._policy.record_evict(key)
+        self._forget(key)
+        return size_bytes + _BOOKKEEPING_BYTES
+
+    def _forget(self, key: StorageKey) -> bool:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        self._policy.record_delete(key)
+        entry.segment.entries.remove(entry)
+        entry.segment.release(entry.info.payload_bytes)
+        self._drop_if_dead(entry.segment)
+        return True
+
+    def _drop_if_dead(self, segment: Segment) -> None:
+        if segment.live_bytes == 0 and segment is not self._open and segment in self._segments and segment.try_close():
+            self._segments.discard(segment)
+            self._mapped_bytes -= segment.size_bytes
+
+    def _reclaim(self) -> None:
+        for segment in [item for item in self._segments if item.live_bytes == 0]:
+            self._drop_if_dead(segment)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StorageUnavailable(f"{self.name} tier is closed")
+
+
+async def _copy(target: memoryview, source: Buffer) -> None:
+    if len(source) <= _INLINE_COPY_BYTES_MAX:
+        target[:] = source
+    else:
+        await asyncio.to_thread(_copy_blocking, target, source)
+
+
+def _copy_moves(source: memoryview, target: memoryview, moves: Sequence[_Move]) -> None:
+    for move in moves:
+        origin = source[move.source_offset : move.source_offset + move.size_bytes]
+        _copy_blocking(target[move.target_offset : move.target_offset + move.size_bytes], origin)
+
+
+def _copy_blocking(target: memoryview, source: Buffer) -> None:
+    """Copy through NumPy, which lets other threads run meanwhile; a slice assignment does not."""
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+
+
+def _page_floor(size_bytes: int) -> int:
+    return size_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+
+
+def _page_ceil(size_bytes: int) -> int:
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,59 @@
+"""Namespaces: whose chunks are whose. Each has a secret of its own that turns content keys into storage keys."""
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from .. import limits
+from ..errors import ConfigError, InvalidRequest
+from .atomic_file import create_file
+from .key import KEY_BYTES
+
+__all__ = ["Namespace", "derive_namespace", "load_or_create_root_secret"]
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
+_GROUP_AND_OTHERS = 0o077
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A tenant: ``name`` is for people, the 32 bytes of ``secret`` never leave the server."""
+
+    name: str
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.name) <= limits.NAMESPACE_CHARS_MAX or not set(self.name) <= _NAME_CHARACTERS:
+            raise InvalidRequest(
+                f"namespace {self.name[:80]!r} is not 1 to {limits.NAMESPACE_CHARS_MAX} of a-z 0-9 . _ -"
+            )
+        if len(self.secret) != KEY_BYTES:
+            raise InvalidRequest(f"namespace secret has {len(self.secret)} bytes, must have {KEY_BYTES}")
+
+
+def derive_namespace(root_secret: bytes, name: str) -> Namespace:
+    """The namespace called ``name`` under ``root_secret`` (32 bytes): its secret is keyed BLAKE3 of the name."""
+    return Namespace(name, blake3(name.encode(), key=root_secret).digest())
+
+
+def load_or_create_root_secret(path: Path) -> bytes:
+    """The 32 bytes in ``path``; where it is missing, new random ones, written durably and readable by its owner only.
+
+    Blocks. Of several processes that create it at once one wins and all return the same. Raises :class:`ConfigError`
+    for a file that others may read, that has another length, or that cannot be read or written.
+    """
+    try:
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_file(path, secrets.token_bytes(KEY_BYTES))
+        mode = path.stat().st_mode & 0o777
+        secret = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"root secret {path} cannot be used: {error.strerror}") from error
+    if mode & _GROUP_AND_OTHERS:
+        raise ConfigError(f"root secret {path} has mode {mode:o}, others may use it: chmod 600 {path}")
+    if len(secret) != KEY_BYTES:
+        raise ConfigError(f"root secret {path} has {len(secret)} bytes, must have {KEY_BYTES}")
+    return secret

@@ -1,0 +1,92 @@
+"""The record header: what stands before every payload on disk, so that a payload says by itself what it is.
+
+A record is this header and the payload, nothing else. All integers are little-endian.
+
+====== ===== ================= ==========================================================================
+offset bytes field             contents
+====== ===== ================= ==========================================================================
+0      4     magic             ``KVLR``
+4      2     format            1
+6      2     flags             0
+8      32    storage key       where the record is kept: keyed BLAKE3 of the content key
+40     32    content key       what the payload is
+72     8     payload length    bytes after the header
+80     8     stored at         milliseconds since 1970-01-01 UTC
+88     8     payload checksum  first 8 bytes of BLAKE3-256 of the payload
+96     8     header checksum   first 8 bytes of BLAKE3-256 of bytes 0 to 95
+====== ===== ================= ==========================================================================
+
+Both keys stand in full and are compared on every read: a record that an index points to by mistake is a damaged
+record, never another tenant's bytes.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from .. import limits
+from ..codec.container import checksum
+from ..errors import InvalidData
+from .key import ContentKey, StorageKey
+from .tier import Buffer, Record, RecordInfo
+
+__all__ = ["HEADER_BYTES", "RecordHeader", "check_payload", "encode_record", "parse_record_header"]
+
+MAGIC = b"KVLR"
+FORMAT = 1
+
+_FIELDS = struct.Struct("<4sHH32s32sQQ8s")
+_CHECKSUM_BYTES = 8
+HEADER_BYTES = _FIELDS.size + _CHECKSUM_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeader:
+    """A verified header; the payload itself is verified by :func:`check_payload`."""
+
+    info: RecordInfo
+    payload_checksum: bytes
+
+
+def encode_record(record: Record) -> bytes:
+    """The header and the payload as one value (one copy of the payload); :class:`InvalidData` past the limit."""
+    payload_bytes = len(record.payload)
+    if payload_bytes > limits.RECORD_BYTES_MAX:
+        raise InvalidData(f"record has {payload_bytes} payload bytes, the limit is {limits.RECORD_BYTES_MAX}")
+    fields = _FIELDS.pack(
+        MAGIC,
+        FORMAT,
+        0,
+        record.storage_key,
+        record.content_key,
+        payload_bytes,
+        record.stored_at_ms,
+        checksum(record.payload),
+    )
+    return b"".join((fields, checksum(fields), record.payload))
+
+
+def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
+    """Parse and verify the header at the start of ``data``, of a record whose length is ``record_bytes``.
+
+    Raises :class:`InvalidData` naming what does not hold; nothing is believed before the header checksum is.
+    """
+    if len(data) < HEADER_BYTES:
+        raise InvalidData(f"record has {len(data)} bytes, its header needs {HEADER_BYTES}")
+    head = bytes(data[:HEADER_BYTES])
+    if checksum(head[: _FIELDS.size]) != head[_FIELDS.size :]:
+        raise InvalidData("record header does not match its checksum")
+    magic, form, flags, storage_key, content_key, payload_bytes, stored_at_ms, digest = _FIELDS.unpack_from(head)
+    if magic != MAGIC or form != FORMAT or flags != 0:
+        raise InvalidData(
+            f"record has magic {magic!r}, format {form}, flags {flags}; this kvloom reads {MAGIC!r}, 1, 0"
+        )
+    if payload_bytes > limits.RECORD_BYTES_MAX or HEADER_BYTES + payload_bytes != record_bytes:
+        raise InvalidData(f"record declares {payload_bytes} payload bytes and has {record_bytes - HEADER_BYTES}")
+    info = RecordInfo(StorageKey(storage_key), ContentKey(content_key), payload_bytes, stored_at_ms)
+    return RecordHeader(info, digest)
+
+
+def check_payload(header: RecordHeader, payload: Buffer) -> None:
+    """Raise :class:`InvalidData` unless ``payload`` is the whole payload that the header describes."""
+    if len(payload) != header.info.payload_bytes or checksum(payload) != header.payload_checksum:
+        raise InvalidData("record payload does not match its checksum")

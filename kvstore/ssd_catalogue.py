@@ -1,0 +1,158 @@
+"""What the SSD tier knows in memory: which records are resident, what they are charged, who was used when.
+
+The policy is the list of residents. The event loop, the readers and the writer all come here, so every method takes
+the lock, briefly. Last uses are noted here and written behind with the next transaction: after a crash the order of
+eviction is approximately, not exactly, what it was.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .eviction import EvictionPolicy
+from .key import StorageKey
+
+__all__ = ["USES_PENDING_MAX", "SsdCatalogue", "Use", "Victim", "charged_bytes"]
+
+USES_PENDING_MAX = 4096
+_PAGE_HEADER_BYTES = 16
+_INLINE_VALUE_SHARE = 2
+_TREE_BYTES_PER_RECORD = 320
+"""Leaf entries of a record in both trees (146 bytes) at the half-full pages of random inserts, and their branches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A record taken out to make room, and what it was charged."""
+
+    key: StorageKey
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A record was last used at ``sequence``."""
+
+    key: StorageKey
+    sequence: int
+
+
+def charged_bytes(record_bytes: int, page_bytes: int) -> int:
+    """What a record of ``record_bytes`` takes of the map: whole pages past half a page, tree entries always."""
+    if record_bytes >= page_bytes // _INLINE_VALUE_SHARE - 2 * _PAGE_HEADER_BYTES:
+        return -(-(record_bytes + _PAGE_HEADER_BYTES) // page_bytes) * page_bytes + _TREE_BYTES_PER_RECORD
+    return 2 * record_bytes + _TREE_BYTES_PER_RECORD
+
+
+class SsdCatalogue:
+    """Thread-safe; ``budget_bytes`` is what all residents together may be charged."""
+
+    def __init__(self, policy: EvictionPolicy, budget_bytes: int) -> None:
+        self._policy = policy
+        self._budget_bytes = budget_bytes
+        self._lock = threading.Lock()
+        self._uses: dict[StorageKey, int] = {}
+        self._sequence = 0
+        self._evictions = 0
+
+    @property
+    def evictions(self) -> int:
+        """Records evicted since the tier was opened."""
+        return self._evictions
+
+    @property
+    def used_bytes(self) -> int:
+        """What all residents are charged."""
+        with self._lock:
+            return self._policy.total_bytes
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._policy)
+
+    def __contains__(self, key: object) -> bool:
+        with self._lock:
+            return key in self._policy
+
+    def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
+        """For each key, whether it is resident."""
+        with self._lock:
+            return [key in self._policy for key in keys]
+
+    def load(self, residents: Iterable[Victim], sequence: int) -> None:
+        """Fill an empty catalogue, least recently used first; ``sequence`` is the last one ever given out."""
+        with self._lock:
+            for resident in residents:
+                self._policy.record_put(resident.key, resident.size_bytes)
+            self._sequence = sequence
+
+    def next_sequence(self) -> int:
+        """A number larger than all before."""
+        with self._lock:
+            self._sequence += 1
+            return self._sequence
+
+    def note_use(self, key: StorageKey) -> bool:
+        """A record was read; whether so many uses are noted that they should be written now."""
+        with self._lock:
+            if key not in self._policy:
+                return False
+            self._policy.record_use(key)
+            self._sequence += 1
+            self._uses[key] = self._sequence
+            return len(self._uses) == USES_PENDING_MAX
+
+    def take_uses(self) -> list[Use]:
+        """The uses noted and not yet written; they are the caller's to write now."""
+        with self._lock:
+            taken, self._uses = self._uses, {}
+        return [Use(key, sequence) for key, sequence in taken.items()]
+
+    def note_put(self, key: StorageKey, size_bytes: int) -> None:
+        """A record is committed."""
+        with self._lock:
+            self._policy.record_put(key, size_bytes)
+
+    def note_delete(self, key: StorageKey) -> None:
+        """A deletion is committed."""
+        with self._lock:
+            self._policy.record_delete(key)
+
+    def evict_for(self, incoming: Mapping[StorageKey, int]) -> list[Victim]:
+        """Take out victims until the incoming records (key → charge) fit the budget beside the residents."""
+        with self._lock:
+            victims: list[Victim] = []
+            needed_bytes = sum(incoming.values())
+            replaced_bytes = sum(self._policy.size_of(key) for key in incoming)
+            while self._policy.total_bytes - replaced_bytes + needed_bytes > self._budget_bytes:
+                victim = self._evict()
+                if victim is None:
+                    break
+                replaced_bytes -= victim.size_bytes if victim.key in incoming else 0
+                victims.append(victim)
+            return victims
+
+    def evict_bytes(self, size_bytes: int) -> list[Victim]:
+        """Take out victims charged at least ``size_bytes`` together, or all there are."""
+        with self._lock:
+            victims: list[Victim] = []
+            while size_bytes > 0 and (victim := self._evict()) is not None:
+                size_bytes -= victim.size_bytes
+                victims.append(victim)
+            return victims
+
+    def restore(self, victims: Iterable[Victim]) -> None:
+        """Put victims back whose eviction could not be committed."""
+        with self._lock:
+            for victim in victims:
+                self._policy.record_put(victim.key, victim.size_bytes)
+                self._evictions -= 1
+
+    def _evict(self) -> Victim | None:
+        key = self._policy.victim()
+        if key is None:
+            return None
+        victim = Victim(key, self._policy.size_of(key))
+        self._policy.record_evict(key)
+        self._evictions += 1
+        return victim

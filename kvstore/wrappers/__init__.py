@@ -1,0 +1,1 @@
+"""Tiers around tiers: one concern each, stacked where they are wanted."""

@@ -1,0 +1,45 @@
+"""Every tier of kvloom, bare and wrapped, passes the shipped suite."""
+
+from pathlib import Path
+
+from kvloom.kvstore.conformance import TierConformance
+from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.tier import Tier
+from kvloom.kvstore.wrappers.checksum import ChecksumTier
+from kvloom.kvstore.wrappers.fault import FaultTier, NoFaults
+
+
+class TestMemory(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return MemoryTier(limit_bytes)
+
+
+class TestMemoryWithChecksum(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return ChecksumTier(MemoryTier(limit_bytes))
+
+
+class TestMemoryWithFaults(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return FaultTier(MemoryTier(limit_bytes), NoFaults())
+
+
+class TestSsd(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return SsdTier.open(directory, limit_bytes)
+
+
+class TestSsdWithChecksum(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return ChecksumTier(SsdTier.open(directory, limit_bytes))
+
+
+class TestSsdWithFaults(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return FaultTier(SsdTier.open(directory, limit_bytes), NoFaults())
+
+
+class TestWrappersStack(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return ChecksumTier(FaultTier(ChecksumTier(MemoryTier(limit_bytes)), NoFaults()))

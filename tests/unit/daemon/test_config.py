@@ -1,0 +1,115 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvloom import limits
+from kvloom.daemon.config import ConfigText, LogFormat, LogLevel, format_size, parse_size, resolve_config
+from kvloom.daemon.machine import Machine, probe_machine
+from kvloom.errors import ConfigError
+
+GIB = 1024**3
+MACHINE = Machine(
+    memory_total_bytes=16 * GIB,
+    memory_available_bytes=8 * GIB,
+    disk_free_bytes=100 * GIB,
+    own_disk_bytes=0,
+    open_files_max=1024,
+)
+
+
+def test_defaults_fit_the_machine(tmp_path):
+    config = resolve_config(ConfigText(data_dir=str(tmp_path)), MACHINE)
+    assert (config.host, config.port) == ("127.0.0.1", 7117)
+    assert config.memory_bytes == 2 * GIB
+    assert config.ssd_bytes == 20 * GIB
+    assert config.dirty_bytes_max == limits.DIRTY_BYTES_MAX
+    assert (config.log_format, config.log_level) == (LogFormat.AUTO, LogLevel.INFO)
+
+
+def test_default_sizes_are_capped_on_a_large_machine():
+    large = Machine(1024 * GIB, 1000 * GIB, 10_000 * GIB, 0, 1024)
+    config = resolve_config(ConfigText(), large)
+    assert (config.memory_bytes, config.ssd_bytes) == (4 * GIB, 64 * GIB)
+
+
+def test_what_the_daemon_occupies_already_counts_as_free_disk():
+    used = Machine(16 * GIB, 8 * GIB, 80 * GIB, 20 * GIB, 1024)
+    assert resolve_config(ConfigText(), used).ssd_bytes == resolve_config(ConfigText(), MACHINE).ssd_bytes
+
+
+def test_dirty_bytes_fit_into_a_small_memory_tier():
+    assert resolve_config(ConfigText(memory="64MiB"), MACHINE).dirty_bytes_max == 32 * 1024**2
+
+
+def test_flags_beat_the_environment(tmp_path):
+    environ = {"KVLOOM_PORT": "1", "KVLOOM_MEMORY": "1GiB", "KVLOOM_DATA_DIR": str(tmp_path), "KVLOOM_SSD": ""}
+    config = resolve_config(ConfigText(port="0").over(ConfigText.from_environ(environ)), MACHINE)
+    assert (config.port, config.memory_bytes, config.data_dir) == (0, GIB, tmp_path)
+    assert config.ssd_bytes == 20 * GIB
+
+
+@pytest.mark.parametrize("text", ["0", "off"])
+def test_the_disk_tier_can_be_switched_off(text):
+    assert resolve_config(ConfigText(ssd=text), MACHINE).ssd_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("given_text", "says"),
+    [
+        (ConfigText(host="0.0.0.0"), "host '0.0.0.0'"),
+        (ConfigText(host="::"), "host '::'"),
+        (ConfigText(host="192.168.1.5"), "host '192.168.1.5'"),
+        (ConfigText(host="example.org"), "host 'example.org'"),
+        (ConfigText(port="70000"), "port '70000' is not a number from 0 to 65535"),
+        (ConfigText(port="-1"), "port '-1'"),
+        (ConfigText(port="0000080000"), "port '0000080000'"),
+        (ConfigText(port="http"), "port 'http'"),
+        (ConfigText(memory="lots"), "memory 'lots' is not a size such as 512MiB"),
+        (ConfigText(memory="10"), "memory is 10 B, at least 1.0 MiB is needed"),
+        (ConfigText(memory="64GiB"), "memory is 64.0 GiB, this machine has 16.0 GiB"),
+        (ConfigText(ssd="1TiB"), "ssd is 1.0 TiB, this machine has 100.0 GiB"),
+        (ConfigText(ssd="-5"), "ssd '-5'"),
+        (ConfigText(log_format="xml"), "log_format 'xml' is not one of auto, console, json"),
+        (ConfigText(log_level="loud"), "log_level 'loud' is not one of debug, info, warning, error"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_limit(given_text, says):
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(given_text, MACHINE)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_every_loopback_host_is_accepted(host):
+    assert resolve_config(ConfigText(host=host), MACHINE).host == host
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("512MiB", 512 * 1024**2), ("1.5 GB", 1_500_000_000), ("4g", 4 * GIB), ("2KB", 2000), ("7B", 7)],
+)
+def test_sizes_people_write(text, size):
+    assert parse_size("size", text) == size
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_size_or_a_config_error(text):
+    try:
+        assert parse_size("size", text) >= 0
+    except ConfigError as error:
+        assert str(error).startswith("size ")
+
+
+@given(st.integers(0, 2**60))
+def test_a_formatted_size_parses_back_to_nearly_itself(size):
+    assert abs(parse_size("size", format_size(size)) - size) <= 0.06 * size + 0.5
+
+
+def test_probing_reads_the_real_machine(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    machine = probe_machine(tmp_path / "not" / "there")
+    assert 0 < machine.memory_available_bytes <= machine.memory_total_bytes
+    assert machine.disk_free_bytes > 0
+    assert machine.own_disk_bytes == 0
+    assert probe_machine(tmp_path).own_disk_bytes >= 100_000
