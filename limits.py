@@ -46,7 +46,7 @@ RECORD_BYTES_MAX: Final = CONTAINER_BYTES_MAX + 4096
 WRITE_QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Bytes handed to one disk tier and not yet committed; past this its puts are refused."""
 MEMORY_SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
-MEMORY_TIER_BYTES_MIN: Final = 64 * 1024
+MEMORY_TIER_BYTES_MIN: Final = 256 * 1024
 SSD_CHECK_SECONDS_MAX: Final = 120.0
 """How long the child process that checks a data directory at open may take before the directory counts as damaged."""
 PROMOTIONS_QUEUED_MAX: Final = 256

@@ -3,10 +3,10 @@
     python bench/codec.py --json codec.json            # both
     python bench/codec.py --quality / --speed          # one of them
 
-Quality is the KL divergence (nats) of the next-token distributions of the 128 tokens after a context of 768 whose KV went
-through the codec in chunks of 256, from those after the unquantised KV. Text: the Python language reference; the
-profile is calibrated on other topics. Bits per value count everything but the profile. Speed is single-threaded, entropy
-coding alone and the whole decode, on one real chunk, best of several rounds with the implementations interleaved.
+Quality is the KL divergence (nats) of the next-token distributions of the 128 tokens after a context of 768 whose KV
+went through the codec in chunks of 256, from those after the unquantised KV. Text: the Python language reference; the
+profile is calibrated on other topics. Bits per value count everything but the profile. Speed: entropy coding on one
+thread and whole decodes, on one real chunk, best of several rounds with the implementations interleaved.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
-from pydoc_data.topics import topics
 
 from kvloom import codec
 from kvloom.blend.cache import KvCache
@@ -35,6 +35,8 @@ STRENGTHS = ((0.25, 0.35), (0.35, 0.35), (0.5, 0.3), (0.5, 0.25), (0.7, 0.3), (0
 
 @dataclass(frozen=True)
 class QualityRow:
+    """Size and quality of one level."""
+
     scheme: str
     level: str
     text: str
@@ -45,6 +47,8 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class SpeedRow:
+    """Speed of one stage."""
+
     implementation: str
     stage: str
     gvalues_per_s: float
@@ -59,9 +63,11 @@ class Subject:
         self.layout = model_layout(self.model)
 
     def tokens(self, topic: str, count: int) -> np.ndarray:
+        """The first tokens of a topic's text."""
         return np.asarray(self.tokenizer(topics[topic], verbose=False)["input_ids"][:count], dtype=np.int64)
 
     def samples(self) -> list[codec.KvSample]:
+        """KV of the calibration text."""
         return [
             codec.KvSample(*extract(prefill(self.model, ids), 0, len(ids)))
             for ids in (self.tokens(topic, 1536) for topic in CALIBRATION)

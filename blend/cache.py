@@ -18,7 +18,16 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from ..codec.layout import KvDtype, LayerLayout, Layout
 from ..errors import InvalidRequest, LayoutMismatch
 
-__all__ = ["BlendCache", "KvCache", "KvLayer", "LayerArrays", "ProbeInterrupt", "numpy_view", "tensor_view"]
+__all__ = [
+    "TORCH_DTYPES",
+    "BlendCache",
+    "KvCache",
+    "KvLayer",
+    "LayerArrays",
+    "ProbeInterrupt",
+    "numpy_view",
+    "tensor_view",
+]
 
 TORCH_DTYPES = {KvDtype.FLOAT32: torch.float32, KvDtype.FLOAT16: torch.float16, KvDtype.BFLOAT16: torch.bfloat16}
 
@@ -62,7 +71,7 @@ def tensor_view(array: NDArray[Any] | Tensor) -> Tensor:
 
 
 class KvLayer(CacheLayerMixin):
-    """Keys and values of one layer ``[1, kv_heads, capacity, head_dim]``, of which the first ``length`` tokens are used.
+    """Keys and values of one layer ``[1, kv_heads, capacity, head_dim]``; the first ``length`` tokens are used.
 
     A sliding-window layer keeps all its tokens too: the model's own mask applies the window.
     """
@@ -72,7 +81,7 @@ class KvLayer(CacheLayerMixin):
     is_croppable = True
 
     def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         shape = (1, layout.kv_heads, capacity, layout.head_dim)
         self.dtype, self.device = dtype, device
         self.keys: Tensor = torch.empty(shape, dtype=dtype, device=device)
@@ -170,8 +179,8 @@ class KvCache(Cache):
         return LayerArrays(numpy_view(kv.keys[0]), numpy_view(kv.values[0]))
 
 
-class ProbeInterrupt(Exception):  # noqa: N818 - not an error: it ends a layer that was only run for its K and V
-    """Raised by a probing cache as soon as the layer has handed over its keys and values."""
+class ProbeInterrupt(Exception):
+    """Raised by a probing cache once a layer has handed over its keys and values: not an error, the layer may end."""
 
 
 class BlendCache(KvCache):

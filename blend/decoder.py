@@ -11,7 +11,7 @@ __all__ = ["decoder_layers"]
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers that the model runs one after the other: the one module list of ``num_hidden_layers`` that take a cache.
+    """The layers a model runs one after the other: its one list of ``num_hidden_layers`` modules that take a cache.
 
     Raises :class:`UnsupportedModel` when there is none or more than one.
     """

@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from .cache import BlendCache, ProbeInterrupt
 from .decoder import decoder_layers
 from .narrow import Narrower
 from .realign import Realigner
-from .request import BlendReport, BlendRequest, BlendTimings, PlacedChunk
+from .request import BlendReport, BlendRequest, BlendTimings
 from .select.base import Candidates, SelectionRule, StoredAndFresh
 
 __all__ = ["Blended", "Blender"]
@@ -44,13 +43,6 @@ class Blended:
     report: BlendReport
 
 
-@dataclass(slots=True)
-class _Stopwatch:
-    clock: Clock
-    realign: float = 0.0
-    select: float = 0.0
-
-
 class Blender:
     """Blends prompts on one model.
 
@@ -65,7 +57,7 @@ class Blender:
         self._layers = decoder_layers(model)
         if len(self._layers) != len(layout.layers):
             raise LayoutMismatch(f"model has {len(self._layers)} decoder layers, the layout {len(layout.layers)}")
-        implementation = getattr(model.config, "_attn_implementation", None)
+        implementation = getattr(model.config.get_text_config(decoder=True), "_attn_implementation", None)
         if implementation not in _MASKED_ATTENTION:
             raise UnsupportedModel(
                 f"attention {implementation!r} takes no mask of scattered rows; use {' or '.join(_MASKED_ATTENTION)}"
@@ -85,20 +77,24 @@ class Blender:
             cache = BlendCache(self.layout, total + room_tokens, self.model.device)
         elif cache.capacity < total:
             raise InvalidRequest(f"cache has room for {cache.capacity} tokens, the prompt has {total}")
-        run = _Run(self.model, self._layers, cache, request, rule, Realigner(self.layout), _Stopwatch(self._clock))
+        for chunk in request.chunks:
+            if len(chunk.keys) != len(self._layers) or len(chunk.values) != len(self._layers):
+                raise LayoutMismatch(
+                    f"chunk at {chunk.start} has keys of {len(chunk.keys)} and values of {len(chunk.values)} layers, "
+                    f"the model has {len(self._layers)}"
+                )
+        run = _Run(self.model, self._layers, cache, request, rule, Realigner(self.layout), self._clock)
         started = self._clock()
         logits = run.forward()
         elapsed = self._clock() - started
-        watch = run.watch
-        seconds = BlendTimings(watch.realign, watch.select, elapsed - watch.realign - watch.select)
         stored = int((run.owner >= 0).sum())
         report = BlendReport(
             prefix_tokens=request.prefix_tokens,
             stored_tokens=stored,
-            fresh_tokens=run.owner.size - stored,
+            fresh_tokens=run.owner.numel() - stored,
             probed_tokens=run.probed_tokens,
             layer_tokens=tuple(run.layer_tokens),
-            seconds=seconds,
+            seconds=BlendTimings(run.realign_seconds, run.select_seconds, elapsed),
         )
         return Blended(cache, logits, report)
 
@@ -113,15 +109,17 @@ class _Run:
     request: BlendRequest
     rule: SelectionRule
     realigner: Realigner
-    watch: _Stopwatch
-    owner: np.ndarray[Any, np.dtype[np.int64]] = field(init=False)
+    clock: Clock
+    owner: Tensor = field(init=False)
     layer_tokens: list[int] = field(default_factory=list)
     probed_tokens: int = 0
+    realign_seconds: float = 0.0
+    select_seconds: float = 0.0
     _ranked: Tensor | None = None
     _narrower: Narrower | None = None
 
     def __post_init__(self) -> None:
-        self.owner = self.request.stored()
+        self.owner = torch.from_numpy(self.request.owners()).to(self.model.device)
 
     @torch.inference_mode()
     def forward(self) -> Tensor:
@@ -141,7 +139,7 @@ class _Run:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        if self.cache.length != total or len(self.layer_tokens) != len(self.layers):
+        if len(self.layer_tokens) != len(self.layers) or any(kv.length != total for kv in self.cache.kv_layers):
             raise UnsupportedModel("the model did not run its decoder layers one after the other with the cache given")
         logits: Tensor = output.logits[0, -1]
         return logits
@@ -157,18 +155,20 @@ class _Run:
     def _before_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if index != len(self.layer_tokens):
             raise UnsupportedModel(f"decoder layer {index} ran after {len(self.layer_tokens)} others, out of order")
-        computed = self.owner.size
+        computed = self.owner.numel()
         if index < self.rule.decision_layer:
             self._fill(index, prefix_only=True)
             self.layer_tokens.append(computed)
             return None
-        if self._ranked is None:
+        if self._ranked is None and index > 0:
             self._fill(index, prefix_only=False)
-            self._ranked = self._rank(index, module, args, kwargs)
-            rows = self._rows(index)
+            ranked = self._rank(self._probe(index, module, args, kwargs))
+            rows = self._rows(index, ranked)
         else:
-            rows = self._rows(index)
+            ranked = self._rank(None) if self._ranked is None else self._ranked
+            rows = self._rows(index, ranked)
             self._fill(index, prefix_only=rows.numel() == computed)
+        self._ranked = ranked
         narrower = self._narrower
         if narrower is None or rows.numel() != narrower.count:
             before = None if narrower is None else narrower.rows
@@ -178,38 +178,41 @@ class _Run:
         return narrower.narrow(args, kwargs)
 
     def _fill(self, index: int, *, prefix_only: bool) -> None:
-        started = self.watch.clock()
+        """Bring the stored chunks of a layer into the cache; those a layer computes in full are not needed there."""
+        started = self.clock()
         kv = self.cache.kv_layers[index]
         for chunk in self.request.chunks:
             if not prefix_only or chunk.start < self.request.prefix_tokens:
                 self.realigner.fill(kv, index, chunk)
-        self.watch.realign += self.watch.clock() - started
+        self.realign_seconds += self.clock() - started
 
-    def _rank(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _rank(self, kv: StoredAndFresh | None) -> Tensor:
         """Stored tokens (as rows of the tokens after the prefix), the most in need of recompute first."""
-        started = self.watch.clock()
-        owner = torch.from_numpy(self.owner)
-        stored = (owner >= 0).nonzero().squeeze(1)
-        kv = self._probe(index, module, args, kwargs, stored) if index > 0 else None
-        starts = torch.tensor([chunk.start for chunk in self.request.chunks], dtype=torch.int64)
-        chunk = owner[stored]
-        candidates = Candidates(chunk, stored + self.request.prefix_tokens - starts[chunk], kv)
-        ranked = stored[self.rule.scores(candidates).argsort(descending=True, stable=True)]
-        self.watch.select += self.watch.clock() - started
-        return ranked
+        started = self.clock()
+        stored = self._stored_rows()
+        starts = [chunk.start - self.request.prefix_tokens for chunk in self.request.chunks]
+        chunk = self.owner[stored]
+        offset = stored - torch.tensor(starts, dtype=torch.int64, device=stored.device)[chunk]
+        order = self.rule.scores(Candidates(chunk, offset, kv)).argsort(descending=True, stable=True)
+        self.select_seconds += self.clock() - started
+        return stored[order]
 
-    def _rows(self, index: int) -> Tensor:
+    def _stored_rows(self) -> Tensor:
+        return (self.owner >= 0).nonzero().squeeze(1)
+
+    def _rows(self, index: int, ranked: Tensor) -> Tensor:
         """Rows ``[n]`` (of the tokens after the prefix, ascending) that this layer computes."""
-        assert self._ranked is not None
-        chosen = round(self.rule.share(index, len(self.layers)) * self._ranked.numel())
-        keep = torch.from_numpy(self.owner < 0)
-        keep[self._ranked[:chosen]] = True
+        chosen = round(self.rule.share(index, len(self.layers)) * ranked.numel())
+        keep = self.owner < 0
+        keep[ranked[:chosen]] = True
         return keep.nonzero().squeeze(1)
 
-    def _probe(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stored: Tensor
-    ) -> StoredAndFresh:
-        """Keys and values of every token at this layer; the fresh ones replace the stored ones in the cache."""
+    def _probe(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StoredAndFresh:
+        """Keys and values of every token at this layer; the fresh ones replace the stored ones in the cache.
+
+        The layer is run only as far as its cache update: projections, not attention or MLP, are paid twice.
+        """
+        started = self.clock()
         self.cache.begin_probe()
         try:
             module.forward(*args, **kwargs)
@@ -219,17 +222,19 @@ class _Run:
             probed = self.cache.end_probe()
         if probed is None:
             raise UnsupportedModel(f"decoder layer {index} does not write its KV to the cache given")
-        self.probed_tokens = self.owner.size
+        self.probed_tokens = self.owner.numel()
         fresh_keys, fresh_values = probed
         kv = self.cache.kv_layers[index]
-        prefix, total = self.request.prefix_tokens, self.request.token_ids.size
-        places = stored + prefix
+        stored = self._stored_rows()
+        after_prefix = slice(self.request.prefix_tokens, self.request.token_ids.size)
+        keys, values = kv.keys[:, :, after_prefix], kv.values[:, :, after_prefix]
         compared = StoredAndFresh(
-            stored_keys=kv.keys[0].index_select(1, places),
-            stored_values=kv.values[0].index_select(1, places),
+            stored_keys=keys[0].index_select(1, stored),
+            stored_values=values[0].index_select(1, stored),
             fresh_keys=fresh_keys[0].index_select(1, stored),
             fresh_values=fresh_values[0].index_select(1, stored),
         )
-        kv.keys[:, :, prefix:total].copy_(fresh_keys)
-        kv.values[:, :, prefix:total].copy_(fresh_values)
+        keys.copy_(fresh_keys)
+        values.copy_(fresh_values)
+        self.select_seconds += self.clock() - started
         return compared

@@ -34,16 +34,16 @@ class Narrower:
         """The layer's positional and keyword arguments with only the chosen rows."""
         if self._whole:
             return args, kwargs
+        dtype = (args[0] if args else kwargs["hidden_states"]).dtype
         if args:
             args = (self._hidden(args[0]), *(self._any("a positional argument", item) for item in args[1:]))
-        narrowed = {name: self._argument(name, value) for name, value in kwargs.items()}
-        return args, narrowed
+        return args, {name: self._argument(name, value, dtype) for name, value in kwargs.items()}
 
-    def _argument(self, name: str, value: Any) -> Any:
+    def _argument(self, name: str, value: Any, dtype: torch.dtype) -> Any:
         if name == "hidden_states":
             return self._hidden(value)
         if name == "attention_mask":
-            return self._mask(value)
+            return self._mask(value, dtype)
         if name == "position_ids" and isinstance(value, Tensor):
             return self._once(value, value.ndim - 1)
         if name == "cache_position" and isinstance(value, Tensor):
@@ -54,19 +54,19 @@ class Narrower:
         """The first layer of this set gets the rows of the layer before it, those after it get what it returned."""
         return hidden if hidden.shape[1] == self.count else hidden.index_select(1, self._from_before)
 
-    def _mask(self, mask: Any) -> Tensor:
+    def _mask(self, mask: Any, dtype: torch.dtype) -> Tensor:
         """The rows of a mask ``[1, 1, computed, keys]``, additive; a mask left out means plain causal attention."""
         if mask is None:
             if self._causal is None:
-                hidden = torch.arange(self._total)[None, :] > self.places[:, None]
-                self._causal = _additive(~hidden)[None, None]
+                hidden = torch.arange(self._total, device=self.rows.device)[None, :] > self.places[:, None]
+                self._causal = _additive(~hidden, dtype)[None, None]
             return self._causal
         if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[2] != self._computed:
             raise UnsupportedModel(f"attention mask is {_describe(mask)}, need [1, 1, {self._computed}, keys]")
         known = self._known.get(id(mask))
         if known is None:
             rows = mask.index_select(2, self.rows)
-            known = (mask, _additive(rows) if rows.dtype == torch.bool else rows)
+            known = (mask, _additive(rows, dtype) if rows.dtype == torch.bool else rows)
             self._known[id(mask)] = known
         return known[1]
 
@@ -78,7 +78,9 @@ class Narrower:
             return value
         if value.ndim >= 2 and value.shape[1] == self._computed:
             return self._once(value, 1)
-        raise UnsupportedModel(f"decoder layers take {name} as {_describe(value)}, of which axis 1 should be the tokens")
+        raise UnsupportedModel(
+            f"decoder layers take {name} as {_describe(value)}, of which axis 1 should be the tokens"
+        )
 
     def _once(self, value: Tensor, axis: int) -> Tensor:
         if value.shape[axis] != self._computed:
@@ -90,9 +92,9 @@ class Narrower:
         return known[1]
 
 
-def _additive(allowed: Tensor) -> Tensor:
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where attention is allowed, minus infinity elsewhere: formed once, not by the attention of every layer."""
-    return torch.zeros(allowed.shape, dtype=torch.float32).masked_fill_(~allowed, float("-inf"))
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
 def _describe(value: Any) -> str:

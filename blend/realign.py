@@ -6,9 +6,11 @@ positions outright. Angles are formed in float64, as in :mod:`kvloom.codec.rope`
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..codec.layout import Layout, Rope
@@ -68,8 +70,8 @@ class Realigner:
     def fill(self, kv: KvLayer, layer: int, chunk: PlacedChunk) -> None:
         """Write one chunk's keys and values of ``layer`` to ``kv`` at ``[chunk.start, chunk.stop)``."""
         place = slice(chunk.start, chunk.stop)
-        keys = self._view(chunk, layer, chunk.keys[layer], "keys")
-        values = self._view(chunk, layer, chunk.values[layer], "values")
+        keys = self._view(chunk, layer, chunk.keys[layer], "keys", kv.device)
+        values = self._view(chunk, layer, chunk.values[layer], "values", kv.device)
         self._move(kv.keys[0, :, place], keys, layer, chunk)
         target = kv.values[0, :, place]
         if target.data_ptr() != values.data_ptr():
@@ -86,10 +88,10 @@ class Realigner:
                 f"layer {layer} has keys whose position cannot be undone; a chunk computed at "
                 f"{chunk.first_position} cannot stand at {chunk.start}"
             )
-        turn = self._turn(rope, chunk)
+        turn = self._turn(rope, chunk, out.device)
         rotate_into(out, keys, rope, turn.cos, turn.sin)
 
-    def _turn(self, rope: Rope, chunk: PlacedChunk) -> _Turn:
+    def _turn(self, rope: Rope, chunk: PlacedChunk, device: torch.device) -> _Turn:
         if chunk.first_position is None:
             first, tokens = chunk.start, chunk.tokens
         else:
@@ -97,13 +99,15 @@ class Realigner:
         known = self._turns.get((rope, first, tokens))
         if known is None:
             cos, sin = cos_sin(rope, np.arange(first, first + tokens, dtype=np.int64))
-            known = _Turn(torch.from_numpy(cos), torch.from_numpy(sin))
+            known = _Turn(torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device))
             self._turns[rope, first, tokens] = known
         return known
 
-    def _view(self, chunk: PlacedChunk, layer: int, array: object, kind: str) -> Tensor:
-        tensor = tensor_view(array)  # type: ignore[arg-type]
+    def _view(
+        self, chunk: PlacedChunk, layer: int, array: NDArray[Any] | Tensor, kind: str, device: torch.device
+    ) -> Tensor:
+        tensor = tensor_view(array)
         expected = (self.layout.layers[layer].kv_heads, chunk.tokens, self.layout.layers[layer].head_dim)
         if tuple(tensor.shape) != expected:
             raise InvalidTensor(f"{kind} of layer {layer} have shape {tuple(tensor.shape)}, the layout says {expected}")
-        return tensor
+        return tensor.to(device)

@@ -17,10 +17,10 @@ __all__ = ["BlendReport", "BlendRequest", "BlendTimings", "PlacedChunk"]
 class PlacedChunk:
     """The stored KV of ``tokens`` consecutive tokens and the place ``start`` that the prompt gives them.
 
-    ``keys[layer]`` and ``values[layer]`` are ``[kv_heads, tokens, head_dim]`` arrays (or CPU tensors) and are only
-    read; a sequence may decode lazily, layers are asked for in order. Arrays that already lie in the cache at their
-    place are not copied. ``first_position`` is the position the keys of the first token are rotated to, None when
-    they are un-rotated.
+    ``keys[layer]`` and ``values[layer]`` are ``[kv_heads, tokens, head_dim]`` arrays (or tensors) and are only read. A
+    sequence may decode lazily: layers are asked for in order, layers that are computed in full not at all. Arrays that
+    already lie in the cache at their place are turned there and not copied. ``first_position`` is the position that
+    the first token's keys are rotated to, None when they are un-rotated.
     """
 
     start: int
@@ -75,7 +75,7 @@ class BlendRequest:
         if covered < self.prefix_tokens:
             raise InvalidRequest(f"exact prefix has {self.prefix_tokens} tokens, chunks cover the first {covered}")
 
-    def stored(self) -> NDArray[np.int64]:
+    def owners(self) -> NDArray[np.int64]:
         """For each token after the prefix ``[total - prefix_tokens]`` the index of its chunk, -1 when it is fresh."""
         owner = np.full(self.token_ids.size, -1, dtype=np.int64)
         for index, chunk in enumerate(self.chunks):
@@ -85,16 +85,15 @@ class BlendRequest:
 
 @dataclass(frozen=True, slots=True)
 class BlendTimings:
-    """Seconds per stage: realigning stored KV, choosing tokens (probe included), all the rest of the forward pass."""
+    """Seconds from the request to the last token's logits (``total``), and what of them went into two stages.
+
+    ``realign`` brings stored KV to its place (decoding included where chunks decode lazily), ``select`` is the probe
+    and the choice of tokens.
+    """
 
     realign: float
     select: float
-    compute: float
-
-    @property
-    def total(self) -> float:
-        """Seconds from the request to the logits of the last token."""
-        return self.realign + self.select + self.compute
+    total: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +118,6 @@ class BlendReport:
 
     @property
     def token_layer_cost(self) -> float:
-        """Token-layers computed, a probe counted as a whole layer, over those of computing every token after the prefix."""
+        """Token-layers computed (a probe counts as a whole layer), over those of full prefill after the prefix."""
         full = (self.stored_tokens + self.fresh_tokens) * len(self.layer_tokens)
         return (sum(self.layer_tokens) + self.probed_tokens) / full

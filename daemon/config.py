@@ -89,15 +89,12 @@ class ConfigText:
 def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
     """Parse and complete ``text`` for ``machine``, probed at ``text.directory()``; raises :class:`ConfigError`."""
     memory_bytes = _tier_size("memory", text.memory, _default_memory(machine), machine.memory_total_bytes)
-    disk_bytes = machine.disk_free_bytes + machine.own_disk_bytes
-    ssd_default = min(_SSD_BYTES_DEFAULT_MAX, int(disk_bytes * _SSD_SHARE))
-    ssd_bytes = 0 if text.ssd in ("0", "off") else _tier_size("ssd", text.ssd, ssd_default, disk_bytes)
     return DaemonConfig(
         host=_loopback(text.host or DEFAULT_HOST),
         port=_port(text.port),
         data_dir=text.directory().absolute(),
         memory_bytes=memory_bytes,
-        ssd_bytes=ssd_bytes,
+        ssd_bytes=_ssd_size(text.ssd, machine),
         dirty_bytes_max=min(limits.DIRTY_BYTES_MAX, memory_bytes // 2),
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
@@ -127,6 +124,15 @@ def format_size(size_bytes: float) -> str:
 def _default_memory(machine: Machine) -> int:
     share = int(machine.memory_available_bytes * _MEMORY_SHARE)
     return max(limits.TIER_BYTES_MIN, min(_MEMORY_BYTES_DEFAULT_MAX, share))
+
+
+def _ssd_size(text: str | None, machine: Machine) -> int:
+    """The SSD tier's limit; 0 where it was switched off, or nothing was said and the disk is all but full."""
+    disk_bytes = machine.disk_free_bytes + machine.own_disk_bytes
+    default = min(_SSD_BYTES_DEFAULT_MAX, int(disk_bytes * _SSD_SHARE))
+    if text in ("0", "off") or (text is None and default < limits.TIER_BYTES_MIN):
+        return 0
+    return _tier_size("ssd", text, default, disk_bytes)
 
 
 def _tier_size(name: str, text: str | None, default: int, most: int) -> int:

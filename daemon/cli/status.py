@@ -26,9 +26,10 @@ def status(address: str | None, as_json: bool) -> None:
         f"kvloom {stats.version} at {endpoint} (pid {stats.pid}): {stats.phase}, up {since(stats.uptime_seconds)}"
     )
     print_table(_tiers(stats))
-    asked = stats.hits + stats.misses
-    rate = f", {stats.hits / asked:.0%} of {asked:,} reads were hits" if asked else ""
-    click.echo(f"{stats.profiles} profiles{rate}; {format_size(stats.dirty_bytes)} not yet on disk")
+    reads = stats.hits + stats.misses
+    rate = f" ({stats.hits / reads:.0%} hits)" if reads else ""
+    dirty = format_size(stats.dirty_bytes)
+    click.echo(f"puts: {stats.puts:,}, reads: {reads:,}{rate}, profiles: {stats.profiles}, not yet on disk: {dirty}")
 
 
 def _tiers(stats: wire.DaemonStats) -> Table:

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import click
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,10 @@ def print_table(table: Table) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_COLUMNS
-    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())  # columns are padded; what is copied from a terminal should not be
 
 
 def since(seconds: float) -> str:

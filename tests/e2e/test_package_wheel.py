@@ -206,7 +206,7 @@ def test_serve_put_and_get_from_the_wheel(dist: Distribution, empty: Environment
             lines = []
             for line in daemon.stderr:  # the daemon says when it is ready; a test never sleeps to wait
                 lines.append(line)
-                if (data_dir / "daemon.json").exists():
+                if json.loads(line)["event"] == "ready":
                     break
             assert daemon.poll() is None, "".join(lines)
             assert empty.run("python", "-c", PUT_AND_GET).strip() == "disk"

@@ -41,6 +41,12 @@ def test_dirty_bytes_fit_into_a_small_memory_tier():
     assert resolve_config(ConfigText(memory="64MiB"), MACHINE).dirty_bytes_max == 32 * 1024**2
 
 
+def test_a_disk_that_is_all_but_full_gets_no_tier_unless_one_is_asked_for():
+    full = Machine(16 * GIB, 8 * GIB, 2 * 1024**2, 0, 1024)
+    assert resolve_config(ConfigText(), full).ssd_bytes == 0
+    assert resolve_config(ConfigText(ssd="1MiB"), full).ssd_bytes == 1024**2
+
+
 def test_flags_beat_the_environment(tmp_path):
     environ = {"KVLOOM_PORT": "1", "KVLOOM_MEMORY": "1GiB", "KVLOOM_DATA_DIR": str(tmp_path), "KVLOOM_SSD": ""}
     config = resolve_config(ConfigText(port="0").over(ConfigText.from_environ(environ)), MACHINE)

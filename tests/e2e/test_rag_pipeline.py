@@ -1,0 +1,151 @@
+"""The pipeline over a real daemon process: a tiny random model, whose KV is as real to the store as any."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from kvloom.clients.rag import Document, RagPipeline
+from kvloom.clients.rag.pipeline import Strategy
+from kvloom.codec import EXACT, STANDARD
+from kvloom.daemon.demo.daemon_process import DaemonProcess
+from kvloom.errors import InvalidRequest
+from kvloom.kvstore.outcome import Hit
+
+DOCUMENTS = [
+    Document(f"Number {n} follows {n - 1}. " * 6 + "It is a number like any other. " * (n % 3), title=f"number {n}")
+    for n in range(1, 7)
+]
+
+
+class ByteTokenizer:
+    """One token a byte: enough for a model that has never learnt anything."""
+
+    chat_template = None
+    bos_token = "\x01"
+
+    def __call__(self, text, *, add_special_tokens, verbose):
+        return {"input_ids": list(text.encode())}
+
+    def decode(self, ids, *, skip_special_tokens):
+        return bytes(token % 256 for token in ids).decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        max_position_embeddings=2048,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config = GenerationConfig(eos_token_id=None)
+    return model
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    process = DaemonProcess(tmp_path_factory.mktemp("rag") / "data")
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def client(daemon):
+    return daemon.start()
+
+
+@pytest.fixture
+def pipeline(model, client):
+    pipeline = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100)
+    yield pipeline
+    pipeline.close()
+
+
+def test_ingest_once_and_from_another_process_never_again(model, client, pipeline):
+    told = []
+    report = pipeline.ingest(DOCUMENTS, on_document=lambda document: told.append(document.title))
+    assert told == [item.title for item in DOCUMENTS]
+    assert report.documents == 6
+    again = pipeline.ingest(DOCUMENTS)
+    assert (again.already_stored, again.stored_bytes) == (6, 0)
+    newcomer = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100)
+    assert newcomer.ingest(DOCUMENTS).already_stored == 6
+    assert newcomer.profile is not None
+    assert newcomer.profile.digest == pipeline.profile.digest
+    newcomer.close()
+
+
+def test_blended_answer_is_near_the_full_one(pipeline):
+    pipeline.ingest(DOCUMENTS)
+    chosen = [DOCUMENTS[4], DOCUMENTS[1], DOCUMENTS[3]]
+    full = pipeline.generate("what follows?", chosen, strategy=Strategy.RECOMPUTE, tokens_max=5)
+    blended = pipeline.generate("what follows?", chosen, tokens_max=5)
+    assert not blended.load.missed
+    assert blended.load.bytes_read > 0
+    assert 0.1 < blended.blend.recompute_ratio < 0.2
+    correlation = np.corrcoef(full.logits, blended.logits)[0, 1]
+    assert correlation > 0.98
+    assert len(blended.token_ids) == 5
+    assert blended.prompt_tokens == full.prompt_tokens
+
+
+def test_exact_prefix_gives_the_same_tokens(pipeline):
+    chosen = DOCUMENTS[:3]
+    first = pipeline.generate("same?", chosen, strategy=Strategy.RECOMPUTE, tokens_max=12, remember=True)
+    second = pipeline.generate("same?", chosen, strategy=Strategy.PREFIX, tokens_max=12)
+    assert second.token_ids == first.token_ids
+    assert not second.load.missed
+    assert np.abs(second.logits - first.logits).max() < 1e-4
+    other = pipeline.generate("other?", chosen, strategy=Strategy.PREFIX, tokens_max=12)
+    assert other.load.missed
+    assert other.token_ids == pipeline.generate("other?", chosen, strategy=Strategy.RECOMPUTE, tokens_max=12).token_ids
+
+
+def test_a_missing_chunk_is_computed(pipeline, client):
+    pipeline.ingest(DOCUMENTS)
+    chosen = [DOCUMENTS[0], DOCUMENTS[5]]
+    gone = pipeline.document_keys(DOCUMENTS[5])
+    assert len(gone) >= 2
+    assert client.delete(gone[0])
+    answer = pipeline.generate("what now?", chosen, tokens_max=3)
+    assert [place.ref.key for place in answer.load.missed] == [gone[0]]
+    full = pipeline.generate("what now?", chosen, strategy=Strategy.RECOMPUTE, tokens_max=3)
+    assert np.corrcoef(full.logits, answer.logits)[0, 1] > 0.98
+    pipeline.ingest(DOCUMENTS)
+    assert all(client.exists(gone))
+
+
+def test_stored_levels(pipeline, client):
+    pipeline.ingest(DOCUMENTS)
+    key = pipeline.document_keys(DOCUMENTS[0])[0]
+    outcome = client.get(key, level=STANDARD)
+    assert isinstance(outcome, Hit)
+    assert outcome.value.header.first_position == len(pipeline.template.prefix)
+    assert EXACT not in outcome.value.header.levels
+
+
+def test_refusals(pipeline):
+    with pytest.raises(InvalidRequest, match="cannot be remembered"):
+        pipeline.generate("q", DOCUMENTS[:1], remember=True)
+    with pytest.raises(InvalidRequest, match="tokens_max is 0, must be 1 to"):
+        pipeline.generate("q", DOCUMENTS[:1], tokens_max=0)
+
+
+def test_a_dead_daemon_costs_nothing_but_the_hit(model, tmp_path):
+    process = DaemonProcess(tmp_path / "data")
+    pipeline = RagPipeline(model, ByteTokenizer(), process.start(), chunk_tokens=100)
+    pipeline.ingest(DOCUMENTS[:2])
+    process.kill()
+    full = pipeline.generate("still there?", DOCUMENTS[:2], strategy=Strategy.RECOMPUTE, tokens_max=6)
+    for strategy in (Strategy.BLEND, Strategy.PREFIX):
+        answer = pipeline.generate("still there?", DOCUMENTS[:2], strategy=strategy, tokens_max=6)
+        assert not answer.load.loaded
+        assert answer.token_ids == full.token_ids
+    pipeline.close()

@@ -1,0 +1,198 @@
+"""The application core over real tiers, without any edge."""
+
+import os
+
+import pytest
+from blake3 import blake3
+
+from kvloom import errors, limits
+from kvloom.clients import wire
+from kvloom.codec.container import parse_header
+from kvloom.codec.level import DRAFT, EXACT, STANDARD
+from kvloom.daemon.admission import Admission
+from kvloom.daemon.service import Service
+from kvloom.kvstore.key import ModelIdentity, chunk_refs
+from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.namespace import derive_namespace
+from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
+from kvloom.kvstore.profiles import ProfileShelf
+from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.store import TieredStore
+from kvloom.kvstore.tier import Ack
+
+MIB = 1024**2
+IDENTITY = ModelIdentity(b"f" * 32, b"l" * 32)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    store = TieredStore([MemoryTier(8 * MIB), SsdTier.open(tmp_path / "chunks", 16 * MIB)], clock_ms=lambda: 1000)
+    await store.start()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def service(store, tmp_path):
+    service = Service(
+        store,
+        ProfileShelf(tmp_path / "profiles"),
+        derive_namespace(bytes(32), "default"),
+        Admission(inflight_bytes_max=MIB),
+        dirty_bytes_max=MIB,
+    )
+    await service.open()
+    return service
+
+
+@pytest.fixture
+def key():
+    return os.urandom(32)
+
+
+async def read(service, key, **asked):
+    async with service.reading(key, **asked) as chunk:
+        return b"".join(chunk.parts)
+
+
+async def test_what_is_put_can_be_read_and_forgotten(service, key, container_bytes):
+    data = container_bytes([EXACT], content_key=key, layers=3)
+    assert await service.put(key, data, ack=Ack.DISK) is Ack.DISK
+    assert await read(service, key) == data
+    assert parse_header(await read(service, key, layers=range(1, 2))).layers == range(1, 2)
+    assert await service.exists([key, os.urandom(32)]) == [True, False]
+    assert await service.delete(key)
+    assert not await service.delete(key)
+    with pytest.raises(errors.NotFound):
+        await read(service, key)
+
+
+async def test_a_lossy_container_needs_its_profile_on_the_shelf(service, key, container_bytes):
+    profile = b"a profile"
+    digest = blake3(profile).digest()
+    data = container_bytes(content_key=key, profile_digest=digest)
+    with pytest.raises(errors.ProfileMismatch, match=digest.hex()[:16]):
+        await service.put(key, data, ack=Ack.MEMORY)
+    await service.put_profile(digest, profile)
+    await service.put(key, data, ack=Ack.MEMORY)
+    assert parse_header(await read(service, key, level=STANDARD)).levels == (DRAFT, STANDARD)
+    async with service.reading_profile(digest) as found:
+        assert found == profile
+    assert service.stats().profiles == 1
+
+
+async def test_a_profile_known_before_a_restart_is_known_after_it(service, store, tmp_path, key, container_bytes):
+    digest = blake3(b"p").digest()
+    await service.put_profile(digest, b"p")
+    again = Service(
+        store, ProfileShelf(tmp_path / "profiles"), derive_namespace(bytes(32), "default"), Admission(), dirty_bytes_max=1
+    )
+    await again.open()
+    await again.put(key, container_bytes(content_key=key, profile_digest=digest), ack=Ack.MEMORY)
+
+
+async def test_an_exact_container_needs_no_profile(service, key, container_bytes):
+    await service.put(key, container_bytes([EXACT], content_key=key, profile_digest=b"u" * 32), ack=Ack.MEMORY)
+
+
+async def test_a_read_holds_its_bytes_against_the_budget_while_it_is_sent(service, key, container_bytes):
+    data = container_bytes([EXACT], content_key=key, segment_bytes=2000)
+    await service.put(key, data, ack=Ack.MEMORY)
+    async with service.reading(key):
+        assert service.stats().bytes_inflight == len(data)
+    assert service.stats().bytes_inflight == 0
+    with service.admission.reserve(MIB), pytest.raises(errors.Overloaded, match=str(MIB)):
+        await read(service, key)
+
+
+async def test_the_longest_prefix_of_tokens_and_of_keys_is_the_same(service, container_bytes):
+    tokens = list(range(1000))
+    refs = chunk_refs(IDENTITY, tokens, chunk_tokens=300)
+    for ref in [refs[0], refs[1], refs[3]]:
+        await service.put(ref.key, container_bytes([EXACT], content_key=ref.key), ack=Ack.MEMORY)
+    by_tokens = await service.longest_prefix(
+        wire.PrefixQuestion(identity=IDENTITY, tokens=tuple(tokens), chunk_tokens=300)
+    )
+    assert by_tokens == wire.PrefixCount(2, 600, tuple(ref.key.hex() for ref in refs[:2]))
+    by_keys = await service.longest_prefix(wire.PrefixQuestion(keys=tuple(ref.key.hex() for ref in refs)))
+    assert by_keys == wire.PrefixCount(2)
+    nothing = await service.longest_prefix(wire.PrefixQuestion(identity=IDENTITY, tokens=()))
+    assert nothing == wire.PrefixCount(0, 0, ())
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        wire.PrefixQuestion(),
+        wire.PrefixQuestion(identity=IDENTITY),
+        wire.PrefixQuestion(tokens=(1,)),
+        wire.PrefixQuestion(keys=(), identity=IDENTITY),
+        wire.PrefixQuestion(keys=(), identity=IDENTITY, tokens=(1,)),
+    ],
+)
+async def test_a_prefix_question_is_one_question(service, question):
+    with pytest.raises(errors.InvalidRequest, match="either keys"):
+        await service.longest_prefix(question)
+
+
+async def test_a_description_needs_no_segments(service, key, container_bytes):
+    data = container_bytes([EXACT], content_key=key, tokens=7, first_position=70)
+    await service.put(key, data, ack=Ack.DISK)
+    detail = await service.describe(key)
+    assert detail.chunk == wire.ChunkEntry(key, len(data), 1000, ("memory", "ssd"))
+    assert (detail.tokens, detail.first_position, detail.profile_digest) == (7, 70, None)
+    assert [item.level for item in detail.levels] == [EXACT]
+
+
+async def test_lists_are_bounded(service, container_bytes):
+    keys = [os.urandom(32) for _ in range(5)]
+    for name in keys:
+        await service.put(name, container_bytes([EXACT], content_key=name), ack=Ack.DISK)
+    everything = await service.list_chunks(limit=5, prefix="")
+    assert ({item.key for item in everything.chunks}, everything.truncated) == (set(keys), False)
+    some = await service.list_chunks(limit=4, prefix="")
+    assert (len(some.chunks), some.truncated) == (4, True)
+    for limit in (0, limits.LIST_CHUNKS_MAX + 1):
+        with pytest.raises(errors.InvalidRequest, match=str(limit)):
+            await service.list_chunks(limit=limit, prefix="")
+
+
+async def test_namespaces_do_not_see_each_other(service, store, tmp_path, key, container_bytes):
+    other = Service(
+        store, ProfileShelf(tmp_path / "other"), derive_namespace(bytes(32), "other"), Admission(), dirty_bytes_max=1
+    )
+    await service.put(key, container_bytes([EXACT], content_key=key), ack=Ack.MEMORY)
+    assert await other.exists([key]) == [False]
+    assert (await other.list_chunks(limit=10, prefix="")).chunks == ()
+    with pytest.raises(errors.NotFound):
+        await read(other, key)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        (Miss(), errors.NotFound),
+        (Corrupt("ssd", "a bit flipped"), errors.NotFound),
+        (Throttled("ssd", 2.0), errors.Overloaded),
+        (Unavailable("ssd", "no such device"), errors.StorageUnavailable),
+    ],
+)
+async def test_an_outcome_that_is_no_hit_is_the_error_an_edge_answers_with(service, key, monkeypatch, outcome, error):
+    async def answer(*_, **__):
+        return outcome
+
+    monkeypatch.setattr(service._store, "get", answer)
+    with pytest.raises(error):
+        await read(service, key)
+
+
+async def test_stats_count_what_happened(service, key, container_bytes):
+    data = container_bytes([EXACT], content_key=key)
+    await service.put(key, data, ack=Ack.DISK)
+    await read(service, key)
+    with pytest.raises(errors.NotFound):
+        await read(service, os.urandom(32))
+    stats = service.stats()
+    assert (stats.hits, stats.misses, stats.puts, stats.put_bytes) == (1, 1, 1, len(data))
+    assert [(tier.name, tier.records, tier.durable) for tier in stats.tiers] == [("memory", 1, False), ("ssd", 1, True)]
+    assert isinstance(await service._store.get(service._namespace, key), Hit)

@@ -1,0 +1,74 @@
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvloom import limits
+from kvloom.codec.container import checksum
+from kvloom.errors import InvalidData
+from kvloom.kvstore.key import ContentKey, StorageKey
+from kvloom.kvstore.record import HEADER_BYTES, check_payload, encode_record, parse_record_header
+from kvloom.kvstore.tier import Record
+
+RECORD = Record(StorageKey(b"s" * 32), ContentKey(b"c" * 32), b"the payload", 1_700_000_000_123)
+
+
+def resealed(fields: bytes) -> bytes:
+    return fields + checksum(fields)
+
+
+def test_layout_is_the_documented_one() -> None:
+    data = encode_record(RECORD)
+    assert len(data) == 104 + len(RECORD.payload)
+    assert data[:4] == b"KVLR"
+    assert struct.unpack_from("<HH", data, 4) == (1, 0)
+    assert data[8:40] == RECORD.storage_key
+    assert data[40:72] == RECORD.content_key
+    assert struct.unpack_from("<QQ", data, 72) == (len(RECORD.payload), RECORD.stored_at_ms)
+    assert data[88:96] == checksum(RECORD.payload)
+    assert data[96:104] == checksum(data[:96])
+    assert data[104:] == RECORD.payload
+
+
+@given(payload=st.binary(max_size=300), stored_at_ms=st.integers(0, 2**64 - 1), tail=st.binary(max_size=5))
+def test_what_is_encoded_is_parsed(payload: bytes, stored_at_ms: int, tail: bytes) -> None:
+    record = Record(RECORD.storage_key, RECORD.content_key, payload, stored_at_ms)
+    data = encode_record(record)
+    header = parse_record_header(memoryview(data), record_bytes=len(data))
+    assert header.info == record.info
+    check_payload(header, payload)
+    if tail:
+        with pytest.raises(InvalidData, match="payload"):
+            check_payload(header, payload + tail)
+
+
+def test_every_flipped_bit_of_header_and_payload_is_found() -> None:
+    data = encode_record(RECORD)
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(InvalidData):
+            check_payload(parse_record_header(damaged, record_bytes=len(damaged)), damaged[HEADER_BYTES:])
+
+
+@pytest.mark.parametrize("size", [0, 1, 103])
+def test_short_data_is_refused(size: int) -> None:
+    with pytest.raises(InvalidData, match=f"{size} bytes, its header needs 104"):
+        parse_record_header(encode_record(RECORD)[:size], record_bytes=size)
+
+
+def test_header_that_is_sealed_but_wrong_is_refused() -> None:
+    fields = encode_record(RECORD)[:96]
+    for wrong in (b"KVLX" + fields[4:], fields[:4] + b"\2\0" + fields[6:], fields[:6] + b"\1\0" + fields[8:]):
+        with pytest.raises(InvalidData, match="this kvloom reads"):
+            parse_record_header(resealed(wrong), record_bytes=104)
+    huge = fields[:72] + struct.pack("<Q", limits.RECORD_BYTES_MAX + 1) + fields[80:]
+    with pytest.raises(InvalidData, match=str(limits.RECORD_BYTES_MAX + 1)):
+        parse_record_header(resealed(huge), record_bytes=limits.RECORD_BYTES_MAX + 105)
+
+
+def test_length_that_is_not_the_record_s_is_refused() -> None:
+    data = encode_record(RECORD)
+    with pytest.raises(InvalidData, match="declares 11 payload bytes and has 12"):
+        parse_record_header(data, record_bytes=len(data) + 1)
