@@ -1,6 +1,7 @@
 """The asyncio client: aiohttp underneath, the same calls and the same meanings as :class:`.client.KvloomClient`."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -155,7 +156,8 @@ class AsyncKvloomClient:
         except TimeoutError as error:
             raise DaemonUnavailable(f"daemon at {self._endpoint} did not go on within its time limit") from error
         except aiohttp.ClientConnectorError as error:
-            reason = error.os_error.strerror or str(error.os_error)
+            number = error.os_error.errno
+            reason = str(error.os_error) if number is None else os.strerror(number)  # asyncio's own text is longer
             raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise DaemonUnavailable(f"daemon at {self._endpoint} broke off: {error!r}") from error

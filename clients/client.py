@@ -2,12 +2,8 @@
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import limits
 from ..codec.container import Container
@@ -20,6 +16,12 @@ from . import protocol, wire
 from .connection import Connection, StaleConnection
 from .discovery import Endpoint, find_daemon
 from .protocol import Buffer, HttpReply, Operation, PrefixReply
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["KvloomClient"]
 
@@ -99,7 +101,7 @@ class KvloomClient:
     def longest_prefix(
         self,
         identity: ModelIdentity,
-        tokens: Sequence[int] | NDArray[np.integer],
+        tokens: "Sequence[int] | NDArray[np.integer]",
         *,
         chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
     ) -> PrefixReply:
@@ -168,7 +170,9 @@ class KvloomClient:
         except IndexError:
             return Connection(self._endpoint)
 
-    def _pool(self) -> ThreadPoolExecutor:
+    def _pool(self) -> "ThreadPoolExecutor":
+        from concurrent.futures import ThreadPoolExecutor  # here: most clients never read many at once
+
         if self._workers is None:
             self._workers = ThreadPoolExecutor(self._connections_max, thread_name_prefix="kvloom-client")
         return self._workers

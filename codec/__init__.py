@@ -8,14 +8,20 @@
 >>> decoded_keys, decoded_values = codec.decode(blob)
 >>> bool((decoded_keys == keys).all())
 True
+
+Names are loaded when first used: a client that only moves containers loads no NumPy.
 """
 
-from .calibrate import KvSample, calibrate
-from .codec import ContainerInfo, decode, decode_into, encode, info, truncate
-from .container import Container, ContainerHeader
-from .layout import KvDtype, LayerLayout, Layout, Rope
-from .level import DRAFT, EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level
-from .profile import Profile
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .calibration import KvSample, calibrate
+    from .codec import ContainerInfo, decode, decode_into, encode, info, truncate
+    from .container import Container, ContainerHeader
+    from .layout import KvDtype, LayerLayout, Layout, Rope
+    from .level import DRAFT, EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level
+    from .profile import Profile
 
 __all__ = [
     "DRAFT",
@@ -40,3 +46,24 @@ __all__ = [
     "parse_level",
     "truncate",
 ]
+
+_HOMES = {
+    "calibration": ("KvSample", "calibrate"),
+    "codec": ("ContainerInfo", "decode", "decode_into", "encode", "info", "truncate"),
+    "container": ("Container", "ContainerHeader"),
+    "layout": ("KvDtype", "LayerLayout", "Layout", "Rope"),
+    "level": ("DRAFT", "EXACT", "LOSSY_LEVELS", "STANDARD", "Level", "parse_level"),
+    "profile": ("Profile",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -9,13 +9,15 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-import ml_dtypes
-import numpy as np
 from blake3 import blake3
 
 from .. import limits
 from ..errors import LayoutMismatch, MalformedContainer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["AttentionKind", "KvDtype", "LayerLayout", "Layout", "Rope"]
 
@@ -28,8 +30,12 @@ class KvDtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
     @property
-    def numpy(self) -> np.dtype[np.generic]:
+    def numpy(self) -> "np.dtype[np.generic]":
         """The NumPy dtype (``ml_dtypes.bfloat16`` for bfloat16)."""
+        # Here, so that a client that only moves containers loads no NumPy.
+        import ml_dtypes
+        import numpy as np
+
         return np.dtype(ml_dtypes.bfloat16) if self is KvDtype.BFLOAT16 else np.dtype(self.value)
 
     @property

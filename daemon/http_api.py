@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from aiohttp import web
 
-from .. import __version__, limits
+from .. import limits
 from ..clients import wire
 from ..codec.level import parse_level
 from ..errors import InvalidRequest, Overloaded
@@ -62,7 +62,7 @@ class HttpApi:
     def application(self) -> web.Application:
         """The application: every route of the table, and the guard around all of them."""
         app = web.Application(middlewares=[guard(self._metrics)], client_max_size=limits.PROFILE_BYTES_MAX)
-        app.on_response_prepare.append(stamp(f"kvloom/{__version__}"))
+        app.on_response_prepare.append(stamp)
         for route in self.routes:
             handler = self._admitted(route.handler) if route.admitted else route.handler
             app.router.add_route(route.method, route.path, handler, expect_handler=_continue_later)

@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from aiohttp.web_protocol import RequestHandler
 
-from .. import limits
+from .. import __version__, limits
 from ..clients import wire
 from ..errors import Forbidden, InvalidRequest, KvloomError, NotFound
 from .metrics import Metrics
@@ -28,6 +28,7 @@ __all__ = ["GuardedProtocol", "error_response", "guard", "stamp"]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.REQUEST_ID_CHARACTERS_MAX}}}")
 _REQUEST_ID_NAME: Final = "request_id"
+_SERVER: Final = f"kvloom/{__version__}"
 _RETRY_SECONDS: Final = "1"
 _log = structlog.get_logger("kvloom.http")
 
@@ -50,16 +51,12 @@ def guard(metrics: Metrics) -> Middleware:
     return middleware
 
 
-def stamp(server: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """The signal handler that names the server and repeats the request's id on every answer."""
-
-    async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers["Server"] = server
-        request_id = structlog.contextvars.get_contextvars().get(_REQUEST_ID_NAME)
-        if request_id is not None:
-            response.headers[wire.HEADER_REQUEST_ID] = request_id
-
-    return on_prepare
+async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """Name the server and repeat the request's id; a signal handler, called for every answer."""
+    response.headers["Server"] = _SERVER
+    request_id = structlog.contextvars.get_contextvars().get(_REQUEST_ID_NAME)
+    if request_id is not None:
+        response.headers[wire.HEADER_REQUEST_ID] = request_id
 
 
 def error_response(error: KvloomError) -> web.Response:
@@ -93,7 +90,8 @@ class GuardedProtocol(RequestHandler):
             _log.error("request failed", exc_info=exc)
         line = " ".join((message or "").split())[:300]
         error = InvalidRequest if status < 500 else KvloomError
-        response = _json_error(status, error.code, f"request is not HTTP that kvloom accepts: {line}", {})
+        message = f"request is not HTTP that kvloom accepts: {line}"
+        response = _json_error(status, error.code, message, {"Server": _SERVER})
         response.force_close()
         return response
 

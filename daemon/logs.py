@@ -30,7 +30,7 @@ def configure_logs(form: LogFormat, level: LogLevel) -> None:
         cache_logger_on_first_use=True,
     )
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, _reading_order, structlog.processors.JSONRenderer()]
     )

@@ -9,14 +9,16 @@ another's (peers drop the salt and share hits between tenants; LMCache builds id
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
-import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import ChunkTooLong, EmptyChunk, InvalidKey, InvalidRequest, TooManyItems
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "ChunkRef",
@@ -106,7 +108,7 @@ class ChunkRef:
 
 
 def content_key(
-    identity: ModelIdentity, tokens: Sequence[int] | NDArray[np.integer], context: ContentKey | ContextMarker
+    identity: ModelIdentity, tokens: "Sequence[int] | NDArray[np.integer]", context: ContentKey | ContextMarker
 ) -> ContentKey:
     """Name the chunk of ``tokens`` computed after ``context`` by the model that ``identity`` describes.
 
@@ -131,7 +133,7 @@ def content_key(
 
 def chunk_refs(
     identity: ModelIdentity,
-    tokens: Sequence[int] | NDArray[np.integer],
+    tokens: "Sequence[int] | NDArray[np.integer]",
     *,
     chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
     context: ContentKey | ContextMarker = ContextMarker.START,
@@ -166,7 +168,9 @@ def _update(hasher: blake3, field: bytes) -> None:
     hasher.update(field)
 
 
-def _token_bytes(tokens: Sequence[int] | NDArray[np.integer]) -> bytes:
+def _token_bytes(tokens: "Sequence[int] | NDArray[np.integer]") -> bytes:
+    import numpy as np  # here, so that a client that is given keys loads no NumPy
+
     try:
         array = np.asarray(tokens)
         if array.ndim != 1 or array.dtype.kind not in "iu":

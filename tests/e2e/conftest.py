@@ -46,7 +46,17 @@ class DaemonProcess:
     def start(self) -> "DaemonProcess":
         """Start it and wait for the line that says it is ready."""
         ready = threading.Event()
-        command = [*KVLOOM, "serve", "--port", "0", "--data-dir", str(self.data_dir), "--log-format", "json", *self.flags]
+        command = [
+            *KVLOOM,
+            "serve",
+            "--port",
+            "0",
+            "--data-dir",
+            str(self.data_dir),
+            "--log-format",
+            "json",
+            *self.flags,
+        ]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read_log, args=(self._process, ready), daemon=True)
         self._reader.start()

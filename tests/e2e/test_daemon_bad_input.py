@@ -115,8 +115,8 @@ CASES = [
         headers={"Content-Encoding": "gzip"},
     ),
     # unknown level and layers
-    Case("unknown level", errors.UnknownLevel, ("'best'", "draft, standard, exact"), "GET", chunk_target("?level=best")),
-    Case("level not stored", errors.LevelNotStored, ("standard", "stored: exact"), "GET", chunk_target("?level=standard")),
+    Case("unknown level", errors.UnknownLevel, ("'best'", "draft, standard"), "GET", chunk_target("?level=best")),
+    Case("level not stored", errors.LevelNotStored, ("draft", "stored: exact"), "GET", chunk_target("?level=draft")),
     Case("layers that are none", errors.InvalidRequest, ("'b-a'", "A-B"), "GET", chunk_target("?layers=b-a")),
     Case("layers outside", errors.InvalidRequest, ("2-9", "0-3"), "GET", chunk_target("?layers=2-9")),
     # layout, profile
@@ -263,7 +263,9 @@ def test_a_body_cut_off_by_its_sender_leaves_nothing_behind(daemon, chunk):
             answer = connection.recv(65536)
         assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
     with daemon.client() as client:  # the daemon learns of a closed connection a turn of its loop later
-        assert any((now.bytes_inflight, now.requests_inflight) == (0, 0) for now in (client.stats() for _ in range(100)))
+        assert any(
+            (now.bytes_inflight, now.requests_inflight) == (0, 0) for now in (client.stats() for _ in range(100))
+        )
     assert daemon.client().exists([key]) == [False]
 
 

@@ -45,9 +45,7 @@ def test_a_get_gives_back_the_bytes_that_were_put(daemon, key, container):
     assert answer.headers["kvloom-tier"] in ("memory", "write-behind", "ssd")
 
 
-@pytest.mark.parametrize(
-    ("level", "held"), [("draft", (DRAFT,)), ("standard", (DRAFT, STANDARD)), ("exact", (EXACT,))]
-)
+@pytest.mark.parametrize(("level", "held"), [("draft", (DRAFT,)), ("standard", (DRAFT, STANDARD)), ("exact", (EXACT,))])
 def test_a_level_is_a_container_of_what_it_needs(daemon, key, container, level, held):
     daemon.ask("PUT", f"/chunks/{key.hex()}", container)
     answer = daemon.ask("GET", f"/chunks/{key.hex()}?level={level}")

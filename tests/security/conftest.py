@@ -15,7 +15,7 @@ from kvloom.daemon.server import RunningDaemon, open_daemon
 
 @dataclass(frozen=True)
 class RawAnswer:
-    """What came back over a connection: the first answer's parts, and whether the daemon closed after it."""
+    """What came back over a connection: the first answer's parts, and whether it was the last."""
 
     status: int
     head: str
@@ -44,14 +44,16 @@ class Edge:
             lines = head.decode("latin-1").split("\r\n")
             length = next((int(line[15:]) for line in lines if line.lower().startswith("content-length:")), 0)
             body = b"" if head_only else await reader.readexactly(length)
-            closed = "connection: close" in head.decode("latin-1").lower()
+            closed = "connection: close" in head.decode("latin-1").lower() or lines[0].startswith("HTTP/1.0 ")
             return RawAnswer(int(lines[0].split()[1]), head.decode("latin-1"), body, closed)
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         finally:
             writer.close()
 
-    async def ask(self, method: str, target: str, *headers: str, body: bytes = b"", host: str = "localhost") -> RawAnswer:
+    async def ask(
+        self, method: str, target: str, *headers: str, body: bytes = b"", host: str = "localhost"
+    ) -> RawAnswer:
         """A request with a Host and a Content-Length."""
         lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}", *headers, "", ""]
         answer = await self.send("\r\n".join(lines).encode("latin-1") + body, head_only=method == "HEAD")

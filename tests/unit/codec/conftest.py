@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from kvloom.codec import KvDtype, KvSample, Layout, Profile, Rope, calibrate
 from kvloom.codec.rope import rotate
-from numpy.typing import NDArray
 
 HEADS, HEAD_DIM, LAYERS = 2, 16, 3
 

@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+
 from kvloom import codec, limits
 from kvloom.codec import EXACT, LOSSY_LEVELS, KvDtype, LayerLayout, Layout
 from kvloom.codec.container import Container, join_layers, parse_header, select

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from kvloom import codec, limits
 from kvloom.codec import KvDtype, Layout, Profile
 from kvloom.codec.entropy import native

@@ -85,7 +85,11 @@ async def test_a_profile_known_before_a_restart_is_known_after_it(service, store
     digest = blake3(b"p").digest()
     await service.put_profile(digest, b"p")
     again = Service(
-        store, ProfileShelf(tmp_path / "profiles"), derive_namespace(bytes(32), "default"), Admission(), dirty_bytes_max=1
+        store,
+        ProfileShelf(tmp_path / "profiles"),
+        derive_namespace(bytes(32), "default"),
+        Admission(),
+        dirty_bytes_max=1,
     )
     await again.open()
     await again.put(key, container_bytes(content_key=key, profile_digest=digest), ack=Ack.MEMORY)

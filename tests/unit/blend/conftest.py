@@ -1,0 +1,62 @@
+"""Tiny models with random weights, of several architectures: what blending promises holds for any weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "mistral-sliding": ("Mistral", {"sliding_window": 12}),
+    "gemma3-mixed": (
+        "Gemma3",
+        {
+            "head_dim": 16,
+            "sliding_window": 12,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "cohere-interleaved": ("Cohere", {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
+    "smollm3-no-rope-layer": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [1, 1, 0, 1]}),
+    "mixtral-experts": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """``tiny_model(name, **config)``: a model of that architecture in evaluation mode, always the same weights."""
+    import torch
+    import transformers
+
+    def make(name: str, **config: Any) -> Any:
+        family, special = ARCHITECTURES[name]
+        settings = {**SIZES, **special, **config}
+        config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
+        torch.manual_seed(11)
+        return getattr(transformers, f"{family}ForCausalLM")(config_class(**settings)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+def any_model(request: pytest.FixtureRequest, tiny_model: Callable[..., Any]) -> Any:
+    """Each architecture in turn."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_model: Callable[..., Any]) -> Any:
+    """The plainest of them."""
+    return tiny_model("llama")
