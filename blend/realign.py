@@ -84,9 +84,9 @@ class Realigner:
                 out.copy_(keys)
             return
         if rope is None:
+            was = "un-rotated" if chunk.first_position is None else f"computed at {chunk.first_position}"
             raise UnsupportedModel(
-                f"layer {layer} has keys whose position cannot be undone; a chunk computed at "
-                f"{chunk.first_position} cannot stand at {chunk.start}"
+                f"layer {layer} has keys whose position cannot be undone; a chunk {was} cannot stand at {chunk.start}"
             )
         turn = self._turn(rope, chunk, out.device)
         rotate_into(out, keys, rope, turn.cos, turn.sin)

@@ -4,11 +4,9 @@ import asyncio
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
-import numpy as np
-from numpy.typing import NDArray
 
 from .. import limits
 from ..codec.container import Container
@@ -20,6 +18,10 @@ from ..kvstore.tier import Ack
 from . import protocol, wire
 from .discovery import Endpoint, find_daemon
 from .protocol import Buffer, HttpReply, HttpRequest, Operation, PrefixReply
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["AsyncKvloomClient"]
 
@@ -96,7 +98,7 @@ class AsyncKvloomClient:
     async def longest_prefix(
         self,
         identity: ModelIdentity,
-        tokens: Sequence[int] | NDArray[np.integer],
+        tokens: "Sequence[int] | NDArray[np.integer]",
         *,
         chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
     ) -> PrefixReply:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidData
-from .entropy import DecodeJob, EncodeJob, Runs, decode_streams, encode_streams, lanes_for
+from .entropy import DecodeJob, EncodeJob, Runs, decode_streams, encode_streams, lanes_for, native
 from .entropy.model import CLASSES, ESCAPE, SYMBOL_MAX, SYMBOL_ZERO, base_tables, refinement_tables
 from .entropy.stream import LANES_MAX
-from .quantise import CELLS, NestedQuantiser, Quantised
+from .quantise import NestedQuantiser, Quantised, dequantise
 
 __all__ = ["LossySegment", "decode_lossy", "encode_lossy"]
 
@@ -107,23 +107,37 @@ def decode_lossy(
             for item in parsed
         ]
     )
-    bases = [_base_values(coded, item.escapes) for coded, item in zip(symbols, parsed, strict=True)]
-    if standards is None:
-        fine = [CELLS * base for base in bases]
-    else:
-        jobs = [
-            _refinement_job(payload, item, base, coded_tokens)
-            for payload, item, base in zip(standards, parsed, bases, strict=True)
-        ]
-        refined = decode_streams(jobs)
-        fine = [
-            NestedQuantiser.fine_symbols(base, refinement.astype(np.int8) - np.int8(1))
-            for base, refinement in zip(bases, refined, strict=True)
-        ]
+    refined: list[NDArray[np.uint8]] | None = None
+    if standards is not None:
+        refined = decode_streams(
+            [
+                _refinement_job(payload, item, base, coded_tokens)
+                for payload, item, base in zip(standards, parsed, symbols, strict=True)
+            ]
+        )
     return [
-        (item.sinks, coefficients.astype(np.float32).reshape(width, coded_tokens))
-        for item, coefficients, width in zip(parsed, fine, widths, strict=True)
+        (item.sinks, coefficients.reshape(width, coded_tokens))
+        for item, coefficients, width in zip(parsed, _coefficients(parsed, symbols, refined), widths, strict=True)
     ]
+
+
+def _coefficients(
+    parsed: Sequence[_Draft], symbols: Sequence[NDArray[np.uint8]], refined: Sequence[NDArray[np.uint8]] | None
+) -> list[FloatArray]:
+    if native.AVAILABLE:
+        pairs = native.dequantise(symbols, refined)
+    else:
+        pairs = [dequantise(base, None if refined is None else refined[index]) for index, base in enumerate(symbols)]
+    for index, (item, (coefficients, escape_count)) in enumerate(zip(parsed, pairs, strict=True)):
+        if escape_count != len(item.escapes):
+            raise InvalidData(f"draft segment has {len(item.escapes)} escapes, its stream asks for {escape_count}")
+        if escape_count:
+            places = np.flatnonzero(symbols[index] == ESCAPE)
+            parts = np.zeros(escape_count, np.int8)
+            if refined is not None:
+                parts = refined[index][places].astype(np.int8) - np.int8(1)
+            coefficients[places] = NestedQuantiser.fine_symbols(item.escapes, parts)
+    return [coefficients for coefficients, _ in pairs]
 
 
 def _best_classes(base: NDArray[np.int32], refinement: NDArray[np.int8]) -> NDArray[np.uint8]:
@@ -153,23 +167,14 @@ def _base_symbols(base: NDArray[np.int32], classes: NDArray[np.uint8]) -> tuple[
     return symbols.reshape(-1), base[escaped]
 
 
-def _base_values(symbols: NDArray[np.uint8], escapes: NDArray[np.int32]) -> NDArray[np.int32]:
-    values = symbols.astype(np.int32) - SYMBOL_ZERO
-    if len(escapes) or (symbols == ESCAPE).any():
-        places = np.flatnonzero(symbols == ESCAPE)
-        if len(places) != len(escapes):
-            raise InvalidData(f"draft segment has {len(escapes)} escapes, its stream asks for {len(places)}")
-        values[places] = escapes
-    return values
-
-
-def _refinement_job(payload: memoryview, item: _Draft, base: NDArray[np.int32], tokens: int) -> DecodeJob:
+def _refinement_job(payload: memoryview, item: _Draft, base: NDArray[np.uint8], tokens: int) -> DecodeJob:
     if len(payload) < _STANDARD.size:
         raise InvalidData(f"standard segment has {len(payload)} bytes, its head needs {_STANDARD.size}")
     lanes_log2, zero, also_zero = _STANDARD.unpack_from(payload)
     lanes = _lanes(lanes_log2, zero or also_zero)
     runs = Runs.of_channels(2 * item.classes.astype(np.uint32), tokens)
-    return DecodeJob(payload[_STANDARD.size :], refinement_tables(), runs, lanes, (base != 0).astype(np.uint8))
+    contexts = (base != SYMBOL_ZERO).view(np.uint8)
+    return DecodeJob(payload[_STANDARD.size :], refinement_tables(), runs, lanes, contexts)
 
 
 def _parse_draft(payload: memoryview, width: int, sink_tokens: int, coded_tokens: int) -> _Draft:

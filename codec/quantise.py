@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidTensor
+from .entropy.model import ESCAPE, SYMBOL_ZERO
 
-__all__ = ["CELLS", "NestedQuantiser", "Quantised"]
+__all__ = ["CELLS", "NestedQuantiser", "Quantised", "dequantise"]
 
 CELLS = 3
 SYMBOL_LIMIT = 2**29
@@ -52,3 +53,15 @@ class NestedQuantiser:
     def fine_symbols(base: NDArray[np.int32], refinement: NDArray[np.int8]) -> NDArray[np.int32]:
         """The symbols of the fine quantiser: undoes what :meth:`quantise` parted."""
         return CELLS * base + np.where(base < 0, -refinement, refinement)
+
+
+def dequantise(base: NDArray[np.uint8], refinement: NDArray[np.uint8] | None) -> tuple[NDArray[np.float32], int]:
+    """Coefficients in fine steps ``[n]`` of coded base symbols and refinements, and how many base symbols escaped.
+
+    An escape comes out as if its base symbol were 0; the caller knows better. This is the specification of
+    ``kvl_dequantise`` in ``rans.cpp``.
+    """
+    escaped = base == ESCAPE
+    cells = np.where(escaped, 0, base.astype(np.int32) - SYMBOL_ZERO).astype(np.int32)
+    parts = np.zeros(len(base), np.int8) if refinement is None else (refinement.astype(np.int8) - np.int8(1))
+    return NestedQuantiser.fine_symbols(cells, parts).astype(np.float32), int(escaped.sum())

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -143,6 +144,7 @@ def _check_headers(request: web.Request) -> None:
         raise Forbidden(f"Sec-Fetch-Site is {site[:80]!r}, web pages may not use this daemon")
 
 
+@lru_cache(maxsize=64)
 def _names_this_machine(host: str) -> bool:
     name = re.sub(r":\d{1,5}$", "", host, flags=re.ASCII)
     if name.lower() == "localhost":

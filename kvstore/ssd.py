@@ -14,7 +14,7 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import lmdb
@@ -50,6 +50,8 @@ _RECORD_SHARE = 4
 _RESERVE_SHARE = 8
 _BATCH_SHARE = 16
 _FIXED_BYTES = 64 * 1024
+_SHRINK_SLACK_BYTES = 16 * 1024 * 1024
+"""Room for the deletions that a smaller quota asks for; the compacted copy is without it."""
 _SMALL_COPY_BYTES_MAX = 4096
 
 
@@ -106,8 +108,11 @@ class SsdTier(Tier):
                 databases = _open_environment(environment, map_bytes)
                 undo.callback(lambda: databases.environment.close())
                 catalogue = _load(databases, policy or LruPolicy(), map_bytes)
-                if (environment / "data.mdb").stat().st_size > map_bytes:
-                    databases = _shrink(databases, catalogue, environment, map_bytes)
+                claimed_bytes = databases.claimed_bytes
+                if claimed_bytes > map_bytes:
+                    databases.environment.close()
+                    _shrink(catalogue, environment, claimed_bytes)
+                    databases = _open_environment(environment, map_bytes)
             except (lmdb.Error, OSError) as error:
                 raise StorageUnavailable(f"{name} tier cannot open {environment}: {error}") from error
             tier = cls(name, limit_bytes, map_bytes, databases, catalogue, lock)
@@ -273,14 +278,14 @@ def _open_environment(path: Path, map_bytes: int) -> Databases:
     with ExitStack() as undo:
         undo.callback(environment.close)
         environment.reader_check()
-        databases = Databases(
-            environment,
-            environment.open_db(RECORDS),
-            environment.open_db(INDEX),
-            environment.open_db(META),
-            environment.stat()["psize"],
-        )
         with environment.begin(write=True) as transaction:
+            databases = Databases(
+                environment,
+                environment.open_db(RECORDS, txn=transaction),
+                environment.open_db(INDEX, txn=transaction),
+                environment.open_db(META, txn=transaction),
+                environment.stat()["psize"],
+            )
             transaction.put(FORMAT_KEY, FORMAT_VALUE, db=databases.meta, overwrite=False)
             form = transaction.get(FORMAT_KEY, db=databases.meta)
         if form != FORMAT_VALUE:
@@ -305,20 +310,20 @@ def _load(databases: Databases, policy: EvictionPolicy, map_bytes: int) -> SsdCa
     return catalogue
 
 
-def _shrink(databases: Databases, catalogue: SsdCatalogue, environment: Path, map_bytes: int) -> Databases:
+def _shrink(catalogue: SsdCatalogue, environment: Path, claimed_bytes: int) -> None:
     """Put a smaller quota into effect: evict down to it, then replace the file by a compacted copy of itself."""
-    victims = catalogue.evict_for({})
-    with databases.environment.begin(write=True) as transaction:
-        for victim in victims:
-            transaction.delete(victim.key, db=databases.index)
-            transaction.delete(victim.key, db=databases.records)
+    databases = _open_environment(environment, claimed_bytes + _SHRINK_SLACK_BYTES)
     target = environment.parent / "compacting"
     target.mkdir(mode=0o700)
-    databases.environment.copy(str(target), compact=True)
-    databases.environment.close()
+    with closing(databases.environment):
+        victims = catalogue.evict_for({})
+        with databases.environment.begin(write=True) as transaction:
+            for victim in victims:
+                transaction.delete(victim.key, db=databases.index)
+                transaction.delete(victim.key, db=databases.records)
+        databases.environment.copy(str(target), compact=True)
     with (target / "data.mdb").open("rb") as copied:
         os.fsync(copied.fileno())
     (target / "data.mdb").replace(environment / "data.mdb")
     shutil.rmtree(target)
     _log.info("%s compacted to its new quota, %d records evicted", environment, len(victims))
-    return _open_environment(environment, map_bytes)

@@ -16,7 +16,8 @@ __all__ = ["USES_PENDING_MAX", "SsdCatalogue", "Use", "Victim", "charged_bytes"]
 
 USES_PENDING_MAX = 4096
 _PAGE_HEADER_BYTES = 16
-_INLINE_VALUE_SHARE = 2
+_NODE_BYTES = 40
+"""What LMDB stores beside a value in a leaf: its node header (8) and our key (32)."""
 _TREE_BYTES_PER_RECORD = 320
 """Leaf entries of a record in both trees (146 bytes) at the half-full pages of random inserts, and their branches."""
 
@@ -39,7 +40,8 @@ class Use:
 
 def charged_bytes(record_bytes: int, page_bytes: int) -> int:
     """What a record of ``record_bytes`` takes of the map: whole pages past half a page, tree entries always."""
-    if record_bytes >= page_bytes // _INLINE_VALUE_SHARE - 2 * _PAGE_HEADER_BYTES:
+    largest_node_bytes = (page_bytes - _PAGE_HEADER_BYTES) // 4 * 2 - 2
+    if _NODE_BYTES + record_bytes > largest_node_bytes:
         return -(-(record_bytes + _PAGE_HEADER_BYTES) // page_bytes) * page_bytes + _TREE_BYTES_PER_RECORD
     return 2 * record_bytes + _TREE_BYTES_PER_RECORD
 

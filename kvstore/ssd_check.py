@@ -15,7 +15,7 @@ from typing import Final
 
 import lmdb
 
-from .ssd_format import DATABASES_MAX, INDEX, RECORDS, IndexEntry
+from .ssd_format import DATABASES_MAX, FORMAT_KEY, INDEX, META, RECORDS, IndexEntry
 
 __all__ = ["DAMAGED_STATUS", "find_damage", "main"]
 
@@ -36,15 +36,20 @@ def find_damage(directory: Path) -> str | None:
 
 
 def _walk(environment: lmdb.Environment, file_bytes: int) -> str | None:
-    try:
-        records = environment.open_db(RECORDS, create=False)
-        index = environment.open_db(INDEX, create=False)
-    except lmdb.NotFoundError:
+    databases = [_open_database(environment, name) for name in (RECORDS, INDEX, META)]
+    if all(database is None for database in databases):
         return None
+    records, index, meta = databases
+    if records is None or index is None or meta is None:
+        return "one of its databases is missing"
     claimed_bytes = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     # Pages past the end may be free ones that were never written, so a short file is only damaged if a record is there.
     touch = file_bytes < claimed_bytes
     walked = 0
+    with environment.begin() as transaction, transaction.cursor(db=meta) as cursor:
+        facts = dict(cursor)
+    if FORMAT_KEY not in facts:
+        return "it does not say its format"
     with environment.begin(buffers=True) as transaction:
         counts = [transaction.stat(database)["entries"] for database in (records, index)]
         if counts[0] != counts[1]:
@@ -61,9 +66,17 @@ def _walk(environment: lmdb.Environment, file_bytes: int) -> str | None:
     if walked != counts[0]:
         return f"{walked} of {counts[0]} records are reachable"
     with environment.begin(write=True) as transaction:
-        transaction.put(b"probe", bytes(_PROBE_BYTES), db=records)
+        for database in (records, index, meta):
+            transaction.put(b"probe", bytes(_PROBE_BYTES), db=database)
         transaction.abort()
     return None
+
+
+def _open_database(environment: lmdb.Environment, name: bytes) -> "lmdb._Database | None":
+    try:
+        return environment.open_db(name, create=False)
+    except lmdb.NotFoundError:
+        return None
 
 
 def _touch(record: memoryview) -> None:

@@ -40,6 +40,11 @@ class Databases:
     meta: "lmdb._Database"
     page_bytes: int
 
+    @property
+    def claimed_bytes(self) -> int:
+        """Bytes of the map that hold or have held something; the map is never smaller."""
+        return (self.environment.info()["last_pgno"] + 1) * self.page_bytes
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PutWork:

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from ...errors import InvalidData
 from .stream import DecodeJob, EncodeJob
 
-__all__ = ["AVAILABLE", "DESCRIPTION", "THREADS", "MergeForm", "decode_streams", "encode_streams", "merge_planes"]
+__all__ = [
+    "AVAILABLE",
+    "DESCRIPTION",
+    "THREADS",
+    "MergeForm",
+    "decode_streams",
+    "dequantise",
+    "encode_streams",
+    "merge_planes",
+]
 
 _STATUS = {
     1: "ends too early",
@@ -60,6 +69,16 @@ class _Merge(ctypes.Structure):
     ]
 
 
+class _Dequantise(ctypes.Structure):
+    _fields_ = [
+        ("base", ctypes.c_void_p),
+        ("refinement", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("count", ctypes.c_uint64),
+        ("escapes", ctypes.c_uint64),
+    ]
+
+
 class MergeForm:
     """How the planes of a value lie in it; see ``lossless.py``."""
 
@@ -80,6 +99,8 @@ def _load() -> ctypes.CDLL | None:
     library.kvl_encode.restype = None
     library.kvl_merge.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_merge.restype = None
+    library.kvl_dequantise.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_dequantise.restype = None
     return library
 
 
@@ -149,6 +170,21 @@ def merge_planes(
         merge.out, merge.rows, merge.row_values = out.ctypes.data, out.shape[0], out.shape[1]
         merge.row_stride, merge.form = out.strides[0], form
     library.kvl_merge(ctypes.byref(merges), len(jobs), threads)
+
+
+def dequantise(
+    bases: Sequence[NDArray[np.uint8]], refinements: Sequence[NDArray[np.uint8]] | None, *, threads: int = THREADS
+) -> list[tuple[NDArray[np.float32], int]]:
+    """As :func:`kvloom.codec.quantise.dequantise` for each pair of symbol arrays ``[n]``."""
+    library = _require()
+    jobs = (_Dequantise * len(bases))()
+    outputs = [np.empty(len(base), dtype=np.float32) for base in bases]
+    for index, (job, base, out) in enumerate(zip(jobs, bases, outputs, strict=True)):
+        job.base, job.out, job.count = base.ctypes.data, out.ctypes.data, len(base)
+        if refinements is not None:
+            job.refinement = refinements[index].ctypes.data
+    library.kvl_dequantise(ctypes.byref(jobs), len(bases), threads)
+    return [(out, int(job.escapes)) for out, job in zip(outputs, jobs, strict=True)]
 
 
 def _require() -> ctypes.CDLL:

@@ -1,11 +1,13 @@
-// The C++ execution of the entropy coder and of the bit-plane merge of the exact level.
+// The C++ execution of the entropy coder, of dequantisation, and of the bit-plane merge of the exact level.
 //
 // Plain C functions over plain buffers, called through ctypes (which lets go of the GIL). A call takes an array of
 // jobs and spreads them over threads; jobs share nothing. Every read is bounded by the lengths in the job: a stream
 // of hostile bytes ends in a status, never outside its buffers. AVX-512 is chosen at run time where the CPU has it.
 
 #define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030B0000
+#endif
 #include <Python.h>
 
 #include <atomic>
@@ -60,6 +62,15 @@ struct Merge {
     uint64_t row_stride;
     uint32_t form;            // 0: fp16, 1: bf16, 2: fp32
     uint32_t reserved;
+};
+
+// Mirrors `_Dequantise` in codec/entropy/native.py.
+struct Dequantise {
+    const uint8_t* base;        // [count] 128 + base symbol, 0 for an escape
+    const uint8_t* refinement;  // [count] 1 + refinement, or null for the coarse level
+    float* out;                 // [count] fine symbols; an escape comes out as if its base symbol were 0
+    uint64_t count;
+    uint64_t escapes;           // how many there were
 };
 
 namespace {
@@ -260,6 +271,18 @@ void merge(const Merge& m) {
     }
 }
 
+void dequantise(Dequantise& d) {
+    uint32_t escapes = 0;
+    for (uint64_t i = 0; i < d.count; i++) {
+        const int32_t symbol = d.base[i];
+        escapes += symbol == 0;
+        const int32_t base = symbol == 0 ? 0 : symbol - 128;
+        const int32_t refinement = d.refinement ? static_cast<int32_t>(d.refinement[i]) - 1 : 0;
+        d.out[i] = static_cast<float>(3 * base + (base < 0 ? -refinement : refinement));
+    }
+    d.escapes = escapes;
+}
+
 // Runs `work(i)` for every i below `count` on up to `threads` threads; results must not depend on the order.
 template <class Work>
 void spread(uint32_t count, uint32_t threads, const Work& work) {
@@ -295,6 +318,10 @@ KVL_EXPORT void kvl_encode(Stream* streams, uint32_t count, uint32_t threads) {
 
 KVL_EXPORT void kvl_merge(const Merge* merges, uint32_t count, uint32_t threads) {
     spread(count, threads, [&](uint32_t i) { merge(merges[i]); });
+}
+
+KVL_EXPORT void kvl_dequantise(Dequantise* jobs, uint32_t count, uint32_t threads) {
+    spread(count, threads, [&](uint32_t i) { dequantise(jobs[i]); });
 }
 
 // The library is reached through ctypes; the module exists so that the build system can treat it as an extension.

@@ -81,3 +81,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(ExitCode.FAILED)
+    except OSError as error:
+        what = "" if error.filename is None else f"{error.filename}: "
+        sys.exit(fail(KvloomError(f"{what}{(error.strerror or str(error)).lower()}"), as_json="--json" in sys.argv))

@@ -36,6 +36,8 @@ class Answer:
 class DaemonProcess:
     """A daemon over one data directory; it may be stopped, killed and started again."""
 
+    command = KVLOOM
+
     def __init__(self, data_dir: Path, *flags: str) -> None:
         self.data_dir = data_dir
         self.flags = flags

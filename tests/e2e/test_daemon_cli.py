@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
@@ -166,6 +167,21 @@ def test_a_file_that_is_no_container_is_named(daemon, tmp_path):
     result = daemon.run("put", str(tmp_path / "notes.txt"))
     assert result.returncode == 1
     assert b"notes.txt: container starts with b'hell', expected b'KVLC'" in result.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named(daemon, stored):
+    result = daemon.run("get", stored, "-o", "/nonexistent/folder/x")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr == b"kvloom: /nonexistent/folder/x: no such file or directory\n"
+
+
+def test_output_into_a_closed_pipe_is_no_traceback(daemon, stored):
+    environ = {**os.environ, "KVLOOM_DATA_DIR": str(daemon.data_dir)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        result = subprocess.run([*daemon.command, "ls", "--full"], stdout=closed, stderr=subprocess.PIPE, env=environ)
+    assert b"Traceback" not in result.stderr
 
 
 def test_a_level_that_is_not_stored_is_explained(daemon, container_bytes, tmp_path):

@@ -26,9 +26,17 @@ def chunks(container_bytes):
     return made
 
 
+@pytest.fixture
+def large_chunks(container_bytes):
+    """More than a disk takes in the moment between the last put and the end."""
+    keys = [os.urandom(32) for _ in range(COUNT)]
+    return {key: container_bytes([EXACT], content_key=key, layers=16, segment_bytes=400_000) for key in keys}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_gentle_end_writes_what_was_only_in_memory(start_daemon, chunks, number):
+def test_a_gentle_end_writes_what_was_only_in_memory(start_daemon, large_chunks, number):
     daemon = start_daemon()
+    chunks = large_chunks
     with daemon.client() as client:
         for key, data in chunks.items():
             assert client.put(key, data, ack=Ack.MEMORY) == wire.PutReply(Ack.MEMORY)

@@ -26,6 +26,11 @@ def target(path):
     return path.replace("{key}", KEY).replace("{digest}", KEY)
 
 
+def established():
+    """The connections of this process; the daemon's ends have its port."""
+    return [item for item in psutil.Process().net_connections("inet") if item.status == psutil.CONN_ESTABLISHED]
+
+
 def test_nothing_listens_beyond_loopback(edge):
     listening = [
         item.laddr.ip for item in psutil.Process().net_connections("inet") if item.status == psutil.CONN_LISTEN
@@ -193,6 +198,8 @@ async def test_a_client_that_does_not_read_loses_its_connection_and_its_share(ed
             while not edge.running.service.stats().bytes_inflight:
                 await edge.ask("GET", "/healthz")
             await edge.running.service.admission.empty()
+            while any(item.laddr.port == edge.running.endpoint.port for item in established()):  # noqa: ASYNC110
+                await asyncio.sleep(0)
     assert edge.running.service.stats().bytes_inflight == 0
     assert (await edge.ask("GET", "/healthz")).status == 200
 

@@ -1,6 +1,7 @@
 """Tiny models with random weights, of several architectures: what blending promises holds for any weights."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +33,20 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3-no-rope-layer": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [1, 1, 0, 1]}),
     "mixtral-experts": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for their own threads, much longer still on a busy machine."""
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -258,7 +258,8 @@ def test_more_recompute_comes_nearer_to_full_prefill(llama, tokens):
     blender = Blender(llama, layout)
     truth, _ = full_prefill(llama, tokens)
     none, half, nearly = (
-        divergence(truth, blender.blend(request, rule).logits) for rule in (NoTokens(), FirstTokens(0.5), KvDeviation(0.9))
+        divergence(truth, blender.blend(request, rule).logits)
+        for rule in (NoTokens(), FirstTokens(0.5), KvDeviation(0.9))
     )
     assert none > half > nearly
     assert nearly < none / 10

@@ -16,7 +16,7 @@ from kvloom.codec.entropy.model import SLOTS, normalise
 from kvloom.codec.lossless import decode_exact, encode_exact
 from kvloom.codec.lossy import LossySegment, decode_lossy, encode_lossy
 from kvloom.codec.profile import block_width
-from kvloom.codec.quantise import NestedQuantiser
+from kvloom.codec.quantise import NestedQuantiser, dequantise
 from kvloom.errors import InvalidData, InvalidTensor, UnsupportedModel
 
 floats = st.floats(-1e4, 1e4, width=32)
@@ -32,6 +32,16 @@ def test_quantiser_nests(scaled, dead_zone):
     bound = 0.5 + dead_zone + 1e-3 * np.maximum(1, np.abs(scaled) / 1e4)
     assert (np.abs(fine - scaled) <= bound).all()
     assert (np.sign(fine) * np.sign(scaled) >= 0).all()
+
+
+@given(hnp.arrays(np.uint8, 50), st.none() | hnp.arrays(np.uint8, 50, elements=st.integers(0, 2)))
+def test_dequantisers_agree(base, refinement):
+    expected, escapes = dequantise(base, refinement)
+    assert escapes == int((base == 0).sum())
+    if native.AVAILABLE:
+        (found, counted), *_ = native.dequantise([base], None if refinement is None else [refinement])
+        assert counted == escapes
+        assert np.array_equal(found, expected)
 
 
 def test_quantiser_refuses_what_no_symbol_holds():

@@ -1,6 +1,7 @@
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import lmdb
@@ -157,7 +158,7 @@ async def test_smaller_quota_is_put_into_effect_at_open(tmp_path: Path) -> None:
     assert files_bytes(tmp_path) > LIMIT
     tier = SsdTier.open(tmp_path, LIMIT)
     assert files_bytes(tmp_path) <= LIMIT
-    assert sorted(os.listdir(tmp_path)) == ["lmdb", "lock"]
+    assert not (tmp_path / "compacting").exists()
     assert 20 <= tier.capacity().records < 60
     assert await is_right(tier, records[-1])
     assert isinstance(await tier.get(records[0].storage_key), Miss)
@@ -207,23 +208,27 @@ async def test_more_waiting_than_the_queue_holds_is_refused(tier: SsdTier, monke
 
 
 async def test_cancelled_put_that_waits_is_not_written(tier: SsdTier, monkeypatch: pytest.MonkeyPatch) -> None:
-    submit = tier._writer.submit
-    submitted: asyncio.Queue[None] = asyncio.Queue()
+    settle, loop = tier._writer._settle, asyncio.get_running_loop()
+    busy, go = asyncio.Event(), threading.Event()
 
-    def counted(work: Work) -> None:
-        submit(work)
-        submitted.put_nowait(None)
+    def settle_later(batch: Sequence[Work]) -> None:
+        loop.call_soon_threadsafe(busy.set)
+        go.wait()
+        settle(batch)
 
-    monkeypatch.setattr(tier._writer, "submit", counted)
-    with tier._databases.environment.begin(write=True):
-        tasks = [asyncio.create_task(tier.put(make_record(number, 1000))) for number in range(5)]
-        for _ in tasks:
-            await submitted.get()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    monkeypatch.setattr(tier._writer, "_settle", settle_later)
+    first = asyncio.create_task(tier.put(make_record(0, 1000)))
+    await busy.wait()
+    waiting = [asyncio.create_task(tier.put(make_record(number, 1000))) for number in range(1, 5)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for task in (first, *waiting):
+        task.cancel()
+    await asyncio.gather(first, *waiting, return_exceptions=True)
+    go.set()
     await tier.put(make_record(9, 1000))
-    assert tier.capacity().records < 6
+    held = await tier.contains_many([make_record(number, 0).storage_key for number in range(10)])
+    assert held == [True] + [False] * 8 + [True]
     assert await is_right(tier, make_record(9, 1000))
 
 
@@ -318,7 +323,7 @@ class TestCatalogue:
         key = make_record(4, 0).storage_key
         assert self.catalogue().evict_for({key: 20}) == []
         assert len(self.catalogue().evict_for({key: 30})) == 1
-        assert len(self.catalogue().evict_for({make_record(0, 0).storage_key: 30})) == 1
+        assert len(self.catalogue().evict_for({make_record(0, 0).storage_key: 30})) == 2
 
     def test_restored_victims_are_resident_again(self) -> None:
         catalogue = self.catalogue()
@@ -344,7 +349,7 @@ class TestCatalogue:
         assert catalogue.take_uses() == []
         assert catalogue.note_use(make_record(77, 0).storage_key) is False
 
-    @pytest.mark.parametrize("record_bytes", [104, 1000, 2000, 2016, 2040, 4080, 4081, 100_000])
+    @pytest.mark.parametrize("record_bytes", [104, 1000, 1998, 1999, 4080, 4081, 100_000])
     async def test_charge_covers_what_lmdb_takes(self, tmp_path: Path, record_bytes: int) -> None:
         count = 400
         with lmdb.open(str(tmp_path), map_size=128 * MIB, max_dbs=DATABASES_MAX) as environment:
