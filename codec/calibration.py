@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidTensor
+from .blas import one_thread
 from .codec import KvArrays
 from .container import Kind
 from .layout import LayerLayout, Layout
@@ -47,7 +48,8 @@ class _Moments:
         wide = channels.astype(np.float64)
         self.count += len(wide)
         self.total += wide.sum(axis=0)
-        self.second += wide.T @ wide
+        with one_thread():
+            self.second += wide.T @ wide
 
     def transform(self, spec: LayerLayout, strength: float) -> Transform:
         mean = self.total / self.count
@@ -56,7 +58,8 @@ class _Moments:
         bases = []
         for start in range(0, spec.width, width):
             block = covariance[start : start + width, start : start + width]
-            _, vectors = np.linalg.eigh(block)
+            with one_thread():
+                _, vectors = np.linalg.eigh(block)
             bases.append(vectors.T[::-1])
         rms = float(np.sqrt(max(float(np.trace(covariance)) / spec.width, 1e-12)))
         # Stored as float16: round now, so that what codes is what a reader of the profile has.

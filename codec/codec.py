@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, NonFiniteTensor, ProfileMismatch
+from .blas import one_thread
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
+from .entropy import native
 from .layout import LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level, require_level
 from .lossless import decode_exact, encode_exact
 from .lossy import LossySegment, decode_lossy, encode_lossy
-from .profile import Profile
+from .profile import Profile, Transform
 from .quantise import NestedQuantiser
 from .rope import cos_sin, rotate_into
 
@@ -74,7 +76,8 @@ def encode(
     )
     places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
     if lossy and profile is not None:
-        prepared = _prepare(keys, values, layout, profile, first_position, sinks)
+        with one_thread():
+            prepared = _prepare(keys, values, layout, profile, first_position, sinks)
         for (layer, kind), payloads in zip(places, encode_lossy(prepared), strict=True):
             for level, payload in zip(LOSSY_LEVELS, payloads, strict=True):
                 writer.put(level, layer, kind, payload)
@@ -160,12 +163,12 @@ def decode_into(
         sink_tokens=header.sink_tokens,
     )
     angles = _Angles(position, header.tokens)
-    for (layer, kind), (sinks, coefficients), out in zip(places, decoded, outputs, strict=True):
+    coefficients_of = [coefficients for _, coefficients in decoded]
+    inverted = _invert([profile.transform(*place) for place in places], coefficients_of)
+    for (layer, kind), (sinks, _), channels, out in zip(places, decoded, inverted, outputs, strict=True):
         spec = header.layout.layers[layer]
-        channels = profile.transform(layer, kind).inverse(coefficients)
-        if header.sink_tokens:
-            channels = np.concatenate([sinks.T, channels])
-        heads = channels.reshape(header.tokens, spec.kv_heads, spec.head_dim).transpose(1, 0, 2)
+        whole = np.concatenate([sinks.T, channels]) if header.sink_tokens else channels
+        heads = whole.reshape(header.tokens, spec.kv_heads, spec.head_dim).transpose(1, 0, 2)
         if kind is Kind.KEYS and spec.rope is not None:
             rotate_into(out, heads, spec.rope, *angles.of(spec.rope))
         else:
@@ -225,6 +228,15 @@ def _prepare(
             scaled = profile.transform(layer, kind).forward(channels[sinks:])
             prepared.append(LossySegment(np.ascontiguousarray(channels[:sinks].T), quantiser.quantise(scaled)))
     return prepared
+
+
+def _invert(transforms: Sequence[Transform], coefficients: Sequence[FloatArray]) -> list[FloatArray]:
+    """Channels ``[tokens, width]`` of each transform's coefficients."""
+    pairs = zip(transforms, coefficients, strict=True)
+    if native.AVAILABLE:
+        return native.invert([transform.inverse_job(item) for transform, item in pairs])
+    with one_thread():
+        return [transform.inverse(item) for transform, item in pairs]
 
 
 def _move(keys: KvArrays, layers: Sequence[LayerLayout], offset: int) -> None:

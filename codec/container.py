@@ -8,6 +8,7 @@ chunk can never be taken for another, and a checksum of every segment and of its
 Here is what is done with whole containers: verify, write, select, join. The bytes of a header are in :mod:`.header`.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -153,15 +154,23 @@ class Container:
 
     def segment(self, level: Level, layer: int, kind: Kind) -> memoryview:
         """The bytes of one segment; :class:`LevelNotStored` where it is not there."""
-        for item in self.header.segments:
-            if item.level == level and item.layer == layer and item.kind == kind:
-                return self.data[item.offset : item.byte_range.stop]
-        raise LevelNotStored(f"layer {layer} is not stored at level {level}")
+        wanted = (level.code, layer, kind)
+        segments = self.header.segments
+        index = bisect_left(segments, wanted, key=_place)
+        if index == len(segments) or _place(segments[index]) != wanted:
+            raise LevelNotStored(f"layer {layer} is not stored at level {level}")
+        found = segments[index]
+        return self.data[found.offset : found.byte_range.stop]
 
     def truncate(self, level: Level) -> bytes:
         """The container cut down to ``level`` (lossy: with all coarser levels; ``exact``: alone)."""
         selection = select(self.header, level=level)
         return b"".join([selection.header, *(bytes(self.data[r.start : r.stop]) for r in selection.ranges)])
+
+
+def _place(segment: Segment) -> tuple[int, int, int]:
+    """What segments are sorted by."""
+    return segment.level.code, segment.layer, segment.kind
 
 
 class ContainerWriter:

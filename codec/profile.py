@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import InvalidData, UnsupportedModel
 from .container import Kind
+from .entropy import native
 from .layout import LayerLayout, Layout
 
 __all__ = ["Profile", "Transform", "block_width"]
@@ -61,6 +62,10 @@ class Transform:
         parts = (channels - self.mean).reshape(len(channels), blocks, width).transpose(1, 2, 0)
         coefficients: FloatArray = np.matmul(self._analysis, parts).reshape(blocks * width, len(channels))
         return coefficients
+
+    def inverse_job(self, coefficients: FloatArray) -> native.InverseJob:
+        """What the compiled core needs to do :meth:`inverse`."""
+        return native.InverseJob(coefficients, self._synthesis, self.mean)
 
     def inverse(self, coefficients: FloatArray) -> FloatArray:
         """Coefficients in steps ``[width, tokens]`` to channels ``[tokens, width]``."""

@@ -76,7 +76,13 @@ class SsdTier(Tier):
         self._databases = databases
         self._catalogue = catalogue
         self._lock = lock
-        self._writer = SsdWriter(databases, catalogue, batch_bytes_max=_batch_bytes(map_bytes), name=name)
+        self._writer = SsdWriter(
+            databases,
+            catalogue,
+            batch_bytes_max=_batch_bytes(map_bytes),
+            free_disk_bytes=lambda: shutil.disk_usage(databases.environment.path()).free,
+            name=name,
+        )
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix=f"kvloom-{name}-reader")
         self._closed = False
         self._released = False

@@ -46,9 +46,7 @@ def _walk(environment: lmdb.Environment, file_bytes: int) -> str | None:
     # Pages past the end may be free ones that were never written, so a short file is only damaged if a record is there.
     touch = file_bytes < claimed_bytes
     walked = 0
-    with environment.begin() as transaction, transaction.cursor(db=meta) as cursor:
-        facts = dict(cursor)
-    if FORMAT_KEY not in facts:
+    if not _says_format(environment, meta):
         return "it does not say its format"
     with environment.begin(buffers=True) as transaction:
         counts = [transaction.stat(database)["entries"] for database in (records, index)]
@@ -77,6 +75,11 @@ def _open_database(environment: lmdb.Environment, name: bytes) -> "lmdb._Databas
         return environment.open_db(name, create=False)
     except lmdb.NotFoundError:
         return None
+
+
+def _says_format(environment: lmdb.Environment, meta: "lmdb._Database") -> bool:
+    with environment.begin() as transaction, transaction.cursor(db=meta) as cursor:
+        return FORMAT_KEY in dict(cursor)
 
 
 def _touch(record: memoryview) -> None:

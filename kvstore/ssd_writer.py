@@ -10,7 +10,7 @@ import errno
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from .key import ContentKey, StorageKey
 from .ssd_catalogue import SsdCatalogue, Victim, charged_bytes
 from .ssd_format import SEQUENCE_KEY, IndexEntry
 
-__all__ = ["Databases", "DeleteWork", "FlushWork", "PutWork", "SsdWriter", "is_full"]
+__all__ = ["Databases", "DeleteWork", "FlushWork", "PutWork", "SsdWriter", "Work"]
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS_MAX = 8
@@ -75,18 +75,22 @@ class FlushWork:
 Work = PutWork | DeleteWork | FlushWork
 
 
-def is_full(error: lmdb.Error) -> bool:
-    """Whether the error says that there is no room, in the map or on the disk."""
-    return isinstance(error, lmdb.MapFullError) or error.code in _FULL_ERRNOS
-
-
 class SsdWriter:
     """Owns the write transactions. ``submit`` from any thread; ``stop`` commits what was submitted, then joins."""
 
-    def __init__(self, databases: Databases, catalogue: SsdCatalogue, *, batch_bytes_max: int, name: str) -> None:
+    def __init__(
+        self,
+        databases: Databases,
+        catalogue: SsdCatalogue,
+        *,
+        batch_bytes_max: int,
+        free_disk_bytes: Callable[[], int],
+        name: str,
+    ) -> None:
         self._databases = databases
         self._catalogue = catalogue
         self._batch_bytes_max = batch_bytes_max
+        self._free_disk_bytes = free_disk_bytes
         self._name = name
         self._queue: deque[Work] = deque()
         self._queued_bytes = 0
@@ -176,7 +180,7 @@ class SsdWriter:
             try:
                 results = self._commit(batch, victims)
             except lmdb.Error as error:
-                if not is_full(error) or attempt == _ATTEMPTS_MAX - 1:
+                if not self._says_full(error) or attempt == _ATTEMPTS_MAX - 1:
                     raise self._failure(error, victims) from error
                 victims = self._free(victims, free_bytes << attempt)
             else:
@@ -224,7 +228,7 @@ class SsdWriter:
                     sequence = self._catalogue.next_sequence()
                     transaction.put(SEQUENCE_KEY, str(sequence).encode(), db=self._databases.meta)
         except lmdb.Error as error:
-            if not is_full(error):
+            if not self._says_full(error):
                 raise self._failure(error, pending) from error
             _log.warning("%s tier: no room to free room: %s", self._name, error)
         return pending
@@ -241,9 +245,18 @@ class SsdWriter:
             elif isinstance(work, DeleteWork):
                 self._catalogue.note_delete(work.key)
 
+    def _says_full(self, error: lmdb.Error) -> bool:
+        """Whether the error says that there is no room, in the map or on the disk.
+
+        LMDB reports the write that a full disk cuts short as EIO, so that one means full when the disk is.
+        """
+        if isinstance(error, lmdb.MapFullError) or error.code in _FULL_ERRNOS:
+            return True
+        return error.code == errno.EIO and self._free_disk_bytes() < limits.WRITE_BATCH_BYTES_MAX
+
     def _failure(self, error: lmdb.Error, victims: Sequence[Victim]) -> KvloomError:
         self._catalogue.restore(victims)
-        if is_full(error):
+        if self._says_full(error):
             return StorageFull(f"{self._name} tier has no room: {error}")
         return StorageUnavailable(f"{self._name} tier cannot write: {error}")
 

@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ __all__ = [
     "AVAILABLE",
     "DESCRIPTION",
     "THREADS",
+    "InverseJob",
     "MergeForm",
     "decode_streams",
     "dequantise",
     "encode_streams",
+    "invert",
     "merge_planes",
 ]
 
@@ -79,6 +82,27 @@ class _Dequantise(ctypes.Structure):
     ]
 
 
+class _Inverse(ctypes.Structure):
+    _fields_ = [
+        ("coefficients", ctypes.c_void_p),
+        ("synthesis", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("tokens", ctypes.c_uint64),
+        ("blocks", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class InverseJob:
+    """Coefficients ``[blocks * width, tokens]``, basis times step ``[blocks, width, width]``, means; all float32."""
+
+    coefficients: NDArray[np.float32]
+    synthesis: NDArray[np.float32]
+    mean: NDArray[np.float32]
+
+
 class MergeForm:
     """How the planes of a value lie in it; see ``lossless.py``."""
 
@@ -101,6 +125,8 @@ def _load() -> ctypes.CDLL | None:
     library.kvl_merge.restype = None
     library.kvl_dequantise.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_dequantise.restype = None
+    library.kvl_invert.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_invert.restype = None
     return library
 
 
@@ -185,6 +211,20 @@ def dequantise(
             job.refinement = refinements[index].ctypes.data
     library.kvl_dequantise(ctypes.byref(jobs), len(bases), threads)
     return [(out, int(job.escapes)) for out, job in zip(outputs, jobs, strict=True)]
+
+
+def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArray[np.float32]]:
+    """As :meth:`kvloom.codec.profile.Transform.inverse` for each job: channels ``[tokens, blocks * width]``."""
+    library = _require()
+    inverses = (_Inverse * len(jobs))()
+    sources = [np.ascontiguousarray(job.coefficients) for job in jobs]
+    outputs = [np.empty(source.shape[::-1], dtype=np.float32) for source in sources]
+    for inverse, job, source, out in zip(inverses, jobs, sources, outputs, strict=True):
+        inverse.coefficients, inverse.synthesis = source.ctypes.data, job.synthesis.ctypes.data
+        inverse.mean, inverse.out = job.mean.ctypes.data, out.ctypes.data
+        inverse.tokens, (inverse.blocks, inverse.width) = source.shape[1], job.synthesis.shape[:2]
+    library.kvl_invert(ctypes.byref(inverses), len(jobs), threads)
+    return outputs
 
 
 def _require() -> ctypes.CDLL:

@@ -1,4 +1,5 @@
-// The C++ execution of the entropy coder, of dequantisation, and of the bit-plane merge of the exact level.
+// The C++ execution of the codec's inner loops: entropy coder, dequantisation, inverse transform, and the bit-plane
+// merge of the exact level.
 //
 // Plain C functions over plain buffers, called through ctypes (which lets go of the GIL). A call takes an array of
 // jobs and spreads them over threads; jobs share nothing. Every read is bounded by the lengths in the job: a stream
@@ -71,6 +72,17 @@ struct Dequantise {
     float* out;                 // [count] fine symbols; an escape comes out as if its base symbol were 0
     uint64_t count;
     uint64_t escapes;           // how many there were
+};
+
+// Mirrors `_Inverse` in codec/entropy/native.py.
+struct Inverse {
+    const float* coefficients;  // [blocks * width][tokens]
+    const float* synthesis;     // [blocks][width][width], rows are basis vectors times the step
+    const float* mean;          // [blocks * width]
+    float* out;                 // [tokens][blocks * width]
+    uint64_t tokens;
+    uint32_t blocks;
+    uint32_t width;
 };
 
 namespace {
@@ -249,7 +261,14 @@ Status encode(Stream& s) {
     return OK;
 }
 
-void merge(const Merge& m) {
+// Loops that the compiler turns into vectors by itself are compiled for several CPUs and chosen when loaded.
+#if KVL_X86 && !defined(__clang__) && defined(__GLIBC__)
+#define KVL_EVERY_CPU __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#else
+#define KVL_EVERY_CPU
+#endif
+
+KVL_EVERY_CPU void merge(const Merge& m) {
     for (uint64_t row = 0; row < m.rows; row++) {
         const uint64_t base = row * m.row_values;
         uint8_t* out = m.out + row * m.row_stride;
@@ -271,7 +290,7 @@ void merge(const Merge& m) {
     }
 }
 
-void dequantise(Dequantise& d) {
+KVL_EVERY_CPU void dequantise(Dequantise& d) {
     uint32_t escapes = 0;
     for (uint64_t i = 0; i < d.count; i++) {
         const int32_t symbol = d.base[i];
@@ -281,6 +300,41 @@ void dequantise(Dequantise& d) {
         d.out[i] = static_cast<float>(3 * base + (base < 0 ? -refinement : refinement));
     }
     d.escapes = escapes;
+}
+
+// out = mean + coefficients^T * synthesis, in tiles of TOKENS x CHANNELS sums that stay in registers.
+KVL_EVERY_CPU void invert(const Inverse& job) {
+    enum { TOKENS = 8, CHANNELS = 32 };
+    const uint64_t row = static_cast<uint64_t>(job.blocks) * job.width;
+    for (uint32_t block = 0; block < job.blocks; block++) {
+        const float* basis = job.synthesis + static_cast<uint64_t>(block) * job.width * job.width;
+        const float* source = job.coefficients + static_cast<uint64_t>(block) * job.width * job.tokens;
+        for (uint32_t channel = 0; channel < job.width; channel += CHANNELS) {
+            const uint32_t channels = job.width - channel < CHANNELS ? job.width - channel : CHANNELS;
+            const uint64_t place = static_cast<uint64_t>(block) * job.width + channel;
+            for (uint64_t token = 0; token < job.tokens; token += TOKENS) {
+                const uint32_t tokens = job.tokens - token < TOKENS ? static_cast<uint32_t>(job.tokens - token) : TOKENS;
+                float sums[TOKENS][CHANNELS] = {};
+                if (tokens == TOKENS && channels == CHANNELS) {
+                    for (uint32_t k = 0; k < job.width; k++) {
+                        const float* values = source + k * job.tokens + token;
+                        const float* vector = basis + static_cast<uint64_t>(k) * job.width + channel;
+                        for (int t = 0; t < TOKENS; t++)
+                            for (int c = 0; c < CHANNELS; c++) sums[t][c] += values[t] * vector[c];
+                    }
+                } else {
+                    for (uint32_t k = 0; k < job.width; k++)
+                        for (uint32_t t = 0; t < tokens; t++)
+                            for (uint32_t c = 0; c < channels; c++)
+                                sums[t][c] += source[k * job.tokens + token + t] *
+                                              basis[static_cast<uint64_t>(k) * job.width + channel + c];
+                }
+                for (uint32_t t = 0; t < tokens; t++)
+                    for (uint32_t c = 0; c < channels; c++)
+                        job.out[(token + t) * row + place + c] = sums[t][c] + job.mean[place + c];
+            }
+        }
+    }
 }
 
 // Runs `work(i)` for every i below `count` on up to `threads` threads; results must not depend on the order.
@@ -322,6 +376,10 @@ KVL_EXPORT void kvl_merge(const Merge* merges, uint32_t count, uint32_t threads)
 
 KVL_EXPORT void kvl_dequantise(Dequantise* jobs, uint32_t count, uint32_t threads) {
     spread(count, threads, [&](uint32_t i) { dequantise(jobs[i]); });
+}
+
+KVL_EXPORT void kvl_invert(const Inverse* jobs, uint32_t count, uint32_t threads) {
+    spread(count, threads, [&](uint32_t i) { invert(jobs[i]); });
 }
 
 // The library is reached through ctypes; the module exists so that the build system can treat it as an extension.

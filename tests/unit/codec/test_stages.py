@@ -15,7 +15,7 @@ from kvloom.codec.entropy import native
 from kvloom.codec.entropy.model import SLOTS, normalise
 from kvloom.codec.lossless import decode_exact, encode_exact
 from kvloom.codec.lossy import LossySegment, decode_lossy, encode_lossy
-from kvloom.codec.profile import block_width
+from kvloom.codec.profile import Transform, block_width
 from kvloom.codec.quantise import NestedQuantiser, dequantise
 from kvloom.errors import InvalidData, InvalidTensor, UnsupportedModel
 
@@ -121,6 +121,19 @@ def test_transform_round_trip(profile, kv_source):
     channels = values[0].transpose(1, 0, 2).reshape(50, 32)
     transform = profile.transforms[1]
     assert np.abs(transform.inverse(transform.forward(channels)) - channels).max() < 2e-3 * np.abs(channels).max()
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="installed without a C++ compiler: NumPy is all there is")
+@given(blocks=st.integers(1, 3), width=st.integers(1, 70), tokens=st.integers(0, 40), seed=st.integers(0, 99))
+def test_native_inverse_is_within_a_thousandth_of_a_step(blocks, width, tokens, seed):
+    rng = np.random.default_rng(seed)
+    basis = np.stack([np.linalg.qr(rng.normal(size=(width, width)))[0] for _ in range(blocks)]).astype(np.float32)
+    transform = Transform(rng.normal(size=blocks * width).astype(np.float32), basis, 0.25)
+    coefficients = rng.integers(-40, 40, (blocks * width, tokens)).astype(np.float32)
+    expected = transform.inverse(coefficients)
+    found = native.invert([transform.inverse_job(coefficients)])[0]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max(initial=0) <= 1e-3 * transform.step
 
 
 def test_transform_sorts_channels_by_variance(profile, kv_source):

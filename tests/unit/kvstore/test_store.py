@@ -380,7 +380,7 @@ class TestDelete:
     async def test_chunk_being_written_behind_does_not_come_back(
         self, running: Make, memory: GatedTier, disk: GatedTier, namespace: Namespace, chunk: Make
     ) -> None:
-        one = chunk(1)
+        one, next_one = chunk(1), chunk(2)
         gate = disk.plan.gates[Operation.PUT] = asyncio.Event()
         async with running(memory, disk) as store:
             await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
@@ -389,6 +389,8 @@ class TestDelete:
             await spin()
             gate.set()
             assert await deleting is True
+            # The flusher writes the next chunk only when it is done with the first.
+            await store.put(namespace, next_one.key, next_one.payload, ack=Ack.MEMORY)
             await store.flush()
             assert await store.get(namespace, one.key) == Miss()
 

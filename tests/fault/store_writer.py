@@ -1,0 +1,60 @@
+"""Child of the crash tests: puts numbered chunks into a store on DIRECTORY and prints each number once it is durable.
+
+``python store_writer.py DIRECTORY FIRST ACK``: ``disk`` prints after each acknowledged put, ``memory`` after a flush.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from blake3 import blake3
+
+from kvloom.codec.container import ContainerWriter, Kind
+from kvloom.codec.layout import Layout
+from kvloom.codec.level import EXACT
+from kvloom.kvstore.key import ContentKey
+from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.namespace import derive_namespace
+from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.store import TieredStore
+from kvloom.kvstore.tier import Ack
+
+LIMIT_BYTES = 64 * 1024 * 1024
+NAMESPACE = derive_namespace(bytes(32), "crash")
+WRITERS = 6
+
+
+def key_of(number: int) -> ContentKey:
+    return ContentKey(blake3(f"chunk {number}".encode()).digest())
+
+
+def container_of(number: int) -> bytes:
+    writer = ContainerWriter(
+        Layout.uniform(layers=2, kv_heads=1, head_dim=4), tokens=3, first_position=0, content_key=key_of(number)
+    )
+    for layer in range(2):
+        for kind in Kind:
+            length = 10 + number * 37 % 3000
+            writer.put(EXACT, layer, kind, blake3(f"{number}/{layer}/{kind}".encode()).digest(length=length))
+    return writer.commit()
+
+
+async def write(directory: Path, first: int, ack: Ack) -> None:
+    store = TieredStore([MemoryTier(LIMIT_BYTES), SsdTier.open(directory, LIMIT_BYTES)], clock_ms=lambda: 1)
+    await store.start()
+
+    async def keep_putting(number: int) -> None:
+        while True:
+            await store.put(NAMESPACE, key_of(number), container_of(number), ack=ack)
+            if ack is Ack.MEMORY:
+                await store.flush()
+            print(number, flush=True)  # noqa: T201 - the parent reads it
+            number += WRITERS
+
+    async with asyncio.TaskGroup() as group:
+        for writer in range(WRITERS):
+            group.create_task(keep_putting(first + writer))
+
+
+if __name__ == "__main__":
+    asyncio.run(write(Path(sys.argv[1]), int(sys.argv[2]), Ack(sys.argv[3])))
