@@ -168,7 +168,7 @@ class Container:
         return b"".join([selection.header, *(bytes(self.data[r.start : r.stop]) for r in selection.ranges)])
 
 
-def _place(segment: Segment) -> tuple[int, int, int]:
+def _place(segment: Segment) -> tuple[int, int, Kind]:
     """What segments are sorted by."""
     return segment.level.code, segment.layer, segment.kind
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Corrupt", "Hit", "Miss", "Outcome", "Throttled", "Unavailable"]
+__all__ = ["Corrupt", "Hit", "Miss", "Outcome", "Throttled", "Unavailable", "more_telling"]
 
 T = TypeVar("T", covariant=True)
 
@@ -46,3 +46,9 @@ class Unavailable:
 
 
 Outcome = Hit[T] | Miss | Corrupt | Throttled | Unavailable
+
+
+def more_telling(one: Outcome[T], other: Outcome[T]) -> Outcome[T]:
+    """Of two ways to have no answer, the one that says more."""
+    order = (Miss, Throttled, Unavailable, Corrupt)
+    return max(one, other, key=lambda outcome: order.index(type(outcome)))

@@ -22,7 +22,7 @@ from .key import ContentKey, StorageKey, storage_key
 from .key_locks import KeyLocks
 from .merge import covers, merge_containers
 from .namespace import Namespace
-from .outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
+from .outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable, more_telling
 from .promotion import Promoter
 from .single_flight import SingleFlight
 from .store_stats import StoreObserver, StoreStats, TierCounters, TierStats
@@ -302,7 +302,7 @@ class TieredStore:
                 return outcome
             if isinstance(outcome, Unavailable | Throttled):
                 self._note_error(copy.tier, "get", str(outcome))
-            worst = _worse(worst, outcome)
+            worst = more_telling(worst, outcome)
         if not_stored is not None:
             raise not_stored
         return worst
@@ -397,9 +397,3 @@ class TieredStore:
     def _require_running(self) -> None:
         if self._closed or self._runner is None or self._runner.done():
             raise StorageUnavailable("the store is closed" if self._closed else "the store is not running")
-
-
-def _worse(one: Outcome[ChunkRead], other: Outcome[ChunkRead]) -> Outcome[ChunkRead]:
-    """Of two ways to have no answer, the one that tells more."""
-    order = (Miss, Throttled, Unavailable, Corrupt)
-    return max(one, other, key=lambda outcome: order.index(type(outcome)))

@@ -7,7 +7,7 @@ KV depends most on what now stands before them (``docs/adr/0004``).
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -35,7 +35,9 @@ from .documents import Document, Prompt, PromptTemplate
 __all__ = ["Answer", "IngestReport", "LoadedContext", "RagPipeline", "Strategy"]
 
 CALIBRATION_TOKENS_MAX = 6144
-RECOMPUTE_RATIO = 0.15
+CALIBRATION_TEXT_TOKENS_MAX = 1536
+"""Prefill of a long text costs more per token than that of several short ones, and teaches less."""
+RECOMPUTE_RATIO = 0.2
 
 
 class Strategy(StrEnum):
@@ -142,7 +144,7 @@ class RagPipeline:
         samples: list[codec.KvSample] = []
         tokens_left = CALIBRATION_TOKENS_MAX
         for text in texts:
-            ids = self.template.tokenise(text)[: min(tokens_left, limits.CHUNK_TOKENS_MAX)]
+            ids = self.template.tokenise(text)[: min(tokens_left, CALIBRATION_TEXT_TOKENS_MAX)]
             if len(ids) == 0:
                 continue
             cache = prefill(self.model, ids, cache=KvCache(self.layout, len(ids)))
@@ -326,7 +328,11 @@ class RagPipeline:
 
 
 def _blend_request(context: LoadedContext) -> BlendRequest:
-    """The prefix and every loaded chunk, already in the cache at their places; what was missed is computed."""
+    """The prefix and every loaded chunk, already in the cache at their places; what was missed is computed.
+
+    A document that comes first follows the very tokens it was computed after: it belongs to the exact prefix (exact but
+    for its level) and nothing of it is recomputed.
+    """
     prompt, cache = context.prompt, context.cache
     arrays = [cache.layer_arrays(layer) for layer in range(len(cache.layout.layers))]
 
@@ -335,9 +341,13 @@ def _blend_request(context: LoadedContext) -> BlendRequest:
         values = [item.values[:, start:stop] for item in arrays]
         return PlacedChunk(start, stop - start, keys, values, first_position=start)
 
-    spans: Iterator[tuple[int, int]] = ((place.start, place.stop) for place in context.result.loaded)
-    chunks = (placed(0, prompt.prefix_tokens), *(placed(start, stop) for start, stop in spans))
-    return BlendRequest(prompt.token_ids, prompt.prefix_tokens, chunks)
+    exact_tokens = prompt.prefix_tokens
+    first_document_stop = prompt.spans[0].stop if prompt.spans else exact_tokens
+    for place in context.result.loaded:
+        if place.start == exact_tokens and place.stop <= first_document_stop:
+            exact_tokens = place.stop
+    chunks = (placed(0, prompt.prefix_tokens), *(placed(place.start, place.stop) for place in context.result.loaded))
+    return BlendRequest(prompt.token_ids, exact_tokens, chunks)
 
 
 def _copy_tokens(source: KvCache, target: KvCache, tokens: int) -> None:

@@ -31,8 +31,8 @@ __all__ = ["demo"]
 @click.option(
     "--from-json", "from_json", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Use these figures."
 )
-@click.option("--documents", "documents_max", type=click.IntRange(8, 56), default=56, show_default=True)
-@click.option("--questions", "questions_max", type=click.IntRange(1, 14), default=14, show_default=True)
+@click.option("--documents", "documents_max", type=click.IntRange(8, 60), default=60, help="At most.")
+@click.option("--questions", "questions_max", type=click.IntRange(1, 14), default=14, help="At most.")
 def demo(
     json_file: Path | None,
     plot_file: Path | None,
@@ -78,7 +78,7 @@ class _Bars:
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=Console(stderr=True),

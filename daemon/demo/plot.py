@@ -27,7 +27,7 @@ def plot_demo(figures: dict[str, Any], path: Path) -> None:
     _draw_sizes(sizes, figures)
     figure.suptitle(
         f"{figures['model']}: {figures['questions']} questions over 4 of {figures['documents']} documents, "
-        f"{figures['context_tokens']:.0f} tokens each",
+        f"{figures['context_tokens']:.0f} tokens of context each",
         fontsize=10,
     )
     figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)

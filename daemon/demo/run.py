@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from transformers.utils.logging import disable_progress_bar
+
 from ...clients.client import KvloomClient
 from ...clients.rag import Document
 from ...clients.rag.pipeline import Answer, RagPipeline, Strategy
@@ -18,7 +20,7 @@ from .result import FIRST_TOKENS, DemoResult, KillReport, QuestionRow, TierRow
 
 __all__ = ["DemoSize", "Observer", "run_demo"]
 
-DOCUMENT_TOKENS_MAX = 248
+DOCUMENT_TOKENS_MAX = 340
 DOCUMENTS_PER_QUESTION = 4
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -26,7 +28,7 @@ MODEL = "SmolLM2-135M-Instruct"
 class DemoSize:
     """How much the demo does: by default at least 40 documents and 10 questions."""
 
-    def __init__(self, *, documents_max: int = 56, questions_max: int = len(QUESTIONS)) -> None:
+    def __init__(self, *, documents_max: int = 60, questions_max: int = len(QUESTIONS)) -> None:
         self.documents_max = documents_max
         self.questions_max = questions_max
 
@@ -48,6 +50,7 @@ def run_demo(
     size = size or DemoSize()
     started = clock()
     observer.step("Loading the model")
+    disable_progress_bar()
     loaded = load_smollm2()
     daemon = DaemonProcess(work_dir / "data")
     try:
@@ -85,7 +88,7 @@ def _ingest_with_a_crash(
     pipeline: RagPipeline, daemon: DaemonProcess, corpus: list[Document], observer: Observer
 ) -> tuple[int, int, KillReport]:
     """Ingest; half-way the daemon is killed between two acknowledgements, and the ingest goes on where it was."""
-    observer.step("Ingesting documents (prefill, encode, put)", len(corpus))
+    observer.step("Ingesting documents", len(corpus))
     acknowledged: list[Document] = []
 
     def on_document(document: Document) -> None:
@@ -97,7 +100,7 @@ def _ingest_with_a_crash(
     try:
         pipeline.ingest(corpus, on_document=on_document)
     except (DaemonUnavailable, StorageUnavailable):
-        observer.step("The daemon was killed (SIGKILL); checking what it had acknowledged", len(acknowledged))
+        observer.step("Daemon killed; checking what was acknowledged", len(acknowledged))
     client = daemon.start()
     pipeline.use_client(client)
     keys = [key for document in acknowledged for key in pipeline.document_keys(document)]
