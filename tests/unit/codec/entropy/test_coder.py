@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvloom.codec import entropy
 from kvloom.codec.entropy import native, reference
 from kvloom.codec.entropy.model import CLASSES, ESCAPE, SLOTS, base_tables, refinement_tables, table_set
 from kvloom.codec.entropy.stream import DecodeJob, EncodeJob, Runs, lanes_for
@@ -155,3 +156,17 @@ def test_a_table_must_add_up():
 @pytest.mark.parametrize(("symbols", "lanes"), [(0, 1), (4095, 1), (4096, 2), (49152, 16), (65536, 32), (10**9, 32)])
 def test_lanes_grow_with_the_stream(symbols, lanes):
     assert lanes_for(symbols) == lanes
+
+
+def test_without_the_compiled_core_it_says_so_once(monkeypatch):
+    job = draw_job(6, 4, 10, 2)
+    monkeypatch.setattr(native, "AVAILABLE", False)
+    entropy._say_once.cache_clear()
+
+    def code_twice() -> np.ndarray:
+        return entropy.decode_streams([as_decode(job, entropy.encode_streams([job])[0])])[0]
+
+    with pytest.warns(RuntimeWarning, match="compiled core is not installed") as told:
+        decoded = code_twice()
+    assert np.array_equal(decoded, job.symbols)
+    assert len(told) == 1
