@@ -40,11 +40,7 @@ def rotate_into(out: Tensor, keys: Tensor, rope: Rope, cos: Tensor, sin: Tensor)
         rotate_into(wide, wide, rope, cos, sin)
         out.copy_(wide)
         return
-    pairs = len(rope.inverse_frequencies)
-    if rope.interleaved:
-        first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
-    else:
-        first, second = slice(0, pairs), slice(pairs, 2 * pairs)
+    first, second = rope.pair_slices
     real, imaginary = keys[..., first], keys[..., second]
     if out.data_ptr() == keys.data_ptr():
         real = real.clone()

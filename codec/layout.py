@@ -70,6 +70,14 @@ class Rope:
         """Leading dimensions of a head that are rotated."""
         return 2 * len(self.inverse_frequencies)
 
+    @property
+    def pair_slices(self) -> tuple[slice, slice]:
+        """Where in a head the first and the second members of the rotated pairs stand."""
+        pairs = len(self.inverse_frequencies)
+        if self.interleaved:
+            return slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+        return slice(0, pairs), slice(pairs, 2 * pairs)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerLayout:

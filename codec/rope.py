@@ -35,12 +35,8 @@ def rotate(keys: FloatArray, rope: Rope, positions: NDArray[np.int64]) -> FloatA
 
 def rotate_into(out: NDArray[np.generic], keys: FloatArray, rope: Rope, cos: FloatArray, sin: FloatArray) -> None:
     """As :func:`rotate` with the angles given, into ``out`` of any float dtype, which must not overlap ``keys``."""
-    pairs = len(rope.inverse_frequencies)
-    if rope.interleaved:
-        first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
-    else:
-        first, second = slice(0, pairs), slice(pairs, 2 * pairs)
+    first, second = rope.pair_slices
     real, imaginary = keys[..., first], keys[..., second]
     out[..., first] = real * cos - imaginary * sin
     out[..., second] = imaginary * cos + real * sin
-    out[..., 2 * pairs :] = keys[..., 2 * pairs :]
+    out[..., rope.rotary_dim :] = keys[..., rope.rotary_dim :]
