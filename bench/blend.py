@@ -244,7 +244,7 @@ def show(found: list[Row]) -> None:
 
 
 def strategies(ratios: list[float]) -> list[Strategy]:
-    """Every rule, the default one at every ratio, on documents precomputed both ways."""
+    """Every rule at every ratio, on documents precomputed both ways."""
     found = []
     for way in (STANDALONE, AFTER_PREFIX):
         found.append(Strategy("none", way, selection_rule("none")))

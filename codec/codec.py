@@ -77,8 +77,8 @@ def encode(
     places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
     if lossy and profile is not None:
         with one_thread():
-            prepared = _prepare(keys, values, layout, profile, first_position, sinks)
-        for (layer, kind), payloads in zip(places, encode_lossy(prepared), strict=True):
+            coded = encode_lossy(_prepare(keys, values, layout, profile, first_position, sinks))
+        for (layer, kind), payloads in zip(places, coded, strict=True):
             for level, payload in zip(LOSSY_LEVELS, payloads, strict=True):
                 writer.put(level, layer, kind, payload)
     if EXACT in chosen:

@@ -15,6 +15,7 @@ has no stream. All little-endian.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,13 +151,19 @@ def _best_classes(base: NDArray[np.int32], refinement: NDArray[np.int8]) -> NDAr
     counts = np.bincount((channel * 256 + clipped).reshape(-1), minlength=width * 256).reshape(width, 256)
     refined = (channel * 6 + 3 * (base != 0) + refinement + 1).reshape(-1)
     refinement_counts = np.bincount(refined, minlength=width * 6).reshape(width, 6)
-    cost = base_tables().cost_bits()
-    cost = np.where(np.isinf(cost), cost[:, [ESCAPE]] + _ESCAPE_BITS, cost)
-    cost[:, ESCAPE] += _ESCAPE_BITS
-    refinement_cost = refinement_tables().cost_bits()[:, :3].reshape(CLASSES, 6)
+    cost, refinement_cost = _class_costs()
     total = counts @ cost.T + refinement_counts @ refinement_cost.T
     classes: NDArray[np.uint8] = np.argmin(total, axis=1).astype(np.uint8)
     return classes
+
+
+@lru_cache(maxsize=1)
+def _class_costs() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bits of each base symbol ``[classes, 256]``, escapes paid for in full, and of each refinement ``[classes, 6]``."""
+    cost = base_tables().cost_bits()
+    cost = np.where(np.isinf(cost), cost[:, [ESCAPE]] + _ESCAPE_BITS, cost)
+    cost[:, ESCAPE] += _ESCAPE_BITS
+    return cost, refinement_tables().cost_bits()[:, :3].reshape(CLASSES, 6)
 
 
 def _base_symbols(base: NDArray[np.int32], classes: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
