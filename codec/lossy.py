@@ -159,7 +159,7 @@ def _best_classes(base: NDArray[np.int32], refinement: NDArray[np.int8]) -> NDAr
 
 @lru_cache(maxsize=1)
 def _class_costs() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bits of each base symbol ``[classes, 256]``, escapes paid for in full, and of each refinement ``[classes, 6]``."""
+    """Bits of each base symbol ``[classes, 256]``, escapes paid in full, and of each refinement ``[classes, 6]``."""
     cost = base_tables().cost_bits()
     cost = np.where(np.isinf(cost), cost[:, [ESCAPE]] + _ESCAPE_BITS, cost)
     cost[:, ESCAPE] += _ESCAPE_BITS
