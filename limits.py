@@ -79,7 +79,6 @@ STREAM_FRAME_BYTES: Final = 1024 * 1024
 # Clients
 CLIENT_CONNECTIONS_MAX: Final = 4
 """Connections that one client keeps, and so the reads that ``get_many`` has in flight."""
-LOOKUP_SECONDS_MAX: Final = 0.05
 CONNECT_SECONDS_MAX: Final = 2.0
 PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""

@@ -29,7 +29,7 @@ from .header import (
     write_header,
 )
 from .layout import Layout
-from .level import EXACT, Level
+from .level import EXACT, Level, require_level
 
 __all__ = [
     "NO_PROFILE",
@@ -91,9 +91,8 @@ def select(header: ContainerHeader, *, level: Level | None = None, layers: range
 
     Raises :class:`LevelNotStored` where that level is not there, :class:`MalformedContainer` for layers outside.
     """
-    if level is not None and level not in header.levels:
-        stored = ", ".join(item.name for item in header.levels) or "none"
-        raise LevelNotStored(f"level {level} is not stored for this chunk; stored: {stored}")
+    if level is not None:
+        require_level(level, header.levels)
     if layers is not None and not (
         layers.step == 1 and header.layers.start <= layers.start < layers.stop <= header.layers.stop
     ):

@@ -144,6 +144,8 @@ class RagPipeline:
         samples: list[codec.KvSample] = []
         tokens_left = CALIBRATION_TOKENS_MAX
         for text in texts:
+            if tokens_left == 0:
+                break
             ids = self.template.tokenise(text)[: min(tokens_left, CALIBRATION_TEXT_TOKENS_MAX)]
             if len(ids) == 0:
                 continue
