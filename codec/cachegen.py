@@ -11,10 +11,10 @@ section 5.2. For each layer's keys and each layer's values:
   once per model (``cachegen_profile``). Keys are coded as engines keep them, rotated.
 * Every level is an encoding of its own; nothing is shared between levels.
 
-Where the paper leaves room, the reading is the one that is best for CacheGen. The unit of the bins is not stated: on
-SmolLM2 (one context, KL of the text that follows) raw values, the default, and multiples of the layer's deviation need
-the same bits at equal KL, multiples of each channel's deviation 0.7 bits per value more, a max-abs scale per delta
-token 0.4 more. Differences are from the anchor as decoded (no error is added twice), all channels of a layer share one
+Where the paper leaves room, the reading is the one that is best for CacheGen. The unit of the bins: on SmolLM2 (one
+context, KL of the text that follows) raw values, the default, and multiples of the layer's deviation need the same bits
+at equal KL within 0.1 per value, multiples of each channel's deviation 0.7 more, a max-abs scale per delta token 0.4
+more. Differences are from the anchor as decoded (no error is added twice), all channels of a layer share one
 range coder stream (no length per channel), and what a table does not hold is escaped, not clipped.
 
 What LMCache ships under this name (``cachegen_encoder.py`` of October 2024; the paper's artifact has the same) is

@@ -62,7 +62,7 @@ Frequencies = NDArray[np.uint16]
 
 
 class CacheGenUnit(StrEnum):
-    """What a bin of size 1 is; the paper does not say."""
+    """What a bin of size 1 is."""
 
     RAW = "raw"
     """A difference of 1 between two values as the engine holds them: the default."""

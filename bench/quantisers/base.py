@@ -149,7 +149,8 @@ def important_tokens(keys: FloatArray, share: float) -> BoolArray:
     """The ``share`` of a layer's tokens that will be attended to most, guessed from the keys alone ``[tokens]``.
 
     A stand-in: the methods that part tokens so look at attention scores, which a store of KV does not have. Keys of
-    small norm draw the most attention (Devoto et al. 2024, "A Simple and Effective L2 Norm-Based Strategy").
+    small norm draw the most attention (Devoto et al. 2024, "A Simple and Effective L2 Norm-Based Strategy"); on SmolLM2
+    this guess gave ZipCache a third of the KL of a random choice, and less than the latest or the first tokens.
     """
     norms = np.linalg.norm(keys, axis=2).mean(axis=0)
     chosen = np.zeros(len(norms), dtype=np.bool_)
