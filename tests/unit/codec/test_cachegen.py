@@ -147,6 +147,18 @@ def test_tables_of_the_kind_of_text_pay(source, cachegen):
     assert sizes[0] < 0.95 * sizes[1]
 
 
+def test_little_calibration_text_is_enough(source, cachegen):
+    """40 anchors in 255 cells: their histogram alone would price most of what comes as never seen."""
+    keys, values = source.draw(256, seed=12)
+    little = calibrate_cachegen([KvSample(*source.draw(400, seed=13))], source.layout)
+    much = calibrate_cachegen([KvSample(*source.draw(20_000, seed=14))], source.layout)
+    sizes = [
+        sum(map(len, encode_cachegen(keys, values, layout=source.layout, profile=item, level=0)))
+        for item in (little, much)
+    ]
+    assert sizes[0] < 1.04 * sizes[1]
+
+
 @pytest.mark.parametrize("dtype", list(KvDtype))
 def test_what_no_table_holds_is_escaped_not_clipped(dtype):
     layout, profile, drawn = one_layer(dtype)
@@ -258,6 +270,7 @@ def test_each_part_of_a_payload_is_checked(source, cachegen, stream):
         (head + b"\x00\x7c" + scales[2:] + escape + words, "scale that is negative or not finite"),
         (head + b"\x00\x80" + scales[2:] + escape + words, "scale that is negative or not finite"),
         (head + scales + b"\0" * 4 + words, "escapes a delta that is within"),
+        (head + scales + escape + b"\xff" * len(words), "words do not decode"),
     ):
         with pytest.raises(InvalidData, match=why):
             decode_cachegen([broken, good], layout=source.layout, profile=cachegen, level=1, tokens=24, layers=[1])
