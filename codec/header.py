@@ -8,14 +8,13 @@ Checksums are the first 8 bytes of BLAKE3: they find accidents. Forgery is preve
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import lru_cache
 
 from blake3 import blake3
 
 from .. import limits
 from ..errors import BodyTooLarge, ChunkTooLong, EmptyChunk, MalformedContainer, TruncatedBody
-from .layout import Layout
+from .layout import Kind, Layout
 from .level import EXACT, LOSSY_LEVELS, Level
 
 __all__ = [
@@ -43,13 +42,6 @@ _FIXED = struct.Struct("<4sHHIIIHBBII32s32s")
 _ENTRY = struct.Struct("<BBHI8s")
 _CHECKSUM_BYTES = 8
 Buffer = bytes | bytearray | memoryview
-
-
-class Kind(IntEnum):
-    """Which of the two tensors of a layer a segment holds."""
-
-    KEYS = 0
-    VALUES = 1
 
 
 @dataclass(frozen=True, slots=True)
