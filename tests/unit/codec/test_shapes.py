@@ -7,9 +7,9 @@ import pytest
 
 from kvloom import codec
 from kvloom.codec import EXACT, LOSSY_LEVELS, KeyCoding, Kind, KvDtype, LayerLayout, Layout, Profile, Rope
-from kvloom.codec.container import parse_header, select
+from kvloom.codec.container import ContainerWriter, parse_header, select
 from kvloom.codec.rope import rotate
-from kvloom.errors import InvalidTensor, LayoutMismatch
+from kvloom.errors import InvalidTensor, LayoutMismatch, MalformedContainer
 
 ALL = (*LOSSY_LEVELS, EXACT)
 ROTATED = Rope((1.0, 0.2, 0.01, 0.001))
@@ -144,6 +144,19 @@ def test_a_container_says_what_it_cannot_turn():
     for level in ("exact", "standard"):
         with pytest.raises(LayoutMismatch, match="cannot be moved"):
             codec.decode(blob, profile=profile, level=level, first_position=1)
+
+
+def test_nothing_hides_in_the_segments_of_what_a_layer_does_not_have():
+    layout = Layout(KvDtype.FLOAT32, (SHAPES["one latent, its end rotated"],))
+    for stowaway in (b"", b"x"):
+        writer = ContainerWriter(layout, tokens=1, first_position=0)
+        writer.put(EXACT, 0, Kind.KEYS, b"not decoded here")
+        writer.put(EXACT, 0, Kind.VALUES, stowaway)
+        if stowaway:
+            with pytest.raises(MalformedContainer, match="layer 0 has no values but 1 bytes of them"):
+                parse_header(writer.commit())
+        else:
+            assert [item.length for item in parse_header(writer.commit()).segments] == [16, 0]
 
 
 def test_bits_per_value_count_what_there_is():
