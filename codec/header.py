@@ -225,7 +225,9 @@ def _check_empty(segments: Sequence[Segment], layout: Layout) -> None:
     """What a layer does not have takes no bytes: nobody would ever read them."""
     for item in segments:
         if item.length and not layout.layers[item.layer].width_of(item.kind):
-            raise MalformedContainer(f"layer {item.layer} has no {item.kind.name.lower()} but {item.length} bytes of them")
+            raise MalformedContainer(
+                f"layer {item.layer} has no {item.kind.name.lower()} but {item.length} bytes of them"
+            )
 
 
 def _cut(header: ContainerHeader, present_bytes: int) -> ContainerHeader:
