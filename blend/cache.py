@@ -34,7 +34,10 @@ TORCH_DTYPES = {KvDtype.FLOAT32: torch.float32, KvDtype.FLOAT16: torch.float16, 
 
 @dataclass(frozen=True, slots=True)
 class LayerArrays:
-    """One layer's whole storage as NumPy arrays ``[kv_heads, capacity, head_dim]`` that share the cache's memory."""
+    """One layer's whole storage as NumPy arrays ``[kv_heads, capacity, head_dim]`` that share the cache's memory.
+
+    Keys and values may differ in their last dimension (MLA).
+    """
 
     keys: NDArray[Any]
     values: NDArray[Any]
@@ -82,10 +85,10 @@ class KvLayer(CacheLayerMixin):
 
     def __init__(self, layout: LayerLayout, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        shape = (1, layout.kv_heads, capacity, layout.head_dim)
+        room = (1, layout.kv_heads, capacity)
         self.dtype, self.device = dtype, device
-        self.keys: Tensor = torch.empty(shape, dtype=dtype, device=device)
-        self.values: Tensor = torch.empty(shape, dtype=dtype, device=device)
+        self.keys: Tensor = torch.empty((*room, layout.head_dim), dtype=dtype, device=device)
+        self.values: Tensor = torch.empty((*room, layout.value_head_dim), dtype=dtype, device=device)
         self.capacity = capacity
         self.length = 0
         self.is_initialized = True
@@ -96,7 +99,7 @@ class KvLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append ``[1, kv_heads, n, head_dim]`` in place; views of all tokens so far are returned."""
         start, stop = self.length, self.length + key_states.shape[2]
-        self._check(key_states, stop)
+        self._check(key_states, value_states, stop)
         self.keys[:, :, start:stop].copy_(key_states)
         self.values[:, :, start:stop].copy_(value_states)
         self.length = stop
@@ -104,7 +107,7 @@ class KvLayer(CacheLayerMixin):
 
     def scatter(self, key_states: Tensor, value_states: Tensor, places: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """Write tokens at ``places`` ``[n]`` (int64, distinct); views of the first ``total`` tokens are returned."""
-        self._check(key_states, total)
+        self._check(key_states, value_states, total)
         self.keys.index_copy_(2, places, key_states.to(self.dtype))
         self.values.index_copy_(2, places, value_states.to(self.dtype))
         self.length = total
@@ -134,15 +137,16 @@ class KvLayer(CacheLayerMixin):
         """Forget all tokens; the storage stays."""
         self.length = 0
 
-    def _check(self, key_states: Tensor, stop: int) -> None:
+    def _check(self, key_states: Tensor, value_states: Tensor, stop: int) -> None:
         if stop > self.capacity:
             raise InvalidRequest(f"cache has room for {self.capacity} tokens, {stop} are needed")
-        batch, heads, _, dim = key_states.shape
-        if (batch, heads, dim) != (1, self.keys.shape[1], self.keys.shape[3]):
-            raise LayoutMismatch(
-                f"model wrote KV of batch {batch}, {heads} heads of {dim}; "
-                f"the cache holds batch 1, {self.keys.shape[1]} heads of {self.keys.shape[3]}"
-            )
+        for name, states, room in (("keys", key_states, self.keys), ("values", value_states, self.values)):
+            batch, heads, _, dim = states.shape
+            if (batch, heads, dim) != (1, room.shape[1], room.shape[3]):
+                raise LayoutMismatch(
+                    f"model wrote {name} of batch {batch}, {heads} heads of {dim}; "
+                    f"the cache holds batch 1, {room.shape[1]} heads of {room.shape[3]}"
+                )
 
 
 class KvCache(Cache):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..codec.layout import Layout, Rope
+from ..codec.layout import Kind, LayerLayout, Layout, Rope
 from ..codec.rope import cos_sin
 from ..errors import InvalidTensor, UnsupportedModel
 from .cache import KvLayer, tensor_view
@@ -45,7 +45,8 @@ def rotate_into(out: Tensor, keys: Tensor, rope: Rope, cos: Tensor, sin: Tensor)
     if out.data_ptr() == keys.data_ptr():
         real = real.clone()
     elif rope.rotary_dim < keys.shape[-1]:
-        out[..., rope.rotary_dim :].copy_(keys[..., rope.rotary_dim :])
+        out[..., : rope.first_dim].copy_(keys[..., : rope.first_dim])
+        out[..., rope.end_dim :].copy_(keys[..., rope.end_dim :])
     turned = imaginary * cos
     turned.addcmul_(real, sin)
     torch.mul(real, cos, out=out[..., first]).addcmul_(imaginary, sin, value=-1)
@@ -66,26 +67,23 @@ class Realigner:
     def fill(self, kv: KvLayer, layer: int, chunk: PlacedChunk) -> None:
         """Write one chunk's keys and values of ``layer`` to ``kv`` at ``[chunk.start, chunk.stop)``."""
         place = slice(chunk.start, chunk.stop)
-        keys = self._view(chunk, layer, chunk.keys[layer], "keys", kv.device)
-        values = self._view(chunk, layer, chunk.values[layer], "values", kv.device)
-        self._move(kv.keys[0, :, place], keys, layer, chunk)
-        target = kv.values[0, :, place]
-        if target.data_ptr() != values.data_ptr():
-            target.copy_(values)
-
-    def _move(self, out: Tensor, keys: Tensor, layer: int, chunk: PlacedChunk) -> None:
-        rope = self.layout.layers[layer].rope
-        if chunk.first_position == chunk.start:
-            if out.data_ptr() != keys.data_ptr():
-                out.copy_(keys)
-            return
-        if rope is None:
+        spec = self.layout.layers[layer]
+        if spec.rope is None and chunk.first_position != chunk.start:
             was = "un-rotated" if chunk.first_position is None else f"computed at {chunk.first_position}"
             raise UnsupportedModel(
                 f"layer {layer} has keys whose position cannot be undone; a chunk {was} cannot stand at {chunk.start}"
             )
-        turn = self._turn(rope, chunk, out.device)
-        rotate_into(out, keys, rope, turn.cos, turn.sin)
+        rooms = (kv.keys, kv.values)
+        for kind, room, stored in zip(Kind, rooms, (chunk.keys, chunk.values), strict=True):
+            self._put(room[0, :, place], self._view(chunk, layer, stored[layer], kind, kv.device), spec, kind, chunk)
+
+    def _put(self, out: Tensor, states: Tensor, spec: LayerLayout, kind: Kind, chunk: PlacedChunk) -> None:
+        rope = spec.rope_of(kind)
+        if rope is not None and chunk.first_position != chunk.start:
+            turn = self._turn(rope, chunk, out.device)
+            rotate_into(out, states, rope, turn.cos, turn.sin)
+        elif out.data_ptr() != states.data_ptr():
+            out.copy_(states)
 
     def _turn(self, rope: Rope, chunk: PlacedChunk, device: torch.device) -> _Turn:
         if chunk.first_position is None:
@@ -100,10 +98,12 @@ class Realigner:
         return known
 
     def _view(
-        self, chunk: PlacedChunk, layer: int, array: NDArray[Any] | Tensor, kind: str, device: torch.device
+        self, chunk: PlacedChunk, layer: int, array: NDArray[Any] | Tensor, kind: Kind, device: torch.device
     ) -> Tensor:
-        tensor = tensor_view(array)
-        expected = (self.layout.layers[layer].kv_heads, chunk.tokens, self.layout.layers[layer].head_dim)
+        tensor, spec = tensor_view(array), self.layout.layers[layer]
+        expected = (spec.kv_heads, chunk.tokens, spec.head_dim_of(kind))
         if tuple(tensor.shape) != expected:
-            raise InvalidTensor(f"{kind} of layer {layer} have shape {tuple(tensor.shape)}, the layout says {expected}")
+            raise InvalidTensor(
+                f"{kind.name.lower()} of layer {layer} have shape {tuple(tensor.shape)}, the layout says {expected}"
+            )
         return tensor.to(device)

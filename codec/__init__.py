@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .calibration import KvSample, calibrate
     from .codec import ContainerInfo, decode, decode_into, encode, info, truncate
     from .container import Container, ContainerHeader
-    from .layout import KvDtype, LayerLayout, Layout, Rope
+    from .layout import KeyCoding, Kind, KvDtype, LayerLayout, Layout, Rope
     from .level import DRAFT, EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level
     from .profile import Profile
 
@@ -31,6 +31,8 @@ __all__ = [
     "Container",
     "ContainerHeader",
     "ContainerInfo",
+    "KeyCoding",
+    "Kind",
     "KvDtype",
     "KvSample",
     "LayerLayout",
@@ -51,7 +53,7 @@ _HOMES = {
     "calibration": ("KvSample", "calibrate"),
     "codec": ("ContainerInfo", "decode", "decode_into", "encode", "info", "truncate"),
     "container": ("Container", "ContainerHeader"),
-    "layout": ("KvDtype", "LayerLayout", "Layout", "Rope"),
+    "layout": ("KeyCoding", "Kind", "KvDtype", "LayerLayout", "Layout", "Rope"),
     "level": ("DRAFT", "EXACT", "LOSSY_LEVELS", "STANDARD", "Level", "parse_level"),
     "profile": ("Profile",),
 }

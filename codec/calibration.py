@@ -51,17 +51,19 @@ class _Moments:
         with one_thread():
             self.second += wide.T @ wide
 
-    def transform(self, spec: LayerLayout, strength: float) -> Transform:
+    def transform(self, spec: LayerLayout, kind: Kind, strength: float) -> Transform:
         mean = self.total / self.count
         covariance = self.second / self.count - np.outer(mean, mean)
-        width = block_width(spec)
+        if not len(mean):
+            return Transform(np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32), 1.0)
+        width = block_width(spec, kind)
         bases = []
-        for start in range(0, spec.width, width):
+        for start in range(0, len(mean), width):
             block = covariance[start : start + width, start : start + width]
             with one_thread():
                 _, vectors = np.linalg.eigh(block)
             bases.append(vectors.T[::-1])
-        rms = float(np.sqrt(max(float(np.trace(covariance)) / spec.width, 1e-12)))
+        rms = float(np.sqrt(max(float(np.trace(covariance)) / len(mean), 1e-12)))
         # Stored as float16: round now, so that what codes is what a reader of the profile has.
         basis = np.stack(bases).astype(np.float16).astype(np.float32)
         return Transform(mean.astype(np.float32), basis, float(np.float32(strength * rms)))
@@ -80,7 +82,7 @@ def calibrate(
 
     Raises :class:`InvalidTensor` when the samples hold no token beyond the sinks.
     """
-    moments = [_Moments(spec.width) for spec in layout.layers for _ in Kind]
+    moments = [_Moments(spec.width_of(kind)) for spec in layout.layers for kind in Kind]
     for sample in samples:
         tokens = sample.keys[0].shape[1]
         positions = np.arange(sample.first_position, sample.first_position + tokens, dtype=np.int64)
@@ -88,13 +90,15 @@ def calibrate(
         for layer, spec in enumerate(layout.layers):
             for kind in Kind:
                 heads = np.asarray((sample.keys, sample.values)[kind][layer], dtype=np.float32)
-                if kind is Kind.KEYS and spec.rope is not None:
-                    heads = rotate(heads, spec.rope, -positions)
-                moments[2 * layer + kind].add(heads.transpose(1, 0, 2).reshape(tokens, spec.width)[skip:])
+                rope = spec.rope_of(kind)
+                if rope is not None:
+                    heads = rotate(heads, rope, -positions)
+                moments[2 * layer + kind].add(heads.transpose(1, 0, 2).reshape(tokens, spec.width_of(kind))[skip:])
     if moments[0].count == 0:
         raise InvalidTensor(f"calibration text has no token beyond the first {sink_tokens}, at least 1 is needed")
     strengths = (strength_keys, strength_values)
     transforms = tuple(
-        item.transform(layout.layers[index // 2], strengths[index % 2]) for index, item in enumerate(moments)
+        item.transform(layout.layers[index // 2], Kind(index % 2), strengths[index % 2])
+        for index, item in enumerate(moments)
     )
     return Profile(layout, transforms, dead_zone, sink_tokens)

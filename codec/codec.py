@@ -16,7 +16,7 @@ from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, No
 from .blas import one_thread
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
 from .entropy import native
-from .layout import LayerLayout, Layout, Rope
+from .layout import KeyCoding, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level, require_level
 from .lossless import decode_exact, encode_exact
 from .lossy import LossySegment, decode_lossy, encode_lossy
@@ -33,11 +33,15 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ContainerInfo:
-    """What a container holds; ``level_bytes`` is what reading each level costs, the header included."""
+    """What a container holds; ``level_bytes`` is what reading each level costs, the header included.
+
+    ``key_coding`` says for each layer held whether its lossy levels can be decoded to another position.
+    """
 
     header: ContainerHeader
     level_bytes: dict[str, int]
     bits_per_value: dict[str, float]
+    key_coding: tuple[KeyCoding, ...]
 
 
 def encode(
@@ -75,15 +79,19 @@ def encode(
         profile_digest=profile.digest if lossy and profile else NO_PROFILE,
     )
     places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
+    held = [(layer, kind) for layer, kind in places if layout.layers[layer].width_of(kind)]
+    for layer, kind in set(places) - set(held):
+        for level in chosen:
+            writer.put(level, layer, kind, b"")
     if lossy and profile is not None:
         with one_thread():
-            coded = encode_lossy(_prepare(keys, values, layout, profile, first_position, sinks))
-        for (layer, kind), payloads in zip(places, coded, strict=True):
+            coded = encode_lossy(_prepare(keys, values, held, layout, profile, first_position, sinks))
+        for (layer, kind), payloads in zip(held, coded, strict=True):
             for level, payload in zip(LOSSY_LEVELS, payloads, strict=True):
                 writer.put(level, layer, kind, payload)
     if EXACT in chosen:
-        tensors = [(keys, values)[kind][layer] for layer, kind in places]
-        for (layer, kind), payload in zip(places, encode_exact(tensors, layout.dtype), strict=True):
+        tensors = [(keys, values)[kind][layer] for layer, kind in held]
+        for (layer, kind), payload in zip(held, encode_exact(tensors, layout.dtype), strict=True):
             writer.put(EXACT, layer, kind, payload)
     return writer.commit()
 
@@ -110,11 +118,12 @@ def decode(
     layers = [header.layout.layers[index] for index in header.layers]
     dtype = header.layout.dtype.numpy
     outputs: list[KvArrays] = []
-    for _ in Kind:
-        if len({layer.width for layer in layers}) == 1 and len({layer.head_dim for layer in layers}) == 1:
-            outputs.append(np.empty((len(layers), layers[0].kv_heads, header.tokens, layers[0].head_dim), dtype))
+    for kind in Kind:
+        shapes = [(layer.kv_heads, header.tokens, layer.head_dim_of(kind)) for layer in layers]
+        if len(set(shapes)) == 1:
+            outputs.append(np.empty((len(layers), *shapes[0]), dtype))
         else:
-            outputs.append([np.empty((layer.kv_heads, header.tokens, layer.head_dim), dtype) for layer in layers])
+            outputs.append([np.empty(shape, dtype) for shape in shapes])
     decode_into(
         container, outputs[0], outputs[1], profile=profile, level=level, layout=layout, first_position=first_position
     )
@@ -143,12 +152,16 @@ def decode_into(
     for kind, arrays in zip(Kind, (keys, values), strict=True):
         _check_outputs(arrays, [header.layout.layers[index] for index in held], header, kind)
     position = header.first_position if first_position is None else first_position
-    outputs = [(keys, values)[kind][index] for index in range(len(held)) for kind in Kind]
-    places = [(layer, kind) for layer in held for kind in Kind]
+    layers = header.layout.layers
+    places = [(layer, kind) for layer in held for kind in Kind if layers[layer].width_of(kind)]
+    outputs = [(keys, values)[kind][layer - held[0]] for layer, kind in places]
+    if position != header.first_position and any(layers[layer].rope is None for layer in held):
+        raise LayoutMismatch("keys without a known RoPE cannot be moved to another position")
     if chosen == EXACT:
         decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
         if position != header.first_position:
-            _move(keys, [header.layout.layers[index] for index in held], position - header.first_position)
+            ropes = [layers[layer].rope_of(kind) for layer, kind in places]
+            _move(outputs, ropes, position - header.first_position)
         return
     if profile is None or profile.digest != header.profile_digest:
         have = "none" if profile is None else profile.digest.hex()[:16] + "…"
@@ -158,7 +171,7 @@ def decode_into(
     decoded = decode_lossy(
         drafts,
         standards,
-        widths=[header.layout.layers[layer].width for layer, _ in places],
+        widths=[layers[layer].width_of(kind) for layer, kind in places],
         tokens=header.tokens,
         sink_tokens=header.sink_tokens,
     )
@@ -166,11 +179,11 @@ def decode_into(
     coefficients_of = [coefficients for _, coefficients in decoded]
     inverted = _invert([profile.transform(*place) for place in places], coefficients_of)
     for (layer, kind), (sinks, _), channels, out in zip(places, decoded, inverted, outputs, strict=True):
-        spec = header.layout.layers[layer]
+        spec, rope = layers[layer], layers[layer].rope_of(kind)
         whole = np.concatenate([sinks.T, channels]) if header.sink_tokens else channels
-        heads = whole.reshape(header.tokens, spec.kv_heads, spec.head_dim).transpose(1, 0, 2)
-        if kind is Kind.KEYS and spec.rope is not None:
-            rotate_into(out, heads, spec.rope, *angles.of(spec.rope))
+        heads = whole.reshape(header.tokens, spec.kv_heads, spec.head_dim_of(kind)).transpose(1, 0, 2)
+        if rope is not None:
+            rotate_into(out, heads, rope, *angles.of(rope))
         else:
             out[...] = heads
 
@@ -185,8 +198,10 @@ def info(blob: Buffer) -> ContainerInfo:
     container = Container.parse(blob)
     header = container.header
     level_bytes = {str(level): len(container.truncate(level)) for level in header.levels}
-    held = sum(2 * header.layout.layers[layer].width for layer in header.layers) * header.tokens
-    return ContainerInfo(header, level_bytes, {name: 8 * size / held for name, size in level_bytes.items()})
+    layers = [header.layout.layers[layer] for layer in header.layers]
+    held = sum(layer.key_width + layer.value_width for layer in layers) * header.tokens
+    bits_per_value = {name: 8 * size / held for name, size in level_bytes.items()}
+    return ContainerInfo(header, level_bytes, bits_per_value, tuple(layer.key_coding for layer in layers))
 
 
 class _Angles:
@@ -204,29 +219,35 @@ class _Angles:
 
 
 def _prepare(
-    keys: KvArrays, values: KvArrays, layout: Layout, profile: Profile, first_position: int, sinks: int
+    keys: KvArrays,
+    values: KvArrays,
+    places: Sequence[tuple[int, Kind]],
+    layout: Layout,
+    profile: Profile,
+    first_position: int,
+    sinks: int,
 ) -> list[LossySegment]:
     tokens = keys[0].shape[1]
     angles = _Angles(first_position, tokens)
     quantiser = NestedQuantiser(profile.dead_zone)
     prepared: list[LossySegment] = []
-    for layer, spec in enumerate(layout.layers):
-        for kind in Kind:
-            heads = np.asarray((keys, values)[kind][layer], dtype=np.float32)
-            if not np.isfinite(heads).all():
-                bad = int(heads.size - np.isfinite(heads).sum())
-                raise NonFiniteTensor(
-                    f"{kind.name.lower()} of layer {layer} hold {bad} values that are NaN or infinite, "
-                    "the limit of a lossy level is 0 (exact takes any)"
-                )
-            if kind is Kind.KEYS and spec.rope is not None:
-                cos, sin = angles.of(spec.rope)
-                plain = np.empty_like(heads)
-                rotate_into(plain, heads, spec.rope, cos, -sin)
-                heads = plain
-            channels = heads.transpose(1, 0, 2).reshape(tokens, spec.width)
-            scaled = profile.transform(layer, kind).forward(channels[sinks:])
-            prepared.append(LossySegment(np.ascontiguousarray(channels[:sinks].T), quantiser.quantise(scaled)))
+    for layer, kind in places:
+        heads = np.asarray((keys, values)[kind][layer], dtype=np.float32)
+        if not np.isfinite(heads).all():
+            bad = int(heads.size - np.isfinite(heads).sum())
+            raise NonFiniteTensor(
+                f"{kind.name.lower()} of layer {layer} hold {bad} values that are NaN or infinite, "
+                "the limit of a lossy level is 0 (exact takes any)"
+            )
+        rope = layout.layers[layer].rope_of(kind)
+        if rope is not None:
+            cos, sin = angles.of(rope)
+            plain = np.empty_like(heads)
+            rotate_into(plain, heads, rope, cos, -sin)
+            heads = plain
+        channels = heads.transpose(1, 0, 2).reshape(tokens, layout.layers[layer].width_of(kind))
+        scaled = profile.transform(layer, kind).forward(channels[sinks:])
+        prepared.append(LossySegment(np.ascontiguousarray(channels[:sinks].T), quantiser.quantise(scaled)))
     return prepared
 
 
@@ -239,13 +260,11 @@ def _invert(transforms: Sequence[Transform], coefficients: Sequence[FloatArray])
         return [transform.inverse(item) for transform, item in pairs]
 
 
-def _move(keys: KvArrays, layers: Sequence[LayerLayout], offset: int) -> None:
-    for array, spec in zip(keys, layers, strict=True):
-        if spec.rope is None:
-            raise LayoutMismatch("keys without a known RoPE cannot be moved to another position")
-        positions = np.full(1, offset, dtype=np.int64)
-        heads = np.array(array, dtype=np.float32)
-        rotate_into(array, heads, spec.rope, *cos_sin(spec.rope, positions))
+def _move(arrays: Sequence[NDArray[np.generic]], ropes: Sequence[Rope | None], offset: int) -> None:
+    for array, rope in zip(arrays, ropes, strict=True):
+        if rope is not None:
+            heads = np.array(array, dtype=np.float32)
+            rotate_into(array, heads, rope, *cos_sin(rope, np.full(1, offset, dtype=np.int64)))
 
 
 def _check_tensors(keys: KvArrays, values: KvArrays, layout: Layout) -> int:
@@ -259,9 +278,9 @@ def _check_tensors(keys: KvArrays, values: KvArrays, layout: Layout) -> int:
         raise EmptyChunk("chunk has 0 tokens, at least 1 is needed")
     if tokens > limits.CHUNK_TOKENS_MAX:
         raise ChunkTooLong(f"chunk has {tokens} tokens, the limit is {limits.CHUNK_TOKENS_MAX}")
-    for name, arrays in (("keys", keys), ("values", values)):
+    for kind, arrays in zip(Kind, (keys, values), strict=True):
         for index, spec in enumerate(layout.layers):
-            _check_array(arrays[index], spec, tokens, layout, f"{name} of layer {index}")
+            _check_array(arrays[index], spec, kind, tokens, layout, f"{kind.name.lower()} of layer {index}")
     return tokens
 
 
@@ -270,11 +289,13 @@ def _check_outputs(arrays: KvArrays, layers: Sequence[LayerLayout], header: Cont
     if len(arrays) != len(layers):
         raise InvalidTensor(f"{len(arrays)} layers of room for {name}, the container holds {len(layers)}")
     for index, spec in enumerate(layers):
-        _check_array(arrays[index], spec, header.tokens, header.layout, f"room for {name} of layer {index}")
+        _check_array(arrays[index], spec, kind, header.tokens, header.layout, f"room for {name} of layer {index}")
 
 
-def _check_array(array: NDArray[np.generic], spec: LayerLayout, tokens: int, layout: Layout, what: str) -> None:
-    expected = (spec.kv_heads, tokens, spec.head_dim)
+def _check_array(
+    array: NDArray[np.generic], spec: LayerLayout, kind: Kind, tokens: int, layout: Layout, what: str
+) -> None:
+    expected = (spec.kv_heads, tokens, spec.head_dim_of(kind))
     if np.shape(array) != expected or array.dtype != layout.dtype.numpy:
         raise InvalidTensor(
             f"{what}: {array.dtype} {np.shape(array)}, the layout needs {layout.dtype.value} {expected}"

@@ -8,14 +8,13 @@ Checksums are the first 8 bytes of BLAKE3: they find accidents. Forgery is preve
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import lru_cache
 
 from blake3 import blake3
 
 from .. import limits
 from ..errors import BodyTooLarge, ChunkTooLong, EmptyChunk, MalformedContainer, TruncatedBody
-from .layout import Layout
+from .layout import Kind, Layout
 from .level import EXACT, LOSSY_LEVELS, Level
 
 __all__ = [
@@ -43,13 +42,6 @@ _FIXED = struct.Struct("<4sHHIIIHBBII32s32s")
 _ENTRY = struct.Struct("<BBHI8s")
 _CHECKSUM_BYTES = 8
 Buffer = bytes | bytearray | memoryview
-
-
-class Kind(IntEnum):
-    """Which of the two tensors of a layer a segment holds."""
-
-    KEYS = 0
-    VALUES = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +165,7 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
         )
     segments = _segments(view, _FIXED.size + layout_bytes, count, header_bytes)
     check_table(segments, len(layout.layers), levels)
+    _check_empty(segments, layout)
     header = ContainerHeader(key, profile, layout, tokens, first_position, sinks, segments, header_bytes)
     if header.total_bytes > limits.CONTAINER_BYTES_MAX:
         raise BodyTooLarge(f"container declares {header.total_bytes} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
@@ -226,6 +219,15 @@ def check_table(segments: Sequence[Segment], layer_count: int, lossy_levels: int
     found = [(segment.level, segment.layer, segment.kind) for segment in segments]
     if found != list(expected):
         raise MalformedContainer("segments are missing, doubled or out of order")
+
+
+def _check_empty(segments: Sequence[Segment], layout: Layout) -> None:
+    """What a layer does not have takes no bytes: nobody would ever read them."""
+    for item in segments:
+        if item.length and not layout.layers[item.layer].width_of(item.kind):
+            raise MalformedContainer(
+                f"layer {item.layer} has no {item.kind.name.lower()} but {item.length} bytes of them"
+            )
 
 
 def _cut(header: ContainerHeader, present_bytes: int) -> ContainerHeader:

@@ -126,38 +126,39 @@ class Profile:
             raise InvalidData(f"profile has dead zone {dead_zone} and {sink_tokens} sink tokens")
         transforms: list[Transform] = []
         offset = layout_bytes + _PARAMETERS.size
-        expected = offset + sum(2 * _transform_bytes(layer) for layer in layout.layers)
+        expected = offset + sum(_transform_bytes(layer, kind) for layer in layout.layers for kind in Kind)
         if len(content) != expected:
             raise InvalidData(f"profile holds {len(content)} bytes, its layout needs {expected}")
         for layer in layout.layers:
-            for _ in Kind:
-                transforms.append(_read_transform(content, offset, layer))
-                offset += _transform_bytes(layer)
+            for kind in Kind:
+                transforms.append(_read_transform(content, offset, layer, kind))
+                offset += _transform_bytes(layer, kind)
         profile = cls(layout, tuple(transforms), dead_zone, sink_tokens)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
         return profile
 
 
-def block_width(layer: LayerLayout) -> int:
+def block_width(layer: LayerLayout, kind: Kind) -> int:
     """Channels of one transform block: whole heads, as many as divide the layer evenly within the limit."""
+    head_dim = layer.head_dim_of(kind)
     for heads in range(layer.kv_heads, 0, -1):
-        if layer.kv_heads % heads == 0 and heads * layer.head_dim <= limits.TRANSFORM_WIDTH_MAX:
-            return heads * layer.head_dim
-    raise UnsupportedModel(f"head dim is {layer.head_dim}, a transform block has at most {limits.TRANSFORM_WIDTH_MAX}")
+        if layer.kv_heads % heads == 0 and heads * head_dim <= limits.TRANSFORM_WIDTH_MAX:
+            return heads * head_dim
+    raise UnsupportedModel(f"head dim is {head_dim}, a transform block has at most {limits.TRANSFORM_WIDTH_MAX}")
 
 
-def _transform_bytes(layer: LayerLayout) -> int:
-    return 4 + 4 * layer.width + 2 * layer.width * block_width(layer)
+def _transform_bytes(layer: LayerLayout, kind: Kind) -> int:
+    return 4 + 4 * layer.width_of(kind) + 2 * layer.width_of(kind) * block_width(layer, kind)
 
 
-def _read_transform(content: bytes, offset: int, layer: LayerLayout) -> Transform:
-    width, block = layer.width, block_width(layer)
+def _read_transform(content: bytes, offset: int, layer: LayerLayout, kind: Kind) -> Transform:
+    width, block = layer.width_of(kind), block_width(layer, kind)
     step = float(np.frombuffer(content, "<f4", 1, offset)[0])
     mean = np.frombuffer(content, "<f4", width, offset + 4).astype(np.float32)
     basis = np.frombuffer(content, "<f2", width * block, offset + 4 + 4 * width).astype(np.float32)
     if not (step > 0 and math.isfinite(step) and np.isfinite(mean).all() and np.isfinite(basis).all()):
         raise InvalidData("profile holds a number that is not finite, or a step that is not positive")
-    return Transform(mean, basis.reshape(width // block, block, block), step)
+    return Transform(mean, basis.reshape(width // block if block else 0, block, block), step)
 
 
 def _decompress(frame: bytes) -> bytes:

@@ -39,4 +39,5 @@ def rotate_into(out: NDArray[np.generic], keys: FloatArray, rope: Rope, cos: Flo
     real, imaginary = keys[..., first], keys[..., second]
     out[..., first] = real * cos - imaginary * sin
     out[..., second] = imaginary * cos + real * sin
-    out[..., rope.rotary_dim :] = keys[..., rope.rotary_dim :]
+    out[..., : rope.first_dim] = keys[..., : rope.first_dim]
+    out[..., rope.end_dim :] = keys[..., rope.end_dim :]

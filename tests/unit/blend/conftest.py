@@ -32,6 +32,25 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere-interleaved": ("Cohere", {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
     "smollm3-no-rope-layer": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [1, 1, 0, 1]}),
     "mixtral-experts": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "glm-partial-interleaved": ("Glm", {"head_dim": 16, "pad_token_id": 0}),
+    "deepseek-latents": (
+        "DeepseekV3",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 16,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 24,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+            "head_dim": 8,
+            "num_key_value_heads": 4,
+        },
+    ),
 }
 
 

@@ -23,6 +23,7 @@ from kvloom.blend import (  # noqa: E402
     SelectionRule,
 )
 from kvloom.clients.transformers import extract, model_layout, prefill  # noqa: E402
+from kvloom.codec.layout import Kind  # noqa: E402
 from kvloom.codec.rope import rotate  # noqa: E402
 from kvloom.errors import InvalidRequest, InvalidTensor, LayoutMismatch, UnsupportedModel  # noqa: E402
 
@@ -42,7 +43,13 @@ def stored_chunk(model, layout, tokens, start, stop, *, place=None, unrotated=Fa
     first = 0
     if unrotated:
         back = -np.arange(stop - start)
-        keys = [rotate(item, layer.rope, back) for item, layer in zip(keys, layout.layers, strict=True)]
+        keys, values = (
+            [
+                item if layer.rope_of(kind) is None else rotate(item, layer.rope_of(kind), back)
+                for item, layer in zip(items, layout.layers, strict=True)
+            ]
+            for kind, items in zip(Kind, (keys, values), strict=True)
+        )
         first = None
     return PlacedChunk(start if place is None else place, stop - start, keys, values, first)
 

@@ -21,6 +21,8 @@ ROPES = [
     Rope((0.7, 0.05)),
     Rope((0.7, 0.05), interleaved=True),
     Rope((0.0,)),
+    Rope((0.7, 0.05), first_dim=4),
+    Rope((0.7, 0.05), interleaved=True, first_dim=1),
 ]
 
 
@@ -83,6 +85,19 @@ def test_each_layer_turns_by_its_own_rope():
         realigner.fill(cache.kv_layers[layer], layer, chunk)
         expected = rotate(keys, layout.layers[layer].rope, 4 + np.arange(3))
         np.testing.assert_allclose(cache.layer_arrays(layer).keys[:, 4:7], expected, atol=1e-6)
+
+
+def test_values_turn_where_a_model_keeps_what_it_rotates_there():
+    """MLA latents: the keys know no position, the values do."""
+    latent = LayerLayout(1, 8, Rope((0.0,)), value_head_dim=4, value_rope=ROPES[2])
+    layout = Layout(KvDtype.FLOAT32, (latent,))
+    keys, plain = keys_of(3, heads=1), keys_of(3, seed=1, heads=1, dim=4)
+    for stored, first in ((rotate(plain, ROPES[2], 20 + np.arange(3)), 20), (plain, None)):
+        kv = KvCache(layout, 9).kv_layers[0]
+        Realigner(layout).fill(kv, 0, PlacedChunk(5, 3, [keys], [stored], first))
+        assert (kv.keys[0, :, 5:8].numpy() == keys).all()
+        expected = rotate(plain, ROPES[2], 5 + np.arange(3))
+        np.testing.assert_allclose(kv.values[0, :, 5:8].numpy(), expected, atol=1e-5)
 
 
 def test_wrong_shapes_and_unmovable_layers_are_refused():

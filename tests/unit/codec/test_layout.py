@@ -12,22 +12,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom import limits
-from kvloom.codec.layout import AttentionKind, KvDtype, LayerLayout, Layout, Rope
+from kvloom.codec.layout import SAME_AS_KEYS, AttentionKind, KeyCoding, Kind, KvDtype, LayerLayout, Layout, Rope
 from kvloom.errors import LayoutMismatch, MalformedContainer
 
 frequencies = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @st.composite
+def ropes(draw: st.DrawFn, head_dim: int) -> Rope | None:
+    if head_dim < 2 or draw(st.booleans()):
+        return None
+    pairs = tuple(draw(st.lists(frequencies, min_size=1, max_size=head_dim // 2)))
+    return Rope(pairs, draw(st.booleans()), draw(st.integers(0, head_dim - 2 * len(pairs))))
+
+
+@st.composite
 def layers(draw: st.DrawFn) -> LayerLayout:
     head_dim = draw(st.integers(2, 16))
-    pairs = st.lists(frequencies, min_size=1, max_size=head_dim // 2).map(tuple)
+    value_head_dim = draw(st.just(SAME_AS_KEYS) | st.integers(0, 16))
     return LayerLayout(
         draw(st.integers(1, limits.KV_HEADS_MAX)),
         head_dim,
-        draw(st.none() | st.builds(Rope, pairs, st.booleans())),
+        draw(ropes(head_dim)),
         draw(st.sampled_from(AttentionKind)),
         draw(st.integers(0, limits.POSITION_MAX)),
+        value_head_dim,
+        draw(ropes(head_dim if value_head_dim == SAME_AS_KEYS else value_head_dim)),
     )
 
 
@@ -48,6 +58,14 @@ GEMMA_LIKE = Layout(
     ),
     1,
     2,
+)
+LATENT_LIKE = Layout(
+    KvDtype.BFLOAT16,
+    (
+        LayerLayout(1, 64, Rope((1.0, 0.1), interleaved=True, first_dim=60), value_head_dim=0),
+        LayerLayout(1, 60, Rope((0.0,)), value_head_dim=4, value_rope=Rope((1.0, 0.1))),
+        LayerLayout(16, 24, Rope((1.0, 0.1), first_dim=20), value_head_dim=16),
+    ),
 )
 DOCUMENT: dict[str, Any] = json.loads(GEMMA_LIKE.to_bytes())
 
@@ -81,6 +99,10 @@ def test_every_field_changes_the_digest() -> None:
         replace(layer, rope=replace(layer.rope, interleaved=True)),
         replace(layer, attention=AttentionKind.FULL),
         replace(layer, window_tokens=511),
+        replace(layer, rope=replace(layer.rope, first_dim=2)),
+        replace(layer, value_head_dim=0),
+        replace(layer, value_head_dim=128),
+        replace(layer, value_rope=layer.rope),
     ]
     variants = [
         GEMMA_LIKE,
@@ -102,11 +124,52 @@ def test_the_encoding_is_frozen() -> None:
     )
 
 
+def test_a_digest_is_frozen() -> None:
+    """Every key of a stored chunk is made with one: fields added since must not change it."""
+    assert GEMMA_LIKE.digest().hex()[:32] == "1e8ea8ea86343c70f094bc048dc5ac88"
+
+
+def test_the_encoding_of_latents_is_frozen() -> None:
+    assert LATENT_LIKE.to_bytes() == (
+        b'{"dtype":"bfloat16","layers":['
+        b'{"attention":"full","count":1,"head_dim":64,"kv_heads":1,"rope":0,"value_head_dim":0,"window":0},'
+        b'{"attention":"full","count":1,"head_dim":60,"kv_heads":1,"rope":1,"value_head_dim":4,"value_rope":2,"window":0},'
+        b'{"attention":"full","count":1,"head_dim":24,"kv_heads":16,"rope":3,"value_head_dim":16,"window":0}],'
+        b'"ropes":[{"f":[1.0,0.1],"first_dim":60,"interleaved":true},{"f":[0.0],"interleaved":false},'
+        b'{"f":[1.0,0.1],"interleaved":false},{"f":[1.0,0.1],"first_dim":20,"interleaved":false}],"shard":[0,1]}'
+    )
+    assert Layout.from_bytes(LATENT_LIKE.to_bytes()) == LATENT_LIKE
+
+
+def test_what_says_nothing_is_not_written_down() -> None:
+    """One layout, one encoding: a default spelled out is another's bytes."""
+    for place, name, value in (
+        (("layers", 0), "value_head_dim", 256),
+        (("layers", 0), "value_head_dim", SAME_AS_KEYS),
+        (("layers", 0), "value_rope", None),
+        (("ropes", 0), "first_dim", 0),
+    ):
+        with pytest.raises(MalformedContainer):
+            Layout.from_bytes(mutated((*place, name), value))
+    assert LayerLayout(2, 64) == LayerLayout(2, 64, value_head_dim=64)
+
+
+def test_given_as_it_is_keeps_the_shapes_and_no_rope() -> None:
+    given = LATENT_LIKE.as_given()
+    assert [(layer.rope, layer.value_rope) for layer in given.layers] == [(None, None)] * 3
+    assert {layer.key_coding for layer in given.layers} == {KeyCoding.AS_GIVEN}
+    assert {layer.key_coding for layer in LATENT_LIKE.layers} == {KeyCoding.UNROTATED}
+    assert [layer.value_width for layer in given.layers] == [0, 4, 256]
+    assert given.digest() != LATENT_LIKE.digest()
+
+
 def test_sizes_are_those_of_the_tensors() -> None:
     layout = Layout(KvDtype.FLOAT16, (LayerLayout(2, 8), LayerLayout(1, 4)))
     assert layout.values_per_token == 2 * (2 * 8 + 1 * 4)
     assert layout.bytes_per_token == layout.values_per_token * 2
-    assert layout.layers[0].width == 16
+    assert [layout.layers[0].width_of(kind) for kind in Kind] == [16, 16]
+    assert [LATENT_LIKE.layers[2].width_of(kind) for kind in Kind] == [16 * 24, 16 * 16]
+    assert LATENT_LIKE.values_per_token == 64 + (60 + 4) + 16 * (24 + 16)
     assert [dtype.numpy for dtype in KvDtype] == [np.float32, np.float16, ml_dtypes.bfloat16]
     assert all(dtype.bits == 8 * dtype.numpy.itemsize for dtype in KvDtype)
 
@@ -121,6 +184,11 @@ def test_sizes_are_those_of_the_tensors() -> None:
         ({"layers": (LayerLayout(1, 0),)}, "head dim of layer 0 is 0"),
         ({"layers": (LayerLayout(1, limits.HEAD_DIM_MAX + 1),)}, str(limits.HEAD_DIM_MAX)),
         ({"layers": (LayerLayout(1, 8, window_tokens=-1),)}, "window of layer 0 is -1"),
+        ({"layers": (LayerLayout(1, 8, value_head_dim=-2),)}, "value head dim of layer 0 is -2"),
+        ({"layers": (LayerLayout(1, 8, value_head_dim=limits.HEAD_DIM_MAX + 1),)}, str(limits.HEAD_DIM_MAX)),
+        ({"layers": (LayerLayout(1, 8, value_head_dim=0, value_rope=Rope((1.0,))),)}, "rotary dim of layer 0 is 2"),
+        ({"layers": (LayerLayout(1, 8, Rope((1.0,), first_dim=7)),)}, "first rotated dim of layer 0 is 7"),
+        ({"layers": (LayerLayout(1, 8, Rope((1.0,), first_dim=-1)),)}, "first rotated dim of layer 0 is -1"),
         ({"layers": (LayerLayout(1, 2, Rope((1.0, 1.0))),)}, "rotary dim of layer 0 is 4"),
         ({"layers": (LayerLayout(1, 2, Rope(())),)}, "rotary dim of layer 0 is 0"),
         ({"layers": (LayerLayout(1, 8, Rope((math.inf,))),)}, "not finite"),
@@ -152,6 +220,7 @@ PLACES = [
     ("dtype",), ("layers",), ("ropes",), ("shard",), ("shard", 0), ("shard", 1), ("layers", 0),
     ("ropes", 0), ("ropes", 0, "f"), ("ropes", 0, "f", 0), ("ropes", 0, "interleaved"),
     *(("layers", 1, field) for field in ("attention", "count", "head_dim", "kv_heads", "rope", "window")),
+    ("layers", 1, "value_head_dim"), ("layers", 1, "value_rope"), ("ropes", 0, "first_dim"),
 ]  # fmt: skip
 
 

@@ -11,8 +11,11 @@ from kvloom.codec.rope import cos_sin, rotate, rotate_into
 
 HEADS, TOKENS, HEAD_DIM = 2, 5, 10
 FREQUENCIES = (1.0, 0.25, 0.003, 1e-6)
-ROPES = [Rope(FREQUENCIES), Rope(FREQUENCIES, interleaved=True), Rope((0.5,) * (HEAD_DIM // 2)), Rope((1.0,))]
-IDS = ["halves", "interleaved", "whole head", "one pair"]
+ROPES = [
+    Rope(FREQUENCIES), Rope(FREQUENCIES, interleaved=True), Rope((0.5,) * (HEAD_DIM // 2)), Rope((1.0,)),
+    Rope(FREQUENCIES, first_dim=2), Rope(FREQUENCIES, interleaved=True, first_dim=1),
+]  # fmt: skip
+IDS = ["halves", "interleaved", "whole head", "one pair", "last halves", "interleaved in the middle"]
 positions_of = st.lists(st.integers(0, 10**6), min_size=TOKENS, max_size=TOKENS).map(lambda p: np.array(p, np.int64))
 
 
@@ -25,6 +28,7 @@ def by_definition(keys: np.ndarray, rope: Rope, positions: np.ndarray) -> np.nda
     out = keys.astype(np.float64)
     for pair, frequency in enumerate(rope.inverse_frequencies):
         a, b = (2 * pair, 2 * pair + 1) if rope.interleaved else (pair, pair + len(rope.inverse_frequencies))
+        a, b = a + rope.first_dim, b + rope.first_dim
         turned = (out[..., a] + 1j * out[..., b]) * np.exp(1j * positions * frequency)
         out[..., a], out[..., b] = turned.real.copy(), turned.imag.copy()
     return out
@@ -63,12 +67,15 @@ def test_attention_sees_only_distances(rope: Rope) -> None:
     assert np.allclose(scores(0), scores(4096), rtol=0, atol=1e-4)
 
 
-def test_dimensions_past_the_rotary_ones_pass_unchanged_and_the_input_is_kept() -> None:
+@pytest.mark.parametrize("rope", ROPES, ids=IDS)
+def test_dimensions_outside_the_rotary_ones_pass_unchanged_and_the_input_is_kept(rope: Rope) -> None:
     keys = keys_of(4)
     before = keys.copy()
-    rotated = rotate(keys, ROPES[0], np.full(TOKENS, 77))
-    assert (rotated[..., ROPES[0].rotary_dim :] == keys[..., ROPES[0].rotary_dim :]).all()
-    assert (rotated[..., : ROPES[0].rotary_dim] != keys[..., : ROPES[0].rotary_dim]).any()
+    changed = (rotate(keys, rope, np.full(TOKENS, 77)) != keys).any(axis=(0, 1))
+    turned = np.zeros(HEAD_DIM, dtype=bool)
+    turned[rope.first_dim : rope.first_dim + 2 * len(rope.inverse_frequencies)] = True
+    assert not changed[~turned].any()
+    assert changed[turned][:2].any()
     assert (keys == before).all()
 
 

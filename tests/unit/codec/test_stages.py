@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kvloom import codec, limits
-from kvloom.codec import KvDtype, Layout, Profile
+from kvloom.codec import Kind, KvDtype, LayerLayout, Profile
 from kvloom.codec.entropy import native
 from kvloom.codec.entropy.model import SLOTS, normalise
 from kvloom.codec.lossless import decode_exact, encode_exact
@@ -188,8 +188,13 @@ def test_calibration_needs_tokens_beyond_the_sinks(kv_source):
 
 
 def test_block_width():
-    assert block_width(Layout.uniform(layers=1, kv_heads=8, head_dim=128).layers[0]) == 1024
-    assert block_width(Layout.uniform(layers=1, kv_heads=12, head_dim=128).layers[0]) == 768
-    assert block_width(Layout.uniform(layers=1, kv_heads=1, head_dim=576).layers[0]) == 576
+    def width(kv_heads, head_dim, kind=Kind.KEYS, **layer):
+        return block_width(LayerLayout(kv_heads, head_dim, **layer), kind)
+
+    assert width(8, 128) == 1024
+    assert width(12, 128) == 768
+    assert width(1, 576) == 576
+    assert width(16, 192, Kind.VALUES, value_head_dim=128) == 1024
+    assert width(1, 576, Kind.VALUES, value_head_dim=0) == 0
     with pytest.raises(UnsupportedModel, match="2048, a transform block has at most 1024"):
-        block_width(Layout.uniform(layers=1, kv_heads=1, head_dim=2048).layers[0])
+        width(1, 2048)

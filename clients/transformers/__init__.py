@@ -1,0 +1,21 @@
+"""Models of Hugging Face Transformers: load them, say what their KV looks like, run them on our caches.
+
+Nothing here knows an architecture: what a model's KV is, is found out by running it (:mod:`.probing`).
+"""
+
+from .identity import model_identity
+from .loading import LoadedModel, load_gemma3, load_gguf_model, load_smollm2
+from .probing import model_layout
+from .running import extract, greedy, prefill
+
+__all__ = [
+    "LoadedModel",
+    "extract",
+    "greedy",
+    "load_gemma3",
+    "load_gguf_model",
+    "load_smollm2",
+    "model_identity",
+    "model_layout",
+    "prefill",
+]
