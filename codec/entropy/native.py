@@ -1,4 +1,4 @@
-"""The entropy coder in C++ (``rans.cpp``), reached through ctypes, which lets go of the GIL during a call.
+"""The entropy coder in C++ (the ``.cpp`` files here), reached through ctypes, which lets go of the GIL during a call.
 
 Where the package was installed without a compiler, ``AVAILABLE`` is false and the reference does the work.
 """
