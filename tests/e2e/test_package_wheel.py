@@ -173,7 +173,7 @@ def test_one_wheel_serves_every_python_from_3_11(dist: Distribution) -> None:
 def test_the_sdist_holds_what_a_build_needs(dist: Distribution) -> None:
     with tarfile.open(dist.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    native = {"codec/entropy/rans.cpp", "codec/entropy/rans.h"}
+    native = {f"codec/entropy/{name}" for name in SETUP["package-data"]["kvloom.codec.entropy"]}
     assert names >= {"pyproject.toml", "setup.py", "README.md", "LICENSE", "py.typed", *native}
     assert names >= {name.removeprefix("kvloom/") for name in expected_modules()}
 

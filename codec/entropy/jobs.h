@@ -1,0 +1,82 @@
+// What the compiled core is asked to do: the job structs that codec/entropy/native.py mirrors, and what every source
+// file of the core needs.
+//
+// Plain C functions over plain buffers, called through ctypes (which lets go of the GIL). A call takes an array of
+// jobs and spreads them over threads; jobs share nothing. Every read is bounded by the lengths in the job.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define KVL_X86 1
+#endif
+
+#if defined(_WIN32)
+#define KVL_EXPORT extern "C" __declspec(dllexport)
+#else
+#define KVL_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+enum Status : int32_t { OK = 0, TRUNCATED = 1, TRAILING = 2, BAD_FINAL_STATE = 3, BAD_JOB = 4, NO_ROOM = 5 };
+
+// Mirrors `_Stream` in codec/entropy/native.py.
+struct Stream {
+    const uint8_t* data;        // lane states, then 16-bit words, little-endian
+    uint64_t data_bytes;
+    const uint32_t* tables;     // decoder: [tables][4096] slots; encoder: [tables][256] frequency | cumulative << 16
+    const uint32_t* run_tables; // [runs] which table a run of symbols uses
+    const uint32_t* run_lengths;
+    const uint8_t* contexts;    // [symbols] below context_count, added to the run's table; or null
+    uint8_t* symbols;           // decoder writes, encoder reads
+    uint64_t symbol_count;
+    uint32_t runs;
+    uint32_t lanes;
+    uint32_t table_count;
+    uint32_t context_count;     // 1 without contexts
+    int32_t status;
+    uint32_t reserved;
+};
+
+// Mirrors `_Merge` in codec/entropy/native.py.
+struct Merge {
+    const uint8_t* coded;     // [values] the entropy-coded byte of each value
+    const uint8_t* middle;    // [values] sign and upper mantissa, or the whole low byte
+    const uint8_t* low;       // [values * low_bytes]
+    uint8_t* out;             // rows of row_values values, row_stride bytes apart
+    uint64_t rows;
+    uint64_t row_values;
+    uint64_t row_stride;
+    uint32_t form;            // 0: fp16, 1: bf16, 2: fp32
+    uint32_t reserved;
+};
+
+// Mirrors `_Dequantise` in codec/entropy/native.py.
+struct Dequantise {
+    const uint8_t* base;        // [count] 128 + base symbol, 0 for an escape
+    const uint8_t* refinement;  // [count] 1 + refinement, or null for the coarse level
+    float* out;                 // [count] fine symbols; an escape comes out as if its base symbol were 0
+    uint64_t count;
+    uint64_t escapes;           // how many there were
+};
+
+// Mirrors `_Inverse` in codec/entropy/native.py.
+struct Inverse {
+    const float* coefficients;  // [blocks * width][tokens]
+    const float* synthesis;     // [blocks][width][width], rows are basis vectors times the step
+    const float* mean;          // [blocks * width]
+    float* out;                 // [tokens][blocks * width]
+    uint64_t tokens;
+    uint32_t blocks;
+    uint32_t width;
+};
+
+// Loops that the compiler turns into vectors by itself are compiled for several CPUs and chosen when loaded.
+#if KVL_X86 && !defined(__clang__) && defined(__GLIBC__)
+#define KVL_EVERY_CPU __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#else
+#define KVL_EVERY_CPU
+#endif
+
+inline uint32_t load_u16(const uint8_t* p) { return static_cast<uint32_t>(p[0]) | (static_cast<uint32_t>(p[1]) << 8); }
+
+inline uint32_t load_u32(const uint8_t* p) { return load_u16(p) | (load_u16(p + 2) << 16); }
