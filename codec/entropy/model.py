@@ -11,6 +11,7 @@ of a cell off zero are in the ratio that an exponential gives them whatever the 
 one for the cell at zero, one for all others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from functools import lru_cache
@@ -27,6 +28,7 @@ __all__ = [
     "SYMBOL_ZERO",
     "TableSet",
     "base_tables",
+    "decoder_look_ups",
     "normalise",
     "refinement_tables",
     "table_set",
@@ -64,20 +66,31 @@ class TableSet:
             return PROBABILITY_BITS - np.log2(self.frequencies.astype(np.float64))
 
 
-def table_set(frequencies: NDArray[np.uint16]) -> TableSet:
-    """Build the look-ups of ``frequencies`` ``[tables, 256]``, each row summing to 4,096 with no symbol at 4,096."""
-    wide = frequencies.astype(np.uint32)
+def table_set(
+    frequencies: NDArray[np.uint16],
+    decoder_tables: Callable[[NDArray[np.uint16]], NDArray[np.uint32]] | None = None,
+) -> TableSet:
+    """Build the look-ups of ``frequencies`` ``[tables, 256]``, each row summing to 4,096 with no symbol at 4,096.
+
+    ``decoder_tables`` may be another execution of :func:`decoder_look_ups`.
+    """
+    wide = np.ascontiguousarray(frequencies, dtype=np.uint32)
     if not (wide.sum(axis=1) == SLOTS).all() or int(wide.max(initial=0)) >= SLOTS:
         raise ValueError("frequencies must sum to 4096 over at least two symbols")
     cumulative = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
-    decoder = np.empty((len(wide), SLOTS), dtype=np.uint32)
-    slots = np.arange(SLOTS, dtype=np.uint32)
-    every_symbol = np.arange(256, dtype=np.uint32)
-    for table, counts in enumerate(wide):
-        symbols = np.repeat(every_symbol, counts)
-        bias = slots - cumulative[table][symbols]
-        decoder[table] = symbols | counts[symbols] << 8 | bias << 20
+    decoder = (decoder_tables or decoder_look_ups)(frequencies)
     return TableSet(frequencies, (wide | cumulative << 16).astype(np.uint32), decoder)
+
+
+def decoder_look_ups(frequencies: NDArray[np.uint16]) -> NDArray[np.uint32]:
+    """Symbol, frequency and bias of every slot ``[tables, 4096]``; the rows of ``frequencies`` must sum to 4,096."""
+    flat = frequencies.reshape(-1).astype(np.uint32)
+    symbols = np.arange(len(flat), dtype=np.uint32) & 0xFF
+    ends = np.cumsum(flat, dtype=np.uint32)
+    # Slot i of the whole set is i - start past the first slot of its symbol; twelve bits of it are what is kept.
+    head = (symbols | flat << 8) - (ends - flat << 20)
+    slots: NDArray[np.uint32] = np.repeat(head, flat) + (np.arange(ends[-1] if len(ends) else 0, dtype=np.uint32) << 20)
+    return slots.reshape(-1, SLOTS)
 
 
 def normalise(weights: list[int]) -> list[int]:

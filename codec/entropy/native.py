@@ -21,12 +21,11 @@ __all__ = [
     "DESCRIPTION",
     "THREADS",
     "InverseJob",
-    "MergeForm",
     "decode_streams",
     "dequantise",
     "encode_streams",
     "invert",
-    "merge_planes",
+    "library",
 ]
 
 _STATUS = {
@@ -55,20 +54,6 @@ class _Stream(ctypes.Structure):
         ("lanes", ctypes.c_uint32),
         ("table_count", ctypes.c_uint32),
         ("status", ctypes.c_int32),
-    ]
-
-
-class _Merge(ctypes.Structure):
-    _fields_ = [
-        ("coded", ctypes.c_void_p),
-        ("middle", ctypes.c_void_p),
-        ("low", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("rows", ctypes.c_uint64),
-        ("row_values", ctypes.c_uint64),
-        ("row_stride", ctypes.c_uint64),
-        ("form", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
     ]
 
 
@@ -103,14 +88,6 @@ class InverseJob:
     mean: NDArray[np.float32]
 
 
-class MergeForm:
-    """How the planes of a value lie in it; see ``lossless.py``."""
-
-    FLOAT16 = 0
-    BFLOAT16 = 1
-    FLOAT32 = 2
-
-
 def _load() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("._native", __package__)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
@@ -121,8 +98,6 @@ def _load() -> ctypes.CDLL | None:
     library.kvl_decode.restype = None
     library.kvl_encode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_encode.restype = None
-    library.kvl_merge.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
-    library.kvl_merge.restype = None
     library.kvl_dequantise.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_dequantise.restype = None
     library.kvl_invert.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
@@ -143,7 +118,7 @@ def decode_streams(
     jobs: Sequence[DecodeJob], *, threads: int = THREADS, allow_vectors: bool = True
 ) -> list[NDArray[np.uint8]]:
     """As :func:`reference.decode_streams`; ``allow_vectors=False`` keeps to the scalar code."""
-    library = _require()
+    core = library()
     streams = (_Stream * len(jobs))()
     outputs: list[NDArray[np.uint8]] = []
     inputs = [np.frombuffer(job.data, dtype=np.uint8) for job in jobs]
@@ -153,7 +128,7 @@ def decode_streams(
         _describe(stream, job, job.tables.decoder)
         stream.data, stream.data_bytes = data.ctypes.data, len(data)
         stream.symbols, stream.symbol_count = symbols.ctypes.data, len(symbols)
-    library.kvl_decode(ctypes.byref(streams), len(jobs), threads, int(allow_vectors))
+    core.kvl_decode(ctypes.byref(streams), len(jobs), threads, int(allow_vectors))
     for index, stream in enumerate(streams):
         if stream.status:
             raise InvalidData(f"entropy stream {index} {_STATUS[stream.status]}")
@@ -162,7 +137,7 @@ def decode_streams(
 
 def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS) -> list[bytes]:
     """As :func:`reference.encode_streams`."""
-    library = _require()
+    core = library()
     streams = (_Stream * len(jobs))()
     buffers: list[NDArray[np.uint8]] = []
     symbols = [np.ascontiguousarray(job.symbols) for job in jobs]
@@ -173,7 +148,7 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS) -> list
         _describe(stream, job, job.tables.encoder)
         stream.data, stream.data_bytes = buffer.ctypes.data, len(buffer)
         stream.symbols, stream.symbol_count = source.ctypes.data, len(source)
-    library.kvl_encode(ctypes.byref(streams), len(jobs), threads)
+    core.kvl_encode(ctypes.byref(streams), len(jobs), threads)
     for index, stream in enumerate(streams):
         if stream.status:
             raise ValueError(f"entropy job {index} {_STATUS[stream.status]}, or a symbol has no code in its table")
@@ -182,40 +157,24 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS) -> list
     ]
 
 
-def merge_planes(
-    jobs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.generic]]],
-    form: int,
-    *,
-    threads: int = THREADS,
-) -> None:
-    """Merge (coded, middle, low) byte planes ``[n]`` into arrays ``[rows, n / rows]`` whose last axis is contiguous."""
-    library = _require()
-    merges = (_Merge * len(jobs))()
-    for merge, (coded, middle, low, out) in zip(merges, jobs, strict=True):
-        merge.coded, merge.middle, merge.low = coded.ctypes.data, middle.ctypes.data, low.ctypes.data
-        merge.out, merge.rows, merge.row_values = out.ctypes.data, out.shape[0], out.shape[1]
-        merge.row_stride, merge.form = out.strides[0], form
-    library.kvl_merge(ctypes.byref(merges), len(jobs), threads)
-
-
 def dequantise(
     bases: Sequence[NDArray[np.uint8]], refinements: Sequence[NDArray[np.uint8]] | None, *, threads: int = THREADS
 ) -> list[tuple[NDArray[np.float32], int]]:
     """As :func:`kvloom.codec.quantise.dequantise` for each pair of symbol arrays ``[n]``."""
-    library = _require()
+    core = library()
     jobs = (_Dequantise * len(bases))()
     outputs = [np.empty(len(base), dtype=np.float32) for base in bases]
     for index, (job, base, out) in enumerate(zip(jobs, bases, outputs, strict=True)):
         job.base, job.out, job.count = base.ctypes.data, out.ctypes.data, len(base)
         if refinements is not None:
             job.refinement = refinements[index].ctypes.data
-    library.kvl_dequantise(ctypes.byref(jobs), len(bases), threads)
+    core.kvl_dequantise(ctypes.byref(jobs), len(bases), threads)
     return [(out, int(job.escapes)) for out, job in zip(outputs, jobs, strict=True)]
 
 
 def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArray[np.float32]]:
     """As :meth:`kvloom.codec.profile.Transform.inverse` for each job: channels ``[tokens, blocks * width]``."""
-    library = _require()
+    core = library()
     inverses = (_Inverse * len(jobs))()
     sources = [np.ascontiguousarray(job.coefficients) for job in jobs]
     outputs = [np.empty(source.shape[::-1], dtype=np.float32) for source in sources]
@@ -223,11 +182,12 @@ def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArra
         inverse.coefficients, inverse.synthesis = source.ctypes.data, job.synthesis.ctypes.data
         inverse.mean, inverse.out = job.mean.ctypes.data, out.ctypes.data
         inverse.tokens, (inverse.blocks, inverse.width) = source.shape[1], job.synthesis.shape[:2]
-    library.kvl_invert(ctypes.byref(inverses), len(jobs), threads)
+    core.kvl_invert(ctypes.byref(inverses), len(jobs), threads)
     return outputs
 
 
-def _require() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The loaded core; :class:`InvalidData` where there is none."""
     if _library is None:
         raise InvalidData("the compiled coder is not installed")
     return _library

@@ -1,0 +1,63 @@
+// The jobs of the exact level; codec/entropy/native_planes.py mirrors the structs, codec/planes.py and
+// codec/clusters.py say in NumPy what each does.
+#pragma once
+
+#include "jobs.h"
+
+// How the bits of a value are shared out; mirrors `Form` in codec/planes.py.
+enum PlaneForm : uint32_t { FORM_BYTE = 0, FORM_FLOAT16 = 1, FORM_BFLOAT16 = 2, FORM_FLOAT32 = 3 };
+
+enum {
+    REST_BLOCK_VALUES = 64,  // values whose six-bit rests are packed together
+    REST_BLOCK_BYTES = 48,
+    WINDOW = 128,            // symbol pairs of a windowed form: escape, zero, and 126 consecutive magnitudes
+    CLUSTERS_MAX = 16,
+    GROUPS = 256,
+};
+
+// Mirrors `_Join`.
+struct Join {
+    const uint8_t* symbols;  // [channels][tokens], rows in the order of `places`
+    const uint32_t* places;  // [channels] which row holds a channel
+    const uint8_t* rest;     // the stored bits of all values, [kv_heads][tokens][head_dim]
+    uint8_t* out;
+    int64_t head_stride;     // bytes, any sign
+    int64_t token_stride;
+    int64_t value_stride;
+    uint32_t heads;
+    uint32_t tokens;
+    uint32_t head_dim;
+    uint32_t form;
+    uint32_t base;           // magnitude that window index 0 stands for
+    int32_t status;
+};
+
+// Mirrors `_Split`.
+struct Split {
+    const uint8_t* values;   // head_dim consecutive values at a time
+    uint8_t* symbols;        // [channels][tokens]
+    uint8_t* rest;           // zeroed by the caller
+    uint16_t* counts;        // [channels][256] how often each group of symbols occurs
+    int64_t head_stride;
+    int64_t token_stride;
+    uint32_t heads;
+    uint32_t tokens;
+    uint32_t head_dim;
+    uint32_t form;
+    uint32_t span_log2;      // 2^span_log2 neighbouring magnitudes of one sign are a group
+    uint32_t base;           // comes back
+    int32_t status;
+    uint32_t reserved;
+};
+
+// Mirrors `_Cluster`.
+struct Cluster {
+    const uint16_t* counts;  // [channels][256]
+    const uint16_t* log2;    // [256] 64 * log2(1 + i / 256), rounded as codec/clusters.py does
+    uint8_t* labels;         // [channels] comes back
+    int64_t* tables;         // [CLUSTERS_MAX][256] comes back: counts of each cluster
+    uint32_t channels;
+    uint32_t tables_used;    // comes back
+    int32_t status;
+    uint32_t reserved;
+};
