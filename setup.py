@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ENTROPY = "codec/entropy"
-SOURCES = ("rans", "rans_avx512", "planes", "clusters", "transform")
+SOURCES = ("rans", "rans_avx512", "planes", "clusters", "tables", "transform")
 HEADERS = ("coder", "jobs", "planes", "rans", "spread")
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # CPython has no stable ABI there
 FLAGS_UNIX = ["-std=c++17", "-O3", "-g0", "-fno-rtti", "-fvisibility=hidden", "-pthread"]

@@ -1,12 +1,12 @@
 """The ``exact`` level: KV bit for bit as the engine holds it, NaN payloads and infinities included.
 
 Sign, exponent and the top of the mantissa of a value are entropy-coded (``planes``) against one of a few tables of the
-segment's own (``clusters``); the rest of the mantissa is noise and is stored as it is. Symbols are coded channel by
+segment's own (``channel_tables``); the rest of the mantissa is noise and is stored as it is. Symbols are coded channel by
 channel, channels with the same table together, so that one table at a time is hot.
 
-=========  ====================================================================================================
+=========  ============================================================================================
 bytes      field of a coded segment
-=========  ====================================================================================================
+=========  ============================================================================================
 1          mode, 1
 1          lanes, log2
 1          tables, 1 to 16
@@ -14,15 +14,13 @@ bytes      field of a coded segment
 2          base of the window (bfloat16 and float32, else 0)
 2          zero
 4          escapes: values outside the window
-2 each     per table: the first group that occurs, and the number of groups from there to the last one, less one
-...        per channel its table, in as few bits as the tables need (none for one table)
-...        per table the codes of those groups, six bits each, all tables in one run
+...        the tables and which channel uses which (``channel_tables``)
 ...        rests of all values ``[kv_heads, tokens, head_dim]`` (``planes``)
 2 each     magnitudes of the escapes, in the order of the symbols
 rest       entropy stream: symbols of the channels that use table 0, then of those that use table 1, ...
-=========  ====================================================================================================
+=========  ============================================================================================
 
-Bit fields begin on a byte each, lower bits first. Mode 0 is a segment that would not get smaller: four bytes of zero,
+Mode 0 is a segment that would not get smaller: four bytes of zero,
 then the values as they are.
 """
 
@@ -36,9 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidData
-from .clusters import CLUSTERS_MAX, CODE_BITS, ClusterResult, choose, codes_of, frequencies_of
-from .entropy import DecodeJob, EncodeJob, Runs, decode_streams, encode_streams, lanes_for, native, native_planes
-from .entropy.model import TableSet, table_set
+from .channel_tables import PackedTables, WrittenTables, pack, unpack
+from .clusters import CLUSTERS_MAX
+from .entropy import DecodeJob, EncodeJob, Runs, decode_streams, encode_streams, lanes_for
+from .entropy.model import table_set
 from .entropy.stream import LANES_MAX
 from .layout import KvDtype
 from .planes import BASE_MAX, FORMS, MAGNITUDE_MAX, Form, JoinJob, SplitResult, join, split
@@ -52,7 +51,6 @@ BATCH_SEGMENTS = 64
 """Segments coded together: bounds the memory for look-up tables."""
 SYMBOLS_MAX = 2**32 - 1
 """Values of one segment; the coder counts in 32 bits."""
-ByteArray = NDArray[np.uint8]
 
 
 def encode_exact(tensors: Sequence[NDArray[np.generic]], dtype: KvDtype) -> list[bytes]:
@@ -77,115 +75,80 @@ def _batches(count: int) -> Iterator[slice]:
     return (slice(start, start + BATCH_SEGMENTS) for start in range(0, count, BATCH_SEGMENTS))
 
 
-# ---- encoding
-
-
 def _encode(tensors: Sequence[NDArray[np.generic]], form: Form) -> list[bytes]:
     planes = split(tensors, form)
-    clusters = choose([item.counts for item in planes])
-    codes = codes_of(np.concatenate([item.tables for item in clusters]))
-    tables = _look_ups(frequencies_of(codes, form.span_log2))
-    orders = [np.argsort(item.labels, kind="stable") for item in clusters]
-    starts = list(accumulate((len(item.tables) for item in clusters), initial=0))
+    packed = pack([item.symbols for item in planes], [item.counts for item in planes], form.span_log2)
+    tables = table_set(np.concatenate([item.frequencies for item in packed]))
     jobs = [
-        EncodeJob(
-            plane.symbols[order].reshape(-1),
-            tables,
-            _runs(cluster.labels, len(cluster.tables), start, plane.symbols.shape[1]),
-            lanes_for(plane.symbols.size),
-        )
-        for plane, cluster, order, start in zip(planes, clusters, orders, starts, strict=False)
+        EncodeJob(item.symbols, tables, _runs(item.run_lengths, start), lanes_for(len(item.symbols)))
+        for item, start in zip(packed, _starts([len(item.run_lengths) for item in packed]), strict=True)
     ]
-    streams = encode_streams(jobs)
     payloads = []
-    for index, (tensor, plane, cluster) in enumerate(zip(tensors, planes, clusters, strict=True)):
-        own_codes = codes[starts[index] : starts[index + 1]]
-        head = _head(tensor, plane, cluster, own_codes, jobs[index], orders[index], form)
-        coded_bytes = sum(map(len, head)) + len(streams[index])
+    for tensor, plane, item, job, stream in zip(tensors, planes, packed, jobs, encode_streams(jobs), strict=True):
+        escapes = _escapes(tensor, plane, item, form) if form.windowed else b""
+        head = _HEAD.pack(_CODED, job.lanes.bit_length() - 1, len(item.run_lengths), plane.base, len(escapes) // 2)
+        coded_bytes = len(head) + len(item.data) + len(plane.rest) + len(escapes) + len(stream)
         if coded_bytes < len(_RAW_HEAD) + tensor.nbytes:
-            payloads.append(b"".join([*head, streams[index]]))
+            payloads.append(b"".join([head, item.data, memoryview(plane.rest), escapes, stream]))
         else:
             payloads.append(_RAW_HEAD + np.ascontiguousarray(tensor).view(form.word).astype(_little(form)).tobytes())
     return payloads
 
 
-def _head(
-    tensor: NDArray[np.generic],
-    plane: SplitResult,
-    cluster: ClusterResult,
-    codes: ByteArray,
-    job: EncodeJob,
-    order: NDArray[np.int64],
-    form: Form,
-) -> list[bytes]:
-    """Everything of a coded segment but the stream."""
-    escapes = np.empty(0, dtype="<u2")
-    if form.windowed and plane.counts[:, :2].any():
-        by_channel = np.ascontiguousarray(tensor).view(form.word).transpose(0, 2, 1).reshape(plane.symbols.shape)
-        magnitudes = by_channel[order] >> form.rest_bits & MAGNITUDE_MAX
-        escapes = magnitudes[plane.symbols[order] < 2].astype("<u2")
-    present = codes > 0
-    first, last = present.argmax(axis=1), 255 - present[:, ::-1].argmax(axis=1)
-    groups = np.arange(256)
-    written = codes[(groups >= first[:, None]) & (groups <= last[:, None])]
-    ranges = np.stack([first, last - first], axis=1).astype(np.uint8)
-    return [
-        _HEAD.pack(_CODED, job.lanes.bit_length() - 1, len(codes), plane.base, len(escapes)),
-        ranges.tobytes(),
-        _pack_bits(cluster.labels, _label_bits(len(codes))),
-        _pack_bits(written, CODE_BITS),
-        memoryview(plane.rest),
-        escapes.tobytes(),
-    ]
-
-
-# ---- decoding
+def _escapes(tensor: NDArray[np.generic], plane: SplitResult, packed: PackedTables, form: Form) -> bytes:
+    """Magnitudes of the values outside the window, in the order of the symbols."""
+    if not plane.counts[:, :2].any():
+        return b""
+    channels, tokens = plane.symbols.shape
+    written = WrittenTables(memoryview(packed.data), channels, tokens, len(packed.run_lengths), 0)
+    places = unpack([written], form.span_log2)[1][0].places
+    by_channel = np.ascontiguousarray(tensor).view(form.word).transpose(0, 2, 1).reshape(channels, tokens)
+    magnitudes = np.empty((channels, tokens), dtype="<u2")
+    magnitudes[places] = by_channel >> form.rest_bits & MAGNITUDE_MAX
+    return magnitudes.reshape(-1)[packed.symbols < 2].tobytes()
 
 
 @dataclass(frozen=True, slots=True)
-class _Parsed:
-    """A coded payload's parts: ``labels`` ``[channels]``, ``codes`` ``[tables, 256]``."""
+class _Head:
+    """The head of a coded payload."""
 
     lanes: int
+    tables: int
     base: int
-    labels: ByteArray
-    codes: ByteArray
-    rest: ByteArray
-    escapes: NDArray[np.uint16]
-    stream: memoryview
+    escapes: int
 
 
 def _decode(payloads: Sequence[memoryview], outputs: Sequence[NDArray[Any]], form: Form) -> None:
-    parsed: list[_Parsed] = []
-    outs: list[NDArray[Any]] = []
+    coded = []
     for payload, out in zip(payloads, outputs, strict=True):
         if len(payload) < len(_RAW_HEAD):
             raise InvalidData(f"exact segment has {len(payload)} bytes, its head needs {len(_RAW_HEAD)}")
         if payload[0] == _CODED:
-            parsed.append(_parse(payload, out, form))
-            outs.append(out)
+            coded.append((payload, out, _parse_head(payload, out, form)))
         else:
             _decode_raw(payload, out, form)
-    if not parsed:
+    if not coded:
         return
-    tables = _look_ups(frequencies_of(np.concatenate([item.codes for item in parsed]), form.span_log2))
-    starts = accumulate((len(item.codes) for item in parsed), initial=0)
-    decoded = decode_streams(
-        [
-            DecodeJob(item.stream, tables, _runs(item.labels, len(item.codes), start, out.shape[1]), item.lanes)
-            for item, out, start in zip(parsed, outs, starts, strict=False)
-        ]
-    )
-    jobs = []
-    for item, out, symbols in zip(parsed, outs, decoded, strict=True):
-        order = np.argsort(item.labels, kind="stable")
-        places = np.empty(len(order), dtype=np.uint32)
-        places[order] = np.arange(len(order), dtype=np.uint32)
-        jobs.append(JoinJob(symbols.reshape(len(order), out.shape[1]), places, item.rest, item.base, out))
-    join(jobs, form)
-    for item, job in zip(parsed, jobs, strict=True):
-        if len(item.escapes):
-            _put_escapes(item.escapes, job, form)
+    tables, unpacked = unpack([_written(*item, form) for item in coded], form.span_log2)
+    starts = _starts([head.tables for _, _, head in coded])
+    rests, escapes, jobs = [], [], []
+    for (payload, out, head), item, start in zip(coded, unpacked, starts, strict=True):
+        rest_at = _HEAD.size + item.bytes_used
+        escapes_at = rest_at + form.rest_bytes(out.size)
+        stream_at = escapes_at + 2 * head.escapes
+        if len(payload) < stream_at:
+            raise InvalidData(f"exact segment has {len(payload)} bytes, {out.size} values need at least {stream_at}")
+        rests.append(np.frombuffer(payload, np.uint8, escapes_at - rest_at, rest_at))
+        escapes.append(np.frombuffer(payload, "<u2", head.escapes, escapes_at))
+        jobs.append(DecodeJob(payload[stream_at:], tables, _runs(item.run_lengths, start), head.lanes))
+    joins = [
+        JoinJob(symbols, item.places, rest, head.base, out)
+        for symbols, item, rest, (_, out, head) in zip(decode_streams(jobs), unpacked, rests, coded, strict=True)
+    ]
+    join(joins, form)
+    for magnitudes, job in zip(escapes, joins, strict=True):
+        if len(magnitudes):
+            _put_escapes(magnitudes, job, form)
 
 
 def _decode_raw(payload: memoryview, out: NDArray[Any], form: Form) -> None:
@@ -196,55 +159,35 @@ def _decode_raw(payload: memoryview, out: NDArray[Any], form: Form) -> None:
     out.view(form.word)[...] = np.frombuffer(payload, _little(form), offset=len(_RAW_HEAD)).reshape(out.shape)
 
 
-def _parse(payload: memoryview, out: NDArray[Any], form: Form) -> _Parsed:
+def _parse_head(payload: memoryview, out: NDArray[Any], form: Form) -> _Head:
     if len(payload) < _HEAD.size:
         raise InvalidData(f"exact segment has {len(payload)} bytes, its head needs {_HEAD.size}")
-    _, lanes_log2, count, base, escape_count = _HEAD.unpack_from(payload)
-    channels, values = out.shape[0] * out.shape[2], out.size
+    _, lanes_log2, tables, base, escapes = _HEAD.unpack_from(payload)
     if (
         1 << lanes_log2 > LANES_MAX
-        or not 1 <= count <= CLUSTERS_MAX
+        or not 1 <= tables <= CLUSTERS_MAX
         or base > (BASE_MAX if form.windowed else 0)
-        or escape_count > (values if form.windowed else 0)
-        or values > SYMBOLS_MAX
+        or escapes > (out.size if form.windowed else 0)
+        or out.size > SYMBOLS_MAX
     ):
         raise InvalidData(
-            f"exact segment declares 2^{lanes_log2} lanes, {count} tables, window base {base}, "
-            f"{escape_count} escapes among {values} values"
+            f"exact segment declares 2^{lanes_log2} lanes, {tables} tables, window base {base}, "
+            f"{escapes} escapes among {out.size} values"
         )
-    labels_at = _HEAD.size + 2 * count
-    label_bits = _label_bits(count)
-    codes_at = labels_at + -(-channels * label_bits // 8)
-    if len(payload) < codes_at:
-        raise InvalidData(f"exact segment has {len(payload)} bytes, its tables begin at {codes_at}")
-    ranges = np.frombuffer(payload, np.uint8, 2 * count, _HEAD.size).reshape(-1, 2).astype(np.int64)
-    first, widths = ranges[:, 0], ranges[:, 1] + 1
-    labels = _unpack_bits(payload[labels_at:codes_at], channels, label_bits)
-    code_count = int(widths.sum())
-    rest_at = codes_at + -(-code_count * CODE_BITS // 8)
-    escapes_at = rest_at + form.rest_bytes(values)
-    stream_at = escapes_at + 2 * escape_count
-    if len(payload) < stream_at:
-        raise InvalidData(f"exact segment has {len(payload)} bytes, {values} values need at least {stream_at}")
+    return _Head(1 << lanes_log2, tables, base, escapes)
+
+
+def _written(payload: memoryview, out: NDArray[Any], head: _Head, form: Form) -> WrittenTables:
+    heads, tokens, head_dim = out.shape
     # Without escapes no table may have a code for one: then nobody has to look for them among the symbols.
-    low = 2 if form.windowed and not escape_count else 0
-    if int((first + widths).max()) > 256 >> form.span_log2 or int(first.min()) < low or int(labels.max()) >= count:
-        raise InvalidData("exact segment has tables of groups, or channels of tables, that there are not")
-    codes = np.zeros((count, 256), dtype=np.uint8)
-    groups = np.arange(256)
-    within = (groups >= first[:, None]) & (groups < (first + widths)[:, None])
-    codes[within] = _unpack_bits(payload[codes_at:rest_at], code_count, CODE_BITS)
-    if not codes.any(axis=1).all():
-        raise InvalidData("exact segment has a table without symbols")
-    escapes = np.frombuffer(payload, "<u2", escape_count, escapes_at)
-    if int(escapes.max(initial=0)) > MAGNITUDE_MAX:
-        raise InvalidData(f"exact segment has an escape of magnitude {escapes.max()}, the limit is {MAGNITUDE_MAX}")
-    rest = np.frombuffer(payload, np.uint8, escapes_at - rest_at, rest_at)
-    return _Parsed(1 << lanes_log2, base, labels, codes, rest, escapes, payload[stream_at:])
+    group_low = 2 if form.windowed and not head.escapes else 0
+    return WrittenTables(payload[_HEAD.size :], heads * head_dim, tokens, head.tables, group_low)
 
 
 def _put_escapes(escapes: NDArray[np.uint16], job: JoinJob, form: Form) -> None:
-    found = np.flatnonzero(job.symbols.reshape(-1) < 2)
+    if int(escapes.max()) > MAGNITUDE_MAX:
+        raise InvalidData(f"exact segment has an escape of magnitude {escapes.max()}, the limit is {MAGNITUDE_MAX}")
+    found = np.flatnonzero(job.symbols < 2)
     if len(found) != len(escapes):
         raise InvalidData(f"exact segment has {len(escapes)} escapes, its symbols tell of {len(found)}")
     heads, tokens, head_dim = job.out.shape
@@ -255,34 +198,14 @@ def _put_escapes(escapes: NDArray[np.uint16], job: JoinJob, form: Form) -> None:
     job.out.view(form.word)[head, token, dim] |= escapes.astype(form.word) << form.rest_bits
 
 
-# ---- both
+def _starts(counts: Sequence[int]) -> Iterator[int]:
+    """The first table of each segment in the set of all."""
+    return accumulate(counts[:-1], initial=0)
 
 
-def _look_ups(frequencies: NDArray[np.uint16]) -> TableSet:
-    return table_set(frequencies, native_planes.decoder_tables if native.AVAILABLE else None)
-
-
-def _runs(labels: ByteArray, tables: int, start: int, tokens: int) -> Runs:
-    channels = np.bincount(labels, minlength=tables)
-    return Runs(np.arange(start, start + tables, dtype=np.uint32), (channels * tokens).astype(np.uint32))
+def _runs(lengths: NDArray[np.uint32], start: int) -> Runs:
+    return Runs(np.arange(start, start + len(lengths), dtype=np.uint32), lengths)
 
 
 def _little(form: Form) -> "np.dtype[Any]":
     return form.word.newbyteorder("<")
-
-
-def _label_bits(tables: int) -> int:
-    return (tables - 1).bit_length()
-
-
-def _pack_bits(numbers: ByteArray, bits: int) -> bytes:
-    """``numbers`` in ``bits`` bits each, lowest bit first, the last byte filled up with zeros."""
-    wide = np.unpackbits(np.ascontiguousarray(numbers)[:, None], axis=1, bitorder="little")[:, :bits]
-    return np.packbits(wide, bitorder="little").tobytes()
-
-
-def _unpack_bits(data: memoryview, count: int, bits: int) -> ByteArray:
-    if bits == 0:
-        return np.zeros(count, dtype=np.uint8)
-    flags = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
-    return np.packbits(flags, axis=1, bitorder="little").reshape(-1)

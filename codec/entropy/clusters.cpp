@@ -15,8 +15,9 @@ enum {
     COST_ABSENT = 13 * UNIT,
     TABLE_BITS = 16,          // what a table costs beside its codes
     CODE_BITS = 6,
-    ROUNDS_BEFORE = 3,
-    ROUNDS_AFTER = 2,
+    ROUNDS_BEFORE = 2,
+    ROUNDS_AFTER = 1,
+    TOKENS_MAX = 20000,       // 2^24 / COST_ABSENT
 };
 
 using Table = int64_t[GROUPS];
@@ -25,7 +26,7 @@ struct Work {
     const Cluster& job;
     uint32_t first;    // the group that stands first in `counts` and `tables`
     uint32_t groups;   // groups from there to the last one that occurs
-    int32_t* counts;   // [channels][groups]
+    float* counts;     // [channels][groups]; sums of products with costs stay below 2^24, and so exact
     uint8_t* labels;   // [channels]
     Table tables[CLUSTERS_MAX];
     uint32_t used;
@@ -42,7 +43,7 @@ int64_t log2_units(const Cluster& job, int64_t x) {
 void sum_tables(Work& work) {
     std::memset(work.tables, 0, sizeof work.tables);
     for (uint32_t channel = 0; channel < work.job.channels; channel++) {
-        const int32_t* counts = work.counts + static_cast<uint64_t>(channel) * work.groups;
+        const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS + work.first;
         int64_t* table = work.tables[work.labels[channel]];
         for (uint32_t g = 0; g < work.groups; g++) table[g] += counts[g];
     }
@@ -65,23 +66,41 @@ void drop_empty(Work& work) {
     work.used = kept;
 }
 
-KVL_EVERY_CPU void cheapest(const int32_t* counts, const int32_t (*costs)[CLUSTERS_MAX], uint32_t channels,
+// What coding each of `CHANNELS` channels with each table costs.
+template <int CHANNELS>
+KVL_BODY void cost_sums(const float* counts, const float (*costs)[CLUSTERS_MAX], uint32_t groups,
+                        float (*sums)[CLUSTERS_MAX]) {
+    float own[CHANNELS][CLUSTERS_MAX] = {};
+    for (uint32_t g = 0; g < groups; g++)
+        for (int c = 0; c < CHANNELS; c++)
+            for (int k = 0; k < CLUSTERS_MAX; k++) own[c][k] += counts[static_cast<uint64_t>(c) * groups + g] * costs[g][k];
+    std::memcpy(sums, own, sizeof own);
+}
+
+KVL_EVERY_CPU void cheapest(const float* counts, const float (*costs)[CLUSTERS_MAX], uint32_t channels,
                             uint32_t groups, uint32_t used, uint8_t* labels) {
-    for (uint32_t channel = 0; channel < channels; channel++) {
-        const int32_t* row = counts + static_cast<uint64_t>(channel) * groups;
-        int32_t sums[CLUSTERS_MAX] = {};
-        for (uint32_t g = 0; g < groups; g++)
-            for (int k = 0; k < CLUSTERS_MAX; k++) sums[k] += row[g] * costs[g][k];
-        uint32_t best = 0;
-        for (uint32_t k = 1; k < used; k++)
-            if (sums[k] < sums[best]) best = k;
-        labels[channel] = static_cast<uint8_t>(best);
+    enum { TOGETHER = 4 };
+    float sums[TOGETHER][CLUSTERS_MAX];
+    for (uint32_t channel = 0; channel < channels; channel += TOGETHER) {
+        const uint32_t here = channels - channel < TOGETHER ? channels - channel : TOGETHER;
+        const float* rows = counts + static_cast<uint64_t>(channel) * groups;
+        if (here == TOGETHER)
+            cost_sums<TOGETHER>(rows, costs, groups, sums);
+        else
+            for (uint32_t c = 0; c < here; c++)
+                cost_sums<1>(rows + static_cast<uint64_t>(c) * groups, costs, groups, sums + c);
+        for (uint32_t c = 0; c < here; c++) {
+            uint32_t best = 0;
+            for (uint32_t k = 1; k < used; k++)
+                if (sums[c][k] < sums[c][best]) best = k;
+            labels[channel + c] = static_cast<uint8_t>(best);
+        }
     }
 }
 
 // Every channel moves to the table that codes it in the fewest bits.
 void reassign(Work& work) {
-    int32_t costs[GROUPS][CLUSTERS_MAX] = {};
+    float costs[GROUPS][CLUSTERS_MAX] = {};
     for (uint32_t k = 0; k < work.used; k++) {
         int64_t total = 0;
         for (uint32_t g = 0; g < work.groups; g++) total += work.tables[k][g];
@@ -89,7 +108,7 @@ void reassign(Work& work) {
         for (uint32_t g = 0; g < work.groups; g++) {
             const int64_t count = work.tables[k][g];
             const int64_t cost = whole - log2_units(work.job, count);
-            costs[g][k] = static_cast<int32_t>(count == 0 ? COST_ABSENT : cost > COST_MAX ? COST_MAX : cost);
+            costs[g][k] = static_cast<float>(count == 0 ? COST_ABSENT : cost > COST_MAX ? COST_MAX : cost);
         }
     }
     cheapest(work.counts, costs, work.job.channels, work.groups, work.used, work.labels);
@@ -186,10 +205,10 @@ void groups_in_use(const Cluster& job, uint32_t& first, uint32_t& groups) {
 // Channels in the order of their mean magnitude, cut into as many equal parts as there are tables.
 void label_by_magnitude(Work& work, uint64_t* order) {
     for (uint32_t channel = 0; channel < work.job.channels; channel++) {
-        const int32_t* counts = work.counts + static_cast<uint64_t>(channel) * work.groups;
-        uint64_t sum = 0;
-        for (uint32_t g = 0; g < work.groups; g++) sum += static_cast<uint64_t>(counts[g]) * ((work.first + g) >> 1);
-        order[channel] = sum << 32 | channel;
+        const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS;
+        uint32_t sum = 0;
+        for (uint32_t g = work.first; g < work.first + work.groups; g++) sum += counts[g] * (g >> 1);
+        order[channel] = static_cast<uint64_t>(sum) << 32 | channel;
     }
     std::sort(order, order + work.job.channels);
     for (uint32_t i = 0; i < work.job.channels; i++)
@@ -197,13 +216,82 @@ void label_by_magnitude(Work& work, uint64_t* order) {
             static_cast<uint8_t>(static_cast<uint64_t>(i) * work.used / work.job.channels);
 }
 
+struct BitWriter {
+    uint8_t* at;
+    uint32_t held = 0;
+    uint32_t bits = 0;
+
+    void put(uint32_t value, uint32_t count) {
+        held |= value << bits;
+        for (bits += count; bits >= 8; bits -= 8, held >>= 8) *at++ = static_cast<uint8_t>(held);
+    }
+    void end_byte() {
+        if (bits) *at++ = static_cast<uint8_t>(held);
+        held = bits = 0;
+    }
+};
+
+// The code whose weight is nearest to `count`, where `top` has the highest.
+uint8_t code_of(int64_t count, int64_t top) {
+    if (count == 0) return 0;
+    const int64_t target = (count << 17) / top;
+    int32_t exponent = 0;
+    while (target >> exponent >= 8) exponent++;
+    const int64_t mantissa = (target + (1ll << exponent >> 1)) >> exponent;
+    const int64_t code = 4 * exponent + mantissa - 3;
+    return static_cast<uint8_t>(code < 1 ? 1 : code);
+}
+
+// Writes the tables and who uses which, and what the coder needs to know of them.
+void pack(const Work& work, Cluster& job) {
+    uint8_t codes[CLUSTERS_MAX][GROUPS] = {};
+    uint32_t lows[CLUSTERS_MAX], highs[CLUSTERS_MAX];
+    BitWriter writer{job.packed};
+    for (uint32_t k = 0; k < work.used; k++) {
+        int64_t top = 0;
+        lows[k] = GROUPS;
+        for (uint32_t g = 0; g < work.groups; g++) {
+            const int64_t count = work.tables[k][g];
+            top = count > top ? count : top;
+            if (count == 0) continue;
+            lows[k] = lows[k] == GROUPS ? work.first + g : lows[k];
+            highs[k] = work.first + g;
+        }
+        for (uint32_t g = 0; g < work.groups; g++) codes[k][work.first + g] = code_of(work.tables[k][g], top);
+        writer.put(lows[k], 8);
+        writer.put(highs[k] - lows[k], 8);
+        frequencies_of_codes(codes[k], job.span_log2, job.frequencies + static_cast<uint64_t>(k) * GROUPS);
+    }
+    uint32_t channels_of[CLUSTERS_MAX] = {};
+    for (uint32_t channel = 0; channel < job.channels; channel++) {
+        writer.put(work.labels[channel], label_bits(work.used));
+        channels_of[work.labels[channel]]++;
+    }
+    writer.end_byte();
+    for (uint32_t k = 0; k < work.used; k++)
+        for (uint32_t g = lows[k]; g <= highs[k]; g++) writer.put(codes[k][g], CODE_BITS);
+    writer.end_byte();
+    job.packed_bytes = static_cast<uint32_t>(writer.at - job.packed);
+    uint8_t* row = job.sorted;
+    for (uint32_t k = 0; k < work.used; k++) {
+        job.run_lengths[k] = channels_of[k] * job.tokens;
+        for (uint32_t channel = 0; channel < job.channels; channel++) {
+            if (work.labels[channel] != k) continue;
+            std::memcpy(row, job.symbols + static_cast<uint64_t>(channel) * job.tokens, job.tokens);
+            row += job.tokens;
+        }
+    }
+}
+
 Status cluster(Cluster& job) {
+    if (job.tokens > TOKENS_MAX) return BAD_JOB;
     uint32_t first, groups;
     groups_in_use(job, first, groups);
-    std::unique_ptr<int32_t[]> counts(new (std::nothrow) int32_t[static_cast<uint64_t>(job.channels) * groups]);
+    std::unique_ptr<float[]> counts(new (std::nothrow) float[static_cast<uint64_t>(job.channels) * groups]);
     std::unique_ptr<uint64_t[]> order(new (std::nothrow) uint64_t[job.channels]);
-    if (!counts || !order) return NO_ROOM;
-    Work work{job, first, groups, counts.get(), job.labels, {}, 0};
+    std::unique_ptr<uint8_t[]> labels(new (std::nothrow) uint8_t[job.channels]);
+    if (!counts || !order || !labels) return NO_ROOM;
+    Work work{job, first, groups, counts.get(), labels.get(), {}, 0};
     for (uint32_t channel = 0; channel < job.channels; channel++)
         for (uint32_t g = 0; g < groups; g++)
             work.counts[static_cast<uint64_t>(channel) * groups + g] =
@@ -217,9 +305,7 @@ Status cluster(Cluster& job) {
     for (int round = 0; round < ROUNDS_AFTER; round++) reassign(work);
     drop_empty(work);
     job.tables_used = work.used;
-    std::memset(job.tables, 0, CLUSTERS_MAX * sizeof(Table));
-    for (uint32_t k = 0; k < work.used; k++)
-        std::memcpy(job.tables + static_cast<uint64_t>(k) * GROUPS + first, work.tables[k], groups * sizeof(int64_t));
+    pack(work, job);
     return OK;
 }
 

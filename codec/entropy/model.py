@@ -11,10 +11,9 @@ of a cell off zero are in the ratio that an exponential gives them whatever the 
 one for the cell at zero, one for all others.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,6 @@ __all__ = [
     "SYMBOL_ZERO",
     "TableSet",
     "base_tables",
-    "decoder_look_ups",
     "normalise",
     "refinement_tables",
     "table_set",
@@ -49,16 +47,36 @@ SCALE_RATIO = Decimal("1.11")
 
 @dataclass(frozen=True)
 class TableSet:
-    """Frequencies of some tables and what the two directions of the coder look up.
+    """Frequencies of some tables ``[tables, 256]`` uint16, and what the two directions of the coder look up.
 
-    ``frequencies`` ``[tables, 256]`` uint16 sum to 4,096 per table; ``encoder`` ``[tables, 256]`` uint32 is frequency
-    with the cumulative in the upper half; ``decoder`` ``[tables, 4096]`` uint32 is symbol, frequency and bias (see
-    ``rans.h``).
+    The frequencies of a table sum to 4,096, and no symbol has all of them.
     """
 
     frequencies: NDArray[np.uint16]
-    encoder: NDArray[np.uint32]
-    decoder: NDArray[np.uint32]
+
+    @classmethod
+    def with_decoder(cls, frequencies: NDArray[np.uint16], decoder: NDArray[np.uint32]) -> "TableSet":
+        """A set whose ``decoder`` somebody has built already."""
+        tables = cls(frequencies)
+        tables.__dict__["decoder"] = decoder
+        return tables
+
+    @cached_property
+    def encoder(self) -> NDArray[np.uint32]:
+        """Frequency of each symbol ``[tables, 256]``, with the cumulative in the upper half."""
+        wide = np.ascontiguousarray(self.frequencies, dtype=np.uint32)
+        return wide | np.cumsum(wide, axis=1, dtype=np.uint32) - wide << 16
+
+    @cached_property
+    def decoder(self) -> NDArray[np.uint32]:
+        """Symbol, frequency and bias of each slot ``[tables, 4096]`` (see ``rans.h``)."""
+        flat = self.frequencies.reshape(-1).astype(np.uint32)
+        symbols = np.arange(len(flat), dtype=np.uint32) & 0xFF
+        ends = np.cumsum(flat, dtype=np.uint32)
+        # A slot's bias is its place in the whole set less that of its symbol's first: the upper twelve bits hold it.
+        heads = (symbols | flat << 8) - (ends - flat << 20)
+        slots = np.arange(len(self.frequencies) * SLOTS, dtype=np.uint32) << 20
+        return np.asarray(slots + np.repeat(heads, flat), dtype=np.uint32).reshape(-1, SLOTS)
 
     def cost_bits(self) -> NDArray[np.float64]:
         """Ideal code length of each symbol ``[tables, 256]``, infinite where a symbol has no code."""
@@ -66,31 +84,11 @@ class TableSet:
             return PROBABILITY_BITS - np.log2(self.frequencies.astype(np.float64))
 
 
-def table_set(
-    frequencies: NDArray[np.uint16],
-    decoder_tables: Callable[[NDArray[np.uint16]], NDArray[np.uint32]] | None = None,
-) -> TableSet:
-    """Build the look-ups of ``frequencies`` ``[tables, 256]``, each row summing to 4,096 with no symbol at 4,096.
-
-    ``decoder_tables`` may be another execution of :func:`decoder_look_ups`.
-    """
-    wide = np.ascontiguousarray(frequencies, dtype=np.uint32)
-    if not (wide.sum(axis=1) == SLOTS).all() or int(wide.max(initial=0)) >= SLOTS:
+def table_set(frequencies: NDArray[np.uint16]) -> TableSet:
+    """The set of ``frequencies`` ``[tables, 256]``; :class:`ValueError` where they are not as they must be."""
+    if not (frequencies.sum(axis=1, dtype=np.int64) == SLOTS).all() or int(frequencies.max(initial=0)) >= SLOTS:
         raise ValueError("frequencies must sum to 4096 over at least two symbols")
-    cumulative = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
-    decoder = (decoder_tables or decoder_look_ups)(frequencies)
-    return TableSet(frequencies, (wide | cumulative << 16).astype(np.uint32), decoder)
-
-
-def decoder_look_ups(frequencies: NDArray[np.uint16]) -> NDArray[np.uint32]:
-    """Symbol, frequency and bias of every slot ``[tables, 4096]``; the rows of ``frequencies`` must sum to 4,096."""
-    flat = frequencies.reshape(-1).astype(np.uint32)
-    symbols = np.arange(len(flat), dtype=np.uint32) & 0xFF
-    ends = np.cumsum(flat, dtype=np.uint32)
-    # Slot i of the whole set is i - start past the first slot of its symbol; twelve bits of it are what is kept.
-    head = (symbols | flat << 8) - (ends - flat << 20)
-    slots: NDArray[np.uint32] = np.repeat(head, flat) + (np.arange(ends[-1] if len(ends) else 0, dtype=np.uint32) << 20)
-    return slots.reshape(-1, SLOTS)
+    return TableSet(frequencies)
 
 
 def normalise(weights: list[int]) -> list[int]:

@@ -1,20 +1,31 @@
-"""The loops of the exact level in C++ (``planes.cpp``, ``clusters.cpp``), reached through ctypes without the GIL.
+"""The loops of the exact level in C++, reached through ctypes without the GIL.
 
-``codec/planes.py`` and ``codec/clusters.py`` say in NumPy what each does; results are the same, number for number.
+``codec/planes.py``, ``codec/clusters.py`` and ``codec/channel_tables.py`` say in NumPy what each does; results are the
+same, number for number.
 """
 
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .model import SLOTS
-from .native import AVAILABLE, THREADS, library
+from ...errors import InvalidData
+from .model import SLOTS, TableSet
+from .native import THREADS, library
 
-__all__ = ["AVAILABLE", "ClusterResult", "JoinJob", "SplitResult", "cluster", "decoder_tables", "join", "split"]
+__all__ = [
+    "JoinJob",
+    "PackedTables",
+    "SplitResult",
+    "UnpackedTables",
+    "join",
+    "pack_tables",
+    "split",
+    "unpack_tables",
+]
 
 
 class _Join(ctypes.Structure):
@@ -58,12 +69,35 @@ class _Cluster(ctypes.Structure):
     _fields_ = [
         ("counts", ctypes.c_void_p),
         ("log2", ctypes.c_void_p),
-        ("labels", ctypes.c_void_p),
-        ("tables", ctypes.c_void_p),
+        ("symbols", ctypes.c_void_p),
+        ("sorted", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
+        ("frequencies", ctypes.c_void_p),
+        ("run_lengths", ctypes.c_void_p),
         ("channels", ctypes.c_uint32),
+        ("tokens", ctypes.c_uint32),
+        ("span_log2", ctypes.c_uint32),
         ("tables_used", ctypes.c_uint32),
+        ("packed_bytes", ctypes.c_uint32),
         ("status", ctypes.c_int32),
-        ("reserved", ctypes.c_uint32),
+    ]
+
+
+class _Unpack(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("data_bytes", ctypes.c_uint64),
+        ("places", ctypes.c_void_p),
+        ("run_lengths", ctypes.c_void_p),
+        ("frequencies", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("bytes_used", ctypes.c_uint64),
+        ("channels", ctypes.c_uint32),
+        ("tokens", ctypes.c_uint32),
+        ("tables", ctypes.c_uint32),
+        ("span_log2", ctypes.c_uint32),
+        ("group_low", ctypes.c_uint32),
+        ("status", ctypes.c_int32),
     ]
 
 
@@ -92,11 +126,37 @@ class JoinJob:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterResult:
-    """Which table each channel uses (``labels`` ``[channels]``), and the counts of each table ``[tables, 256]``."""
+class PackedTables:
+    """Tables as written, their frequencies ``[tables, 256]``, how many symbols each codes, and the symbols by table."""
 
-    labels: NDArray[np.uint8]
-    tables: NDArray[np.int64]
+    data: bytes
+    frequencies: NDArray[np.uint16]
+    run_lengths: NDArray[np.uint32]
+    symbols: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedTables:
+    """Bytes that the tables took, the row of each channel among the symbols, how many symbols each table codes."""
+
+    bytes_used: int
+    places: NDArray[np.uint32]
+    run_lengths: NDArray[np.uint32]
+
+
+class Written(Protocol):
+    """See :class:`kvloom.codec.channel_tables.WrittenTables`."""
+
+    @property
+    def data(self) -> memoryview: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def tables(self) -> int: ...
+    @property
+    def group_low(self) -> int: ...
 
 
 def split(
@@ -135,36 +195,66 @@ def join(jobs: Sequence[JoinJob], *, form: int, threads: int = THREADS) -> None:
     _check(raw)
 
 
-def cluster(
-    counts: Sequence[NDArray[np.uint16]], log2: NDArray[np.uint16], *, clusters_max: int, threads: int = THREADS
-) -> list[ClusterResult]:
-    """As :func:`kvloom.codec.clusters.choose`."""
+def pack_tables(
+    symbols: Sequence[NDArray[np.uint8]],
+    counts: Sequence[NDArray[np.uint16]],
+    log2: NDArray[np.uint16],
+    *,
+    span_log2: int,
+    tables_max: int,
+    threads: int = THREADS,
+) -> list[PackedTables]:
+    """As :func:`kvloom.codec.channel_tables.pack`."""
     jobs = (_Cluster * len(counts))()
+    frequencies = np.empty((len(counts), tables_max, 256), dtype=np.uint16)
+    run_lengths = np.empty((len(counts), tables_max), dtype=np.uint32)
     arrays = []
-    for job, count in zip(jobs, counts, strict=True):
-        labels = np.empty(len(count), dtype=np.uint8)
-        tables = np.empty((clusters_max, 256), dtype=np.int64)
-        arrays.append((labels, tables))
-        job.counts, job.log2, job.channels = count.ctypes.data, log2.ctypes.data, len(count)
-        job.labels, job.tables = labels.ctypes.data, tables.ctypes.data
+    for index, (job, rows, count) in enumerate(zip(jobs, symbols, counts, strict=True)):
+        by_table = np.empty(rows.size, dtype=np.uint8)
+        packed = np.empty(len(rows) + tables_max * 256, dtype=np.uint8)  # more than enough
+        arrays.append((by_table, packed))
+        job.counts, job.log2, job.symbols = count.ctypes.data, log2.ctypes.data, rows.ctypes.data
+        job.sorted, job.packed = by_table.ctypes.data, packed.ctypes.data
+        job.frequencies = frequencies.ctypes.data + index * frequencies.strides[0]
+        job.run_lengths = run_lengths.ctypes.data + index * run_lengths.strides[0]
+        (job.channels, job.tokens), job.span_log2 = rows.shape, span_log2
     library().kvl_cluster(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     _check(jobs)
     return [
-        ClusterResult(labels, tables[: job.tables_used]) for job, (labels, tables) in zip(jobs, arrays, strict=True)
+        PackedTables(packed[: job.packed_bytes].tobytes(), own[: job.tables_used], runs[: job.tables_used], by_table)
+        for job, (by_table, packed), own, runs in zip(jobs, arrays, frequencies, run_lengths, strict=True)
     ]
 
 
-def decoder_tables(frequencies: NDArray[np.uint16], *, threads: int = THREADS) -> NDArray[np.uint32]:
-    """The look-ups ``[tables, 4096]`` of ``frequencies`` ``[tables, 256]``, whose rows the caller knows add up."""
-    source = np.ascontiguousarray(frequencies)
-    slots = np.empty((len(source), SLOTS), dtype=np.uint32)
-    library().kvl_decoder_tables(
-        ctypes.c_void_p(source.ctypes.data),
-        ctypes.c_void_p(slots.ctypes.data),
-        ctypes.c_uint32(len(slots)),
-        ctypes.c_uint32(threads),
-    )
-    return slots
+def unpack_tables(
+    written: Sequence[Written], *, span_log2: int, threads: int = THREADS
+) -> tuple[TableSet, list[UnpackedTables]]:
+    """As :func:`kvloom.codec.channel_tables.unpack`."""
+    total = sum(item.tables for item in written)
+    frequencies = np.empty((total, 256), dtype=np.uint16)
+    slots = np.empty((total, SLOTS), dtype=np.uint32)
+    run_lengths = np.empty(total, dtype=np.uint32)
+    places = [np.empty(item.channels, dtype=np.uint32) for item in written]
+    inputs = [np.frombuffer(item.data, dtype=np.uint8) for item in written]
+    jobs = (_Unpack * len(written))()
+    start = 0
+    for job, item, data, place in zip(jobs, written, inputs, places, strict=True):
+        job.data, job.data_bytes, job.places = data.ctypes.data, len(data), place.ctypes.data
+        job.run_lengths = run_lengths.ctypes.data + start * run_lengths.itemsize
+        job.frequencies = frequencies.ctypes.data + start * frequencies.strides[0]
+        job.slots = slots.ctypes.data + start * slots.strides[0]
+        job.channels, job.tokens, job.tables = item.channels, item.tokens, item.tables
+        job.span_log2, job.group_low = span_log2, item.group_low
+        start += item.tables
+    library().kvl_unpack(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
+    unpacked = []
+    start = 0
+    for index, (job, item, place) in enumerate(zip(jobs, written, places, strict=True)):
+        if job.status:
+            raise InvalidData(f"exact segment {index} has tables that cannot be read")
+        unpacked.append(UnpackedTables(int(job.bytes_used), place, run_lengths[start : start + item.tables]))
+        start += item.tables
+    return TableSet.with_decoder(frequencies, slots), unpacked
 
 
 def _check(jobs: "ctypes.Array[Any]") -> None:

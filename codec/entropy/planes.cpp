@@ -14,12 +14,6 @@
 #include <emmintrin.h>
 #endif
 
-#if defined(__GNUC__)
-#define KVL_BODY inline __attribute__((always_inline))
-#else
-#define KVL_BODY inline
-#endif
-
 // Bytes and 16-bit words gain from AVX-512BW, which "avx512f" alone does not have.
 #if KVL_X86 && !defined(__clang__) && defined(__GLIBC__)
 #define KVL_EVERY_CPU_BYTES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
@@ -318,16 +312,6 @@ Status split(Split& job) {
     return OK;
 }
 
-// ---- decoder tables
-
-void fill_decoder(const uint16_t* frequencies, uint32_t* slots) {
-    for (uint32_t symbol = 0; symbol < KVL_SYMBOLS; symbol++) {
-        const uint32_t frequency = frequencies[symbol];
-        const uint32_t head = symbol | frequency << 8;
-        for (uint32_t i = 0; i < frequency; i++) *slots++ = head | i << 20;
-    }
-}
-
 }  // namespace
 
 KVL_EXPORT void kvl_join(Join* jobs, uint32_t count, uint32_t threads) {
@@ -336,11 +320,4 @@ KVL_EXPORT void kvl_join(Join* jobs, uint32_t count, uint32_t threads) {
 
 KVL_EXPORT void kvl_split(Split* jobs, uint32_t count, uint32_t threads) {
     spread(count, threads, [&](uint32_t i) { jobs[i].status = split(jobs[i]); });
-}
-
-// `frequencies` [tables][256], each summing to 4,096 (the caller has checked); `slots` [tables][4096].
-KVL_EXPORT void kvl_decoder_tables(const uint16_t* frequencies, uint32_t* slots, uint32_t count, uint32_t threads) {
-    spread(count, threads, [&](uint32_t i) {
-        fill_decoder(frequencies + static_cast<uint64_t>(i) * KVL_SYMBOLS, slots + static_cast<uint64_t>(i) * KVL_SLOTS);
-    });
 }

@@ -7,6 +7,12 @@
 // How the bits of a value are shared out; mirrors `Form` in codec/planes.py.
 enum PlaneForm : uint32_t { FORM_BYTE = 0, FORM_FLOAT16 = 1, FORM_BFLOAT16 = 2, FORM_FLOAT32 = 3 };
 
+#if defined(__GNUC__)
+#define KVL_BODY inline __attribute__((always_inline))
+#else
+#define KVL_BODY inline
+#endif
+
 enum {
     REST_BLOCK_VALUES = 64,  // values whose six-bit rests are packed together
     REST_BLOCK_BYTES = 48,
@@ -52,12 +58,37 @@ struct Split {
 
 // Mirrors `_Cluster`.
 struct Cluster {
-    const uint16_t* counts;  // [channels][256]
-    const uint16_t* log2;    // [256] 64 * log2(1 + i / 256), rounded as codec/clusters.py does
-    uint8_t* labels;         // [channels] comes back
-    int64_t* tables;         // [CLUSTERS_MAX][256] comes back: counts of each cluster
+    const uint16_t* counts;   // [channels][256]
+    const uint16_t* log2;     // [256] 64 * log2(1 + i / 256), rounded as codec/clusters.py does
+    const uint8_t* symbols;   // [channels][tokens]
+    uint8_t* sorted;          // the same rows, by table; comes back, as does all below
+    uint8_t* packed;          // tables and who uses which, as written; room for PACKED_BYTES_MAX
+    uint16_t* frequencies;    // [CLUSTERS_MAX][256]
+    uint32_t* run_lengths;    // [CLUSTERS_MAX] symbols coded with each table
     uint32_t channels;
-    uint32_t tables_used;    // comes back
+    uint32_t tokens;
+    uint32_t span_log2;
+    uint32_t tables_used;
+    uint32_t packed_bytes;
     int32_t status;
-    uint32_t reserved;
 };
+
+// Mirrors `_Unpack`.
+struct Unpack {
+    const uint8_t* data;      // tables and who uses which, and what follows
+    uint64_t data_bytes;
+    uint32_t* places;         // [channels] the row of each channel; comes back, as does all below
+    uint32_t* run_lengths;    // [tables]
+    uint16_t* frequencies;    // [tables][256]
+    uint32_t* slots;          // [tables][4096]
+    uint64_t bytes_used;
+    uint32_t channels;
+    uint32_t tokens;
+    uint32_t tables;          // 1 to CLUSTERS_MAX
+    uint32_t span_log2;
+    uint32_t group_low;       // no table may have a lower group
+    int32_t status;
+};
+
+// Codes [256] of groups to frequencies [256] of symbols; false where no code is above 0.
+bool frequencies_of_codes(const uint8_t* codes, uint32_t span_log2, uint16_t* frequencies);
