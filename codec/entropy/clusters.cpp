@@ -66,21 +66,36 @@ void drop_empty(Work& work) {
     work.used = kept;
 }
 
+#if defined(__GNUC__)
+typedef float TableCosts __attribute__((vector_size(CLUSTERS_MAX * sizeof(float))));  // as wide as the CPU can
+#else
+struct TableCosts {
+    float of[CLUSTERS_MAX];
+    float& operator[](uint32_t k) { return of[k]; }
+    void operator+=(const TableCosts& other) {
+        for (int k = 0; k < CLUSTERS_MAX; k++) of[k] += other.of[k];
+    }
+    friend TableCosts operator*(float count, const TableCosts& costs) {
+        TableCosts product;
+        for (int k = 0; k < CLUSTERS_MAX; k++) product.of[k] = count * costs.of[k];
+        return product;
+    }
+};
+#endif
+
 // What coding each of `CHANNELS` channels with each table costs.
 template <int CHANNELS>
-KVL_BODY void cost_sums(const float* counts, const float (*costs)[CLUSTERS_MAX], uint32_t groups,
-                        float (*sums)[CLUSTERS_MAX]) {
-    float own[CHANNELS][CLUSTERS_MAX] = {};
+KVL_BODY void cost_sums(const float* counts, const TableCosts* costs, uint32_t groups, TableCosts* sums) {
+    TableCosts own[CHANNELS] = {};
     for (uint32_t g = 0; g < groups; g++)
-        for (int c = 0; c < CHANNELS; c++)
-            for (int k = 0; k < CLUSTERS_MAX; k++) own[c][k] += counts[static_cast<uint64_t>(c) * groups + g] * costs[g][k];
-    std::memcpy(sums, own, sizeof own);
+        for (int c = 0; c < CHANNELS; c++) own[c] += counts[static_cast<uint64_t>(c) * groups + g] * costs[g];
+    for (int c = 0; c < CHANNELS; c++) sums[c] = own[c];
 }
 
-KVL_EVERY_CPU void cheapest(const float* counts, const float (*costs)[CLUSTERS_MAX], uint32_t channels,
-                            uint32_t groups, uint32_t used, uint8_t* labels) {
+KVL_EVERY_CPU void cheapest(const float* counts, const TableCosts* costs, uint32_t channels, uint32_t groups,
+                            uint32_t used, uint8_t* labels) {
     enum { TOGETHER = 4 };
-    float sums[TOGETHER][CLUSTERS_MAX];
+    TableCosts sums[TOGETHER];
     for (uint32_t channel = 0; channel < channels; channel += TOGETHER) {
         const uint32_t here = channels - channel < TOGETHER ? channels - channel : TOGETHER;
         const float* rows = counts + static_cast<uint64_t>(channel) * groups;
@@ -100,7 +115,7 @@ KVL_EVERY_CPU void cheapest(const float* counts, const float (*costs)[CLUSTERS_M
 
 // Every channel moves to the table that codes it in the fewest bits.
 void reassign(Work& work) {
-    float costs[GROUPS][CLUSTERS_MAX] = {};
+    TableCosts costs[GROUPS] = {};
     for (uint32_t k = 0; k < work.used; k++) {
         int64_t total = 0;
         for (uint32_t g = 0; g < work.groups; g++) total += work.tables[k][g];

@@ -96,30 +96,37 @@ uint64_t rest_blocks(uint64_t values) { return (values + REST_BLOCK_VALUES - 1) 
 
 // ---- one value
 
-KVL_BODY uint32_t window_index(uint32_t magnitude, uint32_t base) {
-    const uint32_t index = magnitude - base;  // wraps below the base, and is then far beyond the window
-    const uint32_t inside = magnitude > base + 1 && index < WINDOW ? index : 0;
-    return magnitude == 0 ? 1 : inside;
+// In the integer `T` as wide as the value, so that a vector holds as many of them as there is room for.
+template <class T>
+KVL_BODY T window_index(T magnitude, T base) {
+    const T index = static_cast<T>(magnitude - base);  // wraps below the base, and is then far beyond the window
+    const T above = static_cast<T>(base + 1);
+    const T upper = magnitude > above ? index : static_cast<T>(0);
+    const T inside = upper < static_cast<T>(WINDOW) ? upper : static_cast<T>(0);
+    return magnitude == 0 ? static_cast<T>(1) : inside;
 }
 
-KVL_BODY uint32_t window_magnitude(uint32_t index, uint32_t base) { return index <= 1 ? 0 : index + base; }
+template <class T>
+KVL_BODY T window_magnitude(T index, T base) {
+    return index <= 1 ? static_cast<T>(0) : static_cast<T>(index + base);
+}
 
 // ---- join
 
 template <uint32_t FORM, class Word>
-KVL_BODY void join_run(const Join& job, const uint8_t* symbols, const uint8_t* rests, const uint8_t* lows, Word* out,
-                       uint64_t count) {
-    const uint32_t base = job.base;
+KVL_BODY void join_run(const Join& job, const uint8_t* __restrict symbols, const uint8_t* __restrict rests,
+                       const uint8_t* __restrict lows, Word* __restrict out, uint64_t count) {
+    const Word base = static_cast<Word>(job.base);
     for (uint64_t i = 0; i < count; i++) {
-        const uint32_t symbol = symbols[i];
+        const Word symbol = symbols[i];
         if constexpr (FORM == FORM_BYTE) {
             out[i] = static_cast<Word>(symbol >> 1 | symbol << 7);
         } else if constexpr (FORM == FORM_FLOAT16) {
             out[i] = static_cast<Word>((symbol & 1) << 15 | (symbol >> 1) << 8 | rests[i]);
         } else if constexpr (FORM == FORM_BFLOAT16) {
-            out[i] = static_cast<Word>((symbol & 1) << 15 | window_magnitude(symbol >> 1, base) << 6 | rests[i]);
+            out[i] = static_cast<Word>((symbol & 1) << 15 | window_magnitude<Word>(symbol >> 1, base) << 6 | rests[i]);
         } else {
-            out[i] = (symbol & 1) << 31 | window_magnitude(symbol >> 1, base) << 22 |
+            out[i] = (symbol & 1) << 31 | window_magnitude<Word>(symbol >> 1, base) << 22 |
                      static_cast<uint32_t>(rests[i]) << 16 | load_u16(lows + 2 * i);
         }
     }
@@ -193,20 +200,21 @@ Status join(const Join& job) {
 // ---- split
 
 template <uint32_t FORM, class Word>
-KVL_BODY void split_run(const Word* values, uint32_t base, uint8_t* symbols, uint8_t* rests, uint8_t* lows,
-                        uint64_t count) {
+KVL_BODY void split_run(const Word* __restrict values, uint32_t whole_base, uint8_t* __restrict symbols,
+                        uint8_t* __restrict rests, uint8_t* __restrict lows, uint64_t count) {
+    const Word base = static_cast<Word>(whole_base);
     for (uint64_t i = 0; i < count; i++) {
-        const uint32_t bits = values[i];
+        const Word bits = values[i];
         if constexpr (FORM == FORM_BYTE) {
             symbols[i] = static_cast<uint8_t>(bits << 1 | bits >> 7);
         } else if constexpr (FORM == FORM_FLOAT16) {
             symbols[i] = static_cast<uint8_t>((bits >> 8 & 0x7F) << 1 | bits >> 15);
             rests[i] = static_cast<uint8_t>(bits);
         } else if constexpr (FORM == FORM_BFLOAT16) {
-            symbols[i] = static_cast<uint8_t>(window_index(bits >> 6 & 0x1FF, base) << 1 | bits >> 15);
+            symbols[i] = static_cast<uint8_t>(window_index<Word>(bits >> 6 & 0x1FF, base) << 1 | bits >> 15);
             rests[i] = bits & 0x3F;
         } else {
-            symbols[i] = static_cast<uint8_t>(window_index(bits >> 22 & 0x1FF, base) << 1 | bits >> 31);
+            symbols[i] = static_cast<uint8_t>(window_index<Word>(bits >> 22 & 0x1FF, base) << 1 | bits >> 31);
             rests[i] = bits >> 16 & 0x3F;
             lows[2 * i] = static_cast<uint8_t>(bits);
             lows[2 * i + 1] = static_cast<uint8_t>(bits >> 8);
@@ -217,12 +225,13 @@ KVL_BODY void split_run(const Word* values, uint32_t base, uint8_t* symbols, uin
 // The largest magnitude that is neither infinite nor NaN.
 template <uint32_t SHIFT, class Word>
 KVL_BODY uint32_t largest_magnitude(const Word* values, uint64_t count, uint32_t found) {
+    Word largest = static_cast<Word>(found);
     for (uint64_t i = 0; i < count; i++) {
-        const uint32_t magnitude = static_cast<uint32_t>(values[i]) >> SHIFT & 0x1FF;
-        const uint32_t finite = magnitude < 510 ? magnitude : 0;
-        found = finite > found ? finite : found;
+        const Word magnitude = values[i] >> SHIFT & 0x1FF;
+        const Word finite = magnitude < 510 ? magnitude : static_cast<Word>(0);
+        largest = finite > largest ? finite : largest;
     }
-    return found;
+    return largest;
 }
 
 // Calls `work(values, first, count)` for every stretch of values that lie together.
