@@ -169,15 +169,22 @@ def speed(subject: Subject, rounds: int) -> Iterator[SpeedRow]:
     }
     if native.AVAILABLE:
         stages |= {
-            (native.DESCRIPTION.split(",")[1].strip(), "entropy decode"): (
+            (native.PATHS[-1], "entropy decode"): (
                 symbols,
                 lambda: native.decode_streams([decode_job] * 60, threads=1),
             ),
             ("scalar", "entropy decode"): (
                 symbols,
-                lambda: native.decode_streams([decode_job] * 60, threads=1, allow_vectors=False),
+                lambda: native.decode_streams([decode_job] * 60, threads=1, path="scalar"),
             ),
-            ("scalar", "entropy encode"): (symbols, lambda: native.encode_streams([encode_job] * 60, threads=1)),
+            (native.PATHS[-1], "entropy encode"): (
+                symbols,
+                lambda: native.encode_streams([encode_job] * 60, threads=1),
+            ),
+            ("scalar", "entropy encode"): (
+                symbols,
+                lambda: native.encode_streams([encode_job] * 60, threads=1, path="scalar"),
+            ),
         }
     best = dict.fromkeys(stages, float("inf"))
     for _ in range(rounds):

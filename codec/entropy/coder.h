@@ -1,33 +1,123 @@
-// What the executions of the entropy coder share: where a stream is in its runs and in its words.
+// What the executions of the entropy coder share: where a stream stands in its runs and words, and their entry points.
+//
+// A kernel is given streams "in flight" that are of one lane count and share nothing else, and takes whole groups (one
+// symbol of every lane) from each in turn: while the table look-ups of one stream are under way, the next one's start.
 #pragma once
+
+#include <cstring>
 
 #include "jobs.h"
 #include "rans.h"
 
-// Walks the runs: which table the next symbol uses.
+// Walks the runs forwards: which table the next symbol uses.
 struct RunCursor {
-    const Stream& s;
+    const Stream* stream = nullptr;
     uint32_t run = 0;
-    uint64_t left = 0;
+    uint64_t left = 0;  // symbols of this run still to come; 0 only after the last symbol
 
-    explicit RunCursor(const Stream& stream) : s(stream), left(stream.runs ? stream.run_lengths[0] : 0) { skip(); }
-    void skip() {
-        while (left == 0 && run + 1 < s.runs) left = s.run_lengths[++run];
+    void begin(const Stream& s) {
+        stream = &s;
+        run = 0;
+        left = s.runs ? s.run_lengths[0] : 0;
+        skip();
     }
-    uint32_t table() const { return s.run_tables[run]; }
+    void skip() {
+        while (left == 0 && run + 1 < stream->runs) left = stream->run_lengths[++run];
+    }
+    uint32_t table() const { return stream->run_tables[run]; }
+    const uint32_t* slots() const { return stream->tables + static_cast<uint64_t>(table()) * KVL_SLOTS; }
     void advance(uint64_t count) {
         left -= count;
         skip();
     }
+    // The first slot of the tables of the next `count` symbols, counted from the first table's.
+    void take_bases(uint32_t* bases, uint32_t count) {
+        for (uint32_t i = 0; i < count; i++) {
+            bases[i] = table() * KVL_SLOTS;
+            advance(1);
+        }
+    }
 };
 
-struct Reader {
-    const uint8_t* at;
-    const uint8_t* end;
+// Walks the runs backwards: which table the symbol before uses.
+struct ReverseCursor {
+    const Stream* stream = nullptr;
+    uint32_t run = 0;
+    uint64_t left = 0;
+
+    void begin(const Stream& s) {
+        stream = &s;
+        run = s.runs;
+        left = 0;
+        skip();
+    }
+    void skip() {
+        while (left == 0 && run > 0) left = stream->run_lengths[--run];
+    }
+    uint32_t table() const { return stream->run_tables[run]; }
+    void advance(uint64_t count) {
+        left -= count;
+        skip();
+    }
+    // The first entry of the tables of the `count` symbols before, counted from the first table's.
+    void take_bases(uint32_t* bases, uint32_t count) {
+        for (uint32_t i = count; i-- > 0;) {
+            bases[i] = table() * KVL_SYMBOLS;
+            advance(1);
+        }
+    }
 };
+
+// A stream on its way through the decoder. A kernel may take a group while `at <= limit`: from there it may read
+// READ_AHEAD bytes. Near the end the stream goes on in `tail`, a padded copy of its last bytes, where `limit` is the
+// true end, so that a stream that asks for more words than it has is found out after the group that did.
+struct Flight {
+    enum { READ_AHEAD = 2 * KVL_LANES_MAX };
+
+    Stream* stream = nullptr;
+    RunCursor runs;
+    const uint8_t* at = nullptr;
+    const uint8_t* limit = nullptr;
+    const uint8_t* end = nullptr;
+    uint64_t done = 0;
+    bool in_tail = false;
+    alignas(64) uint32_t states[KVL_LANES_MAX];
+    uint8_t tail[2 * READ_AHEAD];
+
+    uint64_t groups_left() const { return (stream->symbol_count - done) / stream->lanes; }
+    bool ready() const { return at <= limit && stream->symbol_count - done >= stream->lanes; }
+    void enter_tail() {
+        const size_t bytes = static_cast<size_t>(end - at);
+        std::memcpy(tail, at, bytes);
+        std::memset(tail + bytes, 0, sizeof(tail) - bytes);
+        at = tail;
+        limit = end = tail + bytes;
+        in_tail = true;
+    }
+};
+
+// A stream on its way through the encoder, which runs backwards: `at` is the first byte written.
+struct Ascent {
+    Stream* stream = nullptr;
+    ReverseCursor runs;
+    uint8_t* begin = nullptr;
+    uint8_t* at = nullptr;
+    uint64_t left = 0;  // symbols still to encode
+    alignas(64) uint32_t states[KVL_LANES_MAX];
+};
+
+enum Path : uint32_t { SCALAR = 0, AVX2 = 1, AVX512 = 2 };
+enum { IN_FLIGHT_MAX = 4 };
+
+// Takes groups from every flight until one of them is not `ready()`.
+using DecodeKernel = void (*)(Flight* const* flights);
+// Takes whole groups of one stream as long as it safely can; what it leaves is for the code that goes symbol by symbol.
+using EncodeKernel = void (*)(Ascent& ascent);
 
 #if KVL_X86
-// Decodes whole groups of 16 or 32 lanes while a full vector of words can be read. Returns the symbols decoded.
-uint64_t decode_avx512_1(const Stream& s, RunCursor& cursor, uint32_t* states, Reader& in);
-uint64_t decode_avx512_2(const Stream& s, RunCursor& cursor, uint32_t* states, Reader& in);
+// The kernel for a lane count and, in the decoder, a number of streams in flight from 1 on; null where there is none.
+DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight);
+DecodeKernel decode_kernel_avx512(uint32_t lanes, uint32_t in_flight);
+EncodeKernel encode_kernel_avx2(uint32_t lanes);
+EncodeKernel encode_kernel_avx512(uint32_t lanes);
 #endif

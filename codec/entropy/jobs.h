@@ -26,13 +26,15 @@ struct Stream {
     const uint32_t* tables;     // decoder: [tables][4096] slots; encoder: [tables][256] frequency | cumulative << 16
     const uint32_t* run_tables; // [runs] which table a run of symbols uses
     const uint32_t* run_lengths;
-    const uint8_t* contexts;    // [symbols] added to the run's table, or null
+    const uint8_t* contexts;    // [symbols] below context_count, added to the run's table; or null
     uint8_t* symbols;           // decoder writes, encoder reads
     uint64_t symbol_count;
     uint32_t runs;
     uint32_t lanes;
     uint32_t table_count;
+    uint32_t context_count;     // 1 without contexts
     int32_t status;
+    uint32_t reserved;
 };
 
 // Mirrors `_Dequantise` in codec/entropy/native.py.

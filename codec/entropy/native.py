@@ -19,13 +19,14 @@ from .stream import DecodeJob, EncodeJob
 __all__ = [
     "AVAILABLE",
     "DESCRIPTION",
+    "PATHS",
     "THREADS",
     "InverseJob",
     "decode_streams",
     "dequantise",
     "encode_streams",
     "invert",
-    "library",
+    "loaded",
 ]
 
 _STATUS = {
@@ -53,7 +54,9 @@ class _Stream(ctypes.Structure):
         ("runs", ctypes.c_uint32),
         ("lanes", ctypes.c_uint32),
         ("table_count", ctypes.c_uint32),
+        ("context_count", ctypes.c_uint32),
         ("status", ctypes.c_int32),
+        ("reserved", ctypes.c_uint32),
     ]
 
 
@@ -93,10 +96,11 @@ def _load() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     library = ctypes.CDLL(spec.origin)
-    library.kvl_features.restype = ctypes.c_uint32
+    library.kvl_paths.argtypes = []
+    library.kvl_paths.restype = ctypes.c_uint32
     library.kvl_decode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_decode.restype = None
-    library.kvl_encode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_encode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_encode.restype = None
     library.kvl_dequantise.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_dequantise.restype = None
@@ -107,48 +111,54 @@ def _load() -> ctypes.CDLL | None:
 
 _library = _load()
 AVAILABLE = _library is not None
+_PATHS = {"scalar": 0, "avx2": 1, "avx512": 2}  # `Path` in coder.h
+PATHS = tuple(name for name, bit in _PATHS.items() if _library is not None and _library.kvl_paths() >> bit & 1)
+"""The executions of the entropy coder that this CPU has, the fastest last; empty without the compiled core."""
+
 DESCRIPTION = (
-    "NumPy reference (no compiled core: install a C++ compiler and reinstall kvloom)"
-    if _library is None
-    else f"C++, {'AVX-512' if _library.kvl_features() & 1 else 'scalar'}, {THREADS} threads"
+    f"C++, {PATHS[-1]}, {THREADS} threads"
+    if PATHS
+    else "NumPy reference (no compiled core: install a C++ compiler and reinstall kvloom)"
 )
 
 
-def decode_streams(
-    jobs: Sequence[DecodeJob], *, threads: int = THREADS, allow_vectors: bool = True
-) -> list[NDArray[np.uint8]]:
-    """As :func:`reference.decode_streams`; ``allow_vectors=False`` keeps to the scalar code."""
-    core = library()
+def decode_streams(jobs: Sequence[DecodeJob], *, threads: int = THREADS, path: str = "auto") -> list[NDArray[np.uint8]]:
+    """As :func:`reference.decode_streams`, by the fastest of :data:`PATHS` or the one named ``path``."""
+    library = loaded()
+    # Streams of one lane count are decoded several at a time; the longest go first, so that threads end together.
+    order = sorted(range(len(jobs)), key=lambda index: (jobs[index].lanes, jobs[index].symbol_count), reverse=True)
     streams = (_Stream * len(jobs))()
-    outputs: list[NDArray[np.uint8]] = []
-    inputs = [np.frombuffer(job.data, dtype=np.uint8) for job in jobs]
-    for stream, job, data in zip(streams, jobs, inputs, strict=True):
-        symbols = np.empty(job.symbol_count, dtype=np.uint8)
-        outputs.append(symbols)
-        _describe(stream, job, job.tables.decoder)
+    outputs = [np.empty(job.symbol_count, dtype=np.uint8) for job in jobs]
+    held: list[NDArray[np.generic]] = []
+    for stream, index in zip(streams, order, strict=True):
+        job, symbols = jobs[index], outputs[index]
+        data = np.frombuffer(job.data, dtype=np.uint8)
+        held += [data, *_describe(stream, job, job.tables.decoder)]
         stream.data, stream.data_bytes = data.ctypes.data, len(data)
         stream.symbols, stream.symbol_count = symbols.ctypes.data, len(symbols)
-    core.kvl_decode(ctypes.byref(streams), len(jobs), threads, int(allow_vectors))
-    for index, stream in enumerate(streams):
-        if stream.status:
-            raise InvalidData(f"entropy stream {index} {_STATUS[stream.status]}")
+    library.kvl_decode(ctypes.byref(streams), len(jobs), threads, _path(path))
+    failed = [(index, stream.status) for stream, index in zip(streams, order, strict=True) if stream.status]
+    if failed:
+        index, status = min(failed)
+        raise InvalidData(f"entropy stream {index} {_STATUS[status]}")
     return outputs
 
 
-def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS) -> list[bytes]:
-    """As :func:`reference.encode_streams`."""
-    core = library()
+def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: str = "auto") -> list[bytes]:
+    """As :func:`reference.encode_streams`, by the fastest of :data:`PATHS` or the one named ``path``."""
+    library = loaded()
     streams = (_Stream * len(jobs))()
     buffers: list[NDArray[np.uint8]] = []
-    symbols = [np.ascontiguousarray(job.symbols) for job in jobs]
-    for stream, job, source in zip(streams, jobs, symbols, strict=True):
+    held: list[NDArray[np.generic]] = []
+    for stream, job in zip(streams, jobs, strict=True):
+        source = np.ascontiguousarray(job.symbols, dtype=np.uint8)
         # A symbol costs at most 12 bits, a lane its state and one word.
         buffer = np.empty(2 * len(source) + 8 * job.lanes, dtype=np.uint8)
         buffers.append(buffer)
-        _describe(stream, job, job.tables.encoder)
+        held += [source, *_describe(stream, job, job.tables.encoder)]
         stream.data, stream.data_bytes = buffer.ctypes.data, len(buffer)
         stream.symbols, stream.symbol_count = source.ctypes.data, len(source)
-    core.kvl_encode(ctypes.byref(streams), len(jobs), threads)
+    library.kvl_encode(ctypes.byref(streams), len(jobs), threads, _path(path))
     for index, stream in enumerate(streams):
         if stream.status:
             raise ValueError(f"entropy job {index} {_STATUS[stream.status]}, or a symbol has no code in its table")
@@ -161,20 +171,20 @@ def dequantise(
     bases: Sequence[NDArray[np.uint8]], refinements: Sequence[NDArray[np.uint8]] | None, *, threads: int = THREADS
 ) -> list[tuple[NDArray[np.float32], int]]:
     """As :func:`kvloom.codec.quantise.dequantise` for each pair of symbol arrays ``[n]``."""
-    core = library()
+    library = loaded()
     jobs = (_Dequantise * len(bases))()
     outputs = [np.empty(len(base), dtype=np.float32) for base in bases]
     for index, (job, base, out) in enumerate(zip(jobs, bases, outputs, strict=True)):
         job.base, job.out, job.count = base.ctypes.data, out.ctypes.data, len(base)
         if refinements is not None:
             job.refinement = refinements[index].ctypes.data
-    core.kvl_dequantise(ctypes.byref(jobs), len(bases), threads)
+    library.kvl_dequantise(ctypes.byref(jobs), len(bases), threads)
     return [(out, int(job.escapes)) for out, job in zip(outputs, jobs, strict=True)]
 
 
 def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArray[np.float32]]:
     """As :meth:`kvloom.codec.profile.Transform.inverse` for each job: channels ``[tokens, blocks * width]``."""
-    core = library()
+    library = loaded()
     inverses = (_Inverse * len(jobs))()
     sources = [np.ascontiguousarray(job.coefficients) for job in jobs]
     outputs = [np.empty(source.shape[::-1], dtype=np.float32) for source in sources]
@@ -182,20 +192,32 @@ def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArra
         inverse.coefficients, inverse.synthesis = source.ctypes.data, job.synthesis.ctypes.data
         inverse.mean, inverse.out = job.mean.ctypes.data, out.ctypes.data
         inverse.tokens, (inverse.blocks, inverse.width) = source.shape[1], job.synthesis.shape[:2]
-    core.kvl_invert(ctypes.byref(inverses), len(jobs), threads)
+    library.kvl_invert(ctypes.byref(inverses), len(jobs), threads)
     return outputs
 
 
-def library() -> ctypes.CDLL:
-    """The loaded core; :class:`InvalidData` where there is none."""
+def loaded() -> ctypes.CDLL:
+    """The core; :class:`InvalidData` where there is none."""
     if _library is None:
         raise InvalidData("the compiled coder is not installed")
     return _library
 
 
-def _describe(stream: _Stream, job: DecodeJob | EncodeJob, table: NDArray[np.uint32]) -> None:
-    stream.tables, stream.table_count = table.ctypes.data, len(table)
-    stream.run_tables, stream.run_lengths = job.runs.tables.ctypes.data, job.runs.lengths.ctypes.data
-    stream.runs, stream.lanes = len(job.runs.tables), job.lanes
+def _path(name: str) -> int:
+    if name != "auto" and name not in PATHS:
+        raise ValueError(f"no path {name!r}, this CPU has {', '.join(PATHS)}")
+    return _PATHS[PATHS[-1] if name == "auto" else name]
+
+
+def _describe(stream: _Stream, job: DecodeJob | EncodeJob, table: NDArray[np.uint32]) -> list[NDArray[np.generic]]:
+    """Fill in what both directions share; the arrays returned must outlive the call."""
+    held: list[NDArray[np.generic]] = [
+        np.ascontiguousarray(array, dtype=np.uint32) for array in (table, job.runs.tables, job.runs.lengths)
+    ]
+    stream.tables, stream.run_tables, stream.run_lengths = (array.ctypes.data for array in held)
+    stream.table_count, stream.runs, stream.lanes = len(table), len(job.runs.tables), job.lanes
+    stream.context_count = 1
     if job.contexts is not None:
-        stream.contexts = job.contexts.ctypes.data
+        held.append(np.ascontiguousarray(job.contexts))
+        stream.contexts, stream.context_count = held[-1].ctypes.data, job.context_count
+    return held

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...errors import InvalidData
 from .model import SLOTS, TableSet
-from .native import THREADS, library
+from .native import THREADS, loaded
 
 __all__ = [
     "JoinJob",
@@ -175,7 +175,7 @@ def split(
         job.counts, job.head_stride, job.token_stride = counts.ctypes.data, tensor.strides[0], tensor.strides[1]
         job.heads, job.tokens, job.head_dim = heads, tokens, head_dim
         job.form, job.span_log2 = form, span_log2
-    library().kvl_split(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
+    loaded().kvl_split(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     _check(jobs)
     return [
         SplitResult(symbols, rest, counts, int(job.base))
@@ -191,7 +191,7 @@ def join(jobs: Sequence[JoinJob], *, form: int, threads: int = THREADS) -> None:
         item.out, item.base, item.form = job.out.ctypes.data, job.base, form
         item.head_stride, item.token_stride, item.value_stride = job.out.strides
         item.heads, item.tokens, item.head_dim = job.out.shape
-    library().kvl_join(ctypes.byref(raw), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
+    loaded().kvl_join(ctypes.byref(raw), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     _check(raw)
 
 
@@ -218,7 +218,7 @@ def pack_tables(
         job.frequencies = frequencies.ctypes.data + index * frequencies.strides[0]
         job.run_lengths = run_lengths.ctypes.data + index * run_lengths.strides[0]
         (job.channels, job.tokens), job.span_log2 = rows.shape, span_log2
-    library().kvl_cluster(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
+    loaded().kvl_cluster(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     _check(jobs)
     return [
         PackedTables(packed[: job.packed_bytes].tobytes(), own[: job.tables_used], runs[: job.tables_used], by_table)
@@ -246,7 +246,7 @@ def unpack_tables(
         job.channels, job.tokens, job.tables = item.channels, item.tokens, item.tables
         job.span_log2, job.group_low = span_log2, item.group_low
         start += item.tables
-    library().kvl_unpack(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
+    loaded().kvl_unpack(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     unpacked = []
     start = 0
     for index, (job, item, place) in enumerate(zip(jobs, written, places, strict=True)):

@@ -1,133 +1,312 @@
-// The entropy coder: scalar code, and the choice of execution by what the CPU has.
+// The entropy coder: its scalar code, the choice of execution, and the order in which streams are taken.
 //
 // A stream of hostile bytes ends in a status, never outside its buffers.
-
-#define PY_SSIZE_T_CLEAN
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030B0000
-#endif
-#include <Python.h>
-
 #include "coder.h"
+
+#include <utility>
+
+#define KVL_TARGET
+#include "groups.h"
 #include "spread.h"
 
 namespace {
+
+enum { TABLES_MAX = 1 << 16 };  // as in stream.py; slot indices stay within 31 bits
+
+struct Reciprocals {
+    uint64_t of_frequency[KVL_SLOTS];
+
+    constexpr Reciprocals() : of_frequency() {
+        for (uint64_t f = 1; f < KVL_SLOTS; f++) of_frequency[f] = ((1ull << KVL_RECIPROCAL_BITS) + f - 1) / f;
+    }
+};
+
+constexpr Reciprocals RECIPROCALS;
 
 void store_u32(uint8_t* p, uint32_t v) {
     for (int i = 0; i < 4; i++) p[i] = static_cast<uint8_t>(v >> (8 * i));
 }
 
 bool job_is_sound(const Stream& s) {
-    if (s.lanes == 0 || s.lanes > KVL_LANES_MAX) return false;
+    if (s.lanes == 0 || s.lanes > KVL_LANES_MAX || s.table_count > TABLES_MAX) return false;
+    if (s.context_count == 0 || s.context_count > KVL_SYMBOLS) return false;
     uint64_t total = 0;
     for (uint32_t r = 0; r < s.runs; r++) {
-        if (s.run_tables[r] + (s.contexts ? 1u : 0u) >= s.table_count) return false;
+        if (static_cast<uint64_t>(s.run_tables[r]) + s.context_count > s.table_count) return false;
         total += s.run_lengths[r];
     }
-    return total == s.symbol_count;
+    if (total != s.symbol_count) return false;
+    uint8_t context_max = 0;
+    if (s.contexts)
+        for (uint64_t i = 0; i < s.symbol_count; i++) context_max = s.contexts[i] > context_max ? s.contexts[i] : context_max;
+    return context_max < s.context_count;
 }
 
-Status decode_group(const Stream& s, RunCursor& cursor, uint32_t* states, uint64_t start, uint32_t count, Reader& in) {
-    for (uint32_t lane = 0; lane < count; lane++) {
-        uint32_t table = cursor.table() + (s.contexts ? (s.contexts[start + lane] & 1u) : 0u);
-        uint32_t slot = s.tables[static_cast<uint64_t>(table) * KVL_SLOTS + (states[lane] & (KVL_SLOTS - 1))];
-        s.symbols[start + lane] = static_cast<uint8_t>(kvl_slot_symbol(slot));
-        uint32_t state = kvl_decode_step(states[lane], slot);
-        if (state < KVL_STATE_LOW) {
-            if (in.end - in.at < 2) return TRUNCATED;
-            state = kvl_refill(state, load_u16(in.at));
-            in.at += 2;
-        }
-        states[lane] = state;
-        cursor.advance(1);
-    }
-    return OK;
+bool has_code(uint32_t entry) { return (entry & 0xFFFFu) - 1 < KVL_SLOTS - 1; }
+
+// Writes the state's lower half in front of `at`, and keeps it there where the state must give it up.
+uint8_t* give_up_word(uint32_t& state, uint32_t entry, uint8_t* at) {
+    at[-2] = static_cast<uint8_t>(state);
+    at[-1] = static_cast<uint8_t>(state >> 8);
+    const uint32_t full = 0u - static_cast<uint32_t>(kvl_must_flush(state, entry & 0xFFFFu));
+    state ^= (state ^ state >> 16) & full;
+    return at - (full & 2);
 }
 
-#if KVL_X86
-bool has_avx512() {
-    static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    return found;
+uint32_t encode_entry(uint32_t state, uint32_t entry) {
+    const uint32_t frequency = entry & 0xFFFFu;
+    return kvl_encode_step_by(state, frequency, entry >> 16, RECIPROCALS.of_frequency[frequency]);
 }
-#else
-bool has_avx512() { return false; }
-#endif
 
-Status decode(const Stream& s, bool vectors) {
-    if (!job_is_sound(s)) return BAD_JOB;
-    if (s.data_bytes < 4ull * s.lanes) return TRUNCATED;
+// The states of one stream, one lane after the other.
+struct ScalarDecoder {
     uint32_t states[KVL_LANES_MAX];
-    for (uint32_t lane = 0; lane < s.lanes; lane++) states[lane] = load_u32(s.data + 4 * lane);
-    Reader in{s.data + 4 * s.lanes, s.data + s.data_bytes};
-    RunCursor cursor(s);
-    uint64_t done = 0;
-#if KVL_X86
-    if (vectors && s.lanes == 32) done = decode_avx512_2(s, cursor, states, in);
-    if (vectors && s.lanes == 16) done = decode_avx512_1(s, cursor, states, in);
-#endif
-    while (done < s.symbol_count) {
-        uint64_t left = s.symbol_count - done;
-        uint32_t count = left < s.lanes ? static_cast<uint32_t>(left) : s.lanes;
-        Status status = decode_group(s, cursor, states, done, count, in);
-        if (status != OK) return status;
-        done += count;
+    uint32_t lanes;
+    const uint8_t* at;
+    const uint8_t* limit;
+    const uint8_t* contexts;
+    uint8_t* symbols;
+
+    void load(const Flight& f) {
+        lanes = f.stream->lanes;
+        std::memcpy(states, f.states, sizeof states);
+        at = f.at;
+        limit = f.limit;
+        contexts = f.stream->contexts ? f.stream->contexts + f.done : nullptr;
+        symbols = f.stream->symbols + f.done;
     }
-    if (in.at != in.end) return TRAILING;
+
+    void store(Flight& f) const {
+        std::memcpy(f.states, states, sizeof states);
+        f.at = at;
+    }
+
+    // `bases` holds the first slot of each lane's table, counted from `table`; null where all use `table`.
+    void group(const uint32_t* table, const uint32_t* bases) {
+        const uint8_t* from = at;
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            const uint32_t state = states[lane];
+            uint32_t index = state & (KVL_SLOTS - 1);
+            if (bases) index += bases[lane];
+            if (contexts) index += static_cast<uint32_t>(contexts[lane]) << KVL_PROBABILITY_BITS;
+            const uint32_t slot = table[index];
+            symbols[lane] = static_cast<uint8_t>(kvl_slot_symbol(slot));
+            const uint32_t next = kvl_decode_step(state, slot);
+            const uint32_t refilled = kvl_refill(next, load_u16(from));
+            // A mask, as compilers make a branch of a choice here, and no one foresees which way it goes.
+            const uint32_t low = 0u - static_cast<uint32_t>(next < KVL_STATE_LOW);
+            states[lane] = next ^ ((next ^ refilled) & low);
+            from += low & 2;
+        }
+        at = from;
+        symbols += lanes;
+        if (contexts) contexts += lanes;
+    }
+};
+
+struct ScalarEncoder {
+    uint32_t states[KVL_LANES_MAX];
+    uint32_t lanes;
+    uint8_t* at;
+
+    void load(const Ascent& a) {
+        lanes = a.stream->lanes;
+        std::memcpy(states, a.states, sizeof states);
+        at = a.at;
+    }
+
+    void store(Ascent& a) const {
+        std::memcpy(a.states, states, sizeof states);
+        a.at = at;
+    }
+
+    // Whether every symbol has a code; else nothing is changed. `bases` as above, of entries.
+    bool group(const uint32_t* table, const uint32_t* bases, const uint8_t* symbols, const uint8_t* contexts) {
+        uint32_t entries[KVL_LANES_MAX];
+        bool bad = false;
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            uint32_t index = symbols[lane];
+            if (bases) index += bases[lane];
+            if (contexts) index += static_cast<uint32_t>(contexts[lane]) * KVL_SYMBOLS;
+            entries[lane] = table[index];
+            bad |= !has_code(entries[lane]);
+        }
+        if (bad) return false;
+        uint8_t* to = at;
+        for (uint32_t lane = lanes; lane-- > 0;) {
+            to = give_up_word(states[lane], entries[lane], to);
+            states[lane] = encode_entry(states[lane], entries[lane]);
+        }
+        at = to;
+        return true;
+    }
+};
+
+bool cpu_has(Path path) {
+#if KVL_X86
+    static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return path == SCALAR || (path == AVX2 && avx2) || (path == AVX512 && avx512);
+#else
+    return path == SCALAR;
+#endif
+}
+
+// The execution asked for, or the best one below it that this CPU has.
+Path usable(uint32_t path) {
+    for (Path found : {AVX512, AVX2})
+        if (path >= found && cpu_has(found)) return found;
+    return SCALAR;
+}
+
+DecodeKernel decode_kernel(Path path, uint32_t lanes, uint32_t in_flight) {
+    DecodeKernel kernel = nullptr;
+#if KVL_X86
+    if (path == AVX512) kernel = decode_kernel_avx512(lanes, in_flight);
+    if (path >= AVX2 && !kernel) kernel = decode_kernel_avx2(lanes, in_flight);
+#endif
+        if (kernel) return kernel;
+    return lanes < 8 ? decode_groups_of<ScalarDecoder, 4>(in_flight) : decode_groups_of<ScalarDecoder, 1>(in_flight);
+}
+
+// Whether the stream is under way; else its status is set.
+bool begin(Flight& f, Stream& s) {
+    s.status = !job_is_sound(s) ? BAD_JOB : s.data_bytes < 4ull * s.lanes ? TRUNCATED : OK;
+    if (s.status != OK) return false;
+    f.stream = &s;
+    f.runs.begin(s);
+    std::memset(f.states, 0, sizeof f.states);
+    for (uint32_t lane = 0; lane < s.lanes; lane++) f.states[lane] = load_u32(s.data + 4 * lane);
+    f.at = s.data + 4 * s.lanes;
+    f.end = s.data + s.data_bytes;
+    f.done = 0;
+    f.in_tail = f.end - f.at < Flight::READ_AHEAD;
+    if (f.in_tail)
+        f.enter_tail();
+    else
+        f.limit = f.end - Flight::READ_AHEAD;
+    return true;
+}
+
+// What is left of a stream once no whole group is.
+Status finish(Flight& f) {
+    const Stream& s = *f.stream;
+    for (uint32_t lane = 0; f.done < s.symbol_count; lane++, f.done++) {
+        const uint32_t table = f.runs.table() + (s.contexts ? s.contexts[f.done] : 0u);
+        const uint32_t slot = s.tables[static_cast<uint64_t>(table) * KVL_SLOTS + (f.states[lane] & (KVL_SLOTS - 1))];
+        s.symbols[f.done] = static_cast<uint8_t>(kvl_slot_symbol(slot));
+        uint32_t state = kvl_decode_step(f.states[lane], slot);
+        if (state < KVL_STATE_LOW) {
+            if (f.end - f.at < 2) return TRUNCATED;
+            state = kvl_refill(state, load_u16(f.at));
+            f.at += 2;
+        }
+        f.states[lane] = state;
+        f.runs.advance(1);
+    }
+    if (f.at != f.end) return TRAILING;
     for (uint32_t lane = 0; lane < s.lanes; lane++)
-        if (states[lane] != KVL_STATE_LOW) return BAD_FINAL_STATE;
+        if (f.states[lane] != KVL_STATE_LOW) return BAD_FINAL_STATE;
     return OK;
+}
+
+// Whether the stream can go on in a kernel; else its status is set.
+bool proceeds(Flight& f) {
+    if (f.at > f.limit && !f.in_tail) f.enter_tail();
+    if (f.ready()) return true;
+    f.stream->status = f.at > f.end ? TRUNCATED : finish(f);
+    return false;
+}
+
+// Decodes the streams that `next` hands out, several of one lane count at a time but no more than `share`.
+void decode(Stream* streams, uint32_t count, std::atomic<uint32_t>& next, uint32_t share, Path path) {
+    Flight room[IN_FLIGHT_MAX];
+    Flight* flights[IN_FLIGHT_MAX];  // the first `used` are under way
+    for (int i = 0; i < IN_FLIGHT_MAX; i++) flights[i] = &room[i];
+    uint32_t used = 0;
+    uint32_t lanes = 0;
+    uint32_t waiting = next.fetch_add(1, std::memory_order_relaxed);
+    while (used > 0 || waiting < count) {
+        if (used == 0) lanes = streams[waiting].lanes;
+        while (waiting < count && streams[waiting].lanes == lanes && used < share && used < IN_FLIGHT_MAX &&
+               decode_kernel(path, lanes, used + 1)) {
+            if (begin(*flights[used], streams[waiting]) && proceeds(*flights[used])) used++;
+            waiting = next.fetch_add(1, std::memory_order_relaxed);
+        }
+        if (used > 0) decode_kernel(path, lanes, used)(flights);
+        for (uint32_t i = used; i-- > 0;)
+            if (!proceeds(*flights[i])) std::swap(flights[i], flights[--used]);
+    }
+}
+
+// The symbol before, in the way that looks at every bound.
+Status encode_one(Ascent& a) {
+    const Stream& s = *a.stream;
+    const uint64_t position = a.left - 1;
+    uint32_t& state = a.states[position % s.lanes];
+    const uint32_t table = a.runs.table() + (s.contexts ? s.contexts[position] : 0u);
+    const uint32_t entry = s.tables[static_cast<uint64_t>(table) * KVL_SYMBOLS + s.symbols[position]];
+    if (!has_code(entry)) return BAD_JOB;
+    if (a.at - a.begin < 2) return NO_ROOM;
+    a.at = give_up_word(state, entry, a.at);
+    state = encode_entry(state, entry);
+    a.left--;
+    a.runs.advance(1);
+    return OK;
+}
+
+EncodeKernel encode_kernel(Path path, uint32_t lanes) {
+    EncodeKernel kernel = nullptr;
+#if KVL_X86
+    if (path == AVX512) kernel = encode_kernel_avx512(lanes);
+    if (path >= AVX2 && !kernel) kernel = encode_kernel_avx2(lanes);
+#endif
+    return kernel ? kernel : encode_groups<ScalarEncoder>;
 }
 
 // Writes from the end of the buffer towards its start; `data_bytes` comes back as the bytes used, at the buffer's end.
-Status encode(Stream& s) {
+Status encode(Stream& s, Path path) {
     if (!job_is_sound(s)) return BAD_JOB;
-    uint8_t* begin = const_cast<uint8_t*>(s.data);
-    uint8_t* at = begin + s.data_bytes;
-    uint32_t states[KVL_LANES_MAX];
-    for (uint32_t lane = 0; lane < s.lanes; lane++) states[lane] = KVL_STATE_LOW;
-    uint64_t position = s.symbol_count;
-    for (uint32_t r = s.runs; r-- > 0;) {
-        for (uint64_t k = s.run_lengths[r]; k-- > 0;) {
-            position--;
-            uint32_t lane = static_cast<uint32_t>(position % s.lanes);
-            uint32_t table = s.run_tables[r] + (s.contexts ? (s.contexts[position] & 1u) : 0u);
-            uint32_t entry = s.tables[static_cast<uint64_t>(table) * KVL_SYMBOLS + s.symbols[position]];
-            uint32_t frequency = entry & 0xFFFFu;
-            if (frequency == 0) return BAD_JOB;
-            if (kvl_must_flush(states[lane], frequency)) {
-                if (at - begin < 2) return NO_ROOM;
-                at -= 2;
-                at[0] = static_cast<uint8_t>(states[lane]);
-                at[1] = static_cast<uint8_t>(states[lane] >> 8);
-                states[lane] >>= 16;
-            }
-            states[lane] = kvl_encode_step(states[lane], frequency, entry >> 16);
-        }
+    Ascent a;
+    a.stream = &s;
+    a.runs.begin(s);
+    a.begin = const_cast<uint8_t*>(s.data);
+    a.at = a.begin + s.data_bytes;
+    a.left = s.symbol_count;
+    for (uint32_t& state : a.states) state = KVL_STATE_LOW;
+    const uint64_t whole = a.left - a.left % s.lanes;
+    for (const uint64_t stop : {whole, uint64_t{0}}) {
+        while (a.left > stop)
+            if (Status status = encode_one(a); status != OK) return status;
+        if (stop > 0) encode_kernel(path, s.lanes)(a);
     }
-    if (static_cast<uint64_t>(at - begin) < 4ull * s.lanes) return NO_ROOM;
-    at -= 4 * s.lanes;
-    for (uint32_t lane = 0; lane < s.lanes; lane++) store_u32(at + 4 * lane, states[lane]);
-    s.data_bytes = static_cast<uint64_t>(begin + s.data_bytes - at);
+    if (static_cast<uint64_t>(a.at - a.begin) < 4ull * s.lanes) return NO_ROOM;
+    a.at -= 4 * s.lanes;
+    for (uint32_t lane = 0; lane < s.lanes; lane++) store_u32(a.at + 4 * lane, a.states[lane]);
+    s.data_bytes = static_cast<uint64_t>(a.begin + s.data_bytes - a.at);
     return OK;
 }
 
 }  // namespace
 
-// Bit 0: AVX-512 in use.
-KVL_EXPORT uint32_t kvl_features() { return has_avx512() ? 1u : 0u; }
-
-KVL_EXPORT void kvl_decode(Stream* streams, uint32_t count, uint32_t threads, uint32_t allow_vectors) {
-    const bool vectors = allow_vectors != 0 && has_avx512();
-    spread(count, threads, [&](uint32_t i) { streams[i].status = decode(streams[i], vectors); });
+// The executions that this CPU has: bit n for `Path` n.
+KVL_EXPORT uint32_t kvl_paths() {
+    uint32_t paths = 0;
+    for (Path path : {SCALAR, AVX2, AVX512}) paths |= static_cast<uint32_t>(cpu_has(path)) << path;
+    return paths;
 }
 
-KVL_EXPORT void kvl_encode(Stream* streams, uint32_t count, uint32_t threads) {
-    spread(count, threads, [&](uint32_t i) { streams[i].status = encode(streams[i]); });
+KVL_EXPORT void kvl_decode(Stream* streams, uint32_t count, uint32_t threads, uint32_t path) {
+    const Path found = usable(path);
+    const uint32_t workers = threads < 1 ? 1 : threads < count ? threads : count;
+    const uint32_t share = count == 0 ? 0 : (count + workers - 1) / workers;
+    std::atomic<uint32_t> next{0};
+    spread(workers, workers, [&](uint32_t) { decode(streams, count, next, share, found); });
 }
 
-// The library is reached through ctypes; the module exists so that the build system can treat it as an extension.
-static PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "_native", "Entropy coder core; see native.py.", 0,
-                                        nullptr, nullptr, nullptr, nullptr, nullptr};
-
-PyMODINIT_FUNC PyInit__native() { return PyModule_Create(&module_definition); }
+KVL_EXPORT void kvl_encode(Stream* streams, uint32_t count, uint32_t threads, uint32_t path) {
+    const Path found = usable(path);
+    spread(count, threads, [&](uint32_t i) { streams[i].status = encode(streams[i], found); });
+}

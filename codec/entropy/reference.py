@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InvalidData
-from .model import PROBABILITY_BITS, SLOTS, TableSet
+from .model import PROBABILITY_BITS, SLOTS
 from .stream import DecodeJob, EncodeJob
 
 __all__ = ["decode_streams", "encode_streams"]
@@ -30,13 +30,17 @@ def encode_streams(jobs: Sequence[EncodeJob]) -> list[bytes]:
     return [_encode(job) for job in jobs]
 
 
-def _tables_of(tables: TableSet, job: DecodeJob | EncodeJob, start: int, stop: int) -> NDArray[np.int64]:
-    chosen = job.table_of_symbol[start:stop].astype(np.int64)
-    if job.contexts is not None:
-        chosen = chosen + job.contexts[start:stop]
-    if stop > start and int(chosen.max()) >= len(tables.frequencies):
-        raise ValueError(f"table {int(chosen.max())} of {len(tables.frequencies)}")
-    return chosen
+def _tables_of(job: DecodeJob | EncodeJob, error: type[Exception]) -> NDArray[np.int64]:
+    """Every symbol's table: its run's plus its context. All that could be named must exist, whether used or not."""
+    contexts = 1 if job.contexts is None else job.context_count
+    if len(job.runs.tables) and int(job.runs.tables.max()) + contexts > len(job.tables.frequencies):
+        raise error(f"table {int(job.runs.tables.max()) + contexts - 1} of {len(job.tables.frequencies)}")
+    chosen = job.table_of_symbol.astype(np.int64)
+    if job.contexts is None:
+        return chosen
+    if len(job.contexts) and int(job.contexts.max()) >= contexts:
+        raise error(f"context {int(job.contexts.max())} of {contexts}")
+    return chosen + job.contexts
 
 
 def _decode(job: DecodeJob) -> NDArray[np.uint8]:
@@ -45,13 +49,13 @@ def _decode(job: DecodeJob) -> NDArray[np.uint8]:
         raise InvalidData(f"entropy stream has {len(data)} bytes, {lanes} lanes need {4 * lanes}")
     state = np.frombuffer(data, dtype="<u4", count=lanes).astype(np.int64)
     words = np.frombuffer(data, dtype="<u2", offset=4 * lanes).astype(np.int64)
+    table_of = _tables_of(job, InvalidData)
     symbols = np.empty(count, dtype=np.uint8)
     used = 0
     for start in range(0, count, lanes):
         stop = min(start + lanes, count)
         active = state[: stop - start]
-        tables = _tables_of(job.tables, job, start, stop)
-        slot = job.tables.decoder[tables, active & (SLOTS - 1)].astype(np.int64)
+        slot = job.tables.decoder[table_of[start:stop], active & (SLOTS - 1)].astype(np.int64)
         symbols[start:stop] = slot & 0xFF
         active[:] = (slot >> 8 & 0xFFF) * (active >> PROBABILITY_BITS) + (slot >> 20)
         low = np.flatnonzero(active < STATE_LOW)
@@ -68,14 +72,14 @@ def _decode(job: DecodeJob) -> NDArray[np.uint8]:
 
 def _encode(job: EncodeJob) -> bytes:
     lanes, symbols = job.lanes, job.symbols
+    table_of = _tables_of(job, ValueError)
     state = np.full(lanes, STATE_LOW, dtype=np.int64)
     groups: list[NDArray[np.int64]] = []
     last = (len(symbols) - 1) // lanes * lanes
     for start in range(last, -1, -lanes):
         stop = min(start + lanes, len(symbols))
         active = state[: stop - start]
-        tables = _tables_of(job.tables, job, start, stop)
-        entry = job.tables.encoder[tables, symbols[start:stop]].astype(np.int64)
+        entry = job.tables.encoder[table_of[start:stop], symbols[start:stop]].astype(np.int64)
         frequency, cumulative = entry & 0xFFFF, entry >> 16
         if (frequency == 0).any():
             raise ValueError(f"a symbol near {start} has no code in its table")

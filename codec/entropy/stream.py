@@ -11,6 +11,8 @@ from .model import TableSet
 __all__ = ["LANES_MAX", "DecodeJob", "EncodeJob", "Runs", "lanes_for"]
 
 LANES_MAX = 32
+CONTEXTS_MAX = 256
+TABLES_MAX = 1 << 16
 SYMBOLS_PER_LANE_LOW = 2048
 """A lane costs four bytes; it is worth them from about this many symbols on."""
 
@@ -21,6 +23,10 @@ class Runs:
 
     tables: NDArray[np.uint32]
     lengths: NDArray[np.uint32]
+
+    def __post_init__(self) -> None:
+        if self.tables.shape != self.lengths.shape or self.tables.ndim != 1:
+            raise ValueError(f"tables {self.tables.shape} for run lengths {self.lengths.shape}")
 
     @classmethod
     def of_channels(cls, table_of_channel: Sequence[int] | NDArray[np.integer], symbols_per_channel: int) -> "Runs":
@@ -40,17 +46,19 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """Symbols ``[n]`` uint8 to code; ``contexts`` ``[n]`` uint8 of 0 and 1 are added to the run's table."""
+    """Symbols ``[n]`` uint8 to code; ``contexts`` ``[n]`` uint8 below ``context_count`` are added to the run's table."""
 
     symbols: NDArray[np.uint8]
     tables: TableSet
     runs: Runs
     lanes: int
     contexts: NDArray[np.uint8] | None = None
+    context_count: int = 2
 
     def __post_init__(self) -> None:
-        if self.runs.symbol_count != len(self.symbols) or not 1 <= self.lanes <= LANES_MAX:
-            raise ValueError(f"{len(self.symbols)} symbols in runs of {self.runs.symbol_count}, {self.lanes} lanes")
+        if self.runs.symbol_count != len(self.symbols):
+            raise ValueError(f"{len(self.symbols)} symbols in runs of {self.runs.symbol_count}")
+        _check(self)
 
     @property
     def table_of_symbol(self) -> NDArray[np.uint32]:
@@ -67,10 +75,10 @@ class DecodeJob:
     runs: Runs
     lanes: int
     contexts: NDArray[np.uint8] | None = None
+    context_count: int = 2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.lanes <= LANES_MAX:
-            raise ValueError(f"{self.lanes} lanes, must be 1 to {LANES_MAX}")
+        _check(self)
 
     @property
     def symbol_count(self) -> int:
@@ -81,6 +89,17 @@ class DecodeJob:
     def table_of_symbol(self) -> NDArray[np.uint32]:
         """The run's table of every symbol."""
         return np.repeat(self.runs.tables, self.runs.lengths)
+
+
+def _check(job: EncodeJob | DecodeJob) -> None:
+    if not 1 <= job.lanes <= LANES_MAX:
+        raise ValueError(f"{job.lanes} lanes, must be 1 to {LANES_MAX}")
+    if not 1 <= job.context_count <= CONTEXTS_MAX:
+        raise ValueError(f"{job.context_count} contexts, must be 1 to {CONTEXTS_MAX}")
+    if len(job.tables.frequencies) > TABLES_MAX:
+        raise ValueError(f"{len(job.tables.frequencies)} tables, at most {TABLES_MAX}")
+    if job.contexts is not None and (job.contexts.dtype != np.uint8 or job.contexts.shape != (job.runs.symbol_count,)):
+        raise ValueError(f"contexts {job.contexts.dtype} {job.contexts.shape} for {job.runs.symbol_count} symbols")
 
 
 def lanes_for(symbol_count: int) -> int:

@@ -1,0 +1,190 @@
+// The entropy coder in AVX2, for streams of 8, 16 or 32 lanes.
+#include "coder.h"
+
+#if KVL_X86
+#include <immintrin.h>
+
+#define KVL_TARGET __attribute__((target("avx2,bmi,bmi2,popcnt")))
+#define KVL_STEP KVL_TARGET __attribute__((always_inline)) inline
+#include "groups.h"
+
+namespace {
+
+// For each set of lanes that takes a word: which of the words next in line each lane takes (a lane that takes none gets
+// any). One byte per lane, lane 0 lowest.
+struct RefillOrder {
+    uint64_t of_mask[256];
+
+    constexpr RefillOrder() : of_mask() {
+        for (uint32_t mask = 0; mask < 256; mask++) {
+            uint64_t word = 0;
+            for (uint32_t lane = 0; lane < 8; lane++) {
+                of_mask[mask] |= (word & 7) << (8 * lane);
+                word += mask >> lane & 1;
+            }
+        }
+    }
+};
+
+constexpr RefillOrder REFILL_ORDER;
+
+// For each set of lanes that gives up a word: those lanes in order, at the end of the vector.
+struct FlushOrder {
+    uint64_t of_mask[256];
+
+    constexpr FlushOrder() : of_mask() {
+        for (uint32_t mask = 0; mask < 256; mask++) {
+            uint64_t place = 8;
+            for (uint64_t lane = 8; lane-- > 0;)
+                if (mask >> lane & 1) of_mask[mask] |= lane << (8 * --place);
+        }
+    }
+};
+
+constexpr FlushOrder FLUSH_ORDER;
+
+KVL_STEP __m256i lane_order(const uint64_t& bytes) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&bytes)));
+}
+
+// The states of one stream, 8 lanes to a vector.
+template <int VECTORS>
+struct VectorDecoder {
+    __m256i x[VECTORS];
+    const uint8_t* at;
+    const uint8_t* limit;
+    const uint8_t* contexts;
+    uint8_t* symbols;
+
+    KVL_STEP void load(const Flight& f) {
+        for (int v = 0; v < VECTORS; v++) x[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(f.states + 8 * v));
+        at = f.at;
+        limit = f.limit;
+        contexts = f.stream->contexts ? f.stream->contexts + f.done : nullptr;
+        symbols = f.stream->symbols + f.done;
+    }
+
+    KVL_STEP void store(Flight& f) const {
+        for (int v = 0; v < VECTORS; v++) _mm256_store_si256(reinterpret_cast<__m256i*>(f.states + 8 * v), x[v]);
+        f.at = at;
+    }
+
+    // `bases` holds the first slot of each lane's table, counted from `table`; null where all use `table`.
+    KVL_STEP void group(const uint32_t* table, const uint32_t* bases) {
+        const __m256i twelve_bits = _mm256_set1_epi32(KVL_SLOTS - 1);
+        // Byte 0 of each of a half's four slots to its front, and the two fronts together.
+        const __m256i low_bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                                   -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+        for (int v = 0; v < VECTORS; v++) {
+            __m256i index = _mm256_and_si256(x[v], twelve_bits);
+            if (bases) {
+                const __m256i base = _mm256_load_si256(reinterpret_cast<const __m256i*>(bases + 8 * v));
+                index = _mm256_add_epi32(index, base);
+            }
+            if (contexts) {
+                const __m128i context = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(contexts + 8 * v));
+                index = _mm256_add_epi32(index, _mm256_slli_epi32(_mm256_cvtepu8_epi32(context), KVL_PROBABILITY_BITS));
+            }
+            const __m256i slot = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
+            const __m256i bytes = _mm256_shuffle_epi8(slot, low_bytes);
+            _mm_storel_epi64(reinterpret_cast<__m128i*>(symbols + 8 * v),
+                             _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+            const __m256i frequency = _mm256_and_si256(_mm256_srli_epi32(slot, 8), twelve_bits);
+            const __m256i quotient = _mm256_srli_epi32(x[v], KVL_PROBABILITY_BITS);
+            const __m256i next =
+                _mm256_add_epi32(_mm256_mullo_epi32(frequency, quotient), _mm256_srli_epi32(slot, 20));
+            const __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(next, 16), _mm256_setzero_si256());
+            const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low)));
+            const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+            const __m256i order = lane_order(REFILL_ORDER.of_mask[mask]);
+            const __m256i refilled =
+                _mm256_or_si256(_mm256_slli_epi32(next, 16), _mm256_permutevar8x32_epi32(words, order));
+            x[v] = _mm256_blendv_epi8(next, refilled, low);
+            at += 2 * _mm_popcnt_u32(mask);
+        }
+        symbols += 8 * VECTORS;
+        if (contexts) contexts += 8 * VECTORS;
+    }
+};
+
+// The quotient is taken in floating point and then put right. State and quotient are rounded by at most 2^-24 of
+// themselves each, and the quotient is below 2^20: less a quarter, the estimate is exact or one too small.
+template <int VECTORS>
+struct VectorEncoder {
+    __m256i x[VECTORS];
+    uint8_t* at;
+
+    KVL_STEP void load(const Ascent& a) {
+        for (int v = 0; v < VECTORS; v++) x[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(a.states + 8 * v));
+        at = a.at;
+    }
+
+    KVL_STEP void store(Ascent& a) const {
+        for (int v = 0; v < VECTORS; v++) _mm256_store_si256(reinterpret_cast<__m256i*>(a.states + 8 * v), x[v]);
+        a.at = at;
+    }
+
+    // Whether every symbol has a code; else nothing is changed. `bases` as above, of entries.
+    KVL_STEP bool group(const uint32_t* table, const uint32_t* bases, const uint8_t* symbols, const uint8_t* contexts) {
+        const __m256i low_half = _mm256_set1_epi32(0xFFFF);
+        __m256i entry[VECTORS];
+        __m256i bad = _mm256_setzero_si256();
+        for (int v = 0; v < VECTORS; v++) {
+            __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(symbols + 8 * v)));
+            if (bases) {
+                const __m256i base = _mm256_load_si256(reinterpret_cast<const __m256i*>(bases + 8 * v));
+                index = _mm256_add_epi32(index, base);
+            }
+            if (contexts) {
+                const __m128i context = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(contexts + 8 * v));
+                index = _mm256_add_epi32(index, _mm256_slli_epi32(_mm256_cvtepu8_epi32(context), 8));
+            }
+            entry[v] = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
+            const __m256i frequency = _mm256_and_si256(entry[v], low_half);
+            bad = _mm256_or_si256(bad, _mm256_cmpeq_epi32(frequency, _mm256_setzero_si256()));
+            bad = _mm256_or_si256(bad, _mm256_cmpgt_epi32(frequency, _mm256_set1_epi32(KVL_SLOTS - 1)));
+        }
+        if (!_mm256_testz_si256(bad, bad)) return false;
+        for (int v = VECTORS; v-- > 0;)
+            x[v] = give(x[v], _mm256_and_si256(entry[v], low_half), _mm256_srli_epi32(entry[v], 16));
+        return true;
+    }
+
+    // Writes the words that lanes must give up, and takes one symbol each into them; see `kvl_encode_step`.
+    KVL_STEP __m256i give(__m256i lanes, __m256i frequency, __m256i cumulative) {
+        const __m256i low_half = _mm256_set1_epi32(0xFFFF);
+        const __m256i roomy = _mm256_cmpgt_epi32(frequency, _mm256_srli_epi32(lanes, 32 - KVL_PROBABILITY_BITS));
+        const uint32_t full = 0xFFu ^ static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(roomy)));
+        // The words go to the end of a vector that ends where the stream begins.
+        const __m256i given =
+            _mm256_permutevar8x32_epi32(_mm256_and_si256(lanes, low_half), lane_order(FLUSH_ORDER.of_mask[full]));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(at - 16),
+                         _mm_packus_epi32(_mm256_castsi256_si128(given), _mm256_extracti128_si256(given, 1)));
+        at -= 2 * _mm_popcnt_u32(full);
+        const __m256i upper = _mm256_srli_epi32(lanes, 16);
+        const __m256i state = _mm256_blendv_epi8(upper, lanes, roomy);
+        const __m256 upper_part = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(state, 16)), _mm256_set1_ps(65536));
+        const __m256 whole = _mm256_add_ps(upper_part, _mm256_cvtepi32_ps(_mm256_and_si256(state, low_half)));
+        const __m256 ratio = _mm256_div_ps(whole, _mm256_cvtepi32_ps(frequency));
+        const __m256i quotient = _mm256_cvttps_epi32(_mm256_sub_ps(ratio, _mm256_set1_ps(0.25f)));
+        const __m256i other_slots = _mm256_sub_epi32(_mm256_set1_epi32(KVL_SLOTS), frequency);
+        const __m256i sum = _mm256_add_epi32(state, _mm256_mullo_epi32(quotient, other_slots));
+        const __m256i remainder = _mm256_sub_epi32(sum, _mm256_slli_epi32(quotient, KVL_PROBABILITY_BITS));
+        const __m256i exact = _mm256_cmpgt_epi32(frequency, remainder);
+        return _mm256_add_epi32(_mm256_add_epi32(sum, cumulative), _mm256_andnot_si256(exact, other_slots));
+    }
+};
+
+}  // namespace
+
+DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight) {
+    if (lanes == 32) return decode_groups_of<VectorDecoder<4>, 1>(in_flight);
+    if (lanes == 16) return decode_groups_of<VectorDecoder<2>, 2>(in_flight);
+    if (lanes == 8) return decode_groups_of<VectorDecoder<1>, 4>(in_flight);
+    return nullptr;
+}
+
+EncodeKernel encode_kernel_avx2(uint32_t lanes) {
+    return lanes == 32 ? encode_groups<VectorEncoder<4>> : lanes == 16 ? encode_groups<VectorEncoder<2>> : lanes == 8 ? encode_groups<VectorEncoder<1>> : nullptr;
+}
+#endif
