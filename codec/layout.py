@@ -38,19 +38,23 @@ class KvDtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+    FLOAT8_E4M3FN = "float8_e4m3fn"
+    FLOAT8_E5M2 = "float8_e5m2"
 
     @property
     def numpy(self) -> "np.dtype[np.generic]":
-        """The NumPy dtype (``ml_dtypes.bfloat16`` for bfloat16)."""
+        """The NumPy dtype; that of ``ml_dtypes`` where NumPy has none of its own."""
         # Here, so that a client that only moves containers loads no NumPy.
         import ml_dtypes
         import numpy as np
 
-        return np.dtype(ml_dtypes.bfloat16) if self is KvDtype.BFLOAT16 else np.dtype(self.value)
+        return np.dtype(getattr(ml_dtypes, self.value, self.value))
 
     @property
     def bits(self) -> int:
         """Bits of one value."""
+        if self in (KvDtype.FLOAT8_E4M3FN, KvDtype.FLOAT8_E5M2):
+            return 8
         return 32 if self is KvDtype.FLOAT32 else 16
 
 

@@ -1,184 +1,211 @@
 """The ``exact`` level: KV bit for bit as the engine holds it, NaN payloads and infinities included.
 
-The exponents of KV are nearly the same number again and again, the mantissas are noise: so the byte of each value
-that holds the exponent is entropy-coded with a table of the segment's own, and the rest is stored as it is.
+Sign, exponent and the top of the mantissa of a value are entropy-coded (``planes``) against one of a few tables of the
+segment's own (``channel_tables``); the rest of the mantissa is noise and is stored as it is. Symbols are coded channel by
+channel, channels with the same table together, so that one table at a time is hot.
 
-=========  ====================================  ===================================  ==================
-dtype      coded byte                            middle byte (stored)                 low bytes (stored)
-=========  ====================================  ===================================  ==================
-float32    exponent                              sign, mantissa bits 22–16            mantissa bits 15–0
-bfloat16   exponent                              sign, mantissa                       none
-float16    sign, exponent, mantissa bits 9–8     mantissa bits 7–0                    none
-=========  ====================================  ===================================  ==================
+=========  ============================================================================================
+bytes      field of a coded segment
+=========  ============================================================================================
+1          mode, 1
+1          lanes, log2
+1          tables, 1 to 16
+1          zero
+2          base of the window (bfloat16 and float32, else 0)
+2          zero
+4          escapes: values outside the window
+...        the tables and which channel uses which (``channel_tables``)
+...        rests of all values ``[kv_heads, tokens, head_dim]`` (``planes``)
+2 each     magnitudes of the escapes, in the order of the symbols
+rest       entropy stream: symbols of the channels that use table 0, then of those that use table 1, ...
+=========  ============================================================================================
 
-Segment: lanes log2 u8, zero u8, symbols in the table less one u16, those symbols u8 ascending, their frequencies u16,
-middle bytes ``[values]``, low bytes ``[values, 2]`` (float32 only), entropy stream. A table of one symbol has no
-stream. Values stand in the order ``[kv_heads, tokens, head_dim]``.
+Mode 0 is a segment that would not get smaller: four bytes of zero,
+then the values as they are.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidData
-from .entropy import DecodeJob, EncodeJob, Runs, decode_streams, encode_streams, lanes_for, native
-from .entropy.model import SLOTS, TableSet, normalise, table_set
+from .channel_tables import PackedTables, WrittenTables, pack, unpack
+from .clusters import CLUSTERS_MAX
+from .entropy import DecodeJob, EncodeJob, Runs, decode_streams, encode_streams, lanes_for
+from .entropy.model import table_set
 from .entropy.stream import LANES_MAX
 from .layout import KvDtype
+from .planes import BASE_MAX, FORMS, MAGNITUDE_MAX, Form, JoinJob, SplitResult, join, split
 
 __all__ = ["decode_exact", "encode_exact"]
 
-_HEAD = struct.Struct("<BBH")
-_FORMS = {
-    KvDtype.FLOAT16: native.MergeForm.FLOAT16,
-    KvDtype.BFLOAT16: native.MergeForm.BFLOAT16,
-    KvDtype.FLOAT32: native.MergeForm.FLOAT32,
-}
-ByteArray = NDArray[np.uint8]
+_HEAD = struct.Struct("<BBBxHxxI")
+_RAW_HEAD = bytes(4)
+_CODED = 1
+BATCH_SEGMENTS = 64
+"""Segments coded together: bounds the memory for look-up tables."""
+SYMBOLS_MAX = 2**32 - 1
+"""Values of one segment; the coder counts in 32 bits."""
 
 
 def encode_exact(tensors: Sequence[NDArray[np.generic]], dtype: KvDtype) -> list[bytes]:
     """Encode each tensor ``[kv_heads, tokens, head_dim]`` of ``dtype`` as the payload of one segment."""
-    heads: list[bytes] = []
-    planes: list[bytes] = []
-    frequencies = np.zeros((len(tensors), 256), dtype=np.uint16)
-    symbols: list[ByteArray] = []
-    for index, tensor in enumerate(tensors):
-        coded, middle, low = _split(tensor, dtype)
-        present, counts = np.unique(coded, return_counts=True)
-        if len(present) > 1:
-            frequencies[index, present] = normalise([int(count) for count in counts])
-        else:
-            frequencies[index, [present[0], (int(present[0]) + 1) % 256]] = (SLOTS - 1, 1)
-        lanes_log2 = lanes_for(len(coded)).bit_length() - 1
-        stored = frequencies[index, present] if len(present) > 1 else np.zeros(1, dtype=np.uint16)
-        heads.append(_HEAD.pack(lanes_log2, 0, len(present) - 1) + present.tobytes() + stored.astype("<u2").tobytes())
-        planes.append(middle.tobytes() + low.tobytes())
-        symbols.append(coded)
-    tables = table_set(frequencies)
-    streams = encode_streams(
-        [
-            EncodeJob(coded, tables, Runs.of_channels([index], len(coded)), lanes_for(len(coded)))
-            for index, coded in enumerate(symbols)
-        ]
-    )
-    return [
-        head + plane + (stream if head[2:4] != b"\0\0" else b"")
-        for head, plane, stream in zip(heads, planes, streams, strict=True)
-    ]
+    form = FORMS[dtype]
+    return [payload for start in _batches(len(tensors)) for payload in _encode(tensors[start], form)]
 
 
 def decode_exact(payloads: Sequence[memoryview], outputs: Sequence[NDArray[np.generic]], dtype: KvDtype) -> None:
-    """Decode each payload into its output ``[kv_heads, tokens, head_dim]`` (any strides, but contiguous is fast)."""
-    parsed = [_parse(payload, out.size, dtype) for payload, out in zip(payloads, outputs, strict=True)]
-    coded_of = [item for item in parsed if item.stream is not None]
-    frequencies = np.array([item.frequencies for item in coded_of], dtype=np.uint16).reshape(-1, 256)
-    tables = table_set(frequencies)
-    jobs = [_decode_job(item, index, tables) for index, item in enumerate(coded_of)]
-    decoded = iter(decode_streams(jobs))
-    merges = []
-    for item, out in zip(parsed, outputs, strict=True):
-        coded = next(decoded) if item.stream is not None else np.full(out.size, item.only_symbol, dtype=np.uint8)
-        merges.append((coded, item.middle, item.low, out))
-    _merge(merges, dtype)
+    """Decode each payload into its output ``[kv_heads, tokens, head_dim]``, any strides.
+
+    Raises :class:`InvalidData`; outputs then hold anything. Memory beside them is bounded by their sizes.
+    """
+    if len(payloads) != len(outputs):
+        raise ValueError(f"{len(payloads)} payloads for {len(outputs)} outputs")
+    form = FORMS[dtype]
+    for batch in _batches(len(payloads)):
+        _decode(payloads[batch], outputs[batch], form)
+
+
+def _batches(count: int) -> Iterator[slice]:
+    return (slice(start, start + BATCH_SEGMENTS) for start in range(0, count, BATCH_SEGMENTS))
+
+
+def _encode(tensors: Sequence[NDArray[np.generic]], form: Form) -> list[bytes]:
+    planes = split(tensors, form)
+    packed = pack([item.symbols for item in planes], [item.counts for item in planes], form.span_log2)
+    tables = table_set(np.concatenate([item.frequencies for item in packed]))
+    jobs = [
+        EncodeJob(item.symbols, tables, _runs(item.run_lengths, start), lanes_for(len(item.symbols)))
+        for item, start in zip(packed, _starts([len(item.run_lengths) for item in packed]), strict=True)
+    ]
+    payloads = []
+    for tensor, plane, item, job, stream in zip(tensors, planes, packed, jobs, encode_streams(jobs), strict=True):
+        escapes = _escapes(tensor, plane, item, form) if form.windowed else b""
+        head = _HEAD.pack(_CODED, job.lanes.bit_length() - 1, len(item.run_lengths), plane.base, len(escapes) // 2)
+        coded_bytes = len(head) + len(item.data) + len(plane.rest) + len(escapes) + len(stream)
+        if coded_bytes < len(_RAW_HEAD) + tensor.nbytes:
+            payloads.append(b"".join([head, item.data, memoryview(plane.rest), escapes, stream]))
+        else:
+            payloads.append(_RAW_HEAD + np.ascontiguousarray(tensor).view(form.word).astype(_little(form)).tobytes())
+    return payloads
+
+
+def _escapes(tensor: NDArray[np.generic], plane: SplitResult, packed: PackedTables, form: Form) -> bytes:
+    """Magnitudes of the values outside the window, in the order of the symbols."""
+    if not plane.counts[:, :2].any():
+        return b""
+    channels, tokens = plane.symbols.shape
+    written = WrittenTables(memoryview(packed.data), channels, tokens, len(packed.run_lengths), 0)
+    places = unpack([written], form.span_log2)[1][0].places
+    by_channel = np.ascontiguousarray(tensor).view(form.word).transpose(0, 2, 1).reshape(channels, tokens)
+    magnitudes = np.empty((channels, tokens), dtype="<u2")
+    magnitudes[places] = by_channel >> form.rest_bits & MAGNITUDE_MAX
+    return magnitudes.reshape(-1)[packed.symbols < 2].tobytes()
 
 
 @dataclass(frozen=True, slots=True)
-class _Parsed:
-    """A payload's parts; ``stream`` is None where one symbol is all there is."""
+class _Head:
+    """The head of a coded payload."""
 
     lanes: int
-    values: int
-    frequencies: NDArray[np.uint16]
-    only_symbol: int
-    middle: ByteArray
-    low: ByteArray
-    stream: memoryview | None
+    tables: int
+    base: int
+    escapes: int
 
 
-def _parse(payload: memoryview, values: int, dtype: KvDtype) -> _Parsed:
+def _decode(payloads: Sequence[memoryview], outputs: Sequence[NDArray[Any]], form: Form) -> None:
+    coded = []
+    for payload, out in zip(payloads, outputs, strict=True):
+        if len(payload) < len(_RAW_HEAD):
+            raise InvalidData(f"exact segment has {len(payload)} bytes, its head needs {len(_RAW_HEAD)}")
+        if payload[0] == _CODED:
+            coded.append((payload, out, _parse_head(payload, out, form)))
+        else:
+            _decode_raw(payload, out, form)
+    if not coded:
+        return
+    tables, unpacked = unpack([_written(*item, form) for item in coded], form.span_log2)
+    starts = _starts([head.tables for _, _, head in coded])
+    rests, escapes, jobs = [], [], []
+    for (payload, out, head), item, start in zip(coded, unpacked, starts, strict=True):
+        rest_at = _HEAD.size + item.bytes_used
+        escapes_at = rest_at + form.rest_bytes(out.size)
+        stream_at = escapes_at + 2 * head.escapes
+        if len(payload) < stream_at:
+            raise InvalidData(f"exact segment has {len(payload)} bytes, {out.size} values need at least {stream_at}")
+        rests.append(np.frombuffer(payload, np.uint8, escapes_at - rest_at, rest_at))
+        escapes.append(np.frombuffer(payload, "<u2", head.escapes, escapes_at))
+        jobs.append(DecodeJob(payload[stream_at:], tables, _runs(item.run_lengths, start), head.lanes))
+    joins = [
+        JoinJob(symbols, item.places, rest, head.base, out)
+        for symbols, item, rest, (_, out, head) in zip(decode_streams(jobs), unpacked, rests, coded, strict=True)
+    ]
+    join(joins, form)
+    for magnitudes, job in zip(escapes, joins, strict=True):
+        if len(magnitudes):
+            _put_escapes(magnitudes, job, form)
+
+
+def _decode_raw(payload: memoryview, out: NDArray[Any], form: Form) -> None:
+    if payload[: len(_RAW_HEAD)] != _RAW_HEAD or len(payload) != len(_RAW_HEAD) + out.nbytes:
+        raise InvalidData(
+            f"exact segment of {len(payload)} bytes is neither coded nor {out.size} values of {form.bits} bits"
+        )
+    out.view(form.word)[...] = np.frombuffer(payload, _little(form), offset=len(_RAW_HEAD)).reshape(out.shape)
+
+
+def _parse_head(payload: memoryview, out: NDArray[Any], form: Form) -> _Head:
     if len(payload) < _HEAD.size:
         raise InvalidData(f"exact segment has {len(payload)} bytes, its head needs {_HEAD.size}")
-    lanes_log2, zero, last = _HEAD.unpack_from(payload)
-    count = last + 1
-    if 1 << lanes_log2 > LANES_MAX or zero or count > 256:
-        raise InvalidData(f"exact segment declares 2^{lanes_log2} lanes and {count} symbols")
-    low_bytes = 2 * values if dtype is KvDtype.FLOAT32 else 0
-    middle_at = _HEAD.size + 3 * count
-    stream_at = middle_at + values + low_bytes
-    if len(payload) < stream_at:
-        raise InvalidData(f"exact segment has {len(payload)} bytes, {values} values need at least {stream_at}")
-    symbols = np.frombuffer(payload, np.uint8, count, _HEAD.size)
-    shares = np.frombuffer(payload, "<u2", count, _HEAD.size + count)
-    frequencies = np.zeros(256, dtype=np.uint16)
-    if count > 1:
-        if (
-            int(shares.min()) < 1
-            or int(shares.sum(dtype=np.int64)) != SLOTS
-            or not (np.diff(symbols.astype(int)) > 0).all()
-        ):
-            raise InvalidData("exact segment has a frequency table that does not add up")
-        frequencies[symbols] = shares
-    elif len(payload) != stream_at:
-        raise InvalidData(f"exact segment has {len(payload)} bytes, {stream_at} were expected")
-    return _Parsed(
-        1 << lanes_log2,
-        values,
-        frequencies,
-        int(symbols[0]),
-        np.frombuffer(payload, np.uint8, values, middle_at),
-        np.frombuffer(payload, np.uint8, low_bytes, middle_at + values),
-        payload[stream_at:] if count > 1 else None,
-    )
+    _, lanes_log2, tables, base, escapes = _HEAD.unpack_from(payload)
+    if (
+        1 << lanes_log2 > LANES_MAX
+        or not 1 <= tables <= CLUSTERS_MAX
+        or base > (BASE_MAX if form.windowed else 0)
+        or escapes > (out.size if form.windowed else 0)
+        or out.size > SYMBOLS_MAX
+    ):
+        raise InvalidData(
+            f"exact segment declares 2^{lanes_log2} lanes, {tables} tables, window base {base}, "
+            f"{escapes} escapes among {out.size} values"
+        )
+    return _Head(1 << lanes_log2, tables, base, escapes)
 
 
-def _decode_job(item: _Parsed, table: int, tables: TableSet) -> DecodeJob:
-    return DecodeJob(item.stream or b"", tables, Runs.of_channels([table], item.values), item.lanes)
+def _written(payload: memoryview, out: NDArray[Any], head: _Head, form: Form) -> WrittenTables:
+    heads, tokens, head_dim = out.shape
+    # Without escapes no table may have a code for one: then nobody has to look for them among the symbols.
+    group_low = 2 if form.windowed and not head.escapes else 0
+    return WrittenTables(payload[_HEAD.size :], heads * head_dim, tokens, head.tables, group_low)
 
 
-def _split(tensor: NDArray[np.generic], dtype: KvDtype) -> tuple[ByteArray, ByteArray, ByteArray]:
-    flat = np.ascontiguousarray(tensor).reshape(-1)
-    if dtype is KvDtype.FLOAT32:
-        bits = flat.view(np.uint32)
-        coded = (bits >> 23).astype(np.uint8)
-        middle = (bits >> 24 & 0x80 | bits >> 16 & 0x7F).astype(np.uint8)
-        return coded, middle, bits.astype("<u2").view(np.uint8)
-    half = flat.view(np.uint16)
-    if dtype is KvDtype.BFLOAT16:
-        coded, middle = (half >> 7).astype(np.uint8), (half >> 8 & 0x80 | half & 0x7F).astype(np.uint8)
-    else:
-        coded, middle = (half >> 8).astype(np.uint8), half.astype(np.uint8)
-    return coded, middle, np.empty(0, dtype=np.uint8)
+def _put_escapes(escapes: NDArray[np.uint16], job: JoinJob, form: Form) -> None:
+    if int(escapes.max()) > MAGNITUDE_MAX:
+        raise InvalidData(f"exact segment has an escape of magnitude {escapes.max()}, the limit is {MAGNITUDE_MAX}")
+    found = np.flatnonzero(job.symbols < 2)
+    if len(found) != len(escapes):
+        raise InvalidData(f"exact segment has {len(escapes)} escapes, its symbols tell of {len(found)}")
+    heads, tokens, head_dim = job.out.shape
+    channel_at = np.empty(heads * head_dim, dtype=np.int64)
+    channel_at[job.places] = np.arange(heads * head_dim)
+    rows, token = np.divmod(found, tokens)
+    head, dim = np.divmod(channel_at[rows], head_dim)
+    job.out.view(form.word)[head, token, dim] |= escapes.astype(form.word) << form.rest_bits
 
 
-def _merge(jobs: Sequence[tuple[ByteArray, ByteArray, ByteArray, NDArray[np.generic]]], dtype: KvDtype) -> None:
-    direct, copied = [], []
-    for coded, middle, low, out in jobs:
-        rows = out.reshape(1, -1) if out.flags.c_contiguous else _rows(out)
-        if native.AVAILABLE and rows is not None:
-            direct.append((coded, middle, low, rows))
-        else:
-            copied.append((coded, middle, low, out))
-    if direct:
-        native.merge_planes(direct, _FORMS[dtype])
-    for coded, middle, low, out in copied:
-        out[...] = _join(coded, middle, low, dtype).view(dtype.numpy).reshape(out.shape)
+def _starts(counts: Sequence[int]) -> Iterator[int]:
+    """The first table of each segment in the set of all."""
+    return accumulate(counts[:-1], initial=0)
 
 
-def _rows(out: NDArray[np.generic]) -> NDArray[np.generic] | None:
-    """``out`` as ``[kv_heads, tokens * head_dim]`` where a head's tokens lie together (a slice of a longer cache)."""
-    tokens, head_dim = out.shape[1:]
-    if out.strides[1:] != (head_dim * out.itemsize, out.itemsize) or out.strides[0] < 0:
-        return None
-    return np.lib.stride_tricks.as_strided(out, (out.shape[0], tokens * head_dim), (out.strides[0], out.itemsize))
+def _runs(lengths: NDArray[np.uint32], start: int) -> Runs:
+    return Runs(np.arange(start, start + len(lengths), dtype=np.uint32), lengths)
 
 
-def _join(coded: ByteArray, middle: ByteArray, low: ByteArray, dtype: KvDtype) -> NDArray[np.generic]:
-    if dtype is KvDtype.FLOAT32:
-        wide, rest = coded.astype(np.uint32), middle.astype(np.uint32)
-        return (rest & 0x80) << 24 | wide << 23 | (rest & 0x7F) << 16 | low.view("<u2").astype(np.uint32)
-    half, other = coded.astype(np.uint16), middle.astype(np.uint16)
-    return (other & 0x80) << 8 | half << 7 | other & 0x7F if dtype is KvDtype.BFLOAT16 else half << 8 | other
+def _little(form: Form) -> "np.dtype[Any]":
+    return form.word.newbyteorder("<")

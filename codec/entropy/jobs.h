@@ -37,19 +37,6 @@ struct Stream {
     uint32_t reserved;
 };
 
-// Mirrors `_Merge` in codec/entropy/native.py.
-struct Merge {
-    const uint8_t* coded;     // [values] the entropy-coded byte of each value
-    const uint8_t* middle;    // [values] sign and upper mantissa, or the whole low byte
-    const uint8_t* low;       // [values * low_bytes]
-    uint8_t* out;             // rows of row_values values, row_stride bytes apart
-    uint64_t rows;
-    uint64_t row_values;
-    uint64_t row_stride;
-    uint32_t form;            // 0: fp16, 1: bf16, 2: fp32
-    uint32_t reserved;
-};
-
 // Mirrors `_Dequantise` in codec/entropy/native.py.
 struct Dequantise {
     const uint8_t* base;        // [count] 128 + base symbol, 0 for an escape

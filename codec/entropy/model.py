@@ -13,7 +13,7 @@ one for the cell at zero, one for all others.
 
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,16 +47,36 @@ SCALE_RATIO = Decimal("1.11")
 
 @dataclass(frozen=True)
 class TableSet:
-    """Frequencies of some tables and what the two directions of the coder look up.
+    """Frequencies of some tables ``[tables, 256]`` uint16, and what the two directions of the coder look up.
 
-    ``frequencies`` ``[tables, 256]`` uint16 sum to 4,096 per table; ``encoder`` ``[tables, 256]`` uint32 is frequency
-    with the cumulative in the upper half; ``decoder`` ``[tables, 4096]`` uint32 is symbol, frequency and bias (see
-    ``rans.h``).
+    The frequencies of a table sum to 4,096, and no symbol has all of them.
     """
 
     frequencies: NDArray[np.uint16]
-    encoder: NDArray[np.uint32]
-    decoder: NDArray[np.uint32]
+
+    @classmethod
+    def with_decoder(cls, frequencies: NDArray[np.uint16], decoder: NDArray[np.uint32]) -> "TableSet":
+        """A set whose ``decoder`` somebody has built already."""
+        tables = cls(frequencies)
+        tables.__dict__["decoder"] = decoder
+        return tables
+
+    @cached_property
+    def encoder(self) -> NDArray[np.uint32]:
+        """Frequency of each symbol ``[tables, 256]``, with the cumulative in the upper half."""
+        wide = np.ascontiguousarray(self.frequencies, dtype=np.uint32)
+        return wide | np.cumsum(wide, axis=1, dtype=np.uint32) - wide << 16
+
+    @cached_property
+    def decoder(self) -> NDArray[np.uint32]:
+        """Symbol, frequency and bias of each slot ``[tables, 4096]`` (see ``rans.h``)."""
+        flat = self.frequencies.reshape(-1).astype(np.uint32)
+        symbols = np.arange(len(flat), dtype=np.uint32) & 0xFF
+        ends = np.cumsum(flat, dtype=np.uint32)
+        # A slot's bias is its place in the whole set less that of its symbol's first: the upper twelve bits hold it.
+        heads = (symbols | flat << 8) - (ends - flat << 20)
+        slots = np.arange(len(self.frequencies) * SLOTS, dtype=np.uint32) << 20
+        return np.asarray(slots + np.repeat(heads, flat), dtype=np.uint32).reshape(-1, SLOTS)
 
     def cost_bits(self) -> NDArray[np.float64]:
         """Ideal code length of each symbol ``[tables, 256]``, infinite where a symbol has no code."""
@@ -65,19 +85,10 @@ class TableSet:
 
 
 def table_set(frequencies: NDArray[np.uint16]) -> TableSet:
-    """Build the look-ups of ``frequencies`` ``[tables, 256]``, each row summing to 4,096 with no symbol at 4,096."""
-    wide = frequencies.astype(np.uint32)
-    if not (wide.sum(axis=1) == SLOTS).all() or int(wide.max(initial=0)) >= SLOTS:
+    """The set of ``frequencies`` ``[tables, 256]``; :class:`ValueError` where they are not as they must be."""
+    if not (frequencies.sum(axis=1, dtype=np.int64) == SLOTS).all() or int(frequencies.max(initial=0)) >= SLOTS:
         raise ValueError("frequencies must sum to 4096 over at least two symbols")
-    cumulative = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
-    decoder = np.empty((len(wide), SLOTS), dtype=np.uint32)
-    slots = np.arange(SLOTS, dtype=np.uint32)
-    every_symbol = np.arange(256, dtype=np.uint32)
-    for table, counts in enumerate(wide):
-        symbols = np.repeat(every_symbol, counts)
-        bias = slots - cumulative[table][symbols]
-        decoder[table] = symbols | counts[symbols] << 8 | bias << 20
-    return TableSet(frequencies, (wide | cumulative << 16).astype(np.uint32), decoder)
+    return TableSet(frequencies)
 
 
 def normalise(weights: list[int]) -> list[int]:

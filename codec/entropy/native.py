@@ -22,12 +22,11 @@ __all__ = [
     "PATHS",
     "THREADS",
     "InverseJob",
-    "MergeForm",
     "decode_streams",
     "dequantise",
     "encode_streams",
     "invert",
-    "merge_planes",
+    "loaded",
 ]
 
 _STATUS = {
@@ -57,20 +56,6 @@ class _Stream(ctypes.Structure):
         ("table_count", ctypes.c_uint32),
         ("context_count", ctypes.c_uint32),
         ("status", ctypes.c_int32),
-        ("reserved", ctypes.c_uint32),
-    ]
-
-
-class _Merge(ctypes.Structure):
-    _fields_ = [
-        ("coded", ctypes.c_void_p),
-        ("middle", ctypes.c_void_p),
-        ("low", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("rows", ctypes.c_uint64),
-        ("row_values", ctypes.c_uint64),
-        ("row_stride", ctypes.c_uint64),
-        ("form", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
     ]
 
@@ -106,14 +91,6 @@ class InverseJob:
     mean: NDArray[np.float32]
 
 
-class MergeForm:
-    """How the planes of a value lie in it; see ``lossless.py``."""
-
-    FLOAT16 = 0
-    BFLOAT16 = 1
-    FLOAT32 = 2
-
-
 def _load() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("._native", __package__)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
@@ -125,8 +102,6 @@ def _load() -> ctypes.CDLL | None:
     library.kvl_decode.restype = None
     library.kvl_encode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_encode.restype = None
-    library.kvl_merge.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
-    library.kvl_merge.restype = None
     library.kvl_dequantise.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_dequantise.restype = None
     library.kvl_invert.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
@@ -149,7 +124,7 @@ DESCRIPTION = (
 
 def decode_streams(jobs: Sequence[DecodeJob], *, threads: int = THREADS, path: str = "auto") -> list[NDArray[np.uint8]]:
     """As :func:`reference.decode_streams`, by the fastest of :data:`PATHS` or the one named ``path``."""
-    library = _require()
+    library = loaded()
     # Streams of one lane count are decoded several at a time; the longest go first, so that threads end together.
     order = sorted(range(len(jobs)), key=lambda index: (jobs[index].lanes, jobs[index].symbol_count), reverse=True)
     streams = (_Stream * len(jobs))()
@@ -171,7 +146,7 @@ def decode_streams(jobs: Sequence[DecodeJob], *, threads: int = THREADS, path: s
 
 def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: str = "auto") -> list[bytes]:
     """As :func:`reference.encode_streams`, by the fastest of :data:`PATHS` or the one named ``path``."""
-    library = _require()
+    library = loaded()
     streams = (_Stream * len(jobs))()
     buffers: list[NDArray[np.uint8]] = []
     held: list[NDArray[np.generic]] = []
@@ -192,27 +167,11 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: s
     ]
 
 
-def merge_planes(
-    jobs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.generic]]],
-    form: int,
-    *,
-    threads: int = THREADS,
-) -> None:
-    """Merge (coded, middle, low) byte planes ``[n]`` into arrays ``[rows, n / rows]`` whose last axis is contiguous."""
-    library = _require()
-    merges = (_Merge * len(jobs))()
-    for merge, (coded, middle, low, out) in zip(merges, jobs, strict=True):
-        merge.coded, merge.middle, merge.low = coded.ctypes.data, middle.ctypes.data, low.ctypes.data
-        merge.out, merge.rows, merge.row_values = out.ctypes.data, out.shape[0], out.shape[1]
-        merge.row_stride, merge.form = out.strides[0], form
-    library.kvl_merge(ctypes.byref(merges), len(jobs), threads)
-
-
 def dequantise(
     bases: Sequence[NDArray[np.uint8]], refinements: Sequence[NDArray[np.uint8]] | None, *, threads: int = THREADS
 ) -> list[tuple[NDArray[np.float32], int]]:
     """As :func:`kvloom.codec.quantise.dequantise` for each pair of symbol arrays ``[n]``."""
-    library = _require()
+    library = loaded()
     jobs = (_Dequantise * len(bases))()
     outputs = [np.empty(len(base), dtype=np.float32) for base in bases]
     for index, (job, base, out) in enumerate(zip(jobs, bases, outputs, strict=True)):
@@ -225,7 +184,7 @@ def dequantise(
 
 def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArray[np.float32]]:
     """As :meth:`kvloom.codec.profile.Transform.inverse` for each job: channels ``[tokens, blocks * width]``."""
-    library = _require()
+    library = loaded()
     inverses = (_Inverse * len(jobs))()
     sources = [np.ascontiguousarray(job.coefficients) for job in jobs]
     outputs = [np.empty(source.shape[::-1], dtype=np.float32) for source in sources]
@@ -237,7 +196,8 @@ def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArra
     return outputs
 
 
-def _require() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The core; :class:`InvalidData` where there is none."""
     if _library is None:
         raise InvalidData("the compiled coder is not installed")
     return _library
