@@ -14,9 +14,12 @@ HEAD_DIM_MAX: Final = 4096
 POSITION_MAX: Final = 2**31 - 1
 VOCABULARY_MAX: Final = 2**32 - 1
 LAYOUT_BYTES_MAX: Final = 64 * 1024
-SINK_TOKENS_MAX: Final = 64
-TRANSFORM_WIDTH_MAX: Final = 1024
-"""Channels of one transform block; wider layers are coded in several blocks."""
+TRANSFORM_WIDTH_MAX: Final = 4096
+"""Channels that one transform of the codec mixes."""
+PART_CHANNELS_MAX: Final = 65_535
+"""Channels of one part of a codec profile."""
+BLOCK_PARTS_MAX: Final = 4096
+BLOCK_LAYERS_MAX: Final = 255
 
 # Container
 LOSSY_LEVELS_MAX: Final = 8

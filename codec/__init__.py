@@ -16,16 +16,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibration import KvSample, calibrate
+    from .calibration import KvGradient, KvSample, calibrate
     from .codec import ContainerInfo, decode, decode_into, encode, info, truncate
     from .container import Container, ContainerHeader
+    from .generic import generic_profile
     from .layout import KeyCoding, Kind, KvDtype, LayerLayout, Layout, Rope
-    from .level import DRAFT, EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level
+    from .level import DRAFT, ECONOMY, EXACT, FINE, LOSSY_LEVELS, STANDARD, Level, parse_level
     from .profile import Profile
 
 __all__ = [
     "DRAFT",
+    "ECONOMY",
     "EXACT",
+    "FINE",
     "LOSSY_LEVELS",
     "STANDARD",
     "Container",
@@ -34,6 +37,7 @@ __all__ = [
     "KeyCoding",
     "Kind",
     "KvDtype",
+    "KvGradient",
     "KvSample",
     "LayerLayout",
     "Layout",
@@ -44,17 +48,19 @@ __all__ = [
     "decode",
     "decode_into",
     "encode",
+    "generic_profile",
     "info",
     "parse_level",
     "truncate",
 ]
 
 _HOMES = {
-    "calibration": ("KvSample", "calibrate"),
+    "calibration": ("KvGradient", "KvSample", "calibrate"),
     "codec": ("ContainerInfo", "decode", "decode_into", "encode", "info", "truncate"),
     "container": ("Container", "ContainerHeader"),
+    "generic": ("generic_profile",),
     "layout": ("KeyCoding", "Kind", "KvDtype", "LayerLayout", "Layout", "Rope"),
-    "level": ("DRAFT", "EXACT", "LOSSY_LEVELS", "STANDARD", "Level", "parse_level"),
+    "level": ("DRAFT", "ECONOMY", "EXACT", "FINE", "LOSSY_LEVELS", "STANDARD", "Level", "parse_level"),
     "profile": ("Profile",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

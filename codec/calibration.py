@@ -1,104 +1,132 @@
-"""Learn a profile from a model's KV on some text: means, principal components, and steps.
+"""Learn a profile from a model's KV on some text: the metric, the transform, the steps, and which tokens matter.
 
-The text should be of the kind that will be stored, but need not contain it; a few thousand tokens suffice for
-SmolLM2 (192 channels). The step of a layer's keys or values is a fixed share of the root mean square of its centred
-channels: ``strength_keys`` and ``strength_values``, measured on SmolLM2 for the KL that ``standard`` aims at.
+What counts is the KL divergence of the model's next-token distributions. For small errors it is half a quadratic form
+whose matrix is the Fisher information of the distributions with respect to the cached numbers, and that is the mean of
+``g g^T`` over gradients ``g`` of the log-probability of tokens drawn from the model (Amari 2016, section 1.3). So,
+for each block of layers:
+
+1. *Tokens.* How much a token matters varies by orders of magnitude: a few draw most of the attention (sinks; Xiao et
+   al. 2024) and are found in the middle of a text, too. A ridge regression of the logarithm of ``|g|^2`` on the token's
+   own channels predicts it; tokens above the average are quantised more finely.
+2. *Metric.* The mean of ``g g^T``, each token divided by its predicted weight, for each layer's keys and values.
+3. *Transform.* Principal components (KLT) of the block's channels in that metric: layers resemble each other, so a
+   block of several layers costs far fewer bits than its layers one by one. All coefficients get the same step.
+4. *Step.* So small that the quadratic form predicts ``kl_target`` for ``standard``.
+
+Without gradients the metric is each tensor's own spread and all tokens are alike: several times the error at equal size.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import limits
 from ..errors import InvalidTensor
-from .blas import one_thread
-from .codec import KvArrays
-from .container import Kind
-from .layout import LayerLayout, Layout
-from .profile import Profile, Transform, block_width
-from .rope import rotate
+from .channels import Angles, KvArrays, gather_channels
+from .layout import Layout
+from .learning import BlockLearner, LearntBlock
+from .level import STANDARD
+from .profile import Profile, block_range, block_width
 
-__all__ = ["KvSample", "calibrate"]
+__all__ = ["KvGradient", "KvSample", "calibrate"]
 
-SINK_TOKENS = 4
-DEAD_ZONE = 0.1
-STRENGTH_KEYS = 0.5
-STRENGTH_VALUES = 0.3
+FloatArray = NDArray[np.float32]
+
+BLOCK_CHANNELS = 1152
+KL_TARGET = 0.004
+FIRST_TOKENS_LEFT_OUT = 4
+REFINEMENTS = 3
+STEP_MIN, STEP_MAX = 1e-9, 1e6
+BISECTIONS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class KvGradient:
+    """Gradient of the log-probability of following tokens, drawn from the model, with respect to a sample's KV.
+
+    Per layer ``[kv_heads, tokens, head_dim]``, keys as engines hold them; of the sample's first tokens, at most all.
+    ``following`` is how many tokens' log-probabilities were summed.
+    """
+
+    keys: KvArrays
+    values: KvArrays
+    following: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class KvSample:
-    """The KV of some consecutive tokens, as :func:`kvloom.codec.encode` takes it."""
+    """The KV of some consecutive tokens, as :func:`kvloom.codec.encode` takes it, and gradients with respect to it."""
 
     keys: KvArrays
     values: KvArrays
     first_position: int = 0
-
-
-class _Moments:
-    """Sum and second moment of the channels of one layer's keys or values, in float64."""
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self.total = np.zeros(width)
-        self.second = np.zeros((width, width))
-
-    def add(self, channels: NDArray[np.float32]) -> None:
-        wide = channels.astype(np.float64)
-        self.count += len(wide)
-        self.total += wide.sum(axis=0)
-        with one_thread():
-            self.second += wide.T @ wide
-
-    def transform(self, spec: LayerLayout, kind: Kind, strength: float) -> Transform:
-        mean = self.total / self.count
-        covariance = self.second / self.count - np.outer(mean, mean)
-        if not len(mean):
-            return Transform(np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32), 1.0)
-        width = block_width(spec, kind)
-        bases = []
-        for start in range(0, len(mean), width):
-            block = covariance[start : start + width, start : start + width]
-            with one_thread():
-                _, vectors = np.linalg.eigh(block)
-            bases.append(vectors.T[::-1])
-        rms = float(np.sqrt(max(float(np.trace(covariance)) / len(mean), 1e-12)))
-        # Stored as float16: round now, so that what codes is what a reader of the profile has.
-        basis = np.stack(bases).astype(np.float16).astype(np.float32)
-        return Transform(mean.astype(np.float32), basis, float(np.float32(strength * rms)))
+    gradients: tuple[KvGradient, ...] = ()
 
 
 def calibrate(
     samples: Iterable[KvSample],
     layout: Layout,
     *,
-    strength_keys: float = STRENGTH_KEYS,
-    strength_values: float = STRENGTH_VALUES,
-    dead_zone: float = DEAD_ZONE,
-    sink_tokens: int = SINK_TOKENS,
+    kl_target: float = KL_TARGET,
+    refinements: int = REFINEMENTS,
+    step_scale: float = 1.0,
+    block_channels: int = BLOCK_CHANNELS,
 ) -> Profile:
-    """Make a profile of ``layout`` from ``samples``; the first ``sink_tokens`` positions of a context are left out.
+    """Make a profile of ``layout`` from ``samples``, which are consumed once.
 
-    Raises :class:`InvalidTensor` when the samples hold no token beyond the sinks.
+    ``kl_target`` is the KL divergence (nats) aimed at by ``standard``; ``step_scale`` multiplies the steps that gives.
+    Layers are coded together in blocks of at most ``block_channels`` channels (at least one layer). With ``refinements``
+    below 3 there are fewer levels, of which the last has the finest step all the same. The first tokens of a context
+    are left out of the statistics. Raises :class:`InvalidTensor` when the samples hold no other.
     """
-    moments = [_Moments(spec.width_of(kind)) for spec in layout.layers for kind in Kind]
+    block_layers = _block_layers(layout, block_channels)
+    blocks = [block_range(layout, start, block_layers) for start in range(0, len(layout.layers), block_layers)]
+    learners = [BlockLearner(layout, layers, block_channels) for layers in blocks]
     for sample in samples:
-        tokens = sample.keys[0].shape[1]
-        positions = np.arange(sample.first_position, sample.first_position + tokens, dtype=np.int64)
-        skip = max(0, min(tokens, sink_tokens - sample.first_position))
-        for layer, spec in enumerate(layout.layers):
-            for kind in Kind:
-                heads = np.asarray((sample.keys, sample.values)[kind][layer], dtype=np.float32)
-                rope = spec.rope_of(kind)
-                if rope is not None:
-                    heads = rotate(heads, rope, -positions)
-                moments[2 * layer + kind].add(heads.transpose(1, 0, 2).reshape(tokens, spec.width_of(kind))[skip:])
-    if moments[0].count == 0:
-        raise InvalidTensor(f"calibration text has no token beyond the first {sink_tokens}, at least 1 is needed")
-    strengths = (strength_keys, strength_values)
-    transforms = tuple(
-        item.transform(layout.layers[index // 2], Kind(index % 2), strengths[index % 2])
-        for index, item in enumerate(moments)
-    )
-    return Profile(layout, transforms, dead_zone, sink_tokens)
+        angles = Angles(sample.first_position, int(sample.keys[0].shape[1]))
+        skip = max(0, FIRST_TOKENS_LEFT_OUT - sample.first_position)
+        for layers, learner in zip(blocks, learners, strict=True):
+            channels = gather_channels(sample.keys, sample.values, layout, layers, angles)
+            if sample.first_position == 0:
+                learner.add_origin(channels[0])
+            gradients = [_gradient(item, layout, layers, angles) for item in sample.gradients]
+            following = sample.gradients[0].following if sample.gradients else 1
+            learner.add(channels, gradients, skip=skip, following=following)
+    if not learners[0].tokens:
+        raise InvalidTensor(
+            f"calibration text has no token beyond the first {FIRST_TOKENS_LEFT_OUT}, at least 1 is needed"
+        )
+    learnt = [learner.learn() for learner in learners]
+    step = step_scale * _step(learnt, kl_target, max(0, refinements - STANDARD.code))
+    return Profile(layout, block_layers, refinements, tuple(item.block(step) for item in learnt))
+
+
+def _step(learnt: list[LearntBlock], kl_target: float, left: int) -> float:
+    """The fine step at which the blocks together are predicted to cost ``kl_target`` at ``standard``."""
+    if any(item.sensitivity is None for item in learnt):
+        # The metric is in fine steps already; errors grow with the square of the step.
+        return math.sqrt(kl_target / KL_TARGET)
+    low, high = STEP_MIN, STEP_MAX
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        if sum(item.kl(middle, left) for item in learnt) < kl_target:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _block_layers(layout: Layout, block_channels: int) -> int:
+    """As many layers as any run of that many has at most ``block_channels`` channels."""
+    count = len(layout.layers)
+    widths = [block_width(layout, range(layer, layer + 1)) for layer in range(count)]
+    return max(1, min(block_channels // max(widths), count, limits.BLOCK_LAYERS_MAX))
+
+
+def _gradient(item: KvGradient, layout: Layout, layers: range, angles: Angles) -> FloatArray:
+    """A gradient with respect to the channels of ``layers``: rotation is orthogonal, so it turns as the keys do."""
+    tokens = item.keys[layers[0]].shape[1]
+    return gather_channels(item.keys, item.values, layout, layers, angles.first(tokens))

@@ -1,8 +1,8 @@
 """The codec: KV tensors of one chunk to a container and back. The stages composed; each has a file of its own.
 
-Lossy, forward: keys are un-rotated (``rope``), channels centred and rotated onto the profile's basis (``profile``),
-coefficients quantised (``quantise``) and entropy-coded (``lossy``). ``exact`` is independent of all that
-(``lossless``). Both may stand in one container. Everything is per layer, so any range of layers can be read alone.
+Lossy, forward: the layers of a block become channels that know no position (``channels``), these are centred and
+transformed by the profile (``profile``), quantised (``quantise``) and entropy-coded (``segment``, with its reader and
+writer; ``lossy`` joins the four). ``exact`` is independent of all that (``lossless``). Both may stand in one container.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,23 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import limits
-from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, NonFiniteTensor, ProfileMismatch
-from .blas import one_thread
+from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, ProfileMismatch
+from .channels import Angles, KvArrays, gather_channels, scatter_channels
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
-from .entropy import native
+from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
-from .level import EXACT, LOSSY_LEVELS, STANDARD, Level, parse_level, require_level
+from .level import EXACT, LOSSY_LEVELS, Level, parse_level, require_level
 from .lossless import decode_exact, encode_exact
-from .lossy import LossySegment, decode_lossy, encode_lossy
-from .profile import Profile, Transform
-from .quantise import NestedQuantiser
+from .lossy import decode_lossy, encode_lossy
+from .profile import Profile, block_range
 from .rope import cos_sin, rotate_into
 
 __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info", "truncate"]
-
-KvArrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
-"""Per layer ``[kv_heads, tokens, head_dim]``: a list, or one array ``[layers, kv_heads, tokens, head_dim]``."""
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +51,35 @@ def encode(
 ) -> bytes:
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
-    ``levels`` defaults to all lossy levels where there is a profile, else ``exact``; it may hold both kinds, and lossy
-    levels go together. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`, :class:`ChunkTooLong`,
-    :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
+    ``levels`` defaults to all lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those asked
+    for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
+    :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
     """
-    chosen = set(levels) if levels is not None else set(LOSSY_LEVELS if profile is not None else (EXACT,))
     tokens = _check_tensors(keys, values, layout)
-    lossy = bool(chosen - {EXACT})
-    if lossy and not chosen >= set(LOSSY_LEVELS):
-        raise InvalidTensor(f"levels {sorted(map(str, chosen))} asked for; lossy levels are coded together")
-    if lossy and (profile is None or profile.layout != layout):
-        raise ProfileMismatch(
-            "a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another")
-        )
-    sinks = max(0, min(tokens, profile.sink_tokens - first_position)) if lossy and profile else 0
+    chosen = _levels_to_code(levels, layout, profile)
+    lossy = [level for level in chosen if level != EXACT]
     writer = ContainerWriter(
         layout,
         tokens=tokens,
         first_position=first_position,
-        sink_tokens=sinks,
+        block_layers=profile.block_layers if lossy and profile else 0,
         content_key=content_key,
         profile_digest=profile.digest if lossy and profile else NO_PROFILE,
     )
-    places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
-    held = [(layer, kind) for layer, kind in places if layout.layers[layer].width_of(kind)]
-    for layer, kind in set(places) - set(held):
-        for level in chosen:
-            writer.put(level, layer, kind, b"")
     if lossy and profile is not None:
-        with one_thread():
-            coded = encode_lossy(_prepare(keys, values, held, layout, profile, first_position, sinks))
-        for (layer, kind), payloads in zip(held, coded, strict=True):
-            for level, payload in zip(LOSSY_LEVELS, payloads, strict=True):
-                writer.put(level, layer, kind, payload)
+        angles = Angles(first_position, tokens)
+        starts = range(0, len(layout.layers), profile.block_layers)
+        blocks = [block_range(layout, start, profile.block_layers) for start in starts]
+        channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
+        coded = encode_lossy(profile, channels, first_position=first_position)
+        for start, payloads in zip(starts, coded, strict=True):
+            for level, payload in zip(LOSSY_LEVELS[: len(lossy)], payloads, strict=False):
+                writer.put(level, start, None, payload)
     if EXACT in chosen:
+        places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
+        held = [(layer, kind) for layer, kind in places if layout.layers[layer].width_of(kind)]
+        for layer, kind in set(places) - set(held):
+            writer.put(EXACT, layer, kind, b"")
         tensors = [(keys, values)[kind][layer] for layer, kind in held]
         for (layer, kind), payload in zip(held, encode_exact(tensors, layout.dtype), strict=True):
             writer.put(EXACT, layer, kind, payload)
@@ -163,29 +153,56 @@ def decode_into(
             ropes = [layers[layer].rope_of(kind) for layer, kind in places]
             _move(outputs, ropes, position - header.first_position)
         return
-    if profile is None or profile.digest != header.profile_digest:
-        have = "none" if profile is None else profile.digest.hex()[:16] + "…"
-        raise ProfileMismatch(f"container was coded with profile {header.profile_digest.hex()[:16]}…, got {have}")
-    drafts = [container.segment(LOSSY_LEVELS[0], *place) for place in places]
-    standards = [container.segment(STANDARD, *place) for place in places] if chosen == STANDARD else None
-    decoded = decode_lossy(
-        drafts,
-        standards,
-        widths=[layers[layer].width_of(kind) for layer, kind in places],
+    profile = _profile_of(header, profile)
+    starts = [layer for layer in held if layer % profile.block_layers == 0]
+    read = LOSSY_LEVELS[: chosen.code + 1]
+    angles = Angles(position, header.tokens)
+    channels = decode_lossy(
+        profile,
+        [start // profile.block_layers for start in starts],
+        [[container.segment(level, start) for level in read] for start in starts],
         tokens=header.tokens,
-        sink_tokens=header.sink_tokens,
+        first_position=header.first_position,
     )
-    angles = _Angles(position, header.tokens)
-    coefficients_of = [coefficients for _, coefficients in decoded]
-    inverted = _invert([profile.transform(*place) for place in places], coefficients_of)
-    for (layer, kind), (sinks, _), channels, out in zip(places, decoded, inverted, outputs, strict=True):
-        spec, rope = layers[layer], layers[layer].rope_of(kind)
-        whole = np.concatenate([sinks.T, channels]) if header.sink_tokens else channels
-        heads = whole.reshape(header.tokens, spec.kv_heads, spec.head_dim_of(kind)).transpose(1, 0, 2)
-        if rope is not None:
-            rotate_into(out, heads, rope, *angles.of(rope))
-        else:
-            out[...] = heads
+    wanted_outputs = dict(zip(places, outputs, strict=True))
+    for start, item in zip(starts, channels, strict=True):
+        block = block_range(header.layout, start, profile.block_layers)
+        scatter_channels(item, header.layout, block, angles, wanted_outputs)
+
+
+def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: Profile | None) -> set[Level]:
+    """The levels to code: those asked for and the coarser ones they stand on."""
+    if levels is not None and not levels:
+        raise InvalidTensor("0 levels asked for, at least 1 is needed")
+    if profile is None:
+        chosen = set(levels) if levels is not None else {EXACT}
+    else:
+        chosen = set(levels) if levels is not None else set(LOSSY_LEVELS[: profile.refinements + 1])
+    lossy = chosen - {EXACT}
+    if not lossy:
+        return chosen
+    if profile is None or profile.layout != layout:
+        raise ProfileMismatch(
+            "a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another")
+        )
+    finest = max(lossy)
+    if finest.code > profile.refinements:
+        raise InvalidTensor(f"level {finest} asked for, the profile has {profile.refinements + 1} levels")
+    return chosen | set(LOSSY_LEVELS[: finest.code + 1])
+
+
+def _profile_of(header: ContainerHeader, profile: Profile | None) -> Profile:
+    """The profile the container was coded with: the one given, or the layout's generic one."""
+    if profile is not None and profile.digest == header.profile_digest:
+        found = profile
+    else:
+        found = generic_profile(header.layout)
+        if found.digest != header.profile_digest:
+            have = "none" if profile is None else profile.digest.hex()[:16] + "…"
+            raise ProfileMismatch(f"container was coded with profile {header.profile_digest.hex()[:16]}…, got {have}")
+    if found.layout != header.layout or found.block_layers != header.block_layers:
+        raise ProfileMismatch(f"container has blocks of {header.block_layers} layers, its profile {found.block_layers}")
+    return found
 
 
 def truncate(blob: Buffer, level: Level | str) -> bytes:
@@ -202,62 +219,6 @@ def info(blob: Buffer) -> ContainerInfo:
     held = sum(layer.key_width + layer.value_width for layer in layers) * header.tokens
     bits_per_value = {name: 8 * size / held for name, size in level_bytes.items()}
     return ContainerInfo(header, level_bytes, bits_per_value, tuple(layer.key_coding for layer in layers))
-
-
-class _Angles:
-    """Cosines and sines of a run of positions, computed once per distinct RoPE."""
-
-    def __init__(self, first_position: int, tokens: int) -> None:
-        self._positions = np.arange(first_position, first_position + tokens, dtype=np.int64)
-        self._cache: dict[Rope, tuple[FloatArray, FloatArray]] = {}
-
-    def of(self, rope: Rope) -> tuple[FloatArray, FloatArray]:
-        found = self._cache.get(rope)
-        if found is None:
-            found = self._cache[rope] = cos_sin(rope, self._positions)
-        return found
-
-
-def _prepare(
-    keys: KvArrays,
-    values: KvArrays,
-    places: Sequence[tuple[int, Kind]],
-    layout: Layout,
-    profile: Profile,
-    first_position: int,
-    sinks: int,
-) -> list[LossySegment]:
-    tokens = keys[0].shape[1]
-    angles = _Angles(first_position, tokens)
-    quantiser = NestedQuantiser(profile.dead_zone)
-    prepared: list[LossySegment] = []
-    for layer, kind in places:
-        heads = np.asarray((keys, values)[kind][layer], dtype=np.float32)
-        if not np.isfinite(heads).all():
-            bad = int(heads.size - np.isfinite(heads).sum())
-            raise NonFiniteTensor(
-                f"{kind.name.lower()} of layer {layer} hold {bad} values that are NaN or infinite, "
-                "the limit of a lossy level is 0 (exact takes any)"
-            )
-        rope = layout.layers[layer].rope_of(kind)
-        if rope is not None:
-            cos, sin = angles.of(rope)
-            plain = np.empty_like(heads)
-            rotate_into(plain, heads, rope, cos, -sin)
-            heads = plain
-        channels = heads.transpose(1, 0, 2).reshape(tokens, layout.layers[layer].width_of(kind))
-        scaled = profile.transform(layer, kind).forward(channels[sinks:])
-        prepared.append(LossySegment(np.ascontiguousarray(channels[:sinks].T), quantiser.quantise(scaled)))
-    return prepared
-
-
-def _invert(transforms: Sequence[Transform], coefficients: Sequence[FloatArray]) -> list[FloatArray]:
-    """Channels ``[tokens, width]`` of each transform's coefficients."""
-    pairs = zip(transforms, coefficients, strict=True)
-    if native.AVAILABLE:
-        return native.invert([transform.inverse_job(item) for transform, item in pairs])
-    with one_thread():
-        return [transform.inverse(item) for transform, item in pairs]
 
 
 def _move(arrays: Sequence[NDArray[np.generic]], ropes: Sequence[Rope | None], offset: int) -> None:

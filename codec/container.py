@@ -82,13 +82,14 @@ def verify(data: Buffer, *, content_key: bytes | None = None) -> ContainerHeader
 def check_segment(segment: Segment, data: Buffer) -> None:
     """Raise :class:`MalformedContainer` unless ``data`` is exactly the segment's bytes."""
     if len(data) != segment.length or checksum(data) != segment.checksum:
-        place = f"level {segment.level}, layer {segment.layer}, {segment.kind.name.lower()}"
+        place = _describe(segment.level, segment.layer, segment.kind)
         raise MalformedContainer(f"segment ({place}) does not match its checksum")
 
 
 def select(header: ContainerHeader, *, level: Level | None = None, layers: range | None = None) -> Selection:
     """Choose the segments that ``level`` (lossy: it and all coarser; default: everything) of ``layers`` need.
 
+    Lossy segments hold blocks of layers: with them, ``layers`` are widened to whole blocks.
     Raises :class:`LevelNotStored` where that level is not there, :class:`MalformedContainer` for layers outside.
     """
     if level is not None:
@@ -100,11 +101,11 @@ def select(header: ContainerHeader, *, level: Level | None = None, layers: range
             f"layers {layers.start}-{layers.stop - 1} (step {layers.step}) asked for, the container has "
             f"{header.layers[0]}-{header.layers[-1]}"
         )
-    chosen = [
-        segment
-        for segment in header.segments
-        if (layers is None or segment.layer in layers) and _belongs(segment.level, level)
-    ]
+    chosen = [segment for segment in header.segments if _belongs(segment.level, level)]
+    if layers is not None:
+        lossy = any(segment.kind is None for segment in chosen)
+        wanted = header.whole_blocks(layers) if lossy else layers
+        chosen = [segment for segment in chosen if segment.layer in wanted]
     ranges: list[ByteRange] = []
     for segment in chosen:
         if ranges and ranges[-1].stop == segment.offset:
@@ -123,7 +124,7 @@ def join_layers(parts: Sequence[Buffer]) -> bytes:
         headers[0].layout,
         tokens=headers[0].tokens,
         first_position=headers[0].first_position,
-        sink_tokens=headers[0].sink_tokens,
+        block_layers=headers[0].block_layers,
         content_key=headers[0].content_key,
         profile_digest=headers[0].profile_digest,
     )
@@ -151,9 +152,12 @@ class Container:
         """Verify ``data`` whole (see :func:`verify`)."""
         return cls(verify(data, content_key=content_key), memoryview(data))
 
-    def segment(self, level: Level, layer: int, kind: Kind) -> memoryview:
-        """The bytes of one segment; :class:`LevelNotStored` where it is not there."""
-        wanted = (level.code, layer, kind)
+    def segment(self, level: Level, layer: int, kind: Kind | None = None) -> memoryview:
+        """The bytes of one segment (``kind`` None: of the block that starts at ``layer``).
+
+        :class:`LevelNotStored` where it is not there.
+        """
+        wanted = (level.code, layer, -1 if kind is None else kind)
         segments = self.header.segments
         index = bisect_left(segments, wanted, key=_place)
         if index == len(segments) or _place(segments[index]) != wanted:
@@ -167,9 +171,13 @@ class Container:
         return b"".join([selection.header, *(bytes(self.data[r.start : r.stop]) for r in selection.ranges)])
 
 
-def _place(segment: Segment) -> tuple[int, int, Kind]:
+def _place(segment: Segment) -> tuple[int, int, int]:
     """What segments are sorted by."""
-    return segment.level.code, segment.layer, segment.kind
+    return segment.level.code, segment.layer, -1 if segment.kind is None else segment.kind
+
+
+def _describe(level: Level, layer: int, kind: Kind | None) -> str:
+    return f"level {level}, layer {layer}, {'block' if kind is None else kind.name.lower()}"
 
 
 class ContainerWriter:
@@ -181,22 +189,22 @@ class ContainerWriter:
         *,
         tokens: int,
         first_position: int,
-        sink_tokens: int = 0,
+        block_layers: int = 0,
         content_key: bytes = UNKEYED,
         profile_digest: bytes = NO_PROFILE,
     ) -> None:
-        check_tokens(tokens, first_position, sink_tokens)
+        check_tokens(tokens, first_position)
         for name, digest in (("content key", content_key), ("profile digest", profile_digest)):
             if len(digest) != len(UNKEYED):
                 raise MalformedContainer(f"{name} has {len(digest)} bytes, must have {len(UNKEYED)}")
-        self._header = ContainerHeader(content_key, profile_digest, layout, tokens, first_position, sink_tokens, (), 0)
-        self._payloads: dict[tuple[Level, int, Kind], bytes] = {}
+        self._header = ContainerHeader(content_key, profile_digest, layout, tokens, first_position, block_layers, (), 0)
+        self._payloads: dict[tuple[Level, int, Kind | None], bytes] = {}
 
-    def put(self, level: Level, layer: int, kind: Kind, payload: bytes) -> None:
-        """Add the bytes of one segment; each may be put once."""
+    def put(self, level: Level, layer: int, kind: Kind | None, payload: bytes) -> None:
+        """Add the bytes of one segment (``kind`` None: of the block that starts at ``layer``), each once."""
         place = (level, layer, kind)
         if place in self._payloads:
-            raise MalformedContainer(f"segment (level {level}, layer {layer}, {kind.name.lower()}) was put twice")
+            raise MalformedContainer(f"segment ({_describe(level, layer, kind)}) was put twice")
         self._payloads[place] = payload
 
     def commit(self) -> bytes:
@@ -207,7 +215,7 @@ class ContainerWriter:
             for (level, layer, kind), payload in payloads
         ]
         lossy = {segment.level for segment in segments} - {EXACT}
-        check_table(segments, len(self._header.layout.layers), len(lossy))
+        check_table(segments, len(self._header.layout.layers), len(lossy), self._header.block_layers if lossy else 0)
         if lossy and self._header.profile_digest == NO_PROFILE:
             raise MalformedContainer("container has lossy segments but names no profile")
         total = sum(segment.length for segment in segments)

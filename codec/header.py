@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import zstandard
 from blake3 import blake3
 
 from .. import limits
@@ -33,12 +34,13 @@ __all__ = [
 ]
 
 MAGIC = b"KVLC"
-FORMAT = 1
+FORMAT = 2
 UNKEYED = bytes(32)
 """The content key of a container made outside a store."""
 NO_PROFILE = bytes(32)
 
 _FIXED = struct.Struct("<4sHHIIIHBBII32s32s")
+_BLOCK_KIND = 2
 _ENTRY = struct.Struct("<BBHI8s")
 _CHECKSUM_BYTES = 8
 Buffer = bytes | bytearray | memoryview
@@ -59,10 +61,14 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One entry of the segment table, with the offset its place in the table gives it."""
+    """One entry of the segment table, with the offset its place in the table gives it.
+
+    A lossy segment is a block's: keys and values (``kind`` None) of the block's layers, ``layer`` the first of them. An
+    ``exact`` segment is one layer's keys or values.
+    """
 
     level: Level
-    kind: Kind
+    kind: Kind | None
     layer: int
     offset: int
     length: int
@@ -83,7 +89,7 @@ class ContainerHeader:
     layout: Layout
     tokens: int
     first_position: int
-    sink_tokens: int
+    block_layers: int
     segments: tuple[Segment, ...]
     header_bytes: int
 
@@ -100,7 +106,17 @@ class ContainerHeader:
     @property
     def layers(self) -> range:
         """The contiguous range of layers listed."""
-        return range(self.segments[0].layer, self.segments[-1].layer + 1)
+        last = self.segments[-1]
+        if last.kind is None:
+            return range(self.segments[0].layer, min(last.layer + self.block_layers, len(self.layout.layers)))
+        return range(self.segments[0].layer, last.layer + 1)
+
+    def whole_blocks(self, layers: range) -> range:
+        """``layers`` widened to whole blocks: what has to be read for them where there are lossy segments."""
+        if not self.block_layers:
+            return layers
+        stop = -(-layers.stop // self.block_layers) * self.block_layers
+        return range(layers.start // self.block_layers * self.block_layers, min(stop, len(self.layout.layers)))
 
     def level_end(self, level: Level) -> int:
         """The offset at which ``level`` and all coarser lossy levels end."""
@@ -133,7 +149,7 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
         first_position,
         layers,
         levels,
-        sinks,
+        block_layers,
         layout_bytes,
         count,
         key,
@@ -157,16 +173,16 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
         raise TruncatedBody(f"container has {len(view)} bytes, its header needs {header_bytes}")
     if checksum(view[: header_bytes - _CHECKSUM_BYTES]) != view[header_bytes - _CHECKSUM_BYTES : header_bytes]:
         raise MalformedContainer("container header does not match its checksum")
-    check_tokens(tokens, first_position, sinks)
+    check_tokens(tokens, first_position)
     layout = _layout(bytes(view[_FIXED.size : _FIXED.size + layout_bytes]))
     if layers != len(layout.layers) or levels > limits.LOSSY_LEVELS_MAX:
         raise MalformedContainer(
             f"container declares {layers} layers and {levels} levels, its layout has {len(layout.layers)}"
         )
     segments = _segments(view, _FIXED.size + layout_bytes, count, header_bytes)
-    check_table(segments, len(layout.layers), levels)
+    check_table(segments, len(layout.layers), levels, block_layers)
     _check_empty(segments, layout)
-    header = ContainerHeader(key, profile, layout, tokens, first_position, sinks, segments, header_bytes)
+    header = ContainerHeader(key, profile, layout, tokens, first_position, block_layers, segments, header_bytes)
     if header.total_bytes > limits.CONTAINER_BYTES_MAX:
         raise BodyTooLarge(f"container declares {header.total_bytes} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
     if any(segment.level != EXACT for segment in segments) and profile == NO_PROFILE:
@@ -174,7 +190,7 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
     return header if declared_bytes is None else _cut(header, declared_bytes)
 
 
-def check_tokens(tokens: int, first_position: int, sink_tokens: int) -> None:
+def check_tokens(tokens: int, first_position: int) -> None:
     """Raise :class:`EmptyChunk`, :class:`ChunkTooLong` or :class:`MalformedContainer` for counts out of bounds."""
     if tokens < 1:
         raise EmptyChunk(f"chunk has {tokens} tokens, at least 1 is needed")
@@ -182,10 +198,6 @@ def check_tokens(tokens: int, first_position: int, sink_tokens: int) -> None:
         raise ChunkTooLong(f"chunk has {tokens} tokens, the limit is {limits.CHUNK_TOKENS_MAX}")
     if not 0 <= first_position <= limits.POSITION_MAX - tokens:
         raise MalformedContainer(f"first position is {first_position}, the limit is {limits.POSITION_MAX - tokens}")
-    if not 0 <= sink_tokens <= min(tokens, limits.SINK_TOKENS_MAX):
-        raise MalformedContainer(
-            f"{sink_tokens} sink tokens in a chunk of {tokens}, the limit is {limits.SINK_TOKENS_MAX}"
-        )
 
 
 def _segments(view: memoryview, start: int, count: int, offset: int) -> tuple[Segment, ...]:
@@ -193,38 +205,48 @@ def _segments(view: memoryview, start: int, count: int, offset: int) -> tuple[Se
     segments: list[Segment] = []
     for level_code, kind, layer, length, digest in _ENTRY.iter_unpack(view[start : start + count * _ENTRY.size]):
         level = levels.get(level_code)
-        if level is None or kind not in (0, 1):
+        if level is None or kind not in ((0, 1) if level == EXACT else (_BLOCK_KIND,)):
             raise MalformedContainer(
                 f"segment {len(segments)} has level code {level_code} and kind {kind}, neither is known"
             )
-        segments.append(Segment(level, Kind(kind), layer, offset, length, digest))
+        segments.append(Segment(level, None if kind == _BLOCK_KIND else Kind(kind), layer, offset, length, digest))
         offset += length
     return tuple(segments)
 
 
-def check_table(segments: Sequence[Segment], layer_count: int, lossy_levels: int) -> None:
+def check_table(segments: Sequence[Segment], layer_count: int, lossy_levels: int, block_layers: int) -> None:
     """Segments must stand in order, be complete for a contiguous range of layers, and skip no coarser level."""
     if not segments:
         raise MalformedContainer("container has no segments")
-    first, last = segments[0].layer, segments[-1].layer
-    if not 0 <= first <= last < layer_count:
-        raise MalformedContainer(f"segments are of layers {first} to {last}, the layout has {layer_count}")
     levels = sorted({segment.level for segment in segments})
     lossy = [level for level in levels if level != EXACT]
     if lossy != list(LOSSY_LEVELS[: len(lossy)]) or len(lossy) != lossy_levels:
         raise MalformedContainer(
             f"container holds lossy levels {[str(level) for level in lossy]}, declares {lossy_levels}"
         )
-    expected = ((level, layer, kind) for level in levels for layer in range(first, last + 1) for kind in Kind)
+    if (block_layers > 0) != bool(lossy) or block_layers > layer_count:
+        raise MalformedContainer(f"container has blocks of {block_layers} layers, {len(lossy)} lossy levels")
+    first, last = segments[0].layer, segments[-1].layer
+    stop = min(last + block_layers, layer_count) if segments[-1].kind is None else last + 1
+    if not 0 <= first < stop <= layer_count:
+        raise MalformedContainer(f"segments are of layers {first} to {stop - 1}, the layout has {layer_count}")
+    if lossy and (first % block_layers or (stop % block_layers and stop != layer_count)):
+        raise MalformedContainer(f"layers {first} to {stop - 1} are not whole blocks of {block_layers}")
+    expected: list[tuple[Level, int, Kind | None]] = []
+    for level in levels:
+        if level == EXACT:
+            expected += [(level, layer, kind) for layer in range(first, stop) for kind in Kind]
+        else:
+            expected += [(level, layer, None) for layer in range(first, stop, block_layers)]
     found = [(segment.level, segment.layer, segment.kind) for segment in segments]
-    if found != list(expected):
+    if found != expected:
         raise MalformedContainer("segments are missing, doubled or out of order")
 
 
 def _check_empty(segments: Sequence[Segment], layout: Layout) -> None:
     """What a layer does not have takes no bytes: nobody would ever read them."""
     for item in segments:
-        if item.length and not layout.layers[item.layer].width_of(item.kind):
+        if item.kind is not None and item.length and not layout.layers[item.layer].width_of(item.kind):
             raise MalformedContainer(
                 f"layer {item.layer} has no {item.kind.name.lower()} but {item.length} bytes of them"
             )
@@ -243,9 +265,18 @@ def _cut(header: ContainerHeader, present_bytes: int) -> ContainerHeader:
 
 def write_header(header: ContainerHeader, segments: Sequence[Segment]) -> bytes:
     """The bytes of a header like ``header`` whose table lists ``segments``; offsets follow from the lengths."""
-    entries = [_ENTRY.pack(item.level.code, item.kind, item.layer, item.length, item.checksum) for item in segments]
+    entries = [
+        _ENTRY.pack(
+            item.level.code,
+            _BLOCK_KIND if item.kind is None else item.kind,
+            item.layer,
+            item.length,
+            item.checksum,
+        )
+        for item in segments
+    ]
     lossy = {item.level for item in segments} - {EXACT}
-    layout = header.layout.to_bytes()
+    layout = _packed_layout(header.layout)
     size = _FIXED.size + len(layout) + len(entries) * _ENTRY.size + _CHECKSUM_BYTES
     body = b"".join(
         [
@@ -258,7 +289,7 @@ def write_header(header: ContainerHeader, segments: Sequence[Segment]) -> bytes:
                 header.first_position,
                 len(header.layout.layers),
                 len(lossy),
-                header.sink_tokens,
+                header.block_layers if lossy else 0,
                 len(layout),
                 len(entries),
                 header.content_key,
@@ -271,4 +302,19 @@ def write_header(header: ContainerHeader, segments: Sequence[Segment]) -> bytes:
     return body + checksum(body)
 
 
-_layout: Callable[[bytes], Layout] = lru_cache(maxsize=64)(Layout.from_bytes)
+@lru_cache(maxsize=64)
+def _packed_layout(layout: Layout) -> bytes:
+    return zstandard.ZstdCompressor(level=19).compress(layout.to_bytes())
+
+
+def _unpack_layout(packed: bytes) -> Layout:
+    try:
+        declared = zstandard.frame_content_size(packed)
+        if not 0 < declared <= limits.LAYOUT_BYTES_MAX:
+            raise MalformedContainer(f"layout declares {declared} bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
+        return Layout.from_bytes(zstandard.ZstdDecompressor().decompress(packed, max_output_size=declared))
+    except zstandard.ZstdError as error:
+        raise MalformedContainer(f"layout does not decompress: {error}") from error
+
+
+_layout: Callable[[bytes], Layout] = lru_cache(maxsize=64)(_unpack_layout)

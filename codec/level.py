@@ -1,14 +1,14 @@
 """Level names: the quality steps of one stored encoding.
 
-A lossy stream holds its levels from coarse to fine; each is a byte prefix of the next. ``draft`` is the first and
-``standard`` the last of them, the one quality targets speak of. ``exact`` is an independent lossless stream.
+A lossy stream holds its levels from coarse to fine; each is a byte prefix of the next and halves the quantiser step.
+``standard`` is the one that quality targets speak of. ``exact`` is an independent lossless stream.
 """
 
 from dataclasses import dataclass
 
 from ..errors import LevelNotStored, UnknownLevel
 
-__all__ = ["DRAFT", "EXACT", "LOSSY_LEVELS", "STANDARD", "Level", "parse_level", "require_level"]
+__all__ = ["DRAFT", "ECONOMY", "EXACT", "FINE", "LOSSY_LEVELS", "STANDARD", "Level", "parse_level", "require_level"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -23,9 +23,11 @@ class Level:
 
 
 DRAFT = Level(0, "draft")
-STANDARD = Level(1, "standard")
+ECONOMY = Level(1, "economy")
+STANDARD = Level(2, "standard")
+FINE = Level(3, "fine")
 EXACT = Level(255, "exact")
-LOSSY_LEVELS = (DRAFT, STANDARD)
+LOSSY_LEVELS = (DRAFT, ECONOMY, STANDARD, FINE)
 _BY_NAME = {level.name: level for level in (*LOSSY_LEVELS, EXACT)}
 
 

@@ -119,7 +119,9 @@ def _split(tensor: NDArray[Any], form: Form) -> SplitResult:
 
 def _join(job: JoinJob, form: Form) -> None:
     heads, tokens, head_dim = job.out.shape
-    symbols = job.symbols.reshape(-1, tokens)[job.places].reshape(heads, head_dim, tokens).transpose(0, 2, 1).astype(np.int64)
+    symbols = (
+        job.symbols.reshape(-1, tokens)[job.places].reshape(heads, head_dim, tokens).transpose(0, 2, 1).astype(np.int64)
+    )
     magnitude = symbols >> 1
     if form.windowed:
         magnitude = np.where(magnitude > 1, magnitude + job.base, 0)

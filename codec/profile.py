@@ -1,12 +1,11 @@
 """A profile: what calibration learnt about one model's KV, and what both ends of a lossy stream must share.
 
-For every layer and kind: the mean of each channel, an orthonormal basis (KLT, principal components of the un-rotated,
-centred channels in blocks of at most 1,024), and the quantiser step. Profiles are content-addressed: the digest of
-the file is in the header of every container coded with it, so a stream is never decoded with another profile.
-
-File: ``KVLP``, format u16, zero u16, layout length u32, then one zstandard frame holding the layout's canonical bytes,
-dead zone f64, sink tokens u32, and per layer, keys before values: step f32, means f32 ``[width]``, basis f16
-``[blocks, block_width, block_width]`` whose rows are the basis vectors, strongest first. All little-endian.
+Layers are coded in blocks of ``block_layers``. The channels of a block stand layer by layer, a layer's keys before its
+values; a *part* is a range of them that is transformed together. A part's synthesis is a matrix of small integers, so
+that decoding is an exact integer product: channel ``j`` is ``mean[j] + scale[j] * sum(symbol[c] * basis[c, j])``, with
+the symbols' unit and the token's gain in the factor. Profiles are content-addressed: the digest of the file is in the
+header of every container coded with it, so a stream is never decoded with another profile. ``docs/FORMAT.md`` has the
+file.
 """
 
 import math
@@ -20,85 +19,125 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from .. import limits
-from ..errors import InvalidData, UnsupportedModel
-from .container import Kind
-from .entropy import native
-from .layout import LayerLayout, Layout
+from ..errors import InvalidData
+from .blas import one_thread
+from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
+from .layout import Layout
 
-__all__ = ["Profile", "Transform", "block_width"]
+__all__ = ["FINE_CLASSES", "Block", "Part", "Profile", "block_range", "block_width"]
 
 _HEAD = struct.Struct("<4sHHI")
-_PARAMETERS = struct.Struct("<dI")
+_PARAMETERS = struct.Struct("<HBB")
+_PART = struct.Struct("<IIBBH")
 _MAGIC = b"KVLP"
-_FORMAT = 1
+_FORMAT = 2
 _ZSTD_LEVEL = 3
+FINE_CLASSES = CLASSES + REFINEMENTS_MAX * CLASSES_PER_OCTAVE
+"""Scale classes of the finest level: so many that those of the coarsest are never cut off."""
 
 FloatArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Transform:
-    """Centre and rotate the channels of one layer's keys or values, in units of the quantiser step.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Channels ``[start, start + width)`` of a block, transformed together.
 
-    ``mean`` float32 ``[width]``, ``basis`` float32 ``[blocks, block_width, block_width]`` (rows are basis vectors),
-    ``step`` the fine quantiser step. Forward and inverse undo each other up to rounding.
+    ``mean``, ``origin_mean`` (of the token at position 0, which no other resembles) and ``scale`` float32 ``[width]``;
+    ``basis`` int8 ``[width, width]``, a row per coefficient, strongest first, or None where coefficients are channels;
+    ``classes`` uint8 ``[width]``, the scale class that each coefficient had in the calibration text. ``adaptive``: the
+    means are not the profile's, every chunk brings its own.
     """
 
+    start: int
     mean: FloatArray
-    basis: FloatArray
-    step: float
+    origin_mean: FloatArray
+    scale: FloatArray
+    basis: NDArray[np.int8] | None
+    classes: NDArray[np.uint8]
+    adaptive: bool = False
+
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return len(self.mean)
+
+    @property
+    def stop(self) -> int:
+        """The channel after the last."""
+        return self.start + self.width
 
     @cached_property
     def _analysis(self) -> FloatArray:
-        return np.ascontiguousarray(self.basis / np.float32(self.step))
+        """This times centred channels ``[width, tokens]`` are coefficients in fine steps."""
+        basis = np.eye(self.width) if self.basis is None else self.basis.astype(np.float64)
+        try:
+            with one_thread():
+                inverse = np.linalg.inv(basis)
+        except np.linalg.LinAlgError as error:
+            raise InvalidData("profile has a basis that cannot be inverted") from error
+        return np.ascontiguousarray((inverse / self.scale.astype(np.float64)[:, None]).T, dtype=np.float32)
 
-    @cached_property
-    def _synthesis(self) -> FloatArray:
-        return np.ascontiguousarray(self.basis * np.float32(self.step))
-
-    def forward(self, channels: FloatArray) -> FloatArray:
-        """Channels ``[tokens, width]`` to coefficients in steps ``[width, tokens]``."""
-        blocks, width, _ = self.basis.shape
-        parts = (channels - self.mean).reshape(len(channels), blocks, width).transpose(1, 2, 0)
-        coefficients: FloatArray = np.matmul(self._analysis, parts).reshape(blocks * width, len(channels))
+    def forward(self, centred: FloatArray) -> FloatArray:
+        """Channels less their means ``[tokens, width]`` to coefficients in fine steps ``[width, tokens]``."""
+        if self.basis is None:
+            return np.ascontiguousarray((centred / self.scale).T)
+        coefficients: FloatArray = np.matmul(self._analysis, np.ascontiguousarray(centred.T))
         return coefficients
 
-    def inverse_job(self, coefficients: FloatArray) -> native.InverseJob:
-        """What the compiled core needs to do :meth:`inverse`."""
-        return native.InverseJob(coefficients, self._synthesis, self.mean)
+    def inverse(self, symbols: NDArray[np.int32], factors: FloatArray) -> FloatArray:
+        """Symbols ``[active, tokens]`` times each token's factor ``[tokens]`` to centred channels ``[tokens, width]``.
 
-    def inverse(self, coefficients: FloatArray) -> FloatArray:
-        """Coefficients in steps ``[width, tokens]`` to channels ``[tokens, width]``."""
-        blocks, width, _ = self.basis.shape
-        tokens = coefficients.shape[1]
-        parts = coefficients.reshape(blocks, width, tokens).transpose(0, 2, 1)
-        channels: FloatArray = np.matmul(parts, self._synthesis).transpose(1, 0, 2).reshape(tokens, blocks * width)
-        channels += self.mean
+        Coefficients past ``active`` are zero. The product is exact: whole numbers well below 2^53 in float64. This is
+        the specification of ``kvl_synthesise`` in ``transform.cpp``.
+        """
+        if self.basis is None:
+            sums = np.zeros((symbols.shape[1], self.width))
+            sums[:, : len(symbols)] = symbols.T
+        else:
+            sums = symbols.T.astype(np.float64) @ self.basis[: len(symbols)].astype(np.float64)
+        channels: FloatArray = sums.astype(np.float32) * (factors[:, None] * self.scale)
         return channels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some consecutive layers: their parts, which cover all channels in order, and how finely a token is quantised.
+
+    The gain of a token is ``gain_weights . channels + gain_bias`` in half octaves, rounded and kept within bounds;
+    ``gain_weights`` is empty where all tokens are alike.
+    """
+
+    parts: tuple[Part, ...]
+    gain_weights: FloatArray
+    gain_bias: float
+
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return self.parts[-1].stop
+
+
+@dataclass(frozen=True, eq=False)
 class Profile:
-    """Transforms of all layers, keys before values, with the rules that go with them."""
+    """Blocks of all layers in order; ``refinements`` levels follow the base level."""
 
     layout: Layout
-    transforms: tuple[Transform, ...]
-    dead_zone: float
-    sink_tokens: int
-
-    def transform(self, layer: int, kind: Kind) -> Transform:
-        """The transform of one layer's keys or values."""
-        return self.transforms[2 * layer + kind]
+    block_layers: int
+    refinements: int
+    blocks: tuple[Block, ...]
 
     @cached_property
     def data(self) -> bytes:
         """The profile as a file."""
         layout = self.layout.to_bytes()
-        parts = [layout, _PARAMETERS.pack(self.dead_zone, self.sink_tokens)]
-        for item in self.transforms:
-            parts.append(np.float32(item.step).tobytes())
-            parts.append(item.mean.astype("<f4").tobytes())
-            parts.append(item.basis.astype("<f2").tobytes())
+        parts = [layout, _PARAMETERS.pack(self.block_layers, self.refinements, 0)]
+        for block in self.blocks:
+            parts.append(struct.pack("<HHf", len(block.parts), bool(block.gain_weights.size), block.gain_bias))
+            parts.append(block.gain_weights.astype("<f4").tobytes())
+            for item in block.parts:
+                parts.append(_PART.pack(item.start, item.width, item.basis is not None, item.adaptive, 0))
+                parts += [array.astype("<f4").tobytes() for array in (item.mean, item.origin_mean, item.scale)]
+                parts += [item.classes.tobytes(), b"" if item.basis is None else item.basis.tobytes()]
         frame = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(b"".join(parts))
         return _HEAD.pack(_MAGIC, _FORMAT, 0, len(layout)) + frame
 
@@ -117,48 +156,86 @@ class Profile:
             raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
         if layout_bytes > limits.LAYOUT_BYTES_MAX:
             raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        content = _decompress(data[_HEAD.size :])
-        if len(content) < layout_bytes + _PARAMETERS.size:
-            raise InvalidData(f"profile holds {len(content)} bytes, its header needs {layout_bytes + _PARAMETERS.size}")
-        layout = Layout.from_bytes(content[:layout_bytes])
-        dead_zone, sink_tokens = _PARAMETERS.unpack_from(content, layout_bytes)
-        if not 0 <= dead_zone < 0.5 or sink_tokens > limits.SINK_TOKENS_MAX:
-            raise InvalidData(f"profile has dead zone {dead_zone} and {sink_tokens} sink tokens")
-        transforms: list[Transform] = []
-        offset = layout_bytes + _PARAMETERS.size
-        expected = offset + sum(_transform_bytes(layer, kind) for layer in layout.layers for kind in Kind)
-        if len(content) != expected:
-            raise InvalidData(f"profile holds {len(content)} bytes, its layout needs {expected}")
-        for layer in layout.layers:
-            for kind in Kind:
-                transforms.append(_read_transform(content, offset, layer, kind))
-                offset += _transform_bytes(layer, kind)
-        profile = cls(layout, tuple(transforms), dead_zone, sink_tokens)
+        reader = _Reader(_decompress(data[_HEAD.size :]))
+        layout = Layout.from_bytes(reader.take(layout_bytes))
+        block_layers, refinements, zero = _PARAMETERS.unpack(reader.take(_PARAMETERS.size))
+        if not 1 <= block_layers <= min(255, len(layout.layers)) or refinements > REFINEMENTS_MAX or zero:
+            raise InvalidData(f"profile has blocks of {block_layers} layers and {refinements} refinements")
+        starts = range(0, len(layout.layers), block_layers)
+        blocks = tuple(_read_block(reader, block_width(layout, block_range(layout, s, block_layers))) for s in starts)
+        reader.expect_end()
+        profile = cls(layout, block_layers, refinements, blocks)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
         return profile
 
 
-def block_width(layer: LayerLayout, kind: Kind) -> int:
-    """Channels of one transform block: whole heads, as many as divide the layer evenly within the limit."""
-    head_dim = layer.head_dim_of(kind)
-    for heads in range(layer.kv_heads, 0, -1):
-        if layer.kv_heads % heads == 0 and heads * head_dim <= limits.TRANSFORM_WIDTH_MAX:
-            return heads * head_dim
-    raise UnsupportedModel(f"head dim is {head_dim}, a transform block has at most {limits.TRANSFORM_WIDTH_MAX}")
+def block_range(layout: Layout, first: int, block_layers: int) -> range:
+    """The layers of the block that starts at ``first``."""
+    return range(first, min(first + block_layers, len(layout.layers)))
 
 
-def _transform_bytes(layer: LayerLayout, kind: Kind) -> int:
-    return 4 + 4 * layer.width_of(kind) + 2 * layer.width_of(kind) * block_width(layer, kind)
+def block_width(layout: Layout, layers: range) -> int:
+    """Channels of some layers, keys and values."""
+    return sum(layout.layers[index].key_width + layout.layers[index].value_width for index in layers)
 
 
-def _read_transform(content: bytes, offset: int, layer: LayerLayout, kind: Kind) -> Transform:
-    width, block = layer.width_of(kind), block_width(layer, kind)
-    step = float(np.frombuffer(content, "<f4", 1, offset)[0])
-    mean = np.frombuffer(content, "<f4", width, offset + 4).astype(np.float32)
-    basis = np.frombuffer(content, "<f2", width * block, offset + 4 + 4 * width).astype(np.float32)
-    if not (step > 0 and math.isfinite(step) and np.isfinite(mean).all() and np.isfinite(basis).all()):
-        raise InvalidData("profile holds a number that is not finite, or a step that is not positive")
-    return Transform(mean, basis.reshape(width // block if block else 0, block, block), step)
+class _Reader:
+    """Takes bytes off the front of a profile's content, never more than there are."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        if count > len(self._content) - self._at:
+            raise InvalidData(f"profile ends after {len(self._content)} bytes, {self._at + count} are needed")
+        self._at += count
+        return self._content[self._at - count : self._at]
+
+    def floats(self, count: int) -> FloatArray:
+        array = np.frombuffer(self.take(4 * count), "<f4").astype(np.float32)
+        if not np.isfinite(array).all():
+            raise InvalidData("profile holds a number that is not finite")
+        return array
+
+    def expect_end(self) -> None:
+        if self._at != len(self._content):
+            raise InvalidData(f"profile has {len(self._content) - self._at} bytes left over")
+
+
+def _read_block(reader: _Reader, width: int) -> Block:
+    count, has_gains, gain_bias = struct.unpack("<HHf", reader.take(8))
+    if not 1 <= count <= limits.BLOCK_PARTS_MAX or has_gains > 1 or not math.isfinite(gain_bias):
+        raise InvalidData(f"profile has a block of {count} parts, the limit is {limits.BLOCK_PARTS_MAX}")
+    gain_weights = reader.floats(width if has_gains else 0)
+    parts: list[Part] = []
+    for _ in range(count):
+        part = _read_part(reader)
+        if part.start != (parts[-1].stop if parts else 0):
+            raise InvalidData(f"profile has a part at channel {part.start} that leaves a gap or overlaps")
+        parts.append(part)
+    if parts[-1].stop != width:
+        raise InvalidData(f"profile has a block of {parts[-1].stop} channels, its layout needs {width}")
+    return Block(tuple(parts), gain_weights, gain_bias)
+
+
+def _read_part(reader: _Reader) -> Part:
+    start, width, has_basis, adaptive, zero = _PART.unpack(reader.take(_PART.size))
+    most = limits.TRANSFORM_WIDTH_MAX if has_basis else limits.PART_CHANNELS_MAX
+    if not 1 <= width <= most or has_basis > 1 or adaptive > 1 or zero:
+        raise InvalidData(f"profile has a part of {width} channels, the limit is {most}")
+    mean, origin_mean, scale = (reader.floats(width) for _ in range(3))
+    if not (scale > 0).all():
+        raise InvalidData("profile holds a scale that is not positive")
+    classes = np.frombuffer(reader.take(width), np.uint8)
+    if int(classes.max()) >= FINE_CLASSES:
+        raise InvalidData(f"profile has scale class {classes.max()}, there are {FINE_CLASSES}")
+    basis = None
+    if has_basis:
+        basis = np.frombuffer(reader.take(width * width), np.int8).reshape(width, width)
+        if int(basis.min()) == -128:
+            raise InvalidData("profile has -128 in a basis, whose numbers are -127 to 127")
+    return Part(start, mean, origin_mean, scale, basis, classes, bool(adaptive))
 
 
 def _decompress(frame: bytes) -> bytes:

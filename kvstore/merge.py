@@ -56,7 +56,7 @@ def merge_containers(old: Buffer, new: Buffer) -> Buffer:
         fields.layout,
         tokens=fields.tokens,
         first_position=fields.first_position,
-        sink_tokens=fields.sink_tokens,
+        block_layers=0 if lossy is None else lossy.header.block_layers,
         content_key=fields.content_key,
         profile_digest=fields.profile_digest,
     )

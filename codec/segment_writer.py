@@ -1,0 +1,169 @@
+"""Writes the segments of the lossy levels; :mod:`.segment` says what is in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .entropy import EncodeJob, Runs, encode_streams, lanes_for
+from .entropy.model import (
+    CLASSES,
+    CLASSES_PER_GAIN,
+    ESCAPE,
+    SYMBOL_MAX,
+    SYMBOL_ZERO,
+    base_tables,
+    refinement_tables,
+)
+from .profile import Block
+from .quantise import split
+from .segment import HEAD, NO_TABLE, SIDE_LANES, BlockSymbols, contexts_of, tables_of_classes
+
+__all__ = ["encode_blocks"]
+
+IntArray = NDArray[np.int32]
+ByteArray = NDArray[np.uint8]
+
+
+def encode_blocks(blocks: Sequence[Block], coded: Sequence[BlockSymbols], refinements: int) -> list[list[bytes]]:
+    """The payloads of each block, base first."""
+    drafts = [
+        segment for block, item in zip(blocks, coded, strict=True) for segment in _segments_of(block, item, refinements)
+    ]
+    side = encode_streams([item.side for item in drafts if item.side.symbols.size])
+    main = encode_streams([item.main for item in drafts if item.main.symbols.size])
+    sides, mains = iter(side), iter(main)
+    payloads = [
+        item.payload(next(sides) if item.side.symbols.size else b"", next(mains) if item.main.symbols.size else b"")
+        for item in drafts
+    ]
+    step = refinements + 1
+    return [payloads[start : start + step] for start in range(0, len(payloads), step)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A segment with its streams still to be coded."""
+
+    active: tuple[int, ...]
+    side: EncodeJob
+    main: EncodeJob
+    tables: tuple[int, int, int]
+    scales: bytes
+    escapes: IntArray
+
+    def payload(self, side: bytes, main: bytes) -> bytes:
+        head = HEAD.pack(self.main.lanes.bit_length() - 1, *self.tables, len(self.escapes), len(side))
+        active = np.array(self.active, "<u2").tobytes()
+        return head + active + self.scales + side + self.escapes.astype("<i4").tobytes() + main
+
+
+def _segments_of(block: Block, item: BlockSymbols, refinements: int) -> list[_Segment]:
+    pieces = [split(part, refinements) for part in item.parts]
+    sizes = [_last_rows(part, refinements) for part in item.parts]
+    segments: list[_Segment] = []
+    known = tuple(0 for _ in item.parts)
+    for level in range(refinements + 1):
+        left = refinements - level
+        active = tuple(rows[level] for rows in sizes)
+        classes = np.concatenate([c[:n] for c, n in zip(item.classes, active, strict=True)])
+        fresh = [
+            chosen[old:new].astype(np.int32) - part.classes[old:new]
+            for part, chosen, old, new in zip(block.parts, item.classes, known, active, strict=True)
+        ]
+        if level == 0:
+            symbols, escapes = _base_symbols(
+                [base[:n] for (base, _), n in zip(pieces, active, strict=True)], classes, item.gains, left
+            )
+            main = _main_job(symbols, classes, item.gains, None, left, base=True)
+            means = [offset.means for offset in item.offsets]
+            side, tables, mean_escapes = _side_job(fresh, means, item.gains)
+            scales = b"".join(np.float32(offset.scale).tobytes() for offset in item.offsets)
+            segments.append(_Segment(active, side, main, tables, scales, np.concatenate([mean_escapes, escapes])))
+        else:
+            symbols = np.concatenate(
+                [parts[level - 1][:n].reshape(-1) for (_, parts), n in zip(pieces, active, strict=True)]
+            )
+            parents = np.concatenate(
+                [(np.abs(part[:n]) >> (left + 1) != 0).reshape(-1) for part, n in zip(item.parts, active, strict=True)]
+            )
+            main = _main_job(symbols, classes, item.gains, parents, left, base=False)
+            side, tables, _ = _side_job(fresh, [], np.zeros(0, np.uint8))
+            segments.append(_Segment(active, side, main, tables, b"", np.zeros(0, np.int32)))
+        known = active
+    return segments
+
+
+def _last_rows(fine: IntArray, refinements: int) -> list[int]:
+    """For each level from coarse to fine the number of leading rows that hold all its symbols other than zero."""
+    peak = np.abs(fine).max(axis=1, initial=0)
+    counts = []
+    for level in range(refinements + 1):
+        rows = np.flatnonzero(peak >> (refinements - level))
+        counts.append(int(rows[-1]) + 1 if len(rows) else 0)
+    return counts
+
+
+def _base_symbols(
+    parts: Sequence[IntArray], classes: ByteArray, gains: ByteArray, left: int
+) -> tuple[ByteArray, IntArray]:
+    base = np.concatenate(parts)
+    symbols = (np.clip(base, -SYMBOL_MAX, SYMBOL_MAX) + SYMBOL_ZERO).astype(np.uint8)
+    tables = tables_of_classes(classes, left)[:, None] + CLASSES_PER_GAIN * gains.astype(np.uint32)[None]
+    escaped = (base_tables(left).frequencies[tables, symbols] == 0) | (np.abs(base) > SYMBOL_MAX)
+    symbols[escaped] = ESCAPE
+    return symbols.reshape(-1), base[escaped]
+
+
+def _main_job(
+    symbols: ByteArray,
+    classes: NDArray[np.integer],
+    gains: ByteArray,
+    parents: NDArray[np.bool_] | None,
+    left: int,
+    *,
+    base: bool,
+) -> EncodeJob:
+    tables = tables_of_classes(classes, left)
+    contexts, count = contexts_of(gains, len(classes), parents)
+    runs = Runs.of_channels(tables if base else 2 * tables, len(gains))
+    table_set = base_tables(left) if base else refinement_tables(left)
+    return EncodeJob(symbols, table_set, runs, lanes_for(len(symbols)), contexts, count)
+
+
+def _side_job(
+    differences: Sequence[IntArray], means: Sequence[IntArray], gains: ByteArray
+) -> tuple[EncodeJob, tuple[int, int, int], IntArray]:
+    """The side stream, the tables of class differences, gains and means, and the means that escape."""
+    runs: list[tuple[int, int]] = []
+    symbols: list[ByteArray] = []
+    tables = [NO_TABLE, NO_TABLE, NO_TABLE]
+    escapes: list[IntArray] = []
+    for place, group in ((0, differences), (2, means), (1, [gains.astype(np.int32)] if gains.any() else [])):
+        numbers = np.concatenate(group) if group else np.zeros(0, np.int32)
+        if not len(numbers):
+            continue
+        coded, table, beyond = _cheapest(numbers)
+        tables[place] = table
+        runs.append((table, len(coded)))
+        symbols.append(coded)
+        escapes.append(beyond)
+    run_tables = np.array([table for table, _ in runs], np.uint32)
+    lengths = np.array([length for _, length in runs], np.uint32)
+    joined = np.concatenate(symbols) if symbols else np.zeros(0, np.uint8)
+    job = EncodeJob(joined, base_tables(0), Runs(run_tables, lengths), SIDE_LANES)
+    return job, (tables[0], tables[1], tables[2]), np.concatenate([np.zeros(0, np.int32), *escapes])
+
+
+def _cheapest(numbers: IntArray) -> tuple[ByteArray, int, IntArray]:
+    """Numbers as symbols, the table that codes them in the fewest bits, and those that escape from it."""
+    symbols = (np.clip(numbers, -SYMBOL_MAX, SYMBOL_MAX) + SYMBOL_ZERO).astype(np.uint8)
+    symbols[np.abs(numbers) > SYMBOL_MAX] = ESCAPE
+    counts = np.bincount(symbols, minlength=256)
+    cost = base_tables(0).cost_bits()[:CLASSES]
+    cost = np.where(np.isinf(cost), cost[:, [ESCAPE]] + 32, cost)
+    table = int(np.argmin(cost @ counts))
+    escaped = (base_tables(0).frequencies[table, symbols] == 0) | (symbols == ESCAPE)
+    symbols[escaped] = ESCAPE
+    return symbols, table, numbers[escaped]
