@@ -144,7 +144,7 @@ def _side_job(
         numbers = np.concatenate(group) if group else np.zeros(0, np.int32)
         if not len(numbers):
             continue
-        coded, table, beyond = _cheapest(numbers)
+        coded, table, beyond = _cheapest(numbers, may_escape=place == 2)
         tables[place] = table
         runs.append((table, len(coded)))
         symbols.append(coded)
@@ -156,14 +156,16 @@ def _side_job(
     return job, (tables[0], tables[1], tables[2]), np.concatenate([np.zeros(0, np.int32), *escapes])
 
 
-def _cheapest(numbers: IntArray) -> tuple[ByteArray, int, IntArray]:
+def _cheapest(numbers: IntArray, *, may_escape: bool) -> tuple[ByteArray, int, IntArray]:
     """Numbers as symbols, the table that codes them in the fewest bits, and those that escape from it."""
     symbols = (np.clip(numbers, -SYMBOL_MAX, SYMBOL_MAX) + SYMBOL_ZERO).astype(np.uint8)
     symbols[np.abs(numbers) > SYMBOL_MAX] = ESCAPE
     counts = np.bincount(symbols, minlength=256)
     cost = base_tables(0).cost_bits()[:CLASSES]
-    cost = np.where(np.isinf(cost), cost[:, [ESCAPE]] + 32, cost)
-    table = int(np.argmin(cost @ counts))
+    if may_escape:
+        cost = np.where(np.isinf(cost), cost[:, [ESCAPE]] + 32, cost)
+    used = np.flatnonzero(counts)
+    table = int(np.argmin(cost[:, used] @ counts[used]))
     escaped = (base_tables(0).frequencies[table, symbols] == 0) | (symbols == ESCAPE)
     symbols[escaped] = ESCAPE
     return symbols, table, numbers[escaped]
