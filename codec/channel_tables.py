@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidData
-from .clusters import CLUSTERS_MAX, CODE_BITS, LOG2, choose
+from .clusters import CLUSTERS_MAX, CODE_BITS, LOG2, LOG2_MANTISSA, choose
 from .entropy import native, native_planes
 from .entropy.model import SLOTS, TableSet, table_set
 from .entropy.native_planes import PackedTables, UnpackedTables
@@ -52,7 +52,14 @@ def pack(
     ``counts`` ``[channels, 256]`` says how often each group occurs.
     """
     if native.AVAILABLE:
-        return native_planes.pack_tables(symbols, counts, LOG2, span_log2=span_log2, tables_max=CLUSTERS_MAX)
+        return native_planes.pack_tables(
+            symbols,
+            counts,
+            log2=LOG2,
+            log2_mantissa=LOG2_MANTISSA,
+            span_log2=span_log2,
+            tables_max=CLUSTERS_MAX,
+        )
     return [_pack(*item, span_log2) for item in zip(symbols, counts, strict=True)]
 
 

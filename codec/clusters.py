@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLUSTERS_MAX", "CODE_BITS", "LOG2", "Clusters", "choose"]
+__all__ = ["CLUSTERS_MAX", "CODE_BITS", "LOG2", "LOG2_MANTISSA", "Clusters", "choose"]
 
 CLUSTERS_MAX = 16
 CODE_BITS = 6
@@ -23,7 +23,7 @@ TABLE_BITS = 16
 """What a table costs beside that."""
 ROUNDS_BEFORE, ROUNDS_AFTER = 2, 1
 
-LOG2 = np.array([round(UNIT * float(np.log2(1 + i / 256))) for i in range(256)], dtype=np.uint16)
+LOG2_MANTISSA = np.array([round(UNIT * float(np.log2(1 + i / 256))) for i in range(256)], dtype=np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def choose(counts: NDArray[np.int64]) -> Clusters:
 
 def _log2(x: NDArray[np.int64]) -> NDArray[np.int64]:
     bits = np.maximum(x, 1).astype(np.float64).view(np.int64)
-    return ((bits >> 52) - 1023) * UNIT + LOG2[bits >> 44 & 0xFF]
+    return ((bits >> 52) - 1023) * UNIT + LOG2_MANTISSA[bits >> 44 & 0xFF]
 
 
 def _tables(counts: NDArray[np.int64], labels: NDArray[np.int64], used: int) -> NDArray[np.int64]:
@@ -106,3 +106,7 @@ def _merge(counts: NDArray[np.int64], labels: NDArray[np.int64], used: int) -> t
         label_of[label_of > j] -= 1
     _, label_of, used = min(states, key=lambda state: state[0])
     return label_of[labels], used
+
+
+LOG2 = _log2(np.arange(4096)).astype(np.uint16)
+"""Logarithms of small counts, for who would rather look them up."""

@@ -47,8 +47,8 @@ __all__ = ["decode_exact", "encode_exact"]
 _HEAD = struct.Struct("<BBBxHxxI")
 _RAW_HEAD = bytes(4)
 _CODED = 1
-BATCH_SEGMENTS = 64
-"""Segments coded together: bounds the memory for look-up tables."""
+BATCH_SEGMENTS = 16
+"""Segments coded together: bounds the memory for look-up tables, and keeps it in the cache."""
 SYMBOLS_MAX = 2**32 - 1
 """Values of one segment; the coder counts in 32 bits."""
 

@@ -17,6 +17,7 @@ enum {
     CODE_BITS = 6,
     ROUNDS_BEFORE = 2,
     ROUNDS_AFTER = 1,
+    LOG2_COUNT = 4096,
     TOKENS_MAX = 20000,       // 2^24 / COST_ABSENT
 };
 
@@ -33,20 +34,26 @@ struct Work {
 };
 
 int64_t log2_units(const Cluster& job, int64_t x) {
-    if (x <= 1) return 0;
+    if (x < LOG2_COUNT) return job.log2[x];
     const double wide = static_cast<double>(x);  // exact below 2^53
     uint64_t bits;
     std::memcpy(&bits, &wide, sizeof bits);
-    return static_cast<int64_t>((bits >> 52) - 1023) * UNIT + job.log2[bits >> 44 & 0xFF];
+    return static_cast<int64_t>((bits >> 52) - 1023) * UNIT + job.log2_mantissa[bits >> 44 & 0xFF];
+}
+
+KVL_EVERY_CPU void add_rows(const Work& work, uint32_t (*sums)[GROUPS]) {
+    for (uint32_t channel = 0; channel < work.job.channels; channel++) {
+        const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS + work.first;
+        uint32_t* sum = sums[work.labels[channel]];
+        for (uint32_t g = 0; g < work.groups; g++) sum[g] += counts[g];
+    }
 }
 
 void sum_tables(Work& work) {
-    std::memset(work.tables, 0, sizeof work.tables);
-    for (uint32_t channel = 0; channel < work.job.channels; channel++) {
-        const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS + work.first;
-        int64_t* table = work.tables[work.labels[channel]];
-        for (uint32_t g = 0; g < work.groups; g++) table[g] += counts[g];
-    }
+    uint32_t sums[CLUSTERS_MAX][GROUPS] = {};  // a segment has fewer than 2^32 values
+    add_rows(work, sums);
+    for (uint32_t k = 0; k < work.used; k++)
+        for (uint32_t g = 0; g < work.groups; g++) work.tables[k][g] = sums[k][g];
 }
 
 // Drops tables that no channel uses; the others keep their order.
@@ -206,8 +213,8 @@ void merge_tables(Work& work) {
     sum_tables(work);
 }
 
-void groups_in_use(const Cluster& job, uint32_t& first, uint32_t& groups) {
-    uint32_t seen[GROUPS] = {};
+KVL_EVERY_CPU void groups_in_use(const Cluster& job, uint32_t& first, uint32_t& groups) {
+    uint16_t seen[GROUPS] = {};
     for (uint32_t channel = 0; channel < job.channels; channel++)
         for (uint32_t g = 0; g < GROUPS; g++) seen[g] |= job.counts[static_cast<uint64_t>(channel) * GROUPS + g];
     uint32_t low = 0, high = GROUPS;

@@ -69,6 +69,7 @@ class _Cluster(ctypes.Structure):
     _fields_ = [
         ("counts", ctypes.c_void_p),
         ("log2", ctypes.c_void_p),
+        ("log2_mantissa", ctypes.c_void_p),
         ("symbols", ctypes.c_void_p),
         ("sorted", ctypes.c_void_p),
         ("packed", ctypes.c_void_p),
@@ -198,8 +199,9 @@ def join(jobs: Sequence[JoinJob], *, form: int, threads: int = THREADS) -> None:
 def pack_tables(
     symbols: Sequence[NDArray[np.uint8]],
     counts: Sequence[NDArray[np.uint16]],
-    log2: NDArray[np.uint16],
     *,
+    log2: NDArray[np.uint16],
+    log2_mantissa: NDArray[np.uint16],
     span_log2: int,
     tables_max: int,
     threads: int = THREADS,
@@ -213,7 +215,8 @@ def pack_tables(
         by_table = np.empty(rows.size, dtype=np.uint8)
         packed = np.empty(len(rows) + tables_max * 256, dtype=np.uint8)  # more than enough
         arrays.append((by_table, packed))
-        job.counts, job.log2, job.symbols = count.ctypes.data, log2.ctypes.data, rows.ctypes.data
+        job.counts, job.symbols = count.ctypes.data, rows.ctypes.data
+        job.log2, job.log2_mantissa = log2.ctypes.data, log2_mantissa.ctypes.data
         job.sorted, job.packed = by_table.ctypes.data, packed.ctypes.data
         job.frequencies = frequencies.ctypes.data + index * frequencies.strides[0]
         job.run_lengths = run_lengths.ctypes.data + index * run_lengths.strides[0]

@@ -59,7 +59,8 @@ struct Split {
 // Mirrors `_Cluster`.
 struct Cluster {
     const uint16_t* counts;   // [channels][256]
-    const uint16_t* log2;     // [256] 64 * log2(1 + i / 256), rounded as codec/clusters.py does
+    const uint16_t* log2;     // [4096] logarithms of small counts, as codec/clusters.py rounds them
+    const uint16_t* log2_mantissa;  // [256] of 1 + i / 256
     const uint8_t* symbols;   // [channels][tokens]
     uint8_t* sorted;          // the same rows, by table; comes back, as does all below
     uint8_t* packed;          // tables and who uses which, as written; room for PACKED_BYTES_MAX

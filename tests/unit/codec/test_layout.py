@@ -107,7 +107,13 @@ def test_sizes_are_those_of_the_tensors() -> None:
     assert layout.values_per_token == 2 * (2 * 8 + 1 * 4)
     assert layout.bytes_per_token == layout.values_per_token * 2
     assert layout.layers[0].width == 16
-    assert [dtype.numpy for dtype in KvDtype] == [np.float32, np.float16, ml_dtypes.bfloat16]
+    assert [dtype.numpy for dtype in KvDtype] == [
+        np.float32,
+        np.float16,
+        ml_dtypes.bfloat16,
+        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e5m2,
+    ]
     assert all(dtype.bits == 8 * dtype.numpy.itemsize for dtype in KvDtype)
 
 

@@ -1,4 +1,4 @@
-"""The stages of the codec one by one: quantiser, transform, profile file, calibration, exact planes."""
+"""The stages of the codec one by one: quantiser, transform, profile file, calibration."""
 
 import contextlib
 import itertools
@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kvloom import codec, limits
-from kvloom.codec import KvDtype, Layout, Profile
+from kvloom.codec import Layout, Profile
 from kvloom.codec.entropy import native
 from kvloom.codec.entropy.model import SLOTS, normalise
-from kvloom.codec.lossless import decode_exact, encode_exact
 from kvloom.codec.lossy import LossySegment, decode_lossy, encode_lossy
 from kvloom.codec.profile import Transform, block_width
 from kvloom.codec.quantise import NestedQuantiser, dequantise
@@ -78,32 +77,6 @@ def test_hostile_lossy_segments(data, tokens, sinks, width):
         )[0]
         assert sinks_read.shape == (width, sinks)
         assert coefficients.shape == (width, tokens - sinks)
-
-
-@given(data=st.binary(max_size=200), dtype=st.sampled_from(list(KvDtype)), values=st.integers(1, 30))
-def test_hostile_exact_segments(data, dtype, values):
-    out = np.empty((1, values, 1), dtype.numpy)
-    with contextlib.suppress(InvalidData):
-        decode_exact([memoryview(data)], [out], dtype)
-        # What decodes at all is KV: it codes again to something that decodes to the same bits.
-        again = np.empty_like(out)
-        decode_exact([memoryview(encode_exact([out], dtype)[0])], [again], dtype)
-        assert again.tobytes() == out.tobytes()
-
-
-@pytest.mark.parametrize("dtype", list(KvDtype))
-def test_exact_merges_alike_with_and_without_the_compiled_core(dtype, monkeypatch):
-    rng = np.random.default_rng(2)
-    values = rng.normal(size=(2, 33, 8)).astype(dtype.numpy)
-    payload = memoryview(encode_exact([values], dtype)[0])
-    for available in {native.AVAILABLE, False}:
-        monkeypatch.setattr(native, "AVAILABLE", available)
-        assert encode_exact([values], dtype)[0] == payload
-        wide = np.zeros((2, 50, 8), dtype.numpy)
-        for out in (np.empty_like(values), wide[:, 5:38], np.empty((8, 33, 2), dtype.numpy).transpose(2, 1, 0)):
-            decode_exact([payload], [out], dtype)
-            assert np.ascontiguousarray(out).tobytes() == values.tobytes()
-        assert not wide[:, 38:].any()
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=2, max_size=256))
