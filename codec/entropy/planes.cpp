@@ -306,15 +306,8 @@ KVL_EVERY_CPU_BYTES void count_symbols(const Split& job) {
             for (int part = 0; part < 4; part++) parts[part][symbols[t + part]]++;
         for (; t < job.tokens; t++) parts[0][symbols[t]]++;
         uint16_t* counts = job.counts + channel * GROUPS;
-        if (job.span_log2 == 0) {
-            for (int s = 0; s < KVL_SYMBOLS; s++)
-                counts[s] = static_cast<uint16_t>(parts[0][s] + parts[1][s] + parts[2][s] + parts[3][s]);
-            continue;
-        }
-        std::memset(counts, 0, GROUPS * sizeof(uint16_t));
-        for (uint32_t s = 0; s < KVL_SYMBOLS; s++)
-            counts[((s >> 1) >> job.span_log2) << 1 | (s & 1)] +=
-                static_cast<uint16_t>(parts[0][s] + parts[1][s] + parts[2][s] + parts[3][s]);
+        for (int s = 0; s < KVL_SYMBOLS; s++)
+            counts[s] = static_cast<uint16_t>(parts[0][s] + parts[1][s] + parts[2][s] + parts[3][s]);
     }
 }
 
