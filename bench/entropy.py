@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import constriction
 import numpy as np
@@ -101,7 +102,7 @@ def constrictions(job: EncodeJob) -> Iterator[Measured]:
             coder.encode(values, models[table])
         return coder.get_compressed()
 
-    def decode(coder_of: Callable[[NDArray[np.uint32]], object], words: NDArray[np.uint32]) -> list[NDArray[np.int32]]:
+    def decode(coder_of: Callable[[NDArray[np.uint32]], Any], words: NDArray[np.uint32]) -> list[NDArray[np.int32]]:
         coder = coder_of(words)
         return [coder.decode(models[table], len(values)) for table, values in indices]
 

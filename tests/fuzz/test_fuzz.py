@@ -1,4 +1,4 @@
-"""The compiled core's fuzz targets, built with sanitizers and run for ten thousand cases; `make fuzz` runs a million."""
+"""The compiled core's fuzz targets, built with sanitizers and run for some cases; `make fuzz` runs a million."""
 
 import os
 import shutil
