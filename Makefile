@@ -23,6 +23,7 @@ FUZZ_CASES ?= 1000000
 FUZZ_FOLDER ?= build/fuzz
 FUZZ_FLAGS := -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -pthread
 FUZZ_RANS := $(addprefix tests/fuzz/,fuzz_rans.cpp driver.cpp) $(wildcard codec/entropy/rans*.cpp)
+FUZZ_PLANES := $(addprefix tests/fuzz/,fuzz_planes.cpp driver.cpp) $(addprefix codec/entropy/,planes.cpp tables.cpp clusters.cpp)
 ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
@@ -55,8 +56,9 @@ contracts: $(VENV)/.test $(VENV)/.lint $(TYPING) ## import-linter: imports point
 wheel-check: $(VENV)/.test ## sdist and wheel, installed in empty environments with and without a compiler, and used
 	$(BIN)/pytest -m package tests/e2e $(PYTEST_ARGS)
 
-fuzz: $(FUZZ_FOLDER)/rans ## the compiled core on hostile input, with sanitizers: a million cases
+fuzz: $(FUZZ_FOLDER)/rans $(FUZZ_FOLDER)/planes ## the compiled core on hostile input, with sanitizers: a million cases
 	$(FUZZ_FOLDER)/rans $(FUZZ_CASES)
+	$(FUZZ_FOLDER)/planes $(FUZZ_CASES)
 
 check: test lint types contracts wheel-check ## all of the above: what CI runs
 
@@ -98,6 +100,10 @@ $(VENV)/.model: | $(VENV)/.python
 $(FUZZ_FOLDER)/rans: $(FUZZ_RANS) $(wildcard codec/entropy/*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_RANS)
+
+$(FUZZ_FOLDER)/planes: $(FUZZ_PLANES) $(wildcard codec/entropy/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_PLANES)
 
 # The folder of a clone may be called anything; static tools find the package as build/typing/kvloom. Links to the
 # rooms, not to the root: a link to the root would contain itself.

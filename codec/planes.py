@@ -79,17 +79,21 @@ def split(tensors: Sequence[NDArray[Any]], form: Form) -> list[SplitResult]:
     """Split tensors ``[kv_heads, tokens, head_dim]`` of ``form``'s width, any strides; the results own their memory."""
     if not native.AVAILABLE:
         return [_split(tensor, form) for tensor in tensors]
-    dense = [item if item.strides[-1] == item.itemsize else np.ascontiguousarray(item) for item in tensors]
+    dense = [
+        item if item.strides[-1] == item.itemsize and item.flags.aligned else np.array(item, order="C")
+        for item in tensors
+    ]
     return native_planes.split(dense, form=form.code, rest_bytes=[form.rest_bytes(item.size) for item in dense])
 
 
 def join(jobs: Sequence[JoinJob], form: Form) -> None:
     """Write the values of each job into its ``out``; where a symbol's index is 0 the magnitude comes out as 0."""
-    if native.AVAILABLE:
-        native_planes.join(jobs, form=form.code)
-        return
+    compiled = [job for job in jobs if native.AVAILABLE and job.out.flags.aligned]
+    if compiled:
+        native_planes.join(compiled, form=form.code)
     for job in jobs:
-        _join(job, form)
+        if not (native.AVAILABLE and job.out.flags.aligned):
+            _join(job, form)
 
 
 def _split(tensor: NDArray[Any], form: Form) -> SplitResult:

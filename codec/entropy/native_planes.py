@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+BAD_JOB = 4
+
+
 class _Join(ctypes.Structure):
     _fields_ = [
         ("symbols", ctypes.c_void_p),
@@ -263,5 +266,7 @@ def unpack_tables(written: Sequence[Written], *, threads: int = THREADS) -> tupl
 
 def _check(jobs: "ctypes.Array[Any]") -> None:
     for index, job in enumerate(jobs):
+        if job.status == BAD_JOB:
+            raise ValueError(f"job {index} of the exact level has more tokens than it counts")
         if job.status:
             raise MemoryError(f"job {index} of the exact level could not get its working memory")

@@ -30,7 +30,7 @@ def sanitizers(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("sanitizers")
-def test_the_entropy_coder_stays_in_bounds_and_all_paths_agree(tmp_path: Path) -> None:
+def test_the_compiled_core_stays_in_bounds_and_all_paths_agree(tmp_path: Path) -> None:
     command = [
         "make",
         "-s",
@@ -42,4 +42,4 @@ def test_the_entropy_coder_stays_in_bounds_and_all_paths_agree(tmp_path: Path) -
         f"CXX={COMPILER}",
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (run.returncode, f"{CASES} cases ran" in run.stdout) == (0, True), run.stdout + run.stderr
+    assert (run.returncode, run.stdout.count(f"{CASES} cases ran")) == (0, 2), run.stdout + run.stderr

@@ -148,6 +148,10 @@ def test_outputs_of_any_strides(dtype, monkeypatch):
                 decode_exact([stored], [out], dtype)
                 assert np.ascontiguousarray(out).tobytes() == values.tobytes()
             assert not wide[:, 38:].any()
+            odd = np.frombuffer(bytearray(values.nbytes + 1), np.uint8)[1:].view(dtype.numpy).reshape(values.shape)
+            decode_exact([stored], [odd], dtype)
+            assert odd.tobytes() == values.tobytes()
+            assert encode_exact([odd], dtype)[0] == payload
 
 
 def outcome(payload: bytes, shape, dtype: KvDtype) -> bytes | None:
