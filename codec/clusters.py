@@ -11,9 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLUSTERS_MAX", "CODE_BITS", "LOG2", "Clusters", "choose"]
+__all__ = [
+    "CLUSTERS_MAX",
+    "CODE_BITS",
+    "LOG2",
+    "LOG2_MANTISSA",
+    "SPAN_LOG2_MAX",
+    "Clusters",
+    "choose",
+    "choose_span",
+    "grouped",
+]
 
 CLUSTERS_MAX = 16
+SPAN_LOG2_MAX = 3
 CODE_BITS = 6
 """What a group of symbols costs in a written table (``channel_tables``)."""
 UNIT = 64
@@ -23,7 +34,7 @@ TABLE_BITS = 16
 """What a table costs beside that."""
 ROUNDS_BEFORE, ROUNDS_AFTER = 2, 1
 
-LOG2 = np.array([round(UNIT * float(np.log2(1 + i / 256))) for i in range(256)], dtype=np.uint16)
+LOG2_MANTISSA = np.array([round(UNIT * float(np.log2(1 + i / 256))) for i in range(256)], dtype=np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,29 @@ def choose(counts: NDArray[np.int64]) -> Clusters:
 
 def _log2(x: NDArray[np.int64]) -> NDArray[np.int64]:
     bits = np.maximum(x, 1).astype(np.float64).view(np.int64)
-    return ((bits >> 52) - 1023) * UNIT + LOG2[bits >> 44 & 0xFF]
+    return np.asarray(((bits >> 52) - 1023) * UNIT + LOG2_MANTISSA[bits >> 44 & 0xFF], dtype=np.int64)
+
+
+def choose_span(counts: NDArray[np.int64]) -> int:
+    """How many magnitudes (log2) a code of a table is best for, where symbols occur ``counts`` ``[256]`` times.
+
+    What is compared is the cost if all channels shared one distribution, written as often as there may be tables.
+    """
+    values = int(counts.sum())
+    tables = 1 + min(CLUSTERS_MAX - 1, values >> 14)
+    costs = []
+    for span_log2 in range(SPAN_LOG2_MAX + 1):
+        symbols, width = _symbol_cost(grouped(counts, span_log2))
+        costs.append(int(symbols) + UNIT * (span_log2 * values + tables * CODE_BITS * int(width)))
+    return costs.index(min(costs))
+
+
+def grouped(counts: NDArray[np.int64], span_log2: int) -> NDArray[np.int64]:
+    """Counts ``[..., 256]`` of groups from those of symbols: ``2 ** span_log2`` neighbouring magnitudes of one sign."""
+    members = counts.reshape(*counts.shape[:-1], 128 >> span_log2, 1 << span_log2, 2)
+    sums = np.zeros_like(counts)
+    sums[..., : 256 >> span_log2] = members.sum(axis=-2).reshape(*counts.shape[:-1], -1)
+    return sums
 
 
 def _tables(counts: NDArray[np.int64], labels: NDArray[np.int64], used: int) -> NDArray[np.int64]:
@@ -68,7 +101,7 @@ def _reassign(counts: NDArray[np.int64], labels: NDArray[np.int64], used: int) -
     costs[tables == 0] = COST_ABSENT
     # Exact: products and sums stay far below 2^53.
     sums = counts.astype(np.float64) @ costs.T.astype(np.float64)
-    return sums.argmin(axis=1)
+    return np.asarray(sums.argmin(axis=1), dtype=np.int64)
 
 
 def _drop_empty(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
@@ -76,13 +109,17 @@ def _drop_empty(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     return renamed.reshape(-1).astype(np.int64), len(kept)
 
 
-def _table_cost(tables: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What the symbols of each table ``[..., 256]`` cost with it, and what it costs itself."""
+def _symbol_cost(tables: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What the symbols of each table ``[..., 256]`` cost with it, and how many groups its codes span."""
     total = tables.sum(axis=-1)
     present = tables > 0
     width = 256 - present[..., ::-1].argmax(axis=-1) - present.argmax(axis=-1)
-    own = UNIT * (TABLE_BITS + CODE_BITS * width)
-    return total * _log2(total) - (tables * _log2(tables)).sum(axis=-1) + own
+    return total * _log2(total) - (tables * _log2(tables)).sum(axis=-1), width
+
+
+def _table_cost(tables: NDArray[np.int64]) -> NDArray[np.int64]:
+    symbols, width = _symbol_cost(tables)
+    return symbols + UNIT * (TABLE_BITS + CODE_BITS * width)
 
 
 def _merge(counts: NDArray[np.int64], labels: NDArray[np.int64], used: int) -> tuple[NDArray[np.int64], int]:
@@ -106,3 +143,7 @@ def _merge(counts: NDArray[np.int64], labels: NDArray[np.int64], used: int) -> t
         label_of[label_of > j] -= 1
     _, label_of, used = min(states, key=lambda state: state[0])
     return label_of[labels], used
+
+
+LOG2 = _log2(np.arange(4096)).astype(np.uint16)
+"""Logarithms of small counts, for who would rather look them up."""

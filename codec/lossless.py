@@ -1,8 +1,8 @@
 """The ``exact`` level: KV bit for bit as the engine holds it, NaN payloads and infinities included.
 
 Sign, exponent and the top of the mantissa of a value are entropy-coded (``planes``) against one of a few tables of the
-segment's own (``channel_tables``); the rest of the mantissa is noise and is stored as it is. Symbols are coded channel by
-channel, channels with the same table together, so that one table at a time is hot.
+segment's own (``channel_tables``); the rest of the mantissa is noise and is stored as it is. Symbols are coded channel
+by channel, channels with the same table together, so that one table at a time is hot.
 
 =========  ============================================================================================
 bytes      field of a coded segment
@@ -10,7 +10,7 @@ bytes      field of a coded segment
 1          mode, 1
 1          lanes, log2
 1          tables, 1 to 16
-1          zero
+1          span, log2, 0 to 3
 2          base of the window (bfloat16 and float32, else 0)
 2          zero
 4          escapes: values outside the window
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidData
 from .channel_tables import PackedTables, WrittenTables, pack, unpack
-from .clusters import CLUSTERS_MAX
+from .clusters import CLUSTERS_MAX, SPAN_LOG2_MAX
 from .entropy import DecodeJob, EncodeJob, Runs, decode_streams, encode_streams, lanes_for
 from .entropy.model import table_set
 from .entropy.stream import LANES_MAX
@@ -44,11 +44,11 @@ from .planes import BASE_MAX, FORMS, MAGNITUDE_MAX, Form, JoinJob, SplitResult, 
 
 __all__ = ["decode_exact", "encode_exact"]
 
-_HEAD = struct.Struct("<BBBxHxxI")
+_HEAD = struct.Struct("<BBBBHxxI")
 _RAW_HEAD = bytes(4)
 _CODED = 1
-BATCH_SEGMENTS = 64
-"""Segments coded together: bounds the memory for look-up tables."""
+BATCH_SEGMENTS = 16
+"""Segments coded together: bounds the memory for look-up tables, and keeps it in the cache."""
 SYMBOLS_MAX = 2**32 - 1
 """Values of one segment; the coder counts in 32 bits."""
 
@@ -77,7 +77,7 @@ def _batches(count: int) -> Iterator[slice]:
 
 def _encode(tensors: Sequence[NDArray[np.generic]], form: Form) -> list[bytes]:
     planes = split(tensors, form)
-    packed = pack([item.symbols for item in planes], [item.counts for item in planes], form.span_log2)
+    packed = pack([item.symbols for item in planes], [item.counts for item in planes])
     tables = table_set(np.concatenate([item.frequencies for item in packed]))
     jobs = [
         EncodeJob(item.symbols, tables, _runs(item.run_lengths, start), lanes_for(len(item.symbols)))
@@ -86,10 +86,11 @@ def _encode(tensors: Sequence[NDArray[np.generic]], form: Form) -> list[bytes]:
     payloads = []
     for tensor, plane, item, job, stream in zip(tensors, planes, packed, jobs, encode_streams(jobs), strict=True):
         escapes = _escapes(tensor, plane, item, form) if form.windowed else b""
-        head = _HEAD.pack(_CODED, job.lanes.bit_length() - 1, len(item.run_lengths), plane.base, len(escapes) // 2)
+        lanes_log2, tables_count = job.lanes.bit_length() - 1, len(item.run_lengths)
+        head = _HEAD.pack(_CODED, lanes_log2, tables_count, item.span_log2, plane.base, len(escapes) // 2)
         coded_bytes = len(head) + len(item.data) + len(plane.rest) + len(escapes) + len(stream)
         if coded_bytes < len(_RAW_HEAD) + tensor.nbytes:
-            payloads.append(b"".join([head, item.data, memoryview(plane.rest), escapes, stream]))
+            payloads.append(b"".join([head, item.data, plane.rest.data, escapes, stream]))
         else:
             payloads.append(_RAW_HEAD + np.ascontiguousarray(tensor).view(form.word).astype(_little(form)).tobytes())
     return payloads
@@ -100,8 +101,8 @@ def _escapes(tensor: NDArray[np.generic], plane: SplitResult, packed: PackedTabl
     if not plane.counts[:, :2].any():
         return b""
     channels, tokens = plane.symbols.shape
-    written = WrittenTables(memoryview(packed.data), channels, tokens, len(packed.run_lengths), 0)
-    places = unpack([written], form.span_log2)[1][0].places
+    written = WrittenTables(memoryview(packed.data), channels, tokens, len(packed.run_lengths), packed.span_log2)
+    places = unpack([written])[1][0].places
     by_channel = np.ascontiguousarray(tensor).view(form.word).transpose(0, 2, 1).reshape(channels, tokens)
     magnitudes = np.empty((channels, tokens), dtype="<u2")
     magnitudes[places] = by_channel >> form.rest_bits & MAGNITUDE_MAX
@@ -114,6 +115,7 @@ class _Head:
 
     lanes: int
     tables: int
+    span_log2: int
     base: int
     escapes: int
 
@@ -129,7 +131,7 @@ def _decode(payloads: Sequence[memoryview], outputs: Sequence[NDArray[Any]], for
             _decode_raw(payload, out, form)
     if not coded:
         return
-    tables, unpacked = unpack([_written(*item, form) for item in coded], form.span_log2)
+    tables, unpacked = unpack([_written(*item) for item in coded])
     starts = _starts([head.tables for _, _, head in coded])
     rests, escapes, jobs = [], [], []
     for (payload, out, head), item, start in zip(coded, unpacked, starts, strict=True):
@@ -146,8 +148,11 @@ def _decode(payloads: Sequence[memoryview], outputs: Sequence[NDArray[Any]], for
         for symbols, item, rest, (_, out, head) in zip(decode_streams(jobs), unpacked, rests, coded, strict=True)
     ]
     join(joins, form)
-    for magnitudes, job in zip(escapes, joins, strict=True):
-        if len(magnitudes):
+    if not form.windowed:
+        return
+    can_escape = (tables.frequencies[:, :2] > 0).sum(axis=1)
+    for magnitudes, job, start, (_, _, head) in zip(escapes, joins, starts, coded, strict=True):
+        if len(magnitudes) or can_escape[start : start + head.tables].any():
             _put_escapes(magnitudes, job, form)
 
 
@@ -162,30 +167,29 @@ def _decode_raw(payload: memoryview, out: NDArray[Any], form: Form) -> None:
 def _parse_head(payload: memoryview, out: NDArray[Any], form: Form) -> _Head:
     if len(payload) < _HEAD.size:
         raise InvalidData(f"exact segment has {len(payload)} bytes, its head needs {_HEAD.size}")
-    _, lanes_log2, tables, base, escapes = _HEAD.unpack_from(payload)
+    _, lanes_log2, tables, span_log2, base, escapes = _HEAD.unpack_from(payload)
     if (
         1 << lanes_log2 > LANES_MAX
         or not 1 <= tables <= CLUSTERS_MAX
+        or span_log2 > SPAN_LOG2_MAX
         or base > (BASE_MAX if form.windowed else 0)
         or escapes > (out.size if form.windowed else 0)
         or out.size > SYMBOLS_MAX
     ):
         raise InvalidData(
-            f"exact segment declares 2^{lanes_log2} lanes, {tables} tables, window base {base}, "
-            f"{escapes} escapes among {out.size} values"
+            f"exact segment declares 2^{lanes_log2} lanes, {tables} tables of span 2^{span_log2}, window base "
+            f"{base}, {escapes} escapes among {out.size} values"
         )
-    return _Head(1 << lanes_log2, tables, base, escapes)
+    return _Head(1 << lanes_log2, tables, span_log2, base, escapes)
 
 
-def _written(payload: memoryview, out: NDArray[Any], head: _Head, form: Form) -> WrittenTables:
+def _written(payload: memoryview, out: NDArray[Any], head: _Head) -> WrittenTables:
     heads, tokens, head_dim = out.shape
-    # Without escapes no table may have a code for one: then nobody has to look for them among the symbols.
-    group_low = 2 if form.windowed and not head.escapes else 0
-    return WrittenTables(payload[_HEAD.size :], heads * head_dim, tokens, head.tables, group_low)
+    return WrittenTables(payload[_HEAD.size :], heads * head_dim, tokens, head.tables, head.span_log2)
 
 
 def _put_escapes(escapes: NDArray[np.uint16], job: JoinJob, form: Form) -> None:
-    if int(escapes.max()) > MAGNITUDE_MAX:
+    if int(escapes.max(initial=0)) > MAGNITUDE_MAX:
         raise InvalidData(f"exact segment has an escape of magnitude {escapes.max()}, the limit is {MAGNITUDE_MAX}")
     found = np.flatnonzero(job.symbols < 2)
     if len(found) != len(escapes):
@@ -198,9 +202,9 @@ def _put_escapes(escapes: NDArray[np.uint16], job: JoinJob, form: Form) -> None:
     job.out.view(form.word)[head, token, dim] |= escapes.astype(form.word) << form.rest_bits
 
 
-def _starts(counts: Sequence[int]) -> Iterator[int]:
+def _starts(counts: Sequence[int]) -> list[int]:
     """The first table of each segment in the set of all."""
-    return accumulate(counts[:-1], initial=0)
+    return list(accumulate(counts[:-1], initial=0))
 
 
 def _runs(lengths: NDArray[np.uint32], start: int) -> Runs:

@@ -43,15 +43,11 @@ ByteArray = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the bits of a dtype are shared out; ``code`` is its name in ``planes.h``.
-
-    ``2 ** span_log2`` neighbouring magnitudes of one sign share an entry of a frequency table.
-    """
+    """How the bits of a dtype are shared out; ``code`` is its name in ``planes.h``."""
 
     code: int
     bits: int
     rest_bits: int
-    span_log2: int
 
     @property
     def windowed(self) -> bool:
@@ -71,11 +67,11 @@ class Form:
 
 
 FORMS = {
-    KvDtype.FLOAT8_E4M3FN: Form(code=0, bits=8, rest_bits=0, span_log2=2),
-    KvDtype.FLOAT8_E5M2: Form(code=0, bits=8, rest_bits=0, span_log2=1),
-    KvDtype.FLOAT16: Form(code=1, bits=16, rest_bits=8, span_log2=1),
-    KvDtype.BFLOAT16: Form(code=2, bits=16, rest_bits=6, span_log2=0),
-    KvDtype.FLOAT32: Form(code=3, bits=32, rest_bits=22, span_log2=0),
+    KvDtype.FLOAT8_E4M3FN: Form(code=0, bits=8, rest_bits=0),
+    KvDtype.FLOAT8_E5M2: Form(code=0, bits=8, rest_bits=0),
+    KvDtype.FLOAT16: Form(code=1, bits=16, rest_bits=8),
+    KvDtype.BFLOAT16: Form(code=2, bits=16, rest_bits=6),
+    KvDtype.FLOAT32: Form(code=3, bits=32, rest_bits=22),
 }
 
 
@@ -83,19 +79,21 @@ def split(tensors: Sequence[NDArray[Any]], form: Form) -> list[SplitResult]:
     """Split tensors ``[kv_heads, tokens, head_dim]`` of ``form``'s width, any strides; the results own their memory."""
     if not native.AVAILABLE:
         return [_split(tensor, form) for tensor in tensors]
-    dense = [item if item.strides[-1] == item.itemsize else np.ascontiguousarray(item) for item in tensors]
-    return native_planes.split(
-        dense, form=form.code, span_log2=form.span_log2, rest_bytes=[form.rest_bytes(item.size) for item in dense]
-    )
+    dense = [
+        item if item.strides[-1] == item.itemsize and item.flags.aligned else np.array(item, order="C")
+        for item in tensors
+    ]
+    return native_planes.split(dense, form=form.code, rest_bytes=[form.rest_bytes(item.size) for item in dense])
 
 
 def join(jobs: Sequence[JoinJob], form: Form) -> None:
     """Write the values of each job into its ``out``; where a symbol's index is 0 the magnitude comes out as 0."""
-    if native.AVAILABLE:
-        native_planes.join(jobs, form=form.code)
-        return
+    compiled = [job for job in jobs if native.AVAILABLE and job.out.flags.aligned]
+    if compiled:
+        native_planes.join(compiled, form=form.code)
     for job in jobs:
-        _join(job, form)
+        if not (native.AVAILABLE and job.out.flags.aligned):
+            _join(job, form)
 
 
 def _split(tensor: NDArray[Any], form: Form) -> SplitResult:
@@ -110,9 +108,8 @@ def _split(tensor: NDArray[Any], form: Form) -> SplitResult:
         inside = (magnitude > base + 1) & (magnitude - base < WINDOW)
         index = np.where(magnitude == 0, 1, np.where(inside, magnitude - base, 0))
     by_channel = (2 * index + sign).transpose(0, 2, 1).reshape(heads * head_dim, tokens)
-    group = 2 * (by_channel >> 1 + form.span_log2) + (by_channel & 1)
-    places = np.arange(len(group))[:, None] * 256 + group
-    counts = np.bincount(places.reshape(-1), minlength=256 * len(group)).reshape(-1, 256)
+    places = np.arange(len(by_channel))[:, None] * 256 + by_channel
+    counts = np.bincount(places.reshape(-1), minlength=256 * len(by_channel)).reshape(-1, 256)
     rest = _pack_rest(bits.reshape(-1), form)
     return SplitResult(by_channel.astype(np.uint8), rest, counts.astype(np.uint16), base)
 
@@ -150,7 +147,7 @@ def _unpack_rest(rest: ByteArray, values: int, form: Form) -> NDArray[np.int64]:
     packed = rest[:packed_bytes].reshape(-1, BLOCK_BYTES)
     low = np.concatenate([packed[:, :32] & 15, packed[:, :32] >> 4], axis=1)
     high = np.concatenate([packed[:, 32:] >> shift & 3 for shift in range(0, 8, 2)], axis=1)
-    six = (low | high << 4).reshape(-1)[:values].astype(np.int64)
-    if form.rest_bits == 6:
-        return six
-    return six << 16 | np.frombuffer(rest[packed_bytes:].tobytes(), dtype="<u2").astype(np.int64)
+    six: NDArray[np.int64] = (low | high << 4).reshape(-1)[:values].astype(np.int64)
+    if form.rest_bits > 6:
+        six = six << 16 | np.frombuffer(rest[packed_bytes:].tobytes(), dtype="<u2")
+    return six

@@ -17,6 +17,7 @@ enum {
     CODE_BITS = 6,
     ROUNDS_BEFORE = 2,
     ROUNDS_AFTER = 1,
+    LOG2_COUNT = 4096,
     TOKENS_MAX = 20000,       // 2^24 / COST_ABSENT
 };
 
@@ -26,27 +27,34 @@ struct Work {
     const Cluster& job;
     uint32_t first;    // the group that stands first in `counts` and `tables`
     uint32_t groups;   // groups from there to the last one that occurs
-    float* counts;     // [channels][groups]; sums of products with costs stay below 2^24, and so exact
+    uint16_t* rows;    // [channels][groups] how often each group occurs
+    float* counts;     // the same; sums of products with costs stay below 2^24, and so exact
     uint8_t* labels;   // [channels]
     Table tables[CLUSTERS_MAX];
     uint32_t used;
 };
 
 int64_t log2_units(const Cluster& job, int64_t x) {
-    if (x <= 1) return 0;
+    if (x < LOG2_COUNT) return job.log2[x];
     const double wide = static_cast<double>(x);  // exact below 2^53
     uint64_t bits;
     std::memcpy(&bits, &wide, sizeof bits);
-    return static_cast<int64_t>((bits >> 52) - 1023) * UNIT + job.log2[bits >> 44 & 0xFF];
+    return static_cast<int64_t>((bits >> 52) - 1023) * UNIT + job.log2_mantissa[bits >> 44 & 0xFF];
+}
+
+KVL_EVERY_CPU void add_rows(const Work& work, uint32_t (*sums)[GROUPS]) {
+    for (uint32_t channel = 0; channel < work.job.channels; channel++) {
+        const uint16_t* counts = work.rows + static_cast<uint64_t>(channel) * work.groups;
+        uint32_t* sum = sums[work.labels[channel]];
+        for (uint32_t g = 0; g < work.groups; g++) sum[g] += counts[g];
+    }
 }
 
 void sum_tables(Work& work) {
-    std::memset(work.tables, 0, sizeof work.tables);
-    for (uint32_t channel = 0; channel < work.job.channels; channel++) {
-        const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS + work.first;
-        int64_t* table = work.tables[work.labels[channel]];
-        for (uint32_t g = 0; g < work.groups; g++) table[g] += counts[g];
-    }
+    uint32_t sums[CLUSTERS_MAX][GROUPS] = {};  // a segment has fewer than 2^32 values
+    add_rows(work, sums);
+    for (uint32_t k = 0; k < work.used; k++)
+        for (uint32_t g = 0; g < work.groups; g++) work.tables[k][g] = sums[k][g];
 }
 
 // Drops tables that no channel uses; the others keep their order.
@@ -130,19 +138,44 @@ void reassign(Work& work) {
     sum_tables(work);
 }
 
-// What a table's symbols and the table itself cost; `other` is added to it where given.
-int64_t table_cost(const Work& work, const int64_t* table, const int64_t* other) {
+// What the symbols of a table cost, and how many groups its codes span; `other` is added to it where given.
+int64_t symbol_cost(const Cluster& job, const int64_t* table, const int64_t* other, uint32_t groups, uint32_t& width) {
     int64_t total = 0, known = 0;
-    uint32_t low = work.groups, high = 0;
-    for (uint32_t g = 0; g < work.groups; g++) {
+    uint32_t low = groups, high = 0;
+    for (uint32_t g = 0; g < groups; g++) {
         const int64_t count = table[g] + (other ? other[g] : 0);
         if (count == 0) continue;
-        low = low == work.groups ? g : low;
+        low = low == groups ? g : low;
         high = g;
         total += count;
-        known += count * log2_units(work.job, count);
+        known += count * log2_units(job, count);
     }
-    return total * log2_units(work.job, total) - known + UNIT * (TABLE_BITS + CODE_BITS * (high - low + 1));
+    width = high - low + 1;
+    return total * log2_units(job, total) - known;
+}
+
+int64_t table_cost(const Work& work, const int64_t* table, const int64_t* other) {
+    uint32_t width;
+    const int64_t symbols = symbol_cost(work.job, table, other, work.groups, width);
+    return symbols + UNIT * (TABLE_BITS + CODE_BITS * static_cast<int64_t>(width));
+}
+
+// The span that would be cheapest if all channels shared one distribution, written as often as there may be tables.
+uint32_t cheapest_span(const Cluster& job, const uint32_t* counts) {
+    const uint64_t values = static_cast<uint64_t>(job.channels) * job.tokens;
+    const int64_t tables = static_cast<int64_t>(1 + (values >> 14 < CLUSTERS_MAX - 1 ? values >> 14 : CLUSTERS_MAX - 1));
+    uint32_t best_span = 0;
+    int64_t best = INT64_MAX;
+    for (uint32_t span = 0; span <= SPAN_LOG2_MAX; span++) {
+        int64_t grouped[GROUPS] = {};
+        for (uint32_t s = 0; s < GROUPS; s++) grouped[(s >> 1 >> span) << 1 | (s & 1)] += counts[s];
+        uint32_t width;
+        const int64_t symbols = symbol_cost(job, grouped, nullptr, GROUPS, width);
+        const int64_t within = static_cast<int64_t>(span * values) * UNIT;
+        const int64_t cost = symbols + within + tables * UNIT * CODE_BITS * static_cast<int64_t>(width);
+        if (cost < best) best = cost, best_span = span;
+    }
+    return best_span;
 }
 
 uint32_t label_bits(uint32_t tables) {
@@ -206,23 +239,49 @@ void merge_tables(Work& work) {
     sum_tables(work);
 }
 
-void groups_in_use(const Cluster& job, uint32_t& first, uint32_t& groups) {
-    uint32_t seen[GROUPS] = {};
+KVL_EVERY_CPU void count_all(const Cluster& job, uint32_t* counts) {
     for (uint32_t channel = 0; channel < job.channels; channel++)
-        for (uint32_t g = 0; g < GROUPS; g++) seen[g] |= job.counts[static_cast<uint64_t>(channel) * GROUPS + g];
-    uint32_t low = 0, high = GROUPS;
-    while (low < GROUPS - 1 && !seen[low]) low++;
-    while (high > low + 1 && !seen[high - 1]) high--;
+        for (uint32_t s = 0; s < GROUPS; s++) counts[s] += job.counts[static_cast<uint64_t>(channel) * GROUPS + s];
+}
+
+// Chooses the span and tells which groups occur.
+void choose_groups(Cluster& job, uint32_t& first, uint32_t& groups) {
+    uint32_t counts[GROUPS] = {};  // a segment has fewer than 2^32 values
+    count_all(job, counts);
+    job.span_log2 = cheapest_span(job, counts);
+    uint32_t low = GROUPS, high = 0;
+    for (uint32_t s = 0; s < GROUPS; s++) {
+        if (counts[s] == 0) continue;
+        const uint32_t group = (s >> 1 >> job.span_log2) << 1 | (s & 1);
+        low = group < low ? group : low;
+        high = group > high ? group : high;
+    }
     first = low;
-    groups = high - low;
+    groups = high - low + 1;
+}
+
+KVL_EVERY_CPU void count_groups(Work& work) {
+    const uint32_t span = work.job.span_log2, members = 1u << span;
+    for (uint32_t channel = 0; channel < work.job.channels; channel++) {
+        const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS;
+        uint16_t* row = work.rows + static_cast<uint64_t>(channel) * work.groups;
+        for (uint32_t g = 0; g < work.groups; g++) {
+            const uint32_t group = work.first + g;
+            uint32_t sum = 0;
+            for (uint32_t i = 0; i < members; i++) sum += counts[((group >> 1) * members + i) << 1 | (group & 1)];
+            row[g] = static_cast<uint16_t>(sum);
+        }
+    }
+    const uint64_t count = static_cast<uint64_t>(work.job.channels) * work.groups;
+    for (uint64_t i = 0; i < count; i++) work.counts[i] = work.rows[i];
 }
 
 // Channels in the order of their mean magnitude, cut into as many equal parts as there are tables.
 void label_by_magnitude(Work& work, uint64_t* order) {
     for (uint32_t channel = 0; channel < work.job.channels; channel++) {
-        const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS;
+        const uint16_t* counts = work.rows + static_cast<uint64_t>(channel) * work.groups;
         uint32_t sum = 0;
-        for (uint32_t g = work.first; g < work.first + work.groups; g++) sum += counts[g] * (g >> 1);
+        for (uint32_t g = 0; g < work.groups; g++) sum += counts[g] * ((work.first + g) >> 1);
         order[channel] = static_cast<uint64_t>(sum) << 32 | channel;
     }
     std::sort(order, order + work.job.channels);
@@ -301,16 +360,15 @@ void pack(const Work& work, Cluster& job) {
 Status cluster(Cluster& job) {
     if (job.tokens > TOKENS_MAX) return BAD_JOB;
     uint32_t first, groups;
-    groups_in_use(job, first, groups);
-    std::unique_ptr<float[]> counts(new (std::nothrow) float[static_cast<uint64_t>(job.channels) * groups]);
+    choose_groups(job, first, groups);
+    const uint64_t counters = static_cast<uint64_t>(job.channels) * groups;
+    std::unique_ptr<uint16_t[]> rows(new (std::nothrow) uint16_t[counters]);
+    std::unique_ptr<float[]> counts(new (std::nothrow) float[counters]);
     std::unique_ptr<uint64_t[]> order(new (std::nothrow) uint64_t[job.channels]);
     std::unique_ptr<uint8_t[]> labels(new (std::nothrow) uint8_t[job.channels]);
-    if (!counts || !order || !labels) return NO_ROOM;
-    Work work{job, first, groups, counts.get(), labels.get(), {}, 0};
-    for (uint32_t channel = 0; channel < job.channels; channel++)
-        for (uint32_t g = 0; g < groups; g++)
-            work.counts[static_cast<uint64_t>(channel) * groups + g] =
-                job.counts[static_cast<uint64_t>(channel) * GROUPS + first + g];
+    if (!rows || !counts || !order || !labels) return NO_ROOM;
+    Work work{job, first, groups, rows.get(), counts.get(), labels.get(), {}, 0};
+    count_groups(work);
     work.used = job.channels < CLUSTERS_MAX ? job.channels : CLUSTERS_MAX;
     label_by_magnitude(work, order.get());
     sum_tables(work);

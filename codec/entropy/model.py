@@ -78,7 +78,8 @@ class TableSet:
     def encoder(self) -> NDArray[np.uint32]:
         """Frequency of each symbol ``[tables, 256]``, with the cumulative in the upper half."""
         wide = np.ascontiguousarray(self.frequencies, dtype=np.uint32)
-        return wide | np.cumsum(wide, axis=1, dtype=np.uint32) - wide << 16
+        cumulative = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
+        return np.asarray(wide | cumulative << 16, dtype=np.uint32)
 
     @cached_property
     def decoder(self) -> NDArray[np.uint32]:

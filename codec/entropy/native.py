@@ -8,6 +8,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,35 @@ class _Inverse(ctypes.Structure):
     ]
 
 
+class _Batch:
+    """What both directions say of ``jobs`` in ``streams``, and the arrays these point into.
+
+    An address costs more to ask of NumPy than a short stream to decode, so what can share an array does.
+    """
+
+    def __init__(self, jobs: Sequence[DecodeJob | EncodeJob], tables: Sequence[NDArray[np.uint32]]) -> None:
+        self.streams = (_Stream * len(jobs))()
+        self._held: list[NDArray[np.generic]] = []
+        empty = [np.empty(0, dtype=np.uint32)]
+        run_tables = self.hold(np.concatenate(empty + [job.runs.tables for job in jobs], dtype=np.uint32))
+        run_lengths = self.hold(np.concatenate(empty + [job.runs.lengths for job in jobs], dtype=np.uint32))
+        addresses = {id(table): self.hold(np.ascontiguousarray(table)) for table in {id(t): t for t in tables}.values()}
+        first_run = 0
+        for stream, job, table in zip(self.streams, jobs, tables, strict=True):
+            stream.tables, stream.table_count, stream.lanes = addresses[id(table)], len(table), job.lanes
+            stream.run_tables, stream.run_lengths = run_tables + 4 * first_run, run_lengths + 4 * first_run
+            stream.runs, stream.symbol_count, stream.context_count = len(job.runs.tables), job.runs.symbol_count, 1
+            first_run += len(job.runs.tables)
+            if job.contexts is not None:
+                stream.contexts = self.hold(np.ascontiguousarray(job.contexts))
+                stream.context_count = job.context_count
+
+    def hold(self, array: NDArray[np.generic]) -> int:
+        """The address of a contiguous ``array``, which is kept as long as the batch."""
+        self._held.append(array)
+        return int(array.ctypes.data)
+
+
 @dataclass(frozen=True, slots=True)
 class InverseJob:
     """Coefficients ``[blocks * width, tokens]``, basis times step ``[blocks, width, width]``, means; all float32."""
@@ -123,48 +153,47 @@ DESCRIPTION = (
 
 
 def decode_streams(jobs: Sequence[DecodeJob], *, threads: int = THREADS, path: str = "auto") -> list[NDArray[np.uint8]]:
-    """As :func:`reference.decode_streams`, by the fastest of :data:`PATHS` or the one named ``path``."""
+    """As :func:`reference.decode_streams`, by the fastest of :data:`PATHS` or the one named ``path``.
+
+    The arrays returned share one block of memory, which lives as long as any of them.
+    """
     library = loaded()
     # Streams of one lane count are decoded several at a time; the longest go first, so that threads end together.
     order = sorted(range(len(jobs)), key=lambda index: (jobs[index].lanes, jobs[index].symbol_count), reverse=True)
-    streams = (_Stream * len(jobs))()
-    outputs = [np.empty(job.symbol_count, dtype=np.uint8) for job in jobs]
-    held: list[NDArray[np.generic]] = []
-    for stream, index in zip(streams, order, strict=True):
-        job, symbols = jobs[index], outputs[index]
+    sorted_jobs = [jobs[index] for index in order]
+    batch = _Batch(sorted_jobs, [job.tables.decoder for job in sorted_jobs])
+    ends = list(accumulate(job.symbol_count for job in sorted_jobs))
+    block = np.empty(ends[-1] if ends else 0, dtype=np.uint8)
+    outputs = dict(zip(order, np.split(block, ends[:-1]), strict=True)) if ends else {}
+    address = block.ctypes.data
+    for stream, job, end in zip(batch.streams, sorted_jobs, ends, strict=True):
         data = np.frombuffer(job.data, dtype=np.uint8)
-        held += [data, *_describe(stream, job, job.tables.decoder)]
-        stream.data, stream.data_bytes = data.ctypes.data, len(data)
-        stream.symbols, stream.symbol_count = symbols.ctypes.data, len(symbols)
-    library.kvl_decode(ctypes.byref(streams), len(jobs), threads, _path(path))
-    failed = [(index, stream.status) for stream, index in zip(streams, order, strict=True) if stream.status]
+        stream.data, stream.data_bytes = batch.hold(data), len(data)
+        stream.symbols = address + end - stream.symbol_count
+    library.kvl_decode(ctypes.byref(batch.streams), len(jobs), threads, _path(path))
+    failed = [(index, stream.status) for stream, index in zip(batch.streams, order, strict=True) if stream.status]
     if failed:
         index, status = min(failed)
         raise InvalidData(f"entropy stream {index} {_STATUS[status]}")
-    return outputs
+    return [outputs[index] for index in range(len(jobs))]
 
 
 def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: str = "auto") -> list[bytes]:
     """As :func:`reference.encode_streams`, by the fastest of :data:`PATHS` or the one named ``path``."""
     library = loaded()
-    streams = (_Stream * len(jobs))()
-    buffers: list[NDArray[np.uint8]] = []
-    held: list[NDArray[np.generic]] = []
-    for stream, job in zip(streams, jobs, strict=True):
-        source = np.ascontiguousarray(job.symbols, dtype=np.uint8)
-        # A symbol costs at most 12 bits, a lane its state and one word.
-        buffer = np.empty(2 * len(source) + 8 * job.lanes, dtype=np.uint8)
-        buffers.append(buffer)
-        held += [source, *_describe(stream, job, job.tables.encoder)]
-        stream.data, stream.data_bytes = buffer.ctypes.data, len(buffer)
-        stream.symbols, stream.symbol_count = source.ctypes.data, len(source)
-    library.kvl_encode(ctypes.byref(streams), len(jobs), threads, _path(path))
-    for index, stream in enumerate(streams):
+    batch = _Batch(jobs, [job.tables.encoder for job in jobs])
+    # A symbol costs at most 12 bits, a lane its state and one word.
+    ends = list(accumulate(2 * len(job.symbols) + 8 * job.lanes for job in jobs))
+    block = np.empty(ends[-1] if ends else 0, dtype=np.uint8)
+    address = block.ctypes.data
+    for stream, job, start, end in zip(batch.streams, jobs, [0, *ends], ends, strict=False):
+        stream.data, stream.data_bytes = address + start, end - start
+        stream.symbols = batch.hold(np.ascontiguousarray(job.symbols, dtype=np.uint8))
+    library.kvl_encode(ctypes.byref(batch.streams), len(jobs), threads, _path(path))
+    for index, stream in enumerate(batch.streams):
         if stream.status:
             raise ValueError(f"entropy job {index} {_STATUS[stream.status]}, or a symbol has no code in its table")
-    return [
-        buffer[len(buffer) - stream.data_bytes :].tobytes() for buffer, stream in zip(buffers, streams, strict=True)
-    ]
+    return [block[end - stream.data_bytes : end].tobytes() for stream, end in zip(batch.streams, ends, strict=True)]
 
 
 def dequantise(
@@ -207,17 +236,3 @@ def _path(name: str) -> int:
     if name != "auto" and name not in PATHS:
         raise ValueError(f"no path {name!r}, this CPU has {', '.join(PATHS)}")
     return _PATHS[PATHS[-1] if name == "auto" else name]
-
-
-def _describe(stream: _Stream, job: DecodeJob | EncodeJob, table: NDArray[np.uint32]) -> list[NDArray[np.generic]]:
-    """Fill in what both directions share; the arrays returned must outlive the call."""
-    held: list[NDArray[np.generic]] = [
-        np.ascontiguousarray(array, dtype=np.uint32) for array in (table, job.runs.tables, job.runs.lengths)
-    ]
-    stream.tables, stream.run_tables, stream.run_lengths = (array.ctypes.data for array in held)
-    stream.table_count, stream.runs, stream.lanes = len(table), len(job.runs.tables), job.lanes
-    stream.context_count = 1
-    if job.contexts is not None:
-        held.append(np.ascontiguousarray(job.contexts))
-        stream.contexts, stream.context_count = held[-1].ctypes.data, job.context_count
-    return held

@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+BAD_JOB = 4
+
+
 class _Join(ctypes.Structure):
     _fields_ = [
         ("symbols", ctypes.c_void_p),
@@ -58,10 +61,8 @@ class _Split(ctypes.Structure):
         ("tokens", ctypes.c_uint32),
         ("head_dim", ctypes.c_uint32),
         ("form", ctypes.c_uint32),
-        ("span_log2", ctypes.c_uint32),
         ("base", ctypes.c_uint32),
         ("status", ctypes.c_int32),
-        ("reserved", ctypes.c_uint32),
     ]
 
 
@@ -69,6 +70,7 @@ class _Cluster(ctypes.Structure):
     _fields_ = [
         ("counts", ctypes.c_void_p),
         ("log2", ctypes.c_void_p),
+        ("log2_mantissa", ctypes.c_void_p),
         ("symbols", ctypes.c_void_p),
         ("sorted", ctypes.c_void_p),
         ("packed", ctypes.c_void_p),
@@ -96,14 +98,13 @@ class _Unpack(ctypes.Structure):
         ("tokens", ctypes.c_uint32),
         ("tables", ctypes.c_uint32),
         ("span_log2", ctypes.c_uint32),
-        ("group_low", ctypes.c_uint32),
         ("status", ctypes.c_int32),
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """Symbols ``[channels, tokens]``, stored bits, how often each group occurs ``[channels, 256]``, window base."""
+    """Symbols ``[channels, tokens]``, stored bits, how often each symbol occurs ``[channels, 256]``, window base."""
 
     symbols: NDArray[np.uint8]
     rest: NDArray[np.uint8]
@@ -130,6 +131,7 @@ class PackedTables:
     """Tables as written, their frequencies ``[tables, 256]``, how many symbols each codes, and the symbols by table."""
 
     data: bytes
+    span_log2: int
     frequencies: NDArray[np.uint16]
     run_lengths: NDArray[np.uint32]
     symbols: NDArray[np.uint8]
@@ -156,11 +158,11 @@ class Written(Protocol):
     @property
     def tables(self) -> int: ...
     @property
-    def group_low(self) -> int: ...
+    def span_log2(self) -> int: ...
 
 
 def split(
-    tensors: Sequence[NDArray[Any]], *, form: int, span_log2: int, rest_bytes: Sequence[int], threads: int = THREADS
+    tensors: Sequence[NDArray[Any]], *, form: int, rest_bytes: Sequence[int], threads: int = THREADS
 ) -> list[SplitResult]:
     """As :func:`kvloom.codec.planes.split` for tensors whose last axis is contiguous."""
     jobs = (_Split * len(tensors))()
@@ -174,7 +176,7 @@ def split(
         job.values, job.symbols, job.rest = tensor.ctypes.data, symbols.ctypes.data, rest.ctypes.data
         job.counts, job.head_stride, job.token_stride = counts.ctypes.data, tensor.strides[0], tensor.strides[1]
         job.heads, job.tokens, job.head_dim = heads, tokens, head_dim
-        job.form, job.span_log2 = form, span_log2
+        job.form = form
     loaded().kvl_split(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     _check(jobs)
     return [
@@ -198,9 +200,9 @@ def join(jobs: Sequence[JoinJob], *, form: int, threads: int = THREADS) -> None:
 def pack_tables(
     symbols: Sequence[NDArray[np.uint8]],
     counts: Sequence[NDArray[np.uint16]],
-    log2: NDArray[np.uint16],
     *,
-    span_log2: int,
+    log2: NDArray[np.uint16],
+    log2_mantissa: NDArray[np.uint16],
     tables_max: int,
     threads: int = THREADS,
 ) -> list[PackedTables]:
@@ -213,22 +215,27 @@ def pack_tables(
         by_table = np.empty(rows.size, dtype=np.uint8)
         packed = np.empty(len(rows) + tables_max * 256, dtype=np.uint8)  # more than enough
         arrays.append((by_table, packed))
-        job.counts, job.log2, job.symbols = count.ctypes.data, log2.ctypes.data, rows.ctypes.data
+        job.counts, job.symbols = count.ctypes.data, rows.ctypes.data
+        job.log2, job.log2_mantissa = log2.ctypes.data, log2_mantissa.ctypes.data
         job.sorted, job.packed = by_table.ctypes.data, packed.ctypes.data
         job.frequencies = frequencies.ctypes.data + index * frequencies.strides[0]
         job.run_lengths = run_lengths.ctypes.data + index * run_lengths.strides[0]
-        (job.channels, job.tokens), job.span_log2 = rows.shape, span_log2
+        job.channels, job.tokens = rows.shape
     loaded().kvl_cluster(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     _check(jobs)
     return [
-        PackedTables(packed[: job.packed_bytes].tobytes(), own[: job.tables_used], runs[: job.tables_used], by_table)
+        PackedTables(
+            packed[: job.packed_bytes].tobytes(),
+            int(job.span_log2),
+            own[: job.tables_used],
+            runs[: job.tables_used],
+            by_table,
+        )
         for job, (by_table, packed), own, runs in zip(jobs, arrays, frequencies, run_lengths, strict=True)
     ]
 
 
-def unpack_tables(
-    written: Sequence[Written], *, span_log2: int, threads: int = THREADS
-) -> tuple[TableSet, list[UnpackedTables]]:
+def unpack_tables(written: Sequence[Written], *, threads: int = THREADS) -> tuple[TableSet, list[UnpackedTables]]:
     """As :func:`kvloom.codec.channel_tables.unpack`."""
     total = sum(item.tables for item in written)
     frequencies = np.empty((total, 256), dtype=np.uint16)
@@ -244,7 +251,7 @@ def unpack_tables(
         job.frequencies = frequencies.ctypes.data + start * frequencies.strides[0]
         job.slots = slots.ctypes.data + start * slots.strides[0]
         job.channels, job.tokens, job.tables = item.channels, item.tokens, item.tables
-        job.span_log2, job.group_low = span_log2, item.group_low
+        job.span_log2 = item.span_log2
         start += item.tables
     loaded().kvl_unpack(ctypes.byref(jobs), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     unpacked = []
@@ -259,5 +266,7 @@ def unpack_tables(
 
 def _check(jobs: "ctypes.Array[Any]") -> None:
     for index, job in enumerate(jobs):
+        if job.status == BAD_JOB:
+            raise ValueError(f"job {index} of the exact level has more tokens than it counts")
         if job.status:
             raise MemoryError(f"job {index} of the exact level could not get its working memory")

@@ -18,6 +18,7 @@ enum {
     REST_BLOCK_BYTES = 48,
     WINDOW = 128,            // symbol pairs of a windowed form: escape, zero, and 126 consecutive magnitudes
     CLUSTERS_MAX = 16,
+    SPAN_LOG2_MAX = 3,
     GROUPS = 256,
 };
 
@@ -43,23 +44,22 @@ struct Split {
     const uint8_t* values;   // head_dim consecutive values at a time
     uint8_t* symbols;        // [channels][tokens]
     uint8_t* rest;           // zeroed by the caller
-    uint16_t* counts;        // [channels][256] how often each group of symbols occurs
+    uint16_t* counts;        // [channels][256] how often each symbol occurs
     int64_t head_stride;
     int64_t token_stride;
     uint32_t heads;
     uint32_t tokens;
     uint32_t head_dim;
     uint32_t form;
-    uint32_t span_log2;      // 2^span_log2 neighbouring magnitudes of one sign are a group
     uint32_t base;           // comes back
     int32_t status;
-    uint32_t reserved;
 };
 
 // Mirrors `_Cluster`.
 struct Cluster {
     const uint16_t* counts;   // [channels][256]
-    const uint16_t* log2;     // [256] 64 * log2(1 + i / 256), rounded as codec/clusters.py does
+    const uint16_t* log2;     // [4096] logarithms of small counts, as codec/clusters.py rounds them
+    const uint16_t* log2_mantissa;  // [256] of 1 + i / 256
     const uint8_t* symbols;   // [channels][tokens]
     uint8_t* sorted;          // the same rows, by table; comes back, as does all below
     uint8_t* packed;          // tables and who uses which, as written; room for PACKED_BYTES_MAX
@@ -67,7 +67,7 @@ struct Cluster {
     uint32_t* run_lengths;    // [CLUSTERS_MAX] symbols coded with each table
     uint32_t channels;
     uint32_t tokens;
-    uint32_t span_log2;
+    uint32_t span_log2;       // 2^span_log2 neighbouring magnitudes of one sign are a group
     uint32_t tables_used;
     uint32_t packed_bytes;
     int32_t status;
@@ -86,7 +86,6 @@ struct Unpack {
     uint32_t tokens;
     uint32_t tables;          // 1 to CLUSTERS_MAX
     uint32_t span_log2;
-    uint32_t group_low;       // no table may have a lower group
     int32_t status;
 };
 

@@ -3,6 +3,7 @@
 // A stream of hostile bytes ends in a status, never outside its buffers.
 #include "coder.h"
 
+#include <initializer_list>
 #include <utility>
 
 #define KVL_TARGET
@@ -161,7 +162,7 @@ Path usable(uint32_t path) {
     return SCALAR;
 }
 
-DecodeKernel decode_kernel(Path path, uint32_t lanes, uint32_t in_flight) {
+DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t in_flight) {
     DecodeKernel kernel = nullptr;
 #if KVL_X86
     if (path == AVX512) kernel = decode_kernel_avx512(lanes, in_flight);
@@ -257,7 +258,7 @@ Status encode_one(Ascent& a) {
     return OK;
 }
 
-EncodeKernel encode_kernel(Path path, uint32_t lanes) {
+EncodeKernel encode_kernel([[maybe_unused]] Path path, [[maybe_unused]] uint32_t lanes) {
     EncodeKernel kernel = nullptr;
 #if KVL_X86
     if (path == AVX512) kernel = encode_kernel_avx512(lanes);

@@ -1,7 +1,7 @@
 """What the entropy coder is asked to do: one job per stream, the same for every execution of the coder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,19 @@ SYMBOLS_PER_LANE_LOW = 2048
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Consecutive symbols coded with one table: ``tables`` ``[runs]`` uint32, ``lengths`` ``[runs]`` uint32."""
+    """Consecutive symbols coded with one table: ``tables`` ``[runs]`` uint32, ``lengths`` ``[runs]`` uint32.
+
+    ``symbol_count`` is the symbols of all runs.
+    """
 
     tables: NDArray[np.uint32]
     lengths: NDArray[np.uint32]
+    symbol_count: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.tables.shape != self.lengths.shape or self.tables.ndim != 1:
             raise ValueError(f"tables {self.tables.shape} for run lengths {self.lengths.shape}")
+        object.__setattr__(self, "symbol_count", int(self.lengths.sum(dtype=np.int64)))
 
     @classmethod
     def of_channels(cls, table_of_channel: Sequence[int] | NDArray[np.integer], symbols_per_channel: int) -> "Runs":
@@ -38,15 +43,13 @@ class Runs:
         lengths = np.diff(np.concatenate([starts, [len(tables)]])) * symbols_per_channel
         return cls(np.ascontiguousarray(tables[starts]), lengths.astype(np.uint32))
 
-    @property
-    def symbol_count(self) -> int:
-        """Symbols of all runs."""
-        return int(self.lengths.sum(dtype=np.int64))
-
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """Symbols ``[n]`` uint8 to code; ``contexts`` ``[n]`` uint8 below ``context_count`` are added to the run's table."""
+    """Symbols ``[n]`` uint8 to code; ``contexts`` ``[n]`` uint8 are added to the run's table.
+
+    Contexts are below ``context_count``, which says nothing where there are none.
+    """
 
     symbols: NDArray[np.uint8]
     tables: TableSet

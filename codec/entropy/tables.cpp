@@ -62,7 +62,7 @@ KVL_EVERY_CPU void fill_slots(const uint16_t* frequencies, uint32_t* slots) {
 
 Status unpack(Unpack& job) {
     const uint64_t labels_at = 2ull * job.tables;
-    if (job.tables == 0 || job.tables > CLUSTERS_MAX) return BAD_JOB;
+    if (job.tables == 0 || job.tables > CLUSTERS_MAX || job.span_log2 > SPAN_LOG2_MAX) return BAD_JOB;
     if (job.data_bytes < labels_at) return TRUNCATED;
     uint32_t label_bits = 0;
     while (1u << label_bits < job.tables) label_bits++;
@@ -75,7 +75,7 @@ Status unpack(Unpack& job) {
     BitReader reader{job.data + codes_at, job.data + job.bytes_used};
     for (uint32_t k = 0; k < job.tables; k++) {
         const uint32_t first = job.data[2 * k], width = job.data[2 * k + 1] + 1u;
-        if (first < job.group_low || first + width > static_cast<uint32_t>(GROUPS) >> job.span_log2) return BAD_JOB;
+        if (first + width > static_cast<uint32_t>(GROUPS) >> job.span_log2) return BAD_JOB;
         uint8_t table[GROUPS] = {};
         for (uint32_t g = first; g < first + width; g++) table[g] = static_cast<uint8_t>(reader.take(CODE_BITS));
         uint16_t* frequencies = job.frequencies + static_cast<uint64_t>(k) * KVL_SYMBOLS;

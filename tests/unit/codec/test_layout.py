@@ -170,7 +170,13 @@ def test_sizes_are_those_of_the_tensors() -> None:
     assert [layout.layers[0].width_of(kind) for kind in Kind] == [16, 16]
     assert [LATENT_LIKE.layers[2].width_of(kind) for kind in Kind] == [16 * 24, 16 * 16]
     assert LATENT_LIKE.values_per_token == 64 + (60 + 4) + 16 * (24 + 16)
-    assert [dtype.numpy for dtype in KvDtype] == [np.float32, np.float16, ml_dtypes.bfloat16]
+    assert [dtype.numpy for dtype in KvDtype] == [
+        np.float32,
+        np.float16,
+        ml_dtypes.bfloat16,
+        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e5m2,
+    ]
     assert all(dtype.bits == 8 * dtype.numpy.itemsize for dtype in KvDtype)
 
 

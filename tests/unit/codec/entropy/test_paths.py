@@ -149,7 +149,7 @@ def test_tables_and_contexts_out_of_range_are_refused(decode: Any, encode: Any):
     for table, context_count in ((count - 2, 3), (count, 1), (0, 2), (2**32 - 1, 3)):
         runs = Runs(np.array([table], np.uint32), np.array([4], np.uint32))
         job = EncodeJob(np.ones(4, np.uint8), tables, runs, 2, contexts, context_count)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"table|context|description"):
             encode([job])
         with pytest.raises(InvalidData):
             decode([as_decode(job, bytes(8))])
@@ -170,9 +170,9 @@ def test_tables_and_contexts_out_of_range_are_refused(decode: Any, encode: Any):
 )
 def test_a_job_that_is_none_is_not_made(wrong):
     job = EncodeJob(np.ones(4, np.uint8), refinement_tables(), Runs.of_channels([3], 4), 2)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"lanes|contexts"):
         replace(job, **wrong)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"lanes|contexts"):
         replace(as_decode(job, bytes(8)), **wrong)
 
 
