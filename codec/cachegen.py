@@ -24,8 +24,8 @@ is counted in the very chunk and sent with it, 33 numbers of 16 bits: 2 bits per
 
 Payload of one layer and kind: escapes u32; scales f16 ``[groups]``; escaped deltas i32 each, in symbol order; the words
 of the range coder u32. It codes the anchors ``[width, groups]``, then the deltas ``[width, tokens - groups]``, channel
-by channel. All little-endian. The range coder is ``constriction``'s (32-bit words, 24-bit probabilities), which is the
-extra ``oracle``.
+by channel. All little-endian; keys or values without channels are no bytes. The range coder is ``constriction``'s
+(32-bit words, 24-bit probabilities), which is the extra ``cachegen``.
 """
 
 import struct
@@ -48,9 +48,9 @@ from .cachegen_profile import (
     channels_of,
 )
 from .cachegen_quantise import ANCHOR_LIMIT, CacheGenSymbols, anchors_of, quantise
-from .codec import KvArrays
-from .container import Buffer, Kind
-from .layout import KvDtype, LayerLayout, Layout
+from .channels import KvArrays
+from .container import Buffer
+from .layout import Kind, KvDtype, LayerLayout, Layout
 
 __all__ = [
     "BIN_SCALES",
@@ -84,13 +84,13 @@ def encode_cachegen(
     for layer, spec in enumerate(layout.layers):
         for kind in Kind:
             heads = (keys, values)[kind][layer]
-            expected = (spec.kv_heads, tokens, spec.head_dim)
+            expected = (spec.kv_heads, tokens, spec.head_dim_of(kind))
             if np.shape(heads) != expected:
                 name = kind.name.lower()
                 raise InvalidTensor(f"{name} of layer {layer}: {np.shape(heads)}, the layout needs {expected}")
             tables = profile.table(layer, kind)
-            symbols = quantise(channels_of(heads, spec), tables.deltas[level].bin_size)
-            payloads.append(_encode_symbols(symbols, tables, level))
+            symbols = quantise(channels_of(heads), tables.deltas[level].bin_size)
+            payloads.append(_encode_symbols(symbols, tables, level) if spec.width_of(kind) else b"")
     return payloads
 
 
@@ -118,7 +118,10 @@ def decode_cachegen(
     places = [(layer, kind) for layer in chosen for kind in Kind]
     for (layer, kind), payload in zip(places, payloads, strict=True):
         spec, tables = layout.layers[layer], profile.table(layer, kind)
-        symbols = _decode_symbols(payload, tables, level, tokens=tokens, width=spec.width)
+        if not spec.width_of(kind):
+            outputs[kind].append(np.empty((spec.kv_heads, tokens, 0), layout.dtype.numpy))
+            continue
+        symbols = _decode_symbols(payload, tables, level, tokens=tokens, width=spec.width_of(kind))
         channels = symbols.reconstruct(tables.deltas[level].bin_size)
         outputs[kind].append(_heads_of(channels, spec, layout.dtype))
     return outputs
@@ -202,7 +205,7 @@ def _models(frequencies: NDArray[np.uint16]) -> Iterator[Any]:
 def _heads_of(channels: NDArray[np.float32], spec: LayerLayout, dtype: KvDtype) -> NDArray[np.generic]:
     # Half a bin past the largest number of a narrow dtype must not become infinity.
     largest = np.float32(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
-    heads = np.clip(channels, -largest, largest).reshape(len(channels), spec.kv_heads, spec.head_dim)
+    heads = np.clip(channels, -largest, largest).reshape(len(channels), spec.kv_heads, -1)
     return np.ascontiguousarray(heads.transpose(1, 0, 2)).astype(dtype.numpy)
 
 
@@ -222,5 +225,5 @@ def _constriction() -> Any:
     try:
         import constriction  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingDependency("CacheGen needs constriction: pip install 'kvloom[oracle]'") from error
+        raise MissingDependency("CacheGen needs constriction: pip install 'kvloom[cachegen]'") from error
     return constriction

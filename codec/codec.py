@@ -2,7 +2,8 @@
 
 Lossy, forward: the layers of a block become channels that know no position (``channels``), these are centred and
 transformed by the profile (``profile``), quantised (``quantise``) and entropy-coded (``segment``, with its reader and
-writer; ``lossy`` joins the four). ``exact`` is independent of all that (``lossless``). Both may stand in one container.
+writer; ``lossy`` joins the four). CacheGen (``cachegen``) is another codec for the lossy levels, chosen by the profile.
+``exact`` is independent of all that (``lossless``) and may stand in one container with either.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, ProfileMismatch
+from .cachegen import CacheGenProfile, decode_cachegen, encode_cachegen
 from .channels import Angles, KvArrays, gather_channels, scatter_channels
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
 from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
-from .level import EXACT, LOSSY_LEVELS, Level, parse_level, require_level
+from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec, parse_level, parse_lossy_codec, require_level
 from .lossless import decode_exact, encode_exact
 from .lossy import decode_lossy, encode_lossy
 from .profile import Profile, block_range
+from .profiles import AnyProfile
 from .rope import cos_sin, rotate_into
 
 __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info", "truncate"]
@@ -30,10 +33,12 @@ __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info
 class ContainerInfo:
     """What a container holds; ``level_bytes`` is what reading each level costs, the header included.
 
-    ``key_coding`` says for each layer held whether its lossy levels can be decoded to another position.
+    ``codec`` is that of the lossy levels, None where there are none. ``key_coding`` says for each layer held whether
+    its lossy levels can be decoded to another position.
     """
 
     header: ContainerHeader
+    codec: LossyCodec | None
     level_bytes: dict[str, int]
     bits_per_value: dict[str, float]
     key_coding: tuple[KeyCoding, ...]
@@ -44,37 +49,39 @@ def encode(
     values: KvArrays,
     *,
     layout: Layout,
-    profile: Profile | None = None,
+    profile: AnyProfile | None = None,
+    codec: LossyCodec | str | None = None,
     first_position: int = 0,
     levels: Collection[Level] | None = None,
     content_key: bytes = UNKEYED,
 ) -> bytes:
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
-    ``levels`` defaults to all lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those asked
-    for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
-    :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
+    ``codec`` (``"kvloom"`` or ``"cachegen"``) defaults to the profile's and must be it. ``levels`` defaults to all
+    lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those asked for and all coarser ones
+    are coded; CacheGen's stand alone. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
+    :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`, :class:`ConfigError` for a
+    codec there is not, :class:`MissingDependency` (CacheGen).
     """
     tokens = _check_tensors(keys, values, layout)
-    chosen = _levels_to_code(levels, layout, profile)
-    lossy = [level for level in chosen if level != EXACT]
+    chosen = _levels_to_code(levels, layout, profile, codec)
+    lossy = sorted(level for level in chosen if level != EXACT)
     writer = ContainerWriter(
         layout,
         tokens=tokens,
         first_position=first_position,
-        block_layers=profile.block_layers if lossy and profile else 0,
+        block_layers=profile.block_layers if lossy and isinstance(profile, Profile) else 0,
         content_key=content_key,
         profile_digest=profile.digest if lossy and profile else NO_PROFILE,
+        codec=profile.codec if lossy and profile else LossyCodec.KVLOOM,
     )
-    if lossy and profile is not None:
-        angles = Angles(first_position, tokens)
-        starts = range(0, len(layout.layers), profile.block_layers)
-        blocks = [block_range(layout, start, profile.block_layers) for start in starts]
-        channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
-        coded = encode_lossy(profile, channels, first_position=first_position)
-        for start, payloads in zip(starts, coded, strict=True):
-            for level, payload in zip(LOSSY_LEVELS[: len(lossy)], payloads, strict=False):
-                writer.put(level, start, None, payload)
+    if lossy and isinstance(profile, CacheGenProfile):
+        for level in lossy:
+            coded = encode_cachegen(keys, values, layout=layout, profile=profile, level=level.code)
+            for index, payload in enumerate(coded):
+                writer.put(level, index // len(Kind), Kind(index % len(Kind)), payload)
+    elif lossy and isinstance(profile, Profile):
+        _put_blocks(writer, lossy, keys, values, profile, first_position)
     if EXACT in chosen:
         places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
         held = [(layer, kind) for layer, kind in places if layout.layers[layer].width_of(kind)]
@@ -86,10 +93,29 @@ def encode(
     return writer.commit()
 
 
+def _put_blocks(
+    writer: ContainerWriter,
+    levels: Sequence[Level],
+    keys: KvArrays,
+    values: KvArrays,
+    profile: Profile,
+    first_position: int,
+) -> None:
+    layout = profile.layout
+    angles = Angles(first_position, keys[0].shape[1])
+    starts = range(0, len(layout.layers), profile.block_layers)
+    blocks = [block_range(layout, start, profile.block_layers) for start in starts]
+    channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
+    coded = encode_lossy(profile, channels, first_position=first_position)
+    for start, payloads in zip(starts, coded, strict=True):
+        for level, payload in zip(levels, payloads, strict=False):
+            writer.put(level, start, None, payload)
+
+
 def decode(
     blob: Buffer,
     *,
-    profile: Profile | None = None,
+    profile: AnyProfile | None = None,
     level: Level | str | None = None,
     layout: Layout | None = None,
     first_position: int | None = None,
@@ -97,11 +123,11 @@ def decode(
 ) -> tuple[KvArrays, KvArrays]:
     """Decode the layers that ``blob`` holds to ``(keys, values)`` in the layout's dtype, keys rotated.
 
-    ``level`` defaults to the best there is. ``first_position`` moves the keys to another place in the context (default:
-    where they were computed). ``layout`` and ``content_key``, where given, must be the container's. The result is one
-    array ``[layers, kv_heads, tokens, head_dim]`` where all layers are alike, else a list. Raises
-    :class:`InvalidData` and its kin, :class:`LevelNotStored`, :class:`ProfileMismatch`, :class:`LayoutMismatch`,
-    :class:`KeyMismatch`.
+    The header says which codec it is. ``level`` defaults to the best there is. ``first_position`` moves the keys to
+    another place in the context (default: where they were computed). ``layout`` and ``content_key``, where given, must
+    be the container's. The result is one array ``[layers, kv_heads, tokens, head_dim]`` where all layers are alike,
+    else a list. Raises :class:`InvalidData` and its kin, :class:`LevelNotStored`, :class:`ProfileMismatch`,
+    :class:`LayoutMismatch`, :class:`KeyMismatch`, :class:`MissingDependency` (CacheGen).
     """
     container = Container.parse(blob, content_key=content_key)
     header = container.header
@@ -125,7 +151,7 @@ def decode_into(
     keys: KvArrays,
     values: KvArrays,
     *,
-    profile: Profile | None = None,
+    profile: AnyProfile | None = None,
     level: Level | str | None = None,
     layout: Layout | None = None,
     first_position: int | None = None,
@@ -147,8 +173,11 @@ def decode_into(
     outputs = [(keys, values)[kind][layer - held[0]] for layer, kind in places]
     if position != header.first_position and any(layers[layer].rope is None for layer in held):
         raise LayoutMismatch("keys without a known RoPE cannot be moved to another position")
-    if chosen == EXACT:
-        decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
+    if chosen == EXACT or header.codec is LossyCodec.CACHEGEN:
+        if chosen == EXACT:
+            decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
+        else:
+            _decode_cachegen(container, chosen, _cachegen_profile_of(header, profile), keys, values)
         if position != header.first_position:
             ropes = [layers[layer].rope_of(kind) for layer, kind in places]
             _move(outputs, ropes, position - header.first_position)
@@ -170,14 +199,36 @@ def decode_into(
         scatter_channels(item, header.layout, block, angles, wanted_outputs)
 
 
-def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: Profile | None) -> set[Level]:
+def _decode_cachegen(
+    container: Container, level: Level, profile: CacheGenProfile, keys: KvArrays, values: KvArrays
+) -> None:
+    header = container.header
+    decoded = decode_cachegen(
+        [container.segment(level, layer, kind) for layer in header.layers for kind in Kind],
+        layout=header.layout,
+        profile=profile,
+        level=level.code,
+        tokens=header.tokens,
+        layers=header.layers,
+    )
+    for outputs, found in zip((keys, values), decoded, strict=True):
+        for output, heads in zip(outputs, found, strict=True):
+            output[...] = heads
+
+
+def _levels_to_code(
+    levels: Collection[Level] | None, layout: Layout, profile: AnyProfile | None, codec: LossyCodec | str | None
+) -> set[Level]:
     """The levels to code: those asked for and the coarser ones they stand on."""
+    wanted = parse_lossy_codec(codec) if codec is not None else None
+    if profile is not None and wanted not in (None, profile.codec):
+        raise ProfileMismatch(f"codec {wanted} asked for, the profile is {profile.codec}'s")
     if levels is not None and not levels:
         raise InvalidTensor("0 levels asked for, at least 1 is needed")
     if profile is None:
         chosen = set(levels) if levels is not None else {EXACT}
     else:
-        chosen = set(levels) if levels is not None else set(LOSSY_LEVELS[: profile.refinements + 1])
+        chosen = set(levels) if levels is not None else set(profile.levels)
     lossy = chosen - {EXACT}
     if not lossy:
         return chosen
@@ -186,14 +237,14 @@ def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: P
             "a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another")
         )
     finest = max(lossy)
-    if finest.code > profile.refinements:
-        raise InvalidTensor(f"level {finest} asked for, the profile has {profile.refinements + 1} levels")
-    return chosen | set(LOSSY_LEVELS[: finest.code + 1])
+    if finest not in profile.levels:
+        raise InvalidTensor(f"level {finest} asked for, the profile has {len(profile.levels)} levels")
+    return chosen | {needed for level in lossy for needed in profile.codec.needed_for(level)}
 
 
-def _profile_of(header: ContainerHeader, profile: Profile | None) -> Profile:
+def _profile_of(header: ContainerHeader, profile: AnyProfile | None) -> Profile:
     """The profile the container was coded with: the one given, or the layout's generic one."""
-    if profile is not None and profile.digest == header.profile_digest:
+    if isinstance(profile, Profile) and profile.digest == header.profile_digest:
         found = profile
     else:
         found = generic_profile(header.layout)
@@ -205,8 +256,17 @@ def _profile_of(header: ContainerHeader, profile: Profile | None) -> Profile:
     return found
 
 
+def _cachegen_profile_of(header: ContainerHeader, profile: AnyProfile | None) -> CacheGenProfile:
+    if not isinstance(profile, CacheGenProfile) or profile.digest != header.profile_digest:
+        have = "none" if profile is None else f"{profile.codec}'s {profile.digest.hex()[:16]}…"
+        raise ProfileMismatch(
+            f"container was coded with CacheGen's profile {header.profile_digest.hex()[:16]}…, got {have}"
+        )
+    return profile
+
+
 def truncate(blob: Buffer, level: Level | str) -> bytes:
-    """The container cut down to ``level``: a lossy level with all coarser ones, or ``exact`` alone."""
+    """The container cut down to ``level``: with all coarser ones, but ``exact`` and CacheGen's levels alone."""
     return Container.parse(blob).truncate(parse_level(level) if isinstance(level, str) else level)
 
 
@@ -218,7 +278,8 @@ def info(blob: Buffer) -> ContainerInfo:
     layers = [header.layout.layers[layer] for layer in header.layers]
     held = sum(layer.key_width + layer.value_width for layer in layers) * header.tokens
     bits_per_value = {name: 8 * size / held for name, size in level_bytes.items()}
-    return ContainerInfo(header, level_bytes, bits_per_value, tuple(layer.key_coding for layer in layers))
+    codec = header.codec if any(level != EXACT for level in header.levels) else None
+    return ContainerInfo(header, codec, level_bytes, bits_per_value, tuple(layer.key_coding for layer in layers))
 
 
 def _move(arrays: Sequence[NDArray[np.generic]], ropes: Sequence[Rope | None], offset: int) -> None:
