@@ -50,7 +50,7 @@ from .cachegen_profile import (
 from .cachegen_quantise import ANCHOR_LIMIT, CacheGenSymbols, anchors_of, quantise
 from .channels import KvArrays
 from .container import Buffer
-from .layout import Kind, KvDtype, LayerLayout, Layout
+from .layout import Kind, KvDtype, Layout
 
 __all__ = [
     "BIN_SCALES",
@@ -123,7 +123,7 @@ def decode_cachegen(
             continue
         symbols = _decode_symbols(payload, tables, level, tokens=tokens, width=spec.width_of(kind))
         channels = symbols.reconstruct(tables.deltas[level].bin_size)
-        outputs[kind].append(_heads_of(channels, spec, layout.dtype))
+        outputs[kind].append(_heads_of(channels, spec.kv_heads, layout.dtype))
     return outputs
 
 
@@ -202,10 +202,10 @@ def _models(frequencies: NDArray[np.uint16]) -> Iterator[Any]:
     return (categorical(row, perfect=False) for row in frequencies.astype(np.float32))
 
 
-def _heads_of(channels: NDArray[np.float32], spec: LayerLayout, dtype: KvDtype) -> NDArray[np.generic]:
+def _heads_of(channels: NDArray[np.float32], kv_heads: int, dtype: KvDtype) -> NDArray[np.generic]:
     # Half a bin past the largest number of a narrow dtype must not become infinity.
     largest = np.float32(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
-    heads = np.clip(channels, -largest, largest).reshape(len(channels), spec.kv_heads, -1)
+    heads = np.clip(channels, -largest, largest).reshape(len(channels), kv_heads, channels.shape[1] // kv_heads)
     return np.ascontiguousarray(heads.transpose(1, 0, 2)).astype(dtype.numpy)
 
 
