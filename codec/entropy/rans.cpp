@@ -38,8 +38,8 @@ bool job_is_sound(const Stream& s) {
     }
     if (total != s.symbol_count) return false;
     uint8_t context_max = 0;
-    if (s.contexts)
-        for (uint64_t i = 0; i < s.symbol_count; i++) context_max = s.contexts[i] > context_max ? s.contexts[i] : context_max;
+    for (uint64_t i = 0; s.contexts && i < s.symbol_count; i++)
+        context_max = s.contexts[i] > context_max ? s.contexts[i] : context_max;
     return context_max < s.context_count;
 }
 

@@ -42,8 +42,8 @@ KVL_INLINE uint32_t kvl_encode_step(uint32_t state, uint32_t frequency, uint32_t
     return ((state / frequency) << KVL_PROBABILITY_BITS) + state % frequency + cumulative;
 }
 
-// The same without a division. `reciprocal` is 2^44 / frequency, rounded up. As state < 2^20 * frequency and frequency <
-// 2^12, the product stays below 2^64 and its error below 2^44: the quotient is exact.
+// The same without a division. `reciprocal` is 2^44 / frequency, rounded up. As state < 2^20 * frequency and
+// frequency < 2^12, the product stays below 2^64 and its error below 2^44: the quotient is exact.
 enum { KVL_RECIPROCAL_BITS = 44 };
 KVL_INLINE uint32_t kvl_encode_step_by(uint32_t state, uint32_t frequency, uint32_t cumulative, uint64_t reciprocal) {
     uint32_t quotient = (uint32_t)((state * reciprocal) >> KVL_RECIPROCAL_BITS);

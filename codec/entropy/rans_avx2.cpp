@@ -163,8 +163,8 @@ struct VectorEncoder {
         at -= 2 * _mm_popcnt_u32(full);
         const __m256i upper = _mm256_srli_epi32(lanes, 16);
         const __m256i state = _mm256_blendv_epi8(upper, lanes, roomy);
-        const __m256 upper_part = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(state, 16)), _mm256_set1_ps(65536));
-        const __m256 whole = _mm256_add_ps(upper_part, _mm256_cvtepi32_ps(_mm256_and_si256(state, low_half)));
+        const __m256 upper_half = _mm256_cvtepi32_ps(_mm256_srli_epi32(state, 16));
+        const __m256 whole = _mm256_add_ps(_mm256_mul_ps(upper_half, _mm256_set1_ps(65536.0f)), _mm256_cvtepi32_ps(_mm256_and_si256(state, low_half)));
         const __m256 ratio = _mm256_div_ps(whole, _mm256_cvtepi32_ps(frequency));
         const __m256i quotient = _mm256_cvttps_epi32(_mm256_sub_ps(ratio, _mm256_set1_ps(0.25f)));
         const __m256i other_slots = _mm256_sub_epi32(_mm256_set1_epi32(KVL_SLOTS), frequency);
@@ -185,6 +185,9 @@ DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight) {
 }
 
 EncodeKernel encode_kernel_avx2(uint32_t lanes) {
-    return lanes == 32 ? encode_groups<VectorEncoder<4>> : lanes == 16 ? encode_groups<VectorEncoder<2>> : lanes == 8 ? encode_groups<VectorEncoder<1>> : nullptr;
+    if (lanes == 32) return encode_groups<VectorEncoder<4>>;
+    if (lanes == 16) return encode_groups<VectorEncoder<2>>;
+    if (lanes == 8) return encode_groups<VectorEncoder<1>>;
+    return nullptr;
 }
 #endif

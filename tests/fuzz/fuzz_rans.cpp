@@ -73,7 +73,8 @@ struct Tables {
             uint32_t* entries = encoder.data() + table * KVL_SYMBOLS;
             if (!proper) {
                 for (int i = 0; i < KVL_SLOTS; i++) slots[i] = in.random() << 1;
-                for (int i = 0; i < KVL_SYMBOLS; i++) entries[i] = in.random() << 1 & (in.one_in(2) ? 0xFFFFFFFFu : 0xFFFF0FFFu);
+                const uint32_t kept = in.one_in(2) ? 0xFFFFFFFFu : 0xFFFF0FFFu;
+                for (int i = 0; i < KVL_SYMBOLS; i++) entries[i] = in.random() << 1 & kept;
                 continue;
             }
             uint32_t cumulative = 0;
