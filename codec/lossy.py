@@ -7,13 +7,18 @@ from numpy.typing import NDArray
 
 from .blas import one_thread
 from .entropy.model import CLASSES_PER_OCTAVE, GAIN_MAX, SCALE_LOW
-from .profile import FINE_CLASSES, Block, Part, Profile
+from .layout import Layout
+from .profile import FINE_CLASSES, Block, Part, Profile, block_range
 from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, unit
 from .segment import BlockSymbols, Offset
 from .segment_reader import decode_blocks
 from .segment_writer import encode_blocks
 
 __all__ = ["decode_lossy", "encode_lossy", "scale_classes"]
+
+DRAINED_SHARE = 0.6
+"""Values below this share of the usual norm are drained; how far below decides how finely a token is quantised."""
+DRAINED_GAIN = 4.0
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
@@ -23,7 +28,7 @@ def encode_lossy(profile: Profile, channels: Sequence[FloatArray], *, first_posi
     """The payloads of each block, coarse to fine, of channels ``[tokens, width]`` that know no position."""
     with one_thread():
         symbols = [
-            _quantise_block(block, item, first_position) for block, item in zip(profile.blocks, channels, strict=True)
+            _quantise_block(profile, index, item, first_position) for index, item in enumerate(channels)
         ]
     return encode_blocks(profile.blocks, symbols, profile.refinements)
 
@@ -52,8 +57,13 @@ def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
     return classes
 
 
-def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> BlockSymbols:
-    gains = _gains(block, channels)
+def _quantise_block(profile: Profile, index: int, channels: FloatArray, first_position: int) -> BlockSymbols:
+    block = profile.blocks[index]
+    if block.gain_weights.size:
+        gains = _predicted_gains(block, channels)
+    else:
+        layers = block_range(profile.layout, index * profile.block_layers, profile.block_layers)
+        gains = drained_gains(profile.layout, layers, channels)
     coefficients: list[FloatArray] = []
     offsets: list[Offset] = []
     for part in block.parts:
@@ -72,10 +82,30 @@ def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> 
     return BlockSymbols(tuple(quantise(item, gains) for item in coefficients), gains, classes, tuple(offsets))
 
 
-def _gains(block: Block, channels: FloatArray) -> ByteArray:
-    if not block.gain_weights.size:
-        return np.zeros(len(channels), np.uint8)
+def _predicted_gains(block: Block, channels: FloatArray) -> ByteArray:
     wanted = np.rint(channels @ block.gain_weights + np.float32(block.gain_bias))
+    gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
+    return gains
+
+
+def drained_gains(layout: Layout, layers: range, channels: FloatArray) -> ByteArray:
+    """Gains of the tokens of a block of which nothing has been learnt: those with drained values are sinks.
+
+    Tokens that draw attention without having anything to say have values of far smaller norm than others (Guo et al.
+    2024, "Attention score is not all you need for token importance"; on SmolLM2 such tokens have a sixth of the usual
+    norm and up to 99 % of the sensitivity of their layers). The norm is compared with the median of the chunk.
+    """
+    lowest = np.ones(len(channels))
+    at = 0
+    for layer in layers:
+        spec = layout.layers[layer]
+        values = channels[:, at + spec.key_width : at + spec.key_width + spec.value_width]
+        at += spec.key_width + spec.value_width
+        norms = np.linalg.norm(values, axis=1)
+        usual = float(np.median(norms)) if values.size else 0.0
+        if usual > 0:
+            lowest = np.minimum(lowest, np.maximum(norms / usual, 1e-6))
+    wanted = np.rint(DRAINED_GAIN * np.log2(DRAINED_SHARE / lowest))
     gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
     return gains
 
