@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibration import KvSample, calibrate
+    from .calibration import KvGradient, KvSample, calibrate
     from .codec import ContainerInfo, decode, decode_into, encode, info, truncate
     from .container import Container, ContainerHeader
     from .layout import KeyCoding, Kind, KvDtype, LayerLayout, Layout, Rope
@@ -34,6 +34,7 @@ __all__ = [
     "KeyCoding",
     "Kind",
     "KvDtype",
+    "KvGradient",
     "KvSample",
     "LayerLayout",
     "Layout",
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "calibration": ("KvSample", "calibrate"),
+    "calibration": ("KvGradient", "KvSample", "calibrate"),
     "codec": ("ContainerInfo", "decode", "decode_into", "encode", "info", "truncate"),
     "container": ("Container", "ContainerHeader"),
     "layout": ("KeyCoding", "Kind", "KvDtype", "LayerLayout", "Layout", "Rope"),

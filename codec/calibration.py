@@ -19,7 +19,7 @@ from .layout import LayerLayout, Layout
 from .profile import Profile, Transform, block_width
 from .rope import rotate
 
-__all__ = ["KvSample", "calibrate"]
+__all__ = ["KvGradient", "KvSample", "calibrate"]
 
 SINK_TOKENS = 4
 DEAD_ZONE = 0.1
@@ -28,12 +28,26 @@ STRENGTH_VALUES = 0.3
 
 
 @dataclass(frozen=True, slots=True)
+class KvGradient:
+    """How the log-probability of tokens drawn after a sample changes with its KV.
+
+    Per layer float32 ``[kv_heads, tokens', head_dim]`` of the first ``tokens'`` tokens of the sample, keys rotated as
+    engines hold them. The tokens are drawn from the model's own distributions, so that the mean of the outer product
+    of gradients is the Fisher information: the Hessian of the KL divergence from those distributions.
+    """
+
+    keys: KvArrays
+    values: KvArrays
+
+
+@dataclass(frozen=True, slots=True)
 class KvSample:
-    """The KV of some consecutive tokens, as :func:`kvloom.codec.encode` takes it."""
+    """The KV of some consecutive tokens, as :func:`kvloom.codec.encode` takes it, and what the model minds of it."""
 
     keys: KvArrays
     values: KvArrays
     first_position: int = 0
+    gradients: tuple[KvGradient, ...] = ()
 
 
 class _Moments:
