@@ -92,7 +92,7 @@ def calibration_samples(
     layout = layout or model_layout(model)
     generator = torch.Generator(model.device).manual_seed(seed)
     for number, sequence in enumerate(sequences):
-        ids = np.asarray(sequence, dtype=np.int64)
+        ids = np.ascontiguousarray(sequence, dtype=np.int64)
         if ids.ndim != 1 or len(ids) < plan.tokens:
             shape = ids.shape if ids.ndim != 1 else len(ids)
             raise InvalidRequest(f"sequence {number} has {shape} tokens, {plan.tokens} are needed")
@@ -130,6 +130,8 @@ class ContextGraph:
             raise UnsupportedModel(f"the model's logits do not depend on its cache in a way torch knows; {_WITHOUT}")
         with torch.inference_mode(False):
             self.probabilities = self._logits.detach().float().softmax(-1)
+        if not bool(torch.isfinite(self.probabilities).all()):
+            raise NonFiniteTensor(f"what the model expects of the next token is not finite; {_WITHOUT}")
 
     def draw(self, generator: torch.Generator) -> KvGradient:
         """The gradient for tokens drawn from :attr:`probabilities`."""
