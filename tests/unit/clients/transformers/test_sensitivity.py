@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the Transformers client runs torch models")
 
 from transformers import DynamicCache  # noqa: E402
+from transformers.modeling_outputs import CausalLMOutput  # noqa: E402
 
 from kvloom.blend import KvCache  # noqa: E402
 from kvloom.clients.transformers import (  # noqa: E402
@@ -18,6 +19,7 @@ from kvloom.clients.transformers import (  # noqa: E402
     prefill,
 )
 from kvloom.clients.transformers.sensitivity import ContextGraph  # noqa: E402
+from kvloom.codec.layout import KvDtype, LayerLayout, Layout  # noqa: E402
 from kvloom.errors import InvalidRequest, NonFiniteTensor, UnsupportedModel  # noqa: E402
 
 pytestmark = pytest.mark.model
@@ -165,6 +167,33 @@ def test_samples_have_the_shapes_of_the_layout(tiny, family):
                 assert gradient.keys[layer].dtype == gradient.values[layer].dtype == np.float32
                 assert np.abs(gradient.keys[layer]).max() > 0
                 assert np.abs(gradient.values[layer]).max() > 0
+
+
+class LatentOnly(torch.nn.Module):
+    """One layer that attends to a single cached tensor, as engines keep MLA: there are no values."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding = torch.nn.Embedding(96, 8)
+
+    def forward(self, input_ids, past_key_values, use_cache, logits_to_keep=0):
+        states = self.embedding(input_ids)
+        latents, nothing = past_key_values.update(states[:, None], states[:, None, :, :0], 0)
+        assert nothing.shape[-1] == 0
+        mixed = (states[:, None] @ latents.mT).softmax(-1) @ latents
+        return CausalLMOutput(logits=mixed[:, 0] @ self.embedding.weight.T)
+
+
+def test_values_may_be_absent():
+    layout = Layout(KvDtype.FLOAT32, (LayerLayout(1, 8, value_head_dim=0),))
+    (sample,) = calibration_samples(LatentOnly(), [TEXT], plan=PLAN, layout=layout)
+    assert (sample.keys[0].shape, sample.values[0].shape) == ((1, 26, 8), (1, 26, 0))
+    for gradient in sample.gradients:
+        assert (gradient.keys[0].shape, gradient.values[0].shape) == ((1, 20, 8), (1, 20, 0))
+        assert np.abs(gradient.keys[0]).max() > 0
 
 
 def test_what_has_left_a_window_does_not_matter_to_its_layer(tiny):
