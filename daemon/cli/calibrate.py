@@ -54,6 +54,16 @@ class _Calibration:
     put_to: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Learnt:
+    """A profile, and how many sequences, tokens of all of them, and draws of each it took."""
+
+    profile: "Profile"
+    sequences: int
+    tokens: int
+    draws: int
+
+
 @click.command(
     epilog=examples(
         "kvloom calibrate smollm2 --text notes.md manual.txt",
@@ -119,7 +129,8 @@ def calibrate(
             client.stats()
     loaded = _load(model)
     started = time.perf_counter()
-    profile, sequences, tokens, draws = _calibrate(loaded, texts, tokens_max, KvDtype(dtype), not no_gradients)
+    learnt = _calibrate(loaded, texts, tokens_max, KvDtype(dtype), not no_gradients)
+    profile = learnt.profile
     seconds = time.perf_counter() - started
     file = _write(profile, out)
     put_to = None
@@ -131,9 +142,9 @@ def calibrate(
     record = _Calibration(
         model=model,
         dtype=dtype,
-        sequences=sequences,
-        tokens=tokens,
-        gradients=sequences * draws,
+        sequences=learnt.sequences,
+        tokens=learnt.tokens,
+        gradients=learnt.sequences * learnt.draws,
         seconds=seconds,
         digest=profile.digest,
         profile_bytes=len(profile.data),
@@ -207,10 +218,8 @@ def _load(model: str) -> "LoadedModel":
     return load_model(model)
 
 
-def _calibrate(
-    loaded: "LoadedModel", texts: list[str], tokens_max: int, dtype: KvDtype, gradients: bool
-) -> tuple["Profile", int, int, int]:
-    """The profile of KV held as ``dtype``; sequences, tokens of all of them, and draws of each that it took."""
+def _calibrate(loaded: "LoadedModel", texts: list[str], tokens_max: int, dtype: KvDtype, gradients: bool) -> _Learnt:
+    """The profile of KV that an engine holds as ``dtype``."""
     import numpy as np
 
     from ...clients.transformers import SequencePlan, calibration_samples, cut_sequences, model_layout, opening_tokens
@@ -243,7 +252,7 @@ def _calibrate(
         )
         # Computed in float32 whatever the engine holds: rounding to its dtype is noise that nobody needs to learn.
         profile = codec.calibrate(samples, replace(layout, dtype=dtype))
-    return profile, len(sequences), len(sequences) * plan.tokens, plan.draws if gradients else 0
+    return _Learnt(profile, len(sequences), len(sequences) * plan.tokens, plan.draws if gradients else 0)
 
 
 def _write(profile: "Profile", out: Path | None) -> Path:
