@@ -12,9 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import limits
-from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, ProfileMismatch
+from ..errors import (
+    ChunkTooLong,
+    EmptyChunk,
+    InvalidData,
+    InvalidTensor,
+    KvloomError,
+    LayoutMismatch,
+    ProfileMismatch,
+)
 from .channels import Angles, KvArrays, gather_channels, scatter_channels
-from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
+from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
 from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, Level, parse_level, require_level
@@ -22,6 +30,7 @@ from .lossless import decode_exact, encode_exact
 from .lossy import decode_lossy, encode_lossy
 from .profile import Profile, block_range
 from .rope import cos_sin, rotate_into
+from .segment import overhead_bytes
 
 __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info", "truncate"]
 
@@ -30,12 +39,15 @@ __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info
 class ContainerInfo:
     """What a container holds; ``level_bytes`` is what reading each level costs, the header included.
 
+    ``side_bytes`` is how much of that, for each lossy level, is not escapes and words of the main entropy streams:
+    headers, scale classes, gains, means, and the states that streams start from.
     ``key_coding`` says for each layer held whether its lossy levels can be decoded to another position.
     """
 
     header: ContainerHeader
     level_bytes: dict[str, int]
     bits_per_value: dict[str, float]
+    side_bytes: dict[str, int]
     key_coding: tuple[KeyCoding, ...]
 
 
@@ -51,11 +63,12 @@ def encode(
 ) -> bytes:
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
-    ``levels`` defaults to all lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those asked
-    for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
+    ``levels`` defaults to all lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those
+    asked for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
     :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
     """
     tokens = _check_tensors(keys, values, layout)
+    _check_decoded_bytes(layout, tokens, ChunkTooLong)
     chosen = _levels_to_code(levels, layout, profile)
     lossy = [level for level in chosen if level != EXACT]
     writer = ContainerWriter(
@@ -105,6 +118,7 @@ def decode(
     """
     container = Container.parse(blob, content_key=content_key)
     header = container.header
+    _check_decoded_bytes(header.layout, header.tokens, InvalidData)
     layers = [header.layout.layers[index] for index in header.layers]
     dtype = header.layout.dtype.numpy
     outputs: list[KvArrays] = []
@@ -154,6 +168,8 @@ def decode_into(
             _move(outputs, ropes, position - header.first_position)
         return
     profile = _profile_of(header, profile)
+    if chosen.code > profile.refinements:
+        raise InvalidData(f"container has level {chosen}, its profile has {profile.refinements + 1} levels")
     starts = [layer for layer in held if layer % profile.block_layers == 0]
     read = LOSSY_LEVELS[: chosen.code + 1]
     angles = Angles(position, header.tokens)
@@ -218,7 +234,21 @@ def info(blob: Buffer) -> ContainerInfo:
     layers = [header.layout.layers[layer] for layer in header.layers]
     held = sum(layer.key_width + layer.value_width for layer in layers) * header.tokens
     bits_per_value = {name: 8 * size / held for name, size in level_bytes.items()}
-    return ContainerInfo(header, level_bytes, bits_per_value, tuple(layer.key_coding for layer in layers))
+    key_coding = tuple(layer.key_coding for layer in layers)
+    return ContainerInfo(header, level_bytes, bits_per_value, _side_bytes(container), key_coding)
+
+
+def _side_bytes(container: Container) -> dict[str, int]:
+    header = container.header
+    sums: dict[str, int] = {}
+    total = 0
+    for level in header.levels:
+        if level == EXACT:
+            continue
+        own = [item for item in header.segments if item.level == level]
+        total += sum(overhead_bytes(container.segment(level, item.layer)) for item in own)
+        sums[str(level)] = total + len(select(header, level=level).header)
+    return sums
 
 
 def _move(arrays: Sequence[NDArray[np.generic]], ropes: Sequence[Rope | None], offset: int) -> None:
@@ -243,6 +273,14 @@ def _check_tensors(keys: KvArrays, values: KvArrays, layout: Layout) -> int:
         for index, spec in enumerate(layout.layers):
             _check_array(arrays[index], spec, kind, tokens, layout, f"{kind.name.lower()} of layer {index}")
     return tokens
+
+
+def _check_decoded_bytes(layout: Layout, tokens: int, error: type[KvloomError]) -> None:
+    if tokens * layout.bytes_per_token > limits.DECODED_BYTES_MAX:
+        raise error(
+            f"chunk of {tokens} tokens has {tokens * layout.bytes_per_token} bytes of KV, "
+            f"the limit is {limits.DECODED_BYTES_MAX}"
+        )
 
 
 def _check_outputs(arrays: KvArrays, layers: Sequence[LayerLayout], header: ContainerHeader, kind: Kind) -> None:

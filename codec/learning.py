@@ -116,7 +116,7 @@ class LearntBlock:
     sensitivity: Sensitivity | None
 
     def kl(self, step: float, left: int) -> float:
-        """The KL divergence predicted for fine steps of ``step`` at the level that ``left`` refinements would follow."""
+        """The KL divergence predicted for fine steps of ``step``, ``left`` refinements short of the finest level."""
         if self.sensitivity is None:
             return 0.0
         gains = self._gains()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,15 +74,17 @@ def _parse(payload: memoryview, block: Block, known: _Known, tokens: int, *, bas
         if not old <= new <= part.width:
             raise InvalidData(f"lossy segment has {new} active coefficients of {part.width}, {old} were active before")
     numbers = sum(active) * tokens + sum(part.width for part in block.parts if part.adaptive)
-    left = len(payload) - fixed
-    if escape_count > numbers or (escape_count and not base) or side_bytes + 4 * escape_count > left:
+    side_end = HEAD.size + side_bytes
+    if escape_count > numbers or (escape_count and not base):
+        raise InvalidData(f"lossy segment declares {escape_count} escapes among {numbers} numbers")
+    if side_end < fixed or side_end + 4 * escape_count > len(payload):
         raise InvalidData(
-            f"lossy segment declares {escape_count} escapes and {side_bytes} side bytes, has {left} for {numbers} numbers"
+            f"lossy segment of {len(payload)} bytes declares {side_bytes} side bytes and {escape_count} escapes"
         )
     scales = np.frombuffer(payload, "<f4", adaptive, fixed - 4 * adaptive)
     if not (np.isfinite(scales) & (scales > 0)).all():
         raise InvalidData("lossy segment has a scale that is not a positive number")
-    escapes = np.frombuffer(payload, "<i4", escape_count, fixed + side_bytes).astype(np.int32)
+    escapes = np.frombuffer(payload, "<i4", escape_count, side_end).astype(np.int32)
     if escape_count and not (np.abs(escapes.astype(np.int64)) < ESCAPE_MAX).all():
         raise InvalidData("lossy segment has an escape of 2^27 steps or more")
     return _Parsed(
@@ -89,9 +92,9 @@ def _parse(payload: memoryview, block: Block, known: _Known, tokens: int, *, bas
         (differences, gains, means),
         active,
         [float(scale) for scale in scales],
-        payload[fixed : fixed + side_bytes],
+        payload[fixed:side_end],
         escapes,
-        payload[fixed + side_bytes + 4 * escape_count :],
+        payload[side_end + 4 * escape_count :],
     )
 
 
@@ -220,7 +223,7 @@ def _grown(symbols: IntArray, rows: int, tokens: int) -> IntArray:
 def _parts(symbols: IntArray, active: Sequence[int], tokens: int) -> tuple[IntArray, ...]:
     bounds = np.cumsum([0, *active])
     rows = symbols.reshape(-1, tokens)
-    return tuple(rows[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(rows[start:stop] for start, stop in pairwise(bounds))
 
 
 def _offsets(block: Block, means: IntArray, scales: Sequence[float]) -> tuple[Offset, ...]:
