@@ -22,7 +22,7 @@ from ...blend.executor import Blender
 from ...blend.request import BlendReport, BlendRequest, PlacedChunk
 from ...blend.select.base import SelectionRule
 from ...blend.select.deviation import KvDeviation
-from ...codec.level import EXACT, LOSSY_LEVELS, STANDARD, Level
+from ...codec.level import EXACT, STANDARD, Level
 from ...codec.profile import Profile
 from ...errors import InvalidRequest, NonFiniteTensor, UnsupportedModel
 from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
@@ -299,7 +299,7 @@ class RagPipeline:
         if self.profile is None:
             self.calibrate(item.rendered for item in documents)
         if not self._traffic.exists([prefix.place.ref.key])[0]:
-            levels = (*LOSSY_LEVELS, EXACT)
+            levels = (STANDARD, EXACT)
             self._traffic.store(prefix.cache, prefix.place, levels=levels, profile=self.profile, ack=Ack.DISK)
 
     def _ingest_one(self, document: Document, places: Sequence[ChunkPlace], prefix: _Prefix, ack: Ack) -> int:
@@ -309,7 +309,7 @@ class RagPipeline:
         _copy_tokens(prefix.cache, cache, start)
         cache = prefill(self.model, ids, cache=cache)
         return sum(
-            self._traffic.store(cache, place, levels=LOSSY_LEVELS, profile=self.profile, ack=ack) for place in places
+            self._traffic.store(cache, place, levels=(self.level,), profile=self.profile, ack=ack) for place in places
         )
 
     def _document_places(self, document: Document, prefix: _Prefix) -> list[ChunkPlace]:
