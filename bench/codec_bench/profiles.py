@@ -10,8 +10,8 @@ from blake3 import blake3
 from quantisers import KvQuant
 from quantisers.kvquant import LayerTables
 
-import kvloom.clients.transformers as client
 from kvloom import codec
+from kvloom.clients.transformers import calibration_samples
 from kvloom.codec import KvSample, Profile
 from kvloom.codec.cachegen import CacheGenProfile, CacheGenUnit, calibrate_cachegen
 
@@ -43,12 +43,8 @@ class Profiles:
 
     @cached_property
     def samples(self) -> list[KvSample]:
-        """KV of every calibration sequence, with gradients where the client computes them."""
-        with_gradients = getattr(client, "calibration_samples", None)
-        if with_gradients is not None:
-            return list(with_gradients(self._subject.model, self._texts.calibration, layout=self._subject.layout))
-        contexts = [self._subject.kv(ids) for ids in self._texts.calibration]
-        return [KvSample(context.keys, context.values) for context in contexts]
+        """KV of every calibration sequence, with gradients."""
+        return list(calibration_samples(self._subject.model, self._texts.calibration, layout=self._subject.layout))
 
     def kvloom(self) -> Profile:
         """The calibrated profile."""
@@ -57,19 +53,16 @@ class Profiles:
 
     def kvloom_generic(self) -> Profile:
         """The profile that needs no calibration."""
-        generic = getattr(codec, "generic_profile", None)
-        if generic is None:
-            raise NotBuilt("there is no codec.generic_profile")
-        profile: Profile = generic(self._subject.layout)
-        return profile
+        return codec.generic_profile(self._subject.layout)
 
     def kvloom_single_rate(self, step_scale: float) -> Profile:
         """A calibrated profile of one level, all its steps multiplied."""
-        options = {"levels": 1, "step_scale": step_scale}
-        if not options.keys() <= inspect.signature(codec.calibrate).parameters.keys():
-            raise NotBuilt("codec.calibrate has no levels and step_scale")
-        make = lambda: codec.calibrate(self.samples, self._subject.layout, **options).data  # type: ignore[arg-type]  # noqa: E731
-        return Profile.from_bytes(self._kept("kvloom", str(options), make))
+
+        def make() -> bytes:
+            made = codec.calibrate(self.samples, self._subject.layout, refinements=0, step_scale=step_scale)
+            return made.data
+
+        return Profile.from_bytes(self._kept("kvloom", f"single rate {step_scale}", make))
 
     def cachegen(self, unit: CacheGenUnit) -> CacheGenProfile:
         """CacheGen's distributions, one level per bin scale."""

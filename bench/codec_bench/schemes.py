@@ -19,8 +19,8 @@ from kvloom.codec.cachegen import CacheGenUnit
 from .profiles import CACHEGEN_BIN_SCALES, Profiles
 from .subject import CHUNK, Kv
 
-SINGLE_RATE_SCALES = (4.0, 2.8, 2.0, 1.4, 1.0, 0.7)
-"""Steps of the single-rate profiles, in units of the finest level's."""
+SINGLE_RATE_SCALES = (5.6, 4.0, 2.0, 1.0, 0.5)
+"""Steps of the single-rate profiles, in units of the one of ``standard``."""
 
 
 @dataclass(frozen=True, slots=True)
