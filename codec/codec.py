@@ -21,8 +21,9 @@ from ..errors import (
     LayoutMismatch,
     ProfileMismatch,
 )
-from .channels import Angles, KvArrays, gather_channels, scatter_channels
+from .channels import Angles, KvArrays, gather_channels, rooms_of
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
+from .entropy import native_lossy
 from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, Level, parse_level, require_level
@@ -173,17 +174,23 @@ def decode_into(
     starts = [layer for layer in held if layer % profile.block_layers == 0]
     read = LOSSY_LEVELS[: chosen.code + 1]
     angles = Angles(position, header.tokens)
-    channels = decode_lossy(
+    # What the compiled core cannot write to goes through an array of its own.
+    written = [
+        out if native_lossy.can_write(out) else np.empty(out.shape, np.float32) for out in map(np.asarray, outputs)
+    ]
+    by_place = dict(zip(places, written, strict=True))
+    blocks = [block_range(header.layout, start, profile.block_layers) for start in starts]
+    decode_lossy(
         profile,
         [start // profile.block_layers for start in starts],
         [[container.segment(level, start) for level in read] for start in starts],
+        [rooms_of(header.layout, block, angles, by_place) for block in blocks],
         tokens=header.tokens,
         first_position=header.first_position,
     )
-    wanted_outputs = dict(zip(places, outputs, strict=True))
-    for start, item in zip(starts, channels, strict=True):
-        block = block_range(header.layout, start, profile.block_layers)
-        scatter_channels(item, header.layout, block, angles, wanted_outputs)
+    for out, array in zip(outputs, written, strict=True):
+        if array is not out:
+            out[...] = array
 
 
 def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: Profile | None) -> set[Level]:
