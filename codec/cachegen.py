@@ -56,12 +56,14 @@ __all__ = [
     "BIN_SCALES",
     "CacheGenProfile",
     "CacheGenUnit",
+    "cachegen_overhead_bytes",
     "calibrate_cachegen",
     "decode_cachegen",
     "encode_cachegen",
 ]
 
 _HEAD = struct.Struct("<I")
+_SCALE_BYTES = 2
 _ESCAPE_BYTES = 4
 _WORD_BYTES = 4
 
@@ -127,6 +129,11 @@ def decode_cachegen(
     return outputs
 
 
+def cachegen_overhead_bytes(payload: Buffer, tokens: int) -> int:
+    """How many bytes of a payload are neither escapes nor words of the range coder."""
+    return min(len(payload), _HEAD.size + _SCALE_BYTES * anchors_of(tokens))
+
+
 def _encode_symbols(symbols: CacheGenSymbols, tables: CacheGenTables, level: int) -> bytes:
     table = tables.deltas[level]
     deltas = np.ascontiguousarray(symbols.deltas.T)
@@ -168,10 +175,10 @@ def _parse(
     payload: Buffer, table: DeltaTable, *, groups: int, deltas: int
 ) -> tuple[NDArray[np.float16], NDArray[np.int32], NDArray[np.uint32]]:
     view = memoryview(payload)
-    if len(view) < _HEAD.size + 2 * groups:
-        raise InvalidData(f"payload has {len(view)} bytes, its header and scales need {_HEAD.size + 2 * groups}")
+    start = _HEAD.size + _SCALE_BYTES * groups
+    if len(view) < start:
+        raise InvalidData(f"payload has {len(view)} bytes, its header and scales need {start}")
     (count,) = _HEAD.unpack_from(view)
-    start = _HEAD.size + 2 * groups
     room = len(view) - start
     if count > deltas or count * _ESCAPE_BYTES > room:
         raise InvalidData(f"payload declares {count} escapes, it has {deltas} deltas and {room} bytes")

@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import limits
-from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, ProfileMismatch
-from .cachegen import CacheGenProfile, decode_cachegen, encode_cachegen
-from .channels import Angles, KvArrays, gather_channels, scatter_channels
-from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
+from ..errors import (
+    ChunkTooLong,
+    EmptyChunk,
+    InvalidData,
+    InvalidTensor,
+    KvloomError,
+    LayoutMismatch,
+    ProfileMismatch,
+)
+from .cachegen import CacheGenProfile, cachegen_overhead_bytes, decode_cachegen, encode_cachegen
+from .channels import Angles, KvArrays, gather_channels, rooms_of
+from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
+from .entropy import native_lossy
 from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec, parse_level, parse_lossy_codec, require_level
@@ -25,6 +34,7 @@ from .lossy import decode_lossy, encode_lossy
 from .profile import Profile, block_range
 from .profiles import AnyProfile
 from .rope import cos_sin, rotate_into
+from .segment import overhead_bytes
 
 __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info", "truncate"]
 
@@ -33,14 +43,17 @@ __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info
 class ContainerInfo:
     """What a container holds; ``level_bytes`` is what reading each level costs, the header included.
 
-    ``codec`` is that of the lossy levels, None where there are none. ``key_coding`` says for each layer held whether
-    its lossy levels can be decoded to another position.
+    ``codec`` is that of the lossy levels, None where there are none.
+    ``side_bytes`` is how much of that, for each lossy level, is not escapes and words of the main entropy streams:
+    headers, scale classes, gains, means, and the states that streams start from; of CacheGen headers and scales.
+    ``key_coding`` says for each layer held whether its lossy levels can be decoded to another position.
     """
 
     header: ContainerHeader
     codec: LossyCodec | None
     level_bytes: dict[str, int]
     bits_per_value: dict[str, float]
+    side_bytes: dict[str, int]
     key_coding: tuple[KeyCoding, ...]
 
 
@@ -64,6 +77,7 @@ def encode(
     codec there is not, :class:`MissingDependency` (CacheGen).
     """
     tokens = _check_tensors(keys, values, layout)
+    _check_decoded_bytes(layout, tokens, ChunkTooLong)
     chosen = _levels_to_code(levels, layout, profile, codec)
     lossy = sorted(level for level in chosen if level != EXACT)
     writer = ContainerWriter(
@@ -131,6 +145,7 @@ def decode(
     """
     container = Container.parse(blob, content_key=content_key)
     header = container.header
+    _check_decoded_bytes(header.layout, header.tokens, InvalidData)
     layers = [header.layout.layers[index] for index in header.layers]
     dtype = header.layout.dtype.numpy
     outputs: list[KvArrays] = []
@@ -177,32 +192,43 @@ def decode_into(
         if chosen == EXACT:
             decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
         else:
-            _decode_cachegen(container, chosen, _cachegen_profile_of(header, profile), keys, values)
+            _decode_cachegen(container, chosen, profile, keys, values)
         if position != header.first_position:
             ropes = [layers[layer].rope_of(kind) for layer, kind in places]
             _move(outputs, ropes, position - header.first_position)
         return
     profile = _profile_of(header, profile)
+    if chosen.code > profile.refinements:
+        raise InvalidData(f"container has level {chosen}, its profile has {profile.refinements + 1} levels")
     starts = [layer for layer in held if layer % profile.block_layers == 0]
     read = LOSSY_LEVELS[: chosen.code + 1]
     angles = Angles(position, header.tokens)
-    channels = decode_lossy(
+    # What the compiled core cannot write to goes through an array of its own.
+    written = [
+        out if native_lossy.can_write(out) else np.empty(out.shape, np.float32) for out in map(np.asarray, outputs)
+    ]
+    by_place = dict(zip(places, written, strict=True))
+    blocks = [block_range(header.layout, start, profile.block_layers) for start in starts]
+    decode_lossy(
         profile,
         [start // profile.block_layers for start in starts],
         [[container.segment(level, start) for level in read] for start in starts],
+        [rooms_of(header.layout, block, angles, by_place) for block in blocks],
         tokens=header.tokens,
         first_position=header.first_position,
     )
-    wanted_outputs = dict(zip(places, outputs, strict=True))
-    for start, item in zip(starts, channels, strict=True):
-        block = block_range(header.layout, start, profile.block_layers)
-        scatter_channels(item, header.layout, block, angles, wanted_outputs)
+    for out, array in zip(outputs, written, strict=True):
+        if array is not out:
+            out[...] = array
 
 
 def _decode_cachegen(
-    container: Container, level: Level, profile: CacheGenProfile, keys: KvArrays, values: KvArrays
+    container: Container, level: Level, given: AnyProfile | None, keys: KvArrays, values: KvArrays
 ) -> None:
     header = container.header
+    profile = _cachegen_profile_of(header, given)
+    if level not in profile.levels:
+        raise InvalidData(f"container has level {level}, its profile has {len(profile.levels)} levels")
     decoded = decode_cachegen(
         [container.segment(level, layer, kind) for layer in header.layers for kind in Kind],
         layout=header.layout,
@@ -279,7 +305,24 @@ def info(blob: Buffer) -> ContainerInfo:
     held = sum(layer.key_width + layer.value_width for layer in layers) * header.tokens
     bits_per_value = {name: 8 * size / held for name, size in level_bytes.items()}
     codec = header.codec if any(level != EXACT for level in header.levels) else None
-    return ContainerInfo(header, codec, level_bytes, bits_per_value, tuple(layer.key_coding for layer in layers))
+    key_coding = tuple(layer.key_coding for layer in layers)
+    return ContainerInfo(header, codec, level_bytes, bits_per_value, _side_bytes(container), key_coding)
+
+
+def _side_bytes(container: Container) -> dict[str, int]:
+    header = container.header
+    own: dict[Level, int] = {}
+    for item in header.segments:
+        if item.level != EXACT:
+            payload = container.segment(item.level, item.layer, item.kind)
+            cachegen = header.codec is LossyCodec.CACHEGEN
+            size = cachegen_overhead_bytes(payload, header.tokens) if cachegen else overhead_bytes(payload)
+            own[item.level] = own.get(item.level, 0) + size
+    return {
+        str(level): sum(own[needed] for needed in header.codec.needed_for(level))
+        + len(select(header, level=level).header)
+        for level in own
+    }
 
 
 def _move(arrays: Sequence[NDArray[np.generic]], ropes: Sequence[Rope | None], offset: int) -> None:
@@ -304,6 +347,14 @@ def _check_tensors(keys: KvArrays, values: KvArrays, layout: Layout) -> int:
         for index, spec in enumerate(layout.layers):
             _check_array(arrays[index], spec, kind, tokens, layout, f"{kind.name.lower()} of layer {index}")
     return tokens
+
+
+def _check_decoded_bytes(layout: Layout, tokens: int, error: type[KvloomError]) -> None:
+    if tokens * layout.bytes_per_token > limits.DECODED_BYTES_MAX:
+        raise error(
+            f"chunk of {tokens} tokens has {tokens * layout.bytes_per_token} bytes of KV, "
+            f"the limit is {limits.DECODED_BYTES_MAX}"
+        )
 
 
 def _check_outputs(arrays: KvArrays, layers: Sequence[LayerLayout], header: ContainerHeader, kind: Kind) -> None:

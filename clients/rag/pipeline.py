@@ -24,19 +24,28 @@ from ...blend.select.base import SelectionRule
 from ...blend.select.deviation import KvDeviation
 from ...codec.level import EXACT, STANDARD, Level, LossyCodec
 from ...codec.profiles import AnyProfile
-from ...errors import InvalidRequest
+from ...errors import InvalidRequest, NonFiniteTensor, UnsupportedModel
 from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
-from ..transformers import extract, greedy, model_identity, model_layout, prefill
+from ..transformers import (
+    SequencePlan,
+    calibration_samples,
+    cut_sequences,
+    greedy,
+    model_identity,
+    model_layout,
+    prefill,
+)
 from .chunks import ChunkPlace, ChunkTraffic, LoadResult
 from .documents import Document, Prompt, PromptTemplate
 
 __all__ = ["Answer", "IngestReport", "LoadedContext", "RagPipeline", "Strategy"]
 
-CALIBRATION_TOKENS_MAX = 6144
-CALIBRATION_TEXT_TOKENS_MAX = 1536
-"""Prefill of a long text costs more per token than that of several short ones, and teaches less."""
+CALIBRATION_PLAN = SequencePlan(draws=1)
+CALIBRATION_SEQUENCES_MAX = 8
+CALIBRATION_TEXT_SEQUENCES_MAX = 2
+"""More of one text teaches less than other texts."""
 RECOMPUTE_RATIO = 0.2
 
 
@@ -142,23 +151,21 @@ class RagPipeline:
     def calibrate(self, texts: Iterable[str]) -> AnyProfile:
         """Learn a profile from ``texts`` (a few thousand tokens of the kind to be stored) and publish it.
 
-        It is for the codec that the daemon's namespace keeps. Raises :class:`DaemonUnavailable`.
+        It is for the codec that the daemon's namespace keeps; for ours it takes what the model minds into account where
+        torch can differentiate it: about the time of prefilling the text three times. Raises
+        :class:`DaemonUnavailable`.
         """
-        chosen = self._traffic.codec()
-        samples: list[codec.KvSample] = []
-        tokens_left = CALIBRATION_TOKENS_MAX
-        for text in texts:
-            if tokens_left == 0:
-                break
-            ids = self.template.tokenise(text)[: min(tokens_left, CALIBRATION_TEXT_TOKENS_MAX)]
-            if len(ids) == 0:
-                continue
-            cache = prefill(self.model, ids, cache=KvCache(self.layout, len(ids)))
-            keys, values = extract(cache, 0, len(ids))
-            samples.append(codec.KvSample(keys, values))
-            tokens_left -= len(ids)
-        learn = codec.calibrate_cachegen if chosen is LossyCodec.CACHEGEN else codec.calibrate
-        self.profile = learn(samples, self.layout)
+        cachegen = self._traffic.codec() is LossyCodec.CACHEGEN
+        opening = self.template.prefix[:1]  # the token that attention sinks into in every prompt
+        sequences, plan = self._calibration_sequences(texts, opening)
+        if cachegen:
+            samples = calibration_samples(self.model, sequences, plan=plan, layout=self.layout, gradients=False)
+            self.profile = codec.calibrate_cachegen(samples, self.layout)
+        else:
+            try:
+                self.profile = self._calibrated(sequences, plan, gradients=True)
+            except (UnsupportedModel, NonFiniteTensor):
+                self.profile = self._calibrated(sequences, plan, gradients=False)
         self._traffic.publish_profile(self.profile)
         return self.profile
 
@@ -256,6 +263,26 @@ class RagPipeline:
             blend=blend,
         )
 
+    def _calibration_sequences(
+        self, texts: Iterable[str], opening: NDArray[np.int64]
+    ) -> tuple[list[NDArray[np.int64]], SequencePlan]:
+        """As many of ``texts`` as are needed, cut as the plan says; a shorter plan where there is little text."""
+        plan = CALIBRATION_PLAN.for_model(self.model)
+        found: list[NDArray[np.int64]] = []
+        tokens_left = CALIBRATION_SEQUENCES_MAX * plan.tokens
+        for text in texts:
+            if tokens_left <= 0:
+                break
+            found.append(self.template.tokenise(text)[: CALIBRATION_TEXT_SEQUENCES_MAX * plan.tokens])
+            tokens_left -= len(found[-1])
+        plan = plan.within(len(opening) + sum(map(len, found)))
+        sequences_max = CALIBRATION_SEQUENCES_MAX
+        return cut_sequences(found, tokens=plan.tokens, sequences_max=sequences_max, opening=opening), plan
+
+    def _calibrated(self, sequences: Sequence[NDArray[np.int64]], plan: SequencePlan, *, gradients: bool) -> AnyProfile:
+        samples = calibration_samples(self.model, sequences, plan=plan, layout=self.layout, gradients=gradients)
+        return codec.calibrate(samples, self.layout)
+
     def _prefix(self) -> _Prefix:
         """The exact prefix: from memory, from the daemon, or computed."""
         if self._held_prefix is not None:
@@ -282,7 +309,7 @@ class RagPipeline:
             profile = self.calibrate(item.rendered for item in documents)
         self.profile = profile
         if outdated or not self._traffic.exists([key])[0]:
-            levels = (*profile.levels, EXACT)
+            levels = (STANDARD, EXACT)
             self._traffic.store(prefix.cache, prefix.place, levels=levels, profile=profile, ack=Ack.DISK)
         return profile
 
@@ -295,7 +322,7 @@ class RagPipeline:
         _copy_tokens(prefix.cache, cache, start)
         cache = prefill(self.model, ids, cache=cache)
         return sum(
-            self._traffic.store(cache, place, levels=profile.levels, profile=profile, ack=ack) for place in places
+            self._traffic.store(cache, place, levels=(self.level,), profile=profile, ack=ack) for place in places
         )
 
     def _document_places(self, document: Document, prefix: _Prefix) -> list[ChunkPlace]:
