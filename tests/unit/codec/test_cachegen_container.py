@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvloom import codec
 from kvloom.codec import DRAFT, ECONOMY, EXACT, FINE, LOSSY_LEVELS, STANDARD, KvSample, Layout, LossyCodec
-from kvloom.codec.cachegen import calibrate_cachegen, decode_cachegen, encode_cachegen
+from kvloom.codec.cachegen import BIN_SCALES, calibrate_cachegen, decode_cachegen, encode_cachegen
 from kvloom.codec.container import Container, ContainerWriter, join_layers, parse_header, select, verify
 from kvloom.codec.header import checksum
 from kvloom.codec.layout import Kind, LayerLayout
@@ -189,7 +189,9 @@ def test_layers_unlike_each_other_and_layers_without_values():
     for kind, layer in itertools.product(Kind, range(3)):
         assert found[kind][layer].shape == drawn[kind][layer].shape
         # Half a bin of the deepest third, and the anchors' own error.
-        assert np.abs(found[kind][layer] - drawn[kind][layer]).max(initial=0.0) <= 1.5 * 0.35 / 2 + 0.05
+        assert (
+            np.abs(found[kind][layer] - drawn[kind][layer]).max(initial=0.0) <= 1.5 * BIN_SCALES[FINE.code] / 2 + 0.05
+        )
 
 
 def rewritten(data: bytes, *, flags: int | None = None, levels: int | None = None, blocks: int | None = None) -> bytes:
