@@ -122,7 +122,7 @@ def locality(layers: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float64]
 
 
 def test_tokens_resemble_their_neighbours(subject: Subject) -> None:
-    """Insight 1: differences between neighbours vary 2.4 to 2.9 times less than the numbers themselves, as in the paper."""
+    """Insight 1: differences between neighbours vary 2.4 to 2.9 times less than the numbers do, in the paper."""
     from_anchor, from_neighbour = locality(subject.keys)
     assert np.median(from_neighbour) > 2.4
     assert np.median(from_anchor) > 1.5
