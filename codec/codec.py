@@ -66,12 +66,15 @@ def encode(
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
     A chunk for which the profile given is no better than the generic one is coded with that (:mod:`.fallback`).
-    ``levels`` defaults to all lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those
+    ``levels`` defaults to all lossy levels of the profile, else ``exact``; lossy ones without a profile are coded with
+    the generic one. Lossy levels stand on each other: those
     asked for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
     :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
     """
     tokens = _check_tensors(keys, values, layout)
     _check_decoded_bytes(layout, tokens, ChunkTooLong)
+    if profile is None and levels is not None and set(levels) - {EXACT}:
+        profile = generic_profile(layout)
     chosen = _levels_to_code(levels, layout, profile)
     lossy = [level for level in chosen if level != EXACT]
     coded = _encode_lossy(keys, values, layout, profile, first_position, len(lossy)) if lossy and profile else None
@@ -213,9 +216,7 @@ def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: P
     if not lossy:
         return chosen
     if profile is None or profile.layout != layout:
-        raise ProfileMismatch(
-            "a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another")
-        )
+        raise ProfileMismatch("a lossy level needs a profile of the same layout, got another")
     finest = max(lossy)
     if finest.code > profile.refinements:
         raise InvalidTensor(f"level {finest} asked for, the profile has {profile.refinements + 1} levels")
