@@ -128,20 +128,21 @@ def _read_side(
         jobs.append(DecodeJob(item.side, base_tables(0), Runs(tables, lengths), SIDE_LANES))
     decoded = iter(decode_streams([job for job in jobs if job.symbol_count]))
     results: list[_Side] = []
-    for item, block, state, job, (fresh, means, _) in zip(parsed, blocks, known, jobs, counts, strict=True):
+    for item, block, state, job, (fresh, mean_count, _) in zip(parsed, blocks, known, jobs, counts, strict=True):
         symbols = next(decoded) if job.symbol_count else np.zeros(0, np.uint8)
         numbers = symbols.astype(np.int32) - SYMBOL_ZERO
         _note_classes(block, state, item.active, symbols[:fresh], numbers[:fresh])
-        mean_symbols, mean_numbers = symbols[fresh : fresh + means], numbers[fresh : fresh + means]
+        own = slice(fresh, fresh + mean_count)
+        mean_symbols, mean_numbers = symbols[own], numbers[own]
         escaped = np.flatnonzero(mean_symbols == ESCAPE)
         if len(escaped) > len(item.escapes):
             raise InvalidData(f"lossy segment has {len(item.escapes)} escapes, its means ask for {len(escaped)}")
         mean_numbers[escaped] = item.escapes[: len(escaped)]
-        gains = numbers[fresh + means :]
-        if len(gains) and not (int(gains.min()) >= 0 and int(gains.max()) <= GAIN_MAX):
+        told = numbers[own.stop :]
+        if len(told) and not (int(told.min()) >= 0 and int(told.max()) <= GAIN_MAX):
             raise InvalidData(f"lossy segment has a gain outside 0 to {GAIN_MAX}")
-        told = gains.astype(np.uint8) if len(gains) else np.zeros(tokens, np.uint8)
-        results.append(_Side(mean_numbers, len(escaped), told))
+        told_gains = told.astype(np.uint8) if len(told) else np.zeros(tokens, np.uint8)
+        results.append(_Side(mean_numbers, len(escaped), told_gains))
     return results
 
 
