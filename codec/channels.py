@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteTensor
-from .layout import Kind, Layout, Rope
+from .layout import Kind, KvDtype, Layout, Rope
 from .rope import cos_sin, rotate_into
 
 __all__ = ["Angles", "KvArrays", "gather_channels", "scatter_channels"]
@@ -18,6 +18,12 @@ __all__ = ["Angles", "KvArrays", "gather_channels", "scatter_channels"]
 KvArrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
 """Per layer ``[kv_heads, tokens, head_dim]``: a list, or one array ``[layers, kv_heads, tokens, head_dim]``."""
 FloatArray = NDArray[np.float32]
+_LARGEST = {
+    KvDtype.FLOAT16: np.float32(65_504),
+    KvDtype.FLOAT8_E4M3FN: np.float32(448),
+    KvDtype.FLOAT8_E5M2: np.float32(57_344),
+}
+"""The largest number of each dtype that has less room than float32."""
 
 
 class Angles:
@@ -73,6 +79,7 @@ def scatter_channels(
     outputs: dict[tuple[int, Kind], NDArray[np.generic]],
 ) -> None:
     """Write channels ``[tokens, width]`` of ``layers`` to those of their ``outputs`` that are wanted."""
+    largest = _LARGEST.get(layout.dtype)
     at = 0
     for layer in layers:
         spec = layout.layers[layer]
@@ -82,8 +89,12 @@ def scatter_channels(
             if out is not None and width:
                 part = channels[:, at : at + width].reshape(len(channels), spec.kv_heads, spec.head_dim_of(kind))
                 heads, rope = part.transpose(1, 0, 2), spec.rope_of(kind)
+                # Half a step past the largest number of a narrow dtype must not become infinity.
+                turned = out if largest is None else np.empty(heads.shape, np.float32)
                 if rope is not None:
-                    rotate_into(out, heads, rope, *angles.of(rope))
+                    rotate_into(turned, heads, rope, *angles.of(rope))
                 else:
-                    out[...] = heads
+                    turned[...] = heads
+                if largest is not None:
+                    out[...] = np.clip(turned, -largest, largest)
             at += width
