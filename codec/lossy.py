@@ -22,6 +22,8 @@ DRAINED_SHARE = 0.6
 """Values below this share of the usual norm are drained; how far below decides how finely a token is quantised."""
 DRAINED_GAIN = 4.0
 
+_SPREAD_SHARE_MIN = 1e-6
+"""The least spread of an adaptive part over its largest number."""
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
@@ -137,7 +139,9 @@ def drained_gains(layout: Layout, layers: range, channels: FloatArray) -> ByteAr
 def _offset(part: Part, channels: FloatArray) -> Offset:
     mean = channels.mean(axis=0, dtype=np.float64)
     spread = float(np.sqrt(np.mean((channels - mean) ** 2)))
-    scale = float(np.float32(max(spread, 1e-12)))
+    # Where channels hardly change, float32 has nothing finer than this to say of them, and means must fit an escape.
+    floor = _SPREAD_SHARE_MIN * float(np.abs(channels).max())
+    scale = float(np.float32(max(spread, floor, 1e-12)))
     means = np.rint(mean / (part.scale.astype(np.float64) * scale))
     return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
 
