@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--levels", nargs="+", default=["standard"], metavar="LEVEL")
     parser.add_argument("--questions", type=int, default=200, help="the first so many of the data set")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="every Nth question, from the Ith on")
+    parser.add_argument("--answer-tokens", type=int, default=12, help="at most")
     parser.add_argument("--document-tokens", type=int, default=1536, help="of all of a question's documents together")
     parser.add_argument("--sequences", type=int, metavar="N", help="of calibration text, at most; all without it")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", default=Path("build/codec-bench"))
@@ -176,11 +177,18 @@ def main() -> None:
         "dataset": options.dataset,
         "levels": options.levels,
         "document_tokens": options.document_tokens,
+        "answer_tokens": options.answer_tokens,
         "profile": profile.digest.hex()[:32],
     }
     shard, shards = map(int, options.shard.split("/"))
     chosen = questions_of(options.data, options.dataset)[: options.questions][shard - 1 :: shards]
-    answerer = Answerer(subject, profile, [parse_level(name) for name in options.levels], options.document_tokens)
+    answerer = Answerer(
+        subject,
+        profile,
+        [parse_level(name) for name in options.levels],
+        document_tokens=options.document_tokens,
+        answer_tokens=options.answer_tokens,
+    )
     options.json.parent.mkdir(parents=True, exist_ok=True)
     done = {line["question"] for line in read_answers(options, settings)}
     own = options.json.with_name(f"{options.json.name}.{shard}-of-{shards}.jsonl")

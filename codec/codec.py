@@ -26,11 +26,12 @@ from .cachegen import CacheGenProfile, cachegen_overhead_bytes, decode_cachegen,
 from .channels import Angles, KvArrays, gather_channels, rooms_of
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
 from .entropy import native_lossy
+from .fallback import CodedChunk, encode_channels
 from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec, parse_level, parse_lossy_codec, require_level
 from .lossless import decode_exact, encode_exact
-from .lossy import decode_lossy, encode_lossy
+from .lossy import decode_lossy
 from .profile import Profile, block_range
 from .profiles import AnyProfile
 from .rope import cos_sin, rotate_into
@@ -70,32 +71,42 @@ def encode(
 ) -> bytes:
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
-    ``codec`` (``"kvloom"`` or ``"cachegen"``) defaults to the profile's and must be it. ``levels`` defaults to all
-    lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those asked for and all coarser ones
-    are coded; CacheGen's stand alone. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
-    :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`, :class:`ConfigError` for a
-    codec there is not, :class:`MissingDependency` (CacheGen).
+    ``codec`` (``"kvloom"`` or ``"cachegen"``) defaults to the profile's and must be it. A chunk for which the profile
+    given is no better than the generic one is coded with that (:mod:`.fallback`). ``levels`` defaults to all lossy
+    levels of the profile, else ``exact``; lossy ones without a profile are coded with the generic one. Lossy levels
+    stand on each other: those asked for and all coarser ones are coded; CacheGen's stand alone. Raises
+    :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`, :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy
+    only), :class:`ProfileMismatch`, :class:`ConfigError` for a codec there is not, :class:`MissingDependency`
+    (CacheGen).
     """
     tokens = _check_tensors(keys, values, layout)
     _check_decoded_bytes(layout, tokens, ChunkTooLong)
+    if profile is None and levels is not None and set(levels) - {EXACT}:
+        profile = generic_profile(layout)
     chosen = _levels_to_code(levels, layout, profile, codec)
     lossy = sorted(level for level in chosen if level != EXACT)
+    coded = None
+    if lossy and isinstance(profile, Profile):
+        coded = _encode_lossy(keys, values, layout, profile, first_position, len(lossy))
+    used = coded.profile if coded else profile
     writer = ContainerWriter(
         layout,
         tokens=tokens,
         first_position=first_position,
-        block_layers=profile.block_layers if lossy and isinstance(profile, Profile) else 0,
+        block_layers=coded.profile.block_layers if coded else 0,
         content_key=content_key,
-        profile_digest=profile.digest if lossy and profile else NO_PROFILE,
-        codec=profile.codec if lossy and profile else LossyCodec.KVLOOM,
+        profile_digest=used.digest if lossy and used else NO_PROFILE,
+        codec=used.codec if lossy and used else LossyCodec.KVLOOM,
     )
-    if lossy and isinstance(profile, CacheGenProfile):
+    if coded:
+        for index, payloads in enumerate(coded.payloads):
+            for level, payload in zip(lossy, payloads, strict=False):
+                writer.put(level, index * coded.profile.block_layers, None, payload)
+    elif lossy and isinstance(profile, CacheGenProfile):
         for level in lossy:
-            coded = encode_cachegen(keys, values, layout=layout, profile=profile, level=level.code)
-            for index, payload in enumerate(coded):
+            pieces = encode_cachegen(keys, values, layout=layout, profile=profile, level=level.code)
+            for index, payload in enumerate(pieces):
                 writer.put(level, index // len(Kind), Kind(index % len(Kind)), payload)
-    elif lossy and isinstance(profile, Profile):
-        _put_blocks(writer, lossy, keys, values, profile, first_position)
     if EXACT in chosen:
         places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
         held = [(layer, kind) for layer, kind in places if layout.layers[layer].width_of(kind)]
@@ -105,25 +116,6 @@ def encode(
         for (layer, kind), payload in zip(held, encode_exact(tensors, layout.dtype), strict=True):
             writer.put(EXACT, layer, kind, payload)
     return writer.commit()
-
-
-def _put_blocks(
-    writer: ContainerWriter,
-    levels: Sequence[Level],
-    keys: KvArrays,
-    values: KvArrays,
-    profile: Profile,
-    first_position: int,
-) -> None:
-    layout = profile.layout
-    angles = Angles(first_position, keys[0].shape[1])
-    starts = range(0, len(layout.layers), profile.block_layers)
-    blocks = [block_range(layout, start, profile.block_layers) for start in starts]
-    channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
-    coded = encode_lossy(profile, channels, first_position=first_position)
-    for start, payloads in zip(starts, coded, strict=True):
-        for level, payload in zip(levels, payloads, strict=False):
-            writer.put(level, start, None, payload)
 
 
 def decode(
@@ -222,6 +214,16 @@ def decode_into(
             out[...] = array
 
 
+def _encode_lossy(
+    keys: KvArrays, values: KvArrays, layout: Layout, profile: Profile, first_position: int, levels: int
+) -> CodedChunk:
+    angles = Angles(first_position, int(keys[0].shape[1]))
+    starts = range(0, len(layout.layers), profile.block_layers)
+    blocks = [block_range(layout, start, profile.block_layers) for start in starts]
+    channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
+    return encode_channels(profile, channels, first_position=first_position, levels=levels)
+
+
 def _decode_cachegen(
     container: Container, level: Level, given: AnyProfile | None, keys: KvArrays, values: KvArrays
 ) -> None:
@@ -259,9 +261,7 @@ def _levels_to_code(
     if not lossy:
         return chosen
     if profile is None or profile.layout != layout:
-        raise ProfileMismatch(
-            "a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another")
-        )
+        raise ProfileMismatch("a lossy level needs a profile of the same layout, got another")
     finest = max(lossy)
     if finest not in profile.levels:
         raise InvalidTensor(f"level {finest} asked for, the profile has {len(profile.levels)} levels")

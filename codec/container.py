@@ -161,7 +161,7 @@ class Container:
 
         :class:`LevelNotStored` where it is not there.
         """
-        wanted = (level.code, layer, -1 if kind is None else kind)
+        wanted = _order(level, layer, kind)
         segments = self.header.segments
         index = bisect_left(segments, wanted, key=_place)
         if index == len(segments) or _place(segments[index]) != wanted:
@@ -177,7 +177,11 @@ class Container:
 
 def _place(segment: Segment) -> tuple[int, int, int]:
     """What segments are sorted by."""
-    return segment.level.code, segment.layer, -1 if segment.kind is None else segment.kind
+    return _order(segment.level, segment.layer, segment.kind)
+
+
+def _order(level: Level, layer: int, kind: Kind | None) -> tuple[int, int, int]:
+    return level.code, layer, -1 if kind is None else kind
 
 
 def _describe(level: Level, layer: int, kind: Kind | None) -> str:
@@ -216,7 +220,7 @@ class ContainerWriter:
 
     def commit(self) -> bytes:
         """Write the container; a missing segment, or lossy ones and no profile, raise :class:`MalformedContainer`."""
-        payloads = sorted(self._payloads.items())
+        payloads = sorted(self._payloads.items(), key=lambda item: _order(*item[0]))
         segments = [
             Segment(level, kind, layer, 0, len(payload), checksum(payload))
             for (level, layer, kind), payload in payloads

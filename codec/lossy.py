@@ -15,25 +15,37 @@ from .profile import FINE_CLASSES, Block, Part, Profile, block_range
 from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, unit
 from .segment import BlockSymbols, DecodedBlock, Offset, symbols_of
 from .segment_reader import decode_blocks
-from .segment_writer import encode_blocks
 
-__all__ = ["decode_lossy", "encode_lossy", "restore", "scale_classes"]
+__all__ = ["decode_lossy", "quantise_blocks", "restore", "restored_channels", "scale_classes"]
 
 DRAINED_SHARE = 0.6
 """Values below this share of the usual norm are drained; how far below decides how finely a token is quantised."""
 DRAINED_GAIN = 4.0
 
+_SPREAD_SHARE_MIN = 1e-6
+"""The least spread of an adaptive part over its largest number."""
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
 
-def encode_lossy(profile: Profile, channels: Sequence[FloatArray], *, first_position: int) -> list[list[bytes]]:
-    """The payloads of each block, coarse to fine, of channels ``[tokens, width]`` that know no position."""
+def quantise_blocks(profile: Profile, channels: Sequence[FloatArray], *, first_position: int) -> list[BlockSymbols]:
+    """The symbols of each block's channels ``[tokens, width]`` that know no position."""
     with one_thread():
-        symbols = [
-            _quantise_block(profile, index, item, first_position) for index, item in enumerate(channels)
-        ]
-    return encode_blocks(profile.blocks, symbols, profile.refinements)
+        return [_quantise_block(profile, index, item, first_position) for index, item in enumerate(channels)]
+
+
+def restored_channels(block: Block, symbols: BlockSymbols, left: int, first_position: int) -> FloatArray:
+    """What a reader who does not read the ``left`` finest levels would make of a block's symbols."""
+    coarse = tuple(np.sign(part) * (np.abs(part) >> left) for part in symbols.parts)
+    channels = np.empty((len(symbols.gains), block.width), np.float32)
+    for part, whole, how in zip(
+        block.parts, coarse, _syntheses(block, symbols.gains, symbols.offsets, left, first_position), strict=True
+    ):
+        own = channels[:, part.start : part.stop]
+        own[...] = part.inverse(reconstruct(whole, left), how.factors)
+        own[0] += how.first_mean
+        own[1:] += how.mean
+    return channels
 
 
 def decode_lossy(
@@ -127,7 +139,9 @@ def drained_gains(layout: Layout, layers: range, channels: FloatArray) -> ByteAr
 def _offset(part: Part, channels: FloatArray) -> Offset:
     mean = channels.mean(axis=0, dtype=np.float64)
     spread = float(np.sqrt(np.mean((channels - mean) ** 2)))
-    scale = float(np.float32(max(spread, 1e-12)))
+    # Where channels hardly change, float32 has nothing finer than this to say of them, and means must fit an escape.
+    floor = _SPREAD_SHARE_MIN * float(np.abs(channels).max())
+    scale = float(np.float32(max(spread, floor, 1e-12)))
     means = np.rint(mean / (part.scale.astype(np.float64) * scale))
     return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
 
@@ -149,9 +163,11 @@ class _Synthesis:
     first_mean: FloatArray
 
 
-def _syntheses(block: Block, decoded: DecodedBlock, left: int, first_position: int) -> list[_Synthesis]:
-    factors = np.float32(unit(left)) / gain_factors(decoded.gains)
-    offsets = iter(decoded.offsets)
+def _syntheses(
+    block: Block, gains: ByteArray, chunk_offsets: Sequence[Offset], left: int, first_position: int
+) -> list[_Synthesis]:
+    factors = np.float32(unit(left)) / gain_factors(gains)
+    offsets = iter(chunk_offsets)
     found: list[_Synthesis] = []
     for part in block.parts:
         if part.adaptive:
@@ -168,7 +184,7 @@ def restore(block: Block, decoded: DecodedBlock, left: int, first_position: int)
     """The channels ``[tokens, width]`` of a block of which ``left`` levels were not read."""
     channels = np.empty((len(decoded.gains), block.width), np.float32)
     for index, (part, how) in enumerate(
-        zip(block.parts, _syntheses(block, decoded, left, first_position), strict=True)
+        zip(block.parts, _syntheses(block, decoded.gains, decoded.offsets, left, first_position), strict=True)
     ):
         own = channels[:, part.start : part.stop]
         own[...] = part.inverse(reconstruct(symbols_of(decoded, index), left), how.factors)
@@ -199,7 +215,7 @@ def _restore_native(
                 how.first_mean,
             )
             for index, (part, how) in enumerate(
-                zip(block.parts, _syntheses(block, item, left, first_position), strict=True)
+                zip(block.parts, _syntheses(block, item.gains, item.offsets, left, first_position), strict=True)
             )
         ]
         tensors = [room.job() for room in wanted]

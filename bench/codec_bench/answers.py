@@ -16,8 +16,12 @@ from .schemes import chunks_of, joined
 from .subject import Kv, Subject
 from .texts import TokenIds
 
-SYSTEM = "You answer questions about the documents you are given with a few words from them and nothing else."
-ANSWER_TOKENS = 12
+SYSTEM = (
+    "You copy short answers out of documents. Reply with the answer only: a name, a date, a number or a few words "
+    "copied from the documents. For example:\nQuestion: who wrote the play hamlet\nAnswer: William Shakespeare"
+)
+OPENING = "Answer:"
+"""How the model's turn begins: SmolLM2 repeats the question in a whole sentence where it is let."""
 REFERENCE = "unquantised"
 
 
@@ -32,10 +36,14 @@ class Answer:
 class Answerer:
     """Asks the model. The documents' part of a prompt is prefilled once per question."""
 
-    def __init__(self, subject: Subject, profile: Profile, levels: Sequence[Level], document_tokens: int) -> None:
+    def __init__(
+        self, subject: Subject, profile: Profile, levels: Sequence[Level], *, document_tokens: int, answer_tokens: int
+    ) -> None:
         self._subject, self._profile, self._levels = subject, profile, levels
-        self._document_tokens = document_tokens
+        self._document_tokens, self._answer_tokens = document_tokens, answer_tokens
         self._template = PromptTemplate(subject.tokenizer, system=SYSTEM)
+        # Without a chat template, the prompt ends with it already.
+        self._opening = OPENING if subject.tokenizer.chat_template else ""
         configured = subject.model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
         self._ends = {*ends, subject.tokenizer.eos_token_id}
@@ -44,7 +52,8 @@ class Answerer:
         """Answers by level name; the unquantised cache's under ``REFERENCE``."""
         prompt = self._template.prompt(question.question, self._documents(question))
         context = prompt.spans[-1].stop
-        ids, rest = prompt.token_ids[:context], prompt.token_ids[context:]
+        ids = prompt.token_ids[:context]
+        rest = np.concatenate([prompt.token_ids[context:], self._template.tokenise(self._opening)])
         kv = self._subject.kv(ids)
         values = sum(item.size for item in (*kv.keys, *kv.values))
         found = {REFERENCE: Answer(self._answer(kv, rest), 8.0 * kv.keys[0].itemsize)}
@@ -76,14 +85,14 @@ class Answerer:
     def _answer(self, kv: Kv, rest: TokenIds) -> str:
         """The first line of the greedy continuation of a cache and the tokens ``rest``."""
         context = kv.keys[0].shape[1]
-        cache = KvCache(self._subject.layout, context + len(rest) + ANSWER_TOKENS)
+        cache = KvCache(self._subject.layout, context + len(rest) + self._answer_tokens)
         for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
             room = cache.layer_arrays(layer)
             room.keys[:, :context], room.values[:, :context] = keys, values
         cache.truncate(context)
         said: list[int] = []
         tokens = torch.from_numpy(rest)[None]
-        while len(said) < ANSWER_TOKENS:
+        while len(said) < self._answer_tokens:
             output = self._subject.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             said.append(int(output.logits[0, -1].argmax()))
             if said[-1] in self._ends:

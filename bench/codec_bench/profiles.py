@@ -19,7 +19,7 @@ from .reference import write_npz
 from .subject import Subject
 from .texts import Texts
 
-CACHEGEN_BIN_SCALES = (2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25)
+CACHEGEN_BIN_SCALES = (1.4, 1.0, 0.7, 0.5, 0.35, 0.25)
 _ROOT = Path(inspect.getfile(codec)).parent.parent
 _SOURCES = {
     "kvloom": "codec/*.py",

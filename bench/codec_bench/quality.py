@@ -24,7 +24,7 @@ class QualityRow:
     bits_per_value: float
     side_bits_per_value: float | None
     kl: float
-    kl_ci95: float
+    kl_ci95: float | None
     delta_nll: float
     top1_agreement: float
 
@@ -92,7 +92,7 @@ def _row(subject: Subject, place: _Place, measured: Sequence[_Measured]) -> Qual
         bits_per_value=statistics.fmean(item.bits_per_value for item in measured),
         side_bits_per_value=statistics.fmean(sides) if sides else None,
         kl=statistics.fmean(kl),
-        kl_ci95=1.96 * statistics.stdev(kl) / len(kl) ** 0.5 if len(kl) > 1 else 0.0,
+        kl_ci95=1.96 * statistics.stdev(kl) / len(kl) ** 0.5 if len(kl) > 1 else None,
         delta_nll=statistics.fmean(item.delta_nll for item in measured),
         top1_agreement=statistics.fmean(item.top1_agreement for item in measured),
     )
@@ -107,7 +107,8 @@ def show(rows: Sequence[QualityRow]) -> None:
     for row in sorted(rows, key=lambda item: item.text):
         side = "" if row.side_bits_per_value is None else f"{row.side_bits_per_value:.4f}"
         level = f"{row.variant} {row.level}".strip()
+        spread = "" if row.kl_ci95 is None else f"{row.kl_ci95:.5f}"
         print(
             f"{row.text:10} {row.scheme:20} {level:24} {row.bits_per_value:10.4f} {side:>7} {row.kl:10.5f} "
-            f"{row.kl_ci95:9.5f} {row.delta_nll:9.5f} {row.top1_agreement:7.2%}"
+            f"{spread:>9} {row.delta_nll:9.5f} {row.top1_agreement:7.2%}"
         )

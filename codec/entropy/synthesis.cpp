@@ -1,7 +1,7 @@
 // The lossy levels' way back: the levels' symbols joined, the synthesis an exact product of integers, then scaled.
 //
 // A coefficient is cut into signed digits of eight bits. Nearly all have one; the others' higher digits are products of
-// their own, added up in 64 bits. Symbols are mostly zero, so each tile of tokens lists the groups of coefficients where
+// their own, added up in doubles. Symbols are mostly zero, so each tile of tokens lists the groups of coefficients where
 // it has others, and the product goes over these alone. Any path makes the same sums.
 #include "synthesis.h"
 
@@ -176,6 +176,10 @@ KVL_EVERY_CPU void finish(const Part& part, const Number* sums, uint32_t tile_ch
     }
 }
 
+KVL_EVERY_CPU void add_digits(const int32_t* sums, uint32_t count, double weight, double* wide) {
+    for (uint32_t i = 0; i < count; i++) wide[i] += sums[i] * weight;
+}
+
 void synthesise(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch, float* out, uint64_t width) {
     const uint64_t stride = (tokens + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
     const uint32_t active = part.rows[part.levels - 1];
@@ -201,12 +205,12 @@ void synthesise(const Part& part, const Product& product, uint32_t tokens, Scrat
     }
     for (uint32_t d = 0; d < DIGITS_MAX; d++) {
         if (!scratch.used[d]) continue;
-        scratch.lists[d].resize(words / TILE_TOKENS + tiles);
+        scratch.lists[d].resize(words / TILE_TOKENS);
         scratch.counts[d].resize(tiles);
         list_groups(scratch.digits[d].data(), stride, groups, scratch.lists[d].data(), scratch.counts[d].data());
     }
     alignas(64) int32_t sums[TILE_SUMS_MAX];
-    alignas(64) int64_t wide[TILE_SUMS_MAX];
+    alignas(64) double wide[TILE_SUMS_MAX];  // whole numbers below 2^53: exact
     const uint64_t tile_bytes = product.tile_bytes(part.width);
     const uint32_t tile_sums = TILE_TOKENS * product.channels;
     for (uint32_t channel = 0; channel < part.width; channel += product.channels) {
@@ -224,8 +228,7 @@ void synthesise(const Part& part, const Product& product, uint32_t tokens, Scrat
                 }
                 product.kernel(scratch.digits[d].data() + token, stride, scratch.lists[d].data() + tile * groups,
                                scratch.counts[d][tile], basis, sums);
-                for (uint32_t i = 0; more && i < tile_sums; i++)
-                    wide[i] += sums[i] * (int64_t{1} << (DIGIT_BITS * d));
+                if (more) add_digits(sums, tile_sums, static_cast<double>(uint64_t{1} << (DIGIT_BITS * d)), wide);
             }
             if (more)
                 finish(part, wide, product.channels, token, count, channel, channels, out, width);

@@ -8,33 +8,42 @@
 
 namespace {
 
-enum { VECTORS = 3, CHANNELS = 8 * VECTORS, TOKENS = 4 };  // twelve sums fill the registers
+enum { CHANNELS = 24, TOKENS = 4 };
+
+// A row of sums to a token, written out because a compiler keeps names in registers where it keeps an array in memory.
+#define KVL_EACH_TOKEN(DO) DO(0) DO(1) DO(2) DO(3)
+#define KVL_CLEAR(t) __m256i a##t = _mm256_setzero_si256(), b##t = a##t, c##t = a##t;
+#define KVL_ADD(t)                                                          \
+    two = _mm256_set1_epi32(static_cast<int>(group[t]));                    \
+    a##t = _mm256_add_epi32(a##t, _mm256_madd_epi16(row_a, two));           \
+    b##t = _mm256_add_epi32(b##t, _mm256_madd_epi16(row_b, two));           \
+    c##t = _mm256_add_epi32(c##t, _mm256_madd_epi16(row_c, two));
+#define KVL_STORE(t)                                                                   \
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + t * CHANNELS), a##t);        \
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + t * CHANNELS + 8), b##t);    \
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + t * CHANNELS + 16), c##t);
+
+KVL_TARGET void multiply_four(const uint32_t* digits, uint64_t stride, const uint32_t* list, uint32_t count,
+                              const uint8_t* basis, int32_t* sums) {
+    KVL_EACH_TOKEN(KVL_CLEAR)
+    __m256i two;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t* group = digits + list[i] * stride;
+        const __m256i* rows = reinterpret_cast<const __m256i*>(basis + static_cast<uint64_t>(list[i]) * 4 * CHANNELS);
+        const __m256i row_a = _mm256_loadu_si256(rows), row_b = _mm256_loadu_si256(rows + 1);
+        const __m256i row_c = _mm256_loadu_si256(rows + 2);
+        KVL_EACH_TOKEN(KVL_ADD)
+    }
+    KVL_EACH_TOKEN(KVL_STORE)
+}
 
 KVL_TARGET void multiply(const uint32_t* digits, uint64_t stride, const uint32_t* list, uint32_t count,
                          const uint8_t* basis, int32_t* sums) {
-    for (int half = 0; half < TILE_TOKENS; half += TOKENS) {
-        __m256i sum[TOKENS][VECTORS];
-        for (int t = 0; t < TOKENS; t++)
-            for (int v = 0; v < VECTORS; v++) sum[t][v] = _mm256_setzero_si256();
-        for (uint32_t i = 0; i < count; i++) {
-            const uint32_t* group = digits + list[i] * stride + half;
-            const uint8_t* rows = basis + static_cast<uint64_t>(list[i]) * 4 * CHANNELS;
-            __m256i row[VECTORS];
-            for (int v = 0; v < VECTORS; v++)
-                row[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + 32 * v));
-#pragma GCC unroll 4
-            for (int t = 0; t < TOKENS; t++) {
-                const __m256i two = _mm256_set1_epi32(static_cast<int>(group[t]));
-#pragma GCC unroll 3
-                for (int v = 0; v < VECTORS; v++)
-                    sum[t][v] = _mm256_add_epi32(sum[t][v], _mm256_madd_epi16(row[v], two));
-            }
-        }
-        for (int t = 0; t < TOKENS; t++)
-            for (int v = 0; v < VECTORS; v++)
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + (half + t) * CHANNELS + 8 * v), sum[t][v]);
-    }
+    multiply_four(digits, stride, list, count, basis, sums);
+    multiply_four(digits + TOKENS, stride, list, count, basis, sums + TOKENS * CHANNELS);
 }
+
+static_assert(TILE_TOKENS == 2 * TOKENS, "a tile is two halves");
 
 }  // namespace
 
