@@ -11,8 +11,8 @@ from .channels import Room
 from .entropy import native, native_lossy
 from .entropy.model import CLASSES_PER_OCTAVE, GAIN_MAX, SCALE_LOW
 from .profile import FINE_CLASSES, Block, Part, Profile
-from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, unit
-from .segment import BlockSymbols, DecodedBlock, Offset, symbols_of
+from .quantise import ESCAPE_MAX, gain_factors, largest_gains, reconstruct, symbols_of, unit
+from .segment import BlockSymbols, DecodedBlock, Offset, joined_symbols
 from .segment_reader import decode_blocks
 from .segment_writer import encode_blocks
 
@@ -26,7 +26,8 @@ def encode_lossy(profile: Profile, channels: Sequence[FloatArray], *, first_posi
     """The payloads of each block, coarse to fine, of channels ``[tokens, width]`` that know no position."""
     with one_thread():
         symbols = [
-            _quantise_block(block, item, first_position) for block, item in zip(profile.blocks, channels, strict=True)
+            _quantise_block(block, item, first_position, profile.refinements)
+            for block, item in zip(profile.blocks, channels, strict=True)
         ]
     return encode_blocks(profile.blocks, symbols, profile.refinements)
 
@@ -65,7 +66,7 @@ def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
     return classes
 
 
-def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> BlockSymbols:
+def _quantise_block(block: Block, channels: FloatArray, first_position: int, refinements: int) -> BlockSymbols:
     gains = _gains(block, channels)
     coefficients: list[FloatArray] = []
     offsets: list[Offset] = []
@@ -82,7 +83,7 @@ def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> 
     # The class describes a token of gain 0.
     ones = np.ones(len(channels), np.float32)
     classes = tuple(scale_classes(item, ones) for item in coefficients)
-    return BlockSymbols(tuple(quantise(item, gains) for item in coefficients), gains, classes, tuple(offsets))
+    return BlockSymbols(tuple(symbols_of(coefficients, gains, refinements)), gains, classes, tuple(offsets))
 
 
 def _gains(block: Block, channels: FloatArray) -> ByteArray:
@@ -140,7 +141,7 @@ def restore(block: Block, decoded: DecodedBlock, left: int, first_position: int)
         zip(block.parts, _syntheses(block, decoded, left, first_position), strict=True)
     ):
         own = channels[:, part.start : part.stop]
-        own[...] = part.inverse(reconstruct(symbols_of(decoded, index), left), how.factors)
+        own[...] = part.inverse(reconstruct(joined_symbols(decoded, index), left), how.factors)
         own[0] += how.first_mean
         own[1:] += how.mean
     return channels

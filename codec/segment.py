@@ -1,7 +1,7 @@
 """The segments of the lossy levels: what the quantised coefficients of a block of layers look like as bytes.
 
-A segment, base and refinement alike: head (lanes log2 u8, table of class differences u8, of gains u8, of means u8, escapes
-u32, side bytes u32), active coefficients u16 per part, scale f32 per adaptive part (base only), side stream, escapes
+A segment, base and refinement alike: head (lanes log2 u8, table of class differences u8, of gains u8, of means u8,
+escapes u32, side bytes u32), active coefficients u16 per part, scale f32 per adaptive part (base only), side stream, escapes
 int32 each, main stream.
 
 * Coefficients past a part's active ones are zero at this level and cost nothing.
@@ -15,13 +15,14 @@ All little-endian; ``docs/FORMAT.md`` says it for strangers.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .entropy.model import CLASSES, CLASSES_PER_GAIN, CLASSES_PER_OCTAVE, ESCAPE, GAIN_MAX, SYMBOL_ZERO
-from .quantise import join
+from .quantise import Symbols, join
 
 __all__ = [
     "HEAD",
@@ -31,8 +32,9 @@ __all__ = [
     "DecodedBlock",
     "Offset",
     "contexts_of",
-    "symbols_of",
+    "joined_symbols",
     "tables_of_classes",
+    "with_new_rows",
 ]
 
 HEAD = struct.Struct("<BBBBII")
@@ -55,11 +57,11 @@ class Offset:
 class BlockSymbols:
     """A block ready to code.
 
-    ``parts``: finest symbols int32 ``[width, tokens]`` of each part; ``gains`` uint8 ``[tokens]``; ``classes`` uint8
-    ``[width]`` of each part; ``offsets`` of the adaptive parts, in order.
+    ``parts``: the symbols of each part; ``gains`` uint8 ``[tokens]``; ``classes`` uint8 ``[width]`` of each part;
+    ``offsets`` of the adaptive parts, in order.
     """
 
-    parts: tuple[IntArray, ...]
+    parts: tuple[Symbols, ...]
     gains: ByteArray
     classes: tuple[ByteArray, ...]
     offsets: tuple[Offset, ...] = ()
@@ -78,7 +80,7 @@ class DecodedBlock:
     offsets: tuple[Offset, ...]
 
 
-def symbols_of(block: DecodedBlock, part: int) -> IntArray:
+def joined_symbols(block: DecodedBlock, part: int) -> IntArray:
     """The symbols int32 ``[active, tokens]`` of a part at the finest level decoded."""
     coded = block.levels[0][part]
     symbols = coded.astype(np.int32) - SYMBOL_ZERO
@@ -108,3 +110,14 @@ def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple
     if not some:
         return parents, 2 * count
     return (parents.reshape(rows, -1) + 2 * shifts).reshape(-1), 2 * count
+
+
+def with_new_rows(flags: ByteArray, before: Sequence[int], active: Sequence[int]) -> ByteArray:
+    """``flags`` ``[rows, tokens]`` of the parts' first ``before`` rows, with zeros for those that become ``active``."""
+    if list(before) == list(active):
+        return flags
+    grown = np.zeros((sum(active), flags.shape[1]), np.uint8)
+    starts, ends = np.cumsum([0, *active]), np.cumsum([0, *before])
+    for new, old, rows in zip(starts, ends, before, strict=False):
+        grown[new : new + rows] = flags[old : old + rows]
+    return grown
