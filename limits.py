@@ -90,3 +90,5 @@ PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""
+CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024
+"""Text that ``kvloom calibrate`` reads, shared out evenly among its files."""

@@ -169,7 +169,7 @@ def calibrate_cachegen(
     if max((sample.keys[0].shape[1] for sample in held), default=0) < 2:
         raise InvalidTensor("calibration text has no sample of 2 tokens, which is what one delta needs")
     tables: list[CacheGenTables] = []
-    for layer, spec in enumerate(layout.layers):
+    for layer in range(len(layout.layers)):
         for kind in Kind:
             texts = [channels_of((sample.keys, sample.values)[kind][layer]) for sample in held]
             size = _unit_size(texts, unit) * bin_of_layer(layer, len(layout.layers))

@@ -24,7 +24,7 @@ __all__ = ["BlockLearner", "LearntBlock"]
 FloatArray = NDArray[np.float32]
 WideArray = NDArray[np.float64]
 
-GAIN_EXPONENT = 0.8
+GAIN_EXPONENT = 0.6
 """Share of a predicted weight's logarithm that goes into a token's step: 1 would trust the prediction fully."""
 METRIC_FLOOR = 1e-2
 """Directions that matter less than this share of the mean are taken to matter that much."""

@@ -1,19 +1,26 @@
 """The lossy levels of a chunk: channels of each block centred, transformed, quantised and coded, and back."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .blas import one_thread
+from .channels import Room
+from .entropy import native, native_lossy
 from .entropy.model import CLASSES_PER_OCTAVE, GAIN_MAX, SCALE_LOW
-from .profile import FINE_CLASSES, Block, Part, Profile
+from .layout import Layout
+from .profile import FINE_CLASSES, Block, Part, Profile, block_range
 from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, unit
-from .segment import BlockSymbols, Offset
+from .segment import BlockSymbols, DecodedBlock, Offset, symbols_of
 from .segment_reader import decode_blocks
-from .segment_writer import encode_blocks
 
-__all__ = ["decode_lossy", "encode_lossy", "scale_classes"]
+__all__ = ["decode_lossy", "quantise_blocks", "restore", "restored_channels", "scale_classes"]
+
+DRAINED_SHARE = 0.6
+"""Values below this share of the usual norm are drained; how far below decides how finely a token is quantised."""
+DRAINED_GAIN = 4.0
 
 _SPREAD_SHARE_MIN = 1e-6
 """The least spread of an adaptive part over its largest number."""
@@ -21,30 +28,51 @@ FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
 
-def encode_lossy(profile: Profile, channels: Sequence[FloatArray], *, first_position: int) -> list[list[bytes]]:
-    """The payloads of each block, coarse to fine, of channels ``[tokens, width]`` that know no position."""
+def quantise_blocks(profile: Profile, channels: Sequence[FloatArray], *, first_position: int) -> list[BlockSymbols]:
+    """The symbols of each block's channels ``[tokens, width]`` that know no position."""
     with one_thread():
-        symbols = [
-            _quantise_block(block, item, first_position) for block, item in zip(profile.blocks, channels, strict=True)
-        ]
-    return encode_blocks(profile.blocks, symbols, profile.refinements)
+        return [_quantise_block(profile, index, item, first_position) for index, item in enumerate(channels)]
+
+
+def restored_channels(block: Block, symbols: BlockSymbols, left: int, first_position: int) -> FloatArray:
+    """What a reader who does not read the ``left`` finest levels would make of a block's symbols."""
+    coarse = tuple(np.sign(part) * (np.abs(part) >> left) for part in symbols.parts)
+    channels = np.empty((len(symbols.gains), block.width), np.float32)
+    for part, whole, how in zip(
+        block.parts, coarse, _syntheses(block, symbols.gains, symbols.offsets, left, first_position), strict=True
+    ):
+        own = channels[:, part.start : part.stop]
+        own[...] = part.inverse(reconstruct(whole, left), how.factors)
+        own[0] += how.first_mean
+        own[1:] += how.mean
+    return channels
 
 
 def decode_lossy(
     profile: Profile,
     blocks: Sequence[int],
     payloads: Sequence[Sequence[memoryview]],
+    rooms: Sequence[Sequence[Room]],
     *,
     tokens: int,
     first_position: int,
-) -> list[FloatArray]:
-    """Channels ``[tokens, width]`` of the blocks numbered ``blocks``, from as many levels as there are payloads."""
+) -> None:
+    """Write the tensors of the blocks numbered ``blocks`` to ``rooms``, from as many levels as there are payloads.
+
+    ``first_position`` is where the chunk was computed; where its keys go, the rooms' angles say.
+    """
     chosen = [profile.blocks[index] for index in blocks]
     decoded = decode_blocks(chosen, payloads, tokens=tokens, refinements=profile.refinements)
     left = profile.refinements + 1 - len(payloads[0])
     # Damage that its checksum hides may ask for numbers that no float32 holds.
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        return [_restore(block, item, left, first_position) for block, item in zip(chosen, decoded, strict=True)]
+        if native.AVAILABLE:
+            _restore_native(chosen, decoded, left, first_position, rooms)
+            return
+        for block, item, wanted in zip(chosen, decoded, rooms, strict=True):
+            channels = restore(block, item, left, first_position)
+            for room in wanted:
+                room.fill(channels)
 
 
 def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
@@ -55,8 +83,13 @@ def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
     return classes
 
 
-def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> BlockSymbols:
-    gains = _gains(block, channels)
+def _quantise_block(profile: Profile, index: int, channels: FloatArray, first_position: int) -> BlockSymbols:
+    block = profile.blocks[index]
+    if block.gain_weights.size:
+        gains = _predicted_gains(block, channels)
+    else:
+        layers = block_range(profile.layout, index * profile.block_layers, profile.block_layers)
+        gains = drained_gains(profile.layout, layers, channels)
     coefficients: list[FloatArray] = []
     offsets: list[Offset] = []
     for part in block.parts:
@@ -75,10 +108,30 @@ def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> 
     return BlockSymbols(tuple(quantise(item, gains) for item in coefficients), gains, classes, tuple(offsets))
 
 
-def _gains(block: Block, channels: FloatArray) -> ByteArray:
-    if not block.gain_weights.size:
-        return np.zeros(len(channels), np.uint8)
+def _predicted_gains(block: Block, channels: FloatArray) -> ByteArray:
     wanted = np.rint(channels @ block.gain_weights + np.float32(block.gain_bias))
+    gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
+    return gains
+
+
+def drained_gains(layout: Layout, layers: range, channels: FloatArray) -> ByteArray:
+    """Gains of the tokens of a block of which nothing has been learnt: those with drained values are sinks.
+
+    Tokens that draw attention without having anything to say have values of far smaller norm than others (Guo et al.
+    2024, "Attention score is not all you need for token importance"; on SmolLM2 such tokens have a sixth of the usual
+    norm and up to 99 % of the sensitivity of their layers). The norm is compared with the median of the chunk.
+    """
+    lowest = np.ones(len(channels))
+    at = 0
+    for layer in layers:
+        spec = layout.layers[layer]
+        values = channels[:, at + spec.key_width : at + spec.key_width + spec.value_width]
+        at += spec.key_width + spec.value_width
+        norms = np.linalg.norm(values, axis=1)
+        usual = float(np.median(norms)) if values.size else 0.0
+        if usual > 0:
+            lowest = np.minimum(lowest, np.maximum(norms / usual, 1e-6))
+    wanted = np.rint(DRAINED_GAIN * np.log2(DRAINED_SHARE / lowest))
     gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
     return gains
 
@@ -100,20 +153,71 @@ def _centred(part: Part, channels: FloatArray, first_position: int) -> FloatArra
     return centred
 
 
-def _restore(block: Block, decoded: BlockSymbols, left: int, first_position: int) -> FloatArray:
-    tokens = len(decoded.gains)
-    channels = np.empty((tokens, block.width), np.float32)
-    factors = np.float32(unit(left)) / gain_factors(decoded.gains)
-    offsets = iter(decoded.offsets)
-    for part, symbols in zip(block.parts, decoded.parts, strict=True):
-        own = channels[:, part.start : part.stop]
-        whole = reconstruct(symbols, left)
+@dataclass(frozen=True, slots=True)
+class _Synthesis:
+    """What turns a part's symbols into channels: factors ``[tokens]``, scale, means and that of the first token."""
+
+    factors: FloatArray
+    scale: FloatArray
+    mean: FloatArray
+    first_mean: FloatArray
+
+
+def _syntheses(
+    block: Block, gains: ByteArray, chunk_offsets: Sequence[Offset], left: int, first_position: int
+) -> list[_Synthesis]:
+    factors = np.float32(unit(left)) / gain_factors(gains)
+    offsets = iter(chunk_offsets)
+    found: list[_Synthesis] = []
+    for part in block.parts:
         if part.adaptive:
             offset = next(offsets)
-            own[...] = part.inverse(whole, factors * np.float32(offset.scale))
-            own += offset.means.astype(np.float32) * (part.scale * np.float32(offset.scale))
+            mean = offset.means.astype(np.float32) * (part.scale * np.float32(offset.scale))
+            found.append(_Synthesis(factors * np.float32(offset.scale), part.scale, mean, mean))
         else:
-            own[...] = part.inverse(whole, factors)
-            own[1:] += part.mean
-            own[0] += part.origin_mean if first_position == 0 else part.mean
+            first = part.origin_mean if first_position == 0 else part.mean
+            found.append(_Synthesis(factors, part.scale, part.mean, first))
+    return found
+
+
+def restore(block: Block, decoded: DecodedBlock, left: int, first_position: int) -> FloatArray:
+    """The channels ``[tokens, width]`` of a block of which ``left`` levels were not read."""
+    channels = np.empty((len(decoded.gains), block.width), np.float32)
+    for index, (part, how) in enumerate(
+        zip(block.parts, _syntheses(block, decoded.gains, decoded.offsets, left, first_position), strict=True)
+    ):
+        own = channels[:, part.start : part.stop]
+        own[...] = part.inverse(reconstruct(symbols_of(decoded, index), left), how.factors)
+        own[0] += how.first_mean
+        own[1:] += how.mean
     return channels
+
+
+def _restore_native(
+    blocks: Sequence[Block],
+    decoded: Sequence[DecodedBlock],
+    left: int,
+    first_position: int,
+    rooms: Sequence[Sequence[Room]],
+) -> None:
+    jobs: list[native_lossy.RestoreJob] = []
+    for block, item, wanted in zip(blocks, decoded, rooms, strict=True):
+        parts = [
+            native_lossy.PartJob(
+                tuple(level[index] for level in item.levels),
+                item.escapes[index],
+                left,
+                part.start,
+                part.packed,
+                how.factors,
+                how.scale,
+                how.mean,
+                how.first_mean,
+            )
+            for index, (part, how) in enumerate(
+                zip(block.parts, _syntheses(block, item.gains, item.offsets, left, first_position), strict=True)
+            )
+        ]
+        tensors = [room.job() for room in wanted]
+        jobs.append(native_lossy.RestoreJob(parts, tensors, len(item.gains), block.width))
+    native_lossy.restore(jobs)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import InvalidData
 from .blas import one_thread
+from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
 from .layout import Layout
 
@@ -81,6 +82,11 @@ class Part:
             raise InvalidData(f"profile has a basis whose inverse is off by {error:.2g}, it is close to singular")
         return np.ascontiguousarray((inverse / self.scale.astype(np.float64)[:, None]).T, dtype=np.float32)
 
+    @cached_property
+    def packed(self) -> NDArray[np.uint8] | None:
+        """The basis as the compiled core's fastest product wants it; None where there is none."""
+        return None if self.basis is None else native_lossy.pack_basis(self.basis)
+
     def forward(self, centred: FloatArray) -> FloatArray:
         """Channels less their means ``[tokens, width]`` to coefficients in fine steps ``[width, tokens]``."""
         if self.basis is None:
@@ -92,7 +98,7 @@ class Part:
         """Symbols ``[active, tokens]`` times each token's factor ``[tokens]`` to centred channels ``[tokens, width]``.
 
         Coefficients past ``active`` are zero. The product is exact: whole numbers well below 2^53 in float64. This is
-        the specification of ``kvl_synthesise`` in ``transform.cpp``.
+        the specification of ``kvl_restore`` in ``synthesis.cpp``.
         """
         if self.basis is None:
             sums = np.zeros((symbols.shape[1], self.width))

@@ -59,8 +59,8 @@ def quantise(coefficients: NDArray[np.float32], gains: NDArray[np.uint8]) -> Int
     if not largest < FINE_MAX - 1:
         raise InvalidTensor(f"a coefficient is {largest:.3g} quantiser steps, the limit is {FINE_MAX}")
     fine = np.floor(magnitude + np.float32(ROUNDING)).astype(np.int32)
-    signed: IntArray = np.where(scaled < 0, -fine, fine)
-    return signed
+    symbols: IntArray = np.where(scaled < 0, -fine, fine)
+    return symbols
 
 
 def split(fine: IntArray, refinements: int) -> tuple[IntArray, list[NDArray[np.uint8]]]:

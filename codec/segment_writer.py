@@ -87,7 +87,10 @@ def _segments_of(block: Block, item: BlockSymbols, refinements: int) -> list[_Se
                 [parts[level - 1][:n].reshape(-1) for (_, parts), n in zip(pieces, active, strict=True)]
             )
             parents = np.concatenate(
-                [(np.abs(part[:n]) >> (left + 1) != 0).reshape(-1) for part, n in zip(item.parts, active, strict=True)]
+                [
+                    (np.abs(part[:n]) >> (left + 1) != 0).reshape(-1).view(np.uint8)
+                    for part, n in zip(item.parts, active, strict=True)
+                ]
             )
             main = _main_job(symbols, classes, item.gains, parents, left, base=False)
             side, tables, _ = _side_job(fresh, [], np.zeros(0, np.uint8))
@@ -124,7 +127,7 @@ def _main_job(
     symbols: ByteArray,
     classes: NDArray[np.integer],
     gains: ByteArray,
-    parents: NDArray[np.bool_] | None,
+    parents: ByteArray | None,
     left: int,
     *,
     base: bool,

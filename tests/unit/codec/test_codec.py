@@ -329,6 +329,18 @@ def test_layers_of_different_shapes(rope):
                 assert np.abs(ours - original).max() <= tolerance
 
 
+@pytest.mark.parametrize("dtype", [KvDtype.FLOAT8_E4M3FN, KvDtype.FLOAT8_E5M2])
+def test_what_a_narrow_dtype_cannot_hold_becomes_its_largest_number(dtype):
+    largest = float(ml_dtypes.finfo(dtype.numpy).max)
+    layout = Layout.uniform(layers=1, kv_heads=1, head_dim=8, dtype=dtype)
+    signs = np.random.default_rng(21).choice([-largest, largest], (1, 1, 64, 8)).astype(dtype.numpy)
+    blob = codec.encode(signs, signs, layout=layout, profile=codec.generic_profile(layout))
+    decoded = codec.decode(blob, level="draft")[0].astype(np.float32)
+    assert np.isfinite(decoded).all()
+    assert (np.sign(decoded) == np.sign(signs.astype(np.float32))).all()
+    assert np.abs(decoded).max() == largest
+
+
 def test_wide_layers_are_transformed_in_parts():
     layout = Layout.uniform(layers=1, kv_heads=6, head_dim=8)
     values = np.random.default_rng(14).normal(size=(1, 6, 50, 8)).astype(np.float32)
