@@ -126,4 +126,4 @@ def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple
         return (np.tile(shifts, rows), count) if some else (None, 1)
     if not some:
         return parents, 2 * count
-    return (parents.reshape(rows, -1) + 2 * shifts).reshape(-1), 2 * count
+    return (parents.reshape(rows, len(gains)) + 2 * shifts).reshape(-1), 2 * count
