@@ -86,7 +86,7 @@ $(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
-	$(PIP) --group test --editable '.[demo,oracle]'
+	$(PIP) --group test --editable '.[cachegen,demo]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kvloom import limits
 from kvloom.codec import KvDtype, KvSample, Layout
 from kvloom.codec.cachegen import (
+    BIN_SCALES,
     CacheGenProfile,
     CacheGenUnit,
     calibrate_cachegen,
@@ -33,7 +34,7 @@ from kvloom.errors import (
     UnknownLevel,
 )
 
-LEVELS = 5
+LEVELS = len(BIN_SCALES)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_bins_grow_by_thirds_of_the_layers(cachegen):
     for layer, size in enumerate((0.5, 1.0, 1.5)):
         for kind in Kind:
             sizes = [item.bin_size for item in cachegen.table(layer, kind).deltas]
-            assert sizes == pytest.approx([size * scale for scale in (1.0, 0.7, 0.5, 0.35, 0.25)])
+            assert sizes == pytest.approx([size * scale for scale in BIN_SCALES])
 
 
 @pytest.mark.parametrize("level", range(LEVELS))
@@ -190,7 +191,7 @@ def test_bins_in_units_of_the_layers_deltas_follow_their_scale():
 
 def test_tensors_that_do_not_fit_are_refused(source, cachegen, monkeypatch):
     keys, values = source.draw(12, seed=5)
-    with pytest.raises(UnknownLevel, match="0 to 4"):
+    with pytest.raises(UnknownLevel, match="0 to 3"):
         encode_cachegen(keys, values, layout=source.layout, profile=cachegen, level=LEVELS)
     with pytest.raises(ProfileMismatch):
         encode_cachegen(keys, values, layout=one_layer()[0], profile=cachegen, level=0)
@@ -220,7 +221,7 @@ def test_tensors_that_do_not_fit_are_refused(source, cachegen, monkeypatch):
 
 def test_without_constriction_the_error_names_the_extra(source, cachegen, monkeypatch):
     monkeypatch.setitem(sys.modules, "constriction", None)
-    with pytest.raises(MissingDependency, match=r"kvloom\[oracle\]"):
+    with pytest.raises(MissingDependency, match=r"kvloom\[cachegen\]"):
         encode_cachegen(*source.draw(12, seed=5), layout=source.layout, profile=cachegen, level=0)
 
 

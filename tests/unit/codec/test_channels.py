@@ -45,7 +45,9 @@ def test_what_was_gathered_is_scattered_to_any_place(kv, moved):
     keys, values = kv
     layers = range(1, 3)
     channels = gather_channels(keys, values, LAYOUT, layers, Angles(FIRST, TOKENS))
-    outputs = {(layer, kind): np.full_like((keys, values)[kind][layer], np.nan) for layer in layers for kind in Kind}
+    outputs = {
+        (layer, kind): np.full_like((keys, values)[kind][layer], np.nan) for layer in layers for kind in Kind
+    }
     for room in rooms_of(LAYOUT, layers, Angles(FIRST + moved, TOKENS), outputs):
         room.fill(channels)
     assert np.array_equal(outputs[1, Kind.KEYS], keys[1])
@@ -58,9 +60,8 @@ def test_only_wanted_outputs_are_written(kv):
     keys, values = kv
     channels = gather_channels(keys, values, LAYOUT, range(3), Angles(FIRST, TOKENS))
     only = {(1, Kind.VALUES): np.zeros_like(values[1])}
-    rooms = rooms_of(LAYOUT, range(3), Angles(FIRST, TOKENS), only)
-    assert len(rooms) == 1
-    rooms[0].fill(channels)
+    for room in rooms_of(LAYOUT, range(3), Angles(FIRST, TOKENS), only):
+        room.fill(channels)
     assert np.array_equal(only[1, Kind.VALUES], values[1])
 
 
@@ -78,3 +79,19 @@ def test_angles_of_fewer_tokens_are_the_first_ones():
     cos, sin = Angles(9, 8).first(3).of(ROPE)
     assert np.array_equal(cos, all_cos[:3])
     assert np.array_equal(sin, all_sin[:3])
+
+
+@pytest.mark.parametrize("dtype", [KvDtype.FLOAT16, KvDtype.FLOAT8_E4M3FN, KvDtype.FLOAT8_E5M2])
+def test_what_a_narrow_dtype_cannot_hold_becomes_its_largest_number_not_infinity(dtype):
+    import ml_dtypes
+
+    layout = Layout.uniform(layers=1, kv_heads=1, head_dim=4, dtype=dtype, rope=Rope((0.5,)))
+    largest = float(ml_dtypes.finfo(dtype.numpy).max)
+    channels = np.full((2, 8), 1.2 * largest, np.float32)
+    channels[1] *= -1
+    outputs = {(0, kind): np.zeros((1, 2, 4), dtype.numpy) for kind in Kind}
+    for room in rooms_of(layout, range(1), Angles(0, 2), outputs):
+        room.fill(channels)
+    assert (outputs[0, Kind.VALUES][0, 0].astype(float) == largest).all()
+    assert (outputs[0, Kind.VALUES][0, 1].astype(float) == -largest).all()
+    assert np.isfinite(outputs[0, Kind.KEYS].astype(float)).all()

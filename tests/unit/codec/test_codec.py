@@ -335,9 +335,9 @@ def test_what_a_narrow_dtype_cannot_hold_becomes_its_largest_number(dtype):
     layout = Layout.uniform(layers=1, kv_heads=1, head_dim=8, dtype=dtype)
     signs = np.random.default_rng(21).choice([-largest, largest], (1, 1, 64, 8)).astype(dtype.numpy)
     blob = codec.encode(signs, signs, layout=layout, profile=codec.generic_profile(layout))
-    decoded = codec.decode(blob, level="draft")[0].astype(np.float32)
+    decoded = codec.decode(blob, level="economy")[0].astype(np.float32)
     assert np.isfinite(decoded).all()
-    assert (decoded * signs.astype(np.float32) >= 0).all()
+    assert (decoded * signs.astype(np.float32) > 0).all()
     assert np.abs(decoded).max() == largest
 
 

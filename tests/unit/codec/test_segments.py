@@ -190,7 +190,7 @@ def test_bytes_for_no_symbols_are_invalid_data():
     nothing = Case(case.block, BlockSymbols((0 * case.symbols.parts[0],), case.symbols.gains, case.symbols.classes), 2)
     payloads = nothing.payloads()
     assert not rows_of(nothing.decode(payloads))[0].any()
-    with pytest.raises(InvalidData, match="no main symbols|no coefficients|for no"):
+    with pytest.raises(InvalidData, match="none to decode"):
         nothing.decode([payloads[0] + b"1234", *payloads[1:]])
 
 
