@@ -211,7 +211,9 @@ def decode_into(
     )
     for out, array in zip(outputs, written, strict=True):
         if array is not out:
-            out[...] = array
+            # Half a step past the largest number of a narrow dtype must not become infinity or NaN.
+            largest = np.float32(header.layout.dtype.largest)
+            out[...] = np.clip(array, -largest, largest)
 
 
 def _encode_lossy(

@@ -128,7 +128,7 @@ def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple
         return (np.tile(shifts, rows), count) if some else (None, 1)
     if not some:
         return parents, 2 * count
-    return (parents.reshape(rows, -1) + 2 * shifts).reshape(-1), 2 * count
+    return (parents.reshape(rows, len(gains)) + 2 * shifts).reshape(-1), 2 * count
 
 
 def with_new_rows(flags: ByteArray, before: Sequence[int], active: Sequence[int]) -> ByteArray:

@@ -159,7 +159,7 @@ BAD_FIELDS = [
     ("format", 0, MalformedContainer, "format 0"),
     ("format", 1, MalformedContainer, "format 1"),
     ("format", 3, MalformedContainer, "format 3"),
-    ("flags", 1, MalformedContainer, "flags 1"),
+    ("flags", 2, MalformedContainer, "flags 2"),
     ("header_bytes", 0, MalformedContainer, "header of 0 bytes"),
     ("header_bytes", 2**32 - 1, MalformedContainer, "4294967295"),
     ("tokens", 0, EmptyChunk, "0 tokens"),
