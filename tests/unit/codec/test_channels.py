@@ -45,9 +45,7 @@ def test_what_was_gathered_is_scattered_to_any_place(kv, moved):
     keys, values = kv
     layers = range(1, 3)
     channels = gather_channels(keys, values, LAYOUT, layers, Angles(FIRST, TOKENS))
-    outputs = {
-        (layer, kind): np.full_like((keys, values)[kind][layer], np.nan) for layer in layers for kind in Kind
-    }
+    outputs = {(layer, kind): np.full_like((keys, values)[kind][layer], np.nan) for layer in layers for kind in Kind}
     for room in rooms_of(LAYOUT, layers, Angles(FIRST + moved, TOKENS), outputs):
         room.fill(channels)
     assert np.array_equal(outputs[1, Kind.KEYS], keys[1])
