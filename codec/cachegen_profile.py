@@ -48,8 +48,9 @@ __all__ = [
 BIN_SCALES = (1.0, 0.6, 0.3, 0.15)
 """What the paper's bins are multiplied by at ``draft``, ``economy``, ``standard`` and ``fine``.
 
-The first is the paper's default. On SmolLM2 the KL divergence is near that aimed at by the levels of the same names of
-ours (which falls by four from each to the next): 0.05, 0.013, 0.004 and 0.002.
+The first is the paper's default. The others are chosen so that the KL divergence is near what our levels of the same
+names aim at, 0.064, 0.016, 0.004 and 0.001: on SmolLM2 (four English contexts of 512 tokens, 64 tokens after each) it
+is 0.058, 0.019, 0.0042 and 0.0015, at 2.76, 3.38, 4.26 and 5.16 bits per value.
 """
 DELTA_LIMIT = 127
 BIN_MAX = 1e20

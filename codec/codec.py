@@ -73,15 +73,15 @@ def encode(
 
     ``codec`` (``"kvloom"`` or ``"cachegen"``) defaults to the profile's and must be it. A chunk for which the profile
     given is no better than the generic one is coded with that (:mod:`.fallback`). ``levels`` defaults to all lossy
-    levels of the profile, else ``exact``; lossy ones without a profile are coded with the generic one. Lossy levels
-    stand on each other: those asked for and all coarser ones are coded; CacheGen's stand alone. Raises
-    :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`, :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy
-    only), :class:`ProfileMismatch`, :class:`ConfigError` for a codec there is not, :class:`MissingDependency`
+    levels of the profile, else ``exact``; lossy ones without a profile are coded with the generic one (CacheGen has
+    none). Lossy levels stand on each other: those asked for and all coarser ones are coded; CacheGen's stand alone.
+    Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`, :class:`ChunkTooLong`, :class:`NonFiniteTensor`
+    (lossy only), :class:`ProfileMismatch`, :class:`ConfigError` for a codec there is not, :class:`MissingDependency`
     (CacheGen).
     """
     tokens = _check_tensors(keys, values, layout)
     _check_decoded_bytes(layout, tokens, ChunkTooLong)
-    if profile is None and levels is not None and set(levels) - {EXACT}:
+    if profile is None and codec != LossyCodec.CACHEGEN and levels is not None and set(levels) - {EXACT}:
         profile = generic_profile(layout)
     chosen = _levels_to_code(levels, layout, profile, codec)
     lossy = sorted(level for level in chosen if level != EXACT)
@@ -255,15 +255,18 @@ def _levels_to_code(
         raise ProfileMismatch(f"codec {wanted} asked for, the profile is {profile.codec}'s")
     if levels is not None and not levels:
         raise InvalidTensor("0 levels asked for, at least 1 is needed")
-    if profile is None:
-        chosen = set(levels) if levels is not None else {EXACT}
+    if levels is not None:
+        chosen = set(levels)
+    elif profile is not None:
+        chosen = set(profile.levels)
     else:
-        chosen = set(levels) if levels is not None else set(profile.levels)
+        chosen = {EXACT} if wanted is not LossyCodec.CACHEGEN else set(LOSSY_LEVELS)
     lossy = chosen - {EXACT}
     if not lossy:
         return chosen
     if profile is None or profile.layout != layout:
-        raise ProfileMismatch("a lossy level needs a profile of the same layout, got another")
+        have = "none" if profile is None else "another"
+        raise ProfileMismatch(f"a lossy level needs a profile of the same layout, got {have}")
     finest = max(lossy)
     if finest not in profile.levels:
         raise InvalidTensor(f"level {finest} asked for, the profile has {len(profile.levels)} levels")

@@ -25,6 +25,7 @@ from .header import (
     check_table,
     check_tokens,
     checksum,
+    generic_digest,
     parse_header,
     write_header,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Selection",
     "check_segment",
     "checksum",
+    "generic_digest",
     "join_layers",
     "parse_header",
     "select",

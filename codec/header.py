@@ -29,6 +29,7 @@ __all__ = [
     "check_table",
     "check_tokens",
     "checksum",
+    "generic_digest",
     "parse_header",
     "write_header",
 ]
@@ -44,6 +45,7 @@ _CACHEGEN_FLAG = 1
 _BLOCK_KIND = 2
 _ENTRY = struct.Struct("<BBHI8s")
 _CHECKSUM_BYTES = 8
+_GENERIC_NAME = b"kvloom generic profile 2"
 Buffer = bytes | bytearray | memoryview
 
 
@@ -127,6 +129,11 @@ class ContainerHeader:
         """The offset at which ``level`` and all coarser lossy levels end."""
         ends = [segment.byte_range.stop for segment in self.segments if segment.level <= level]
         return max(ends, default=self.header_bytes)
+
+
+def generic_digest(layout: Layout) -> bytes:
+    """The name of the generic profile of ``layout``, which both ends make themselves: of what it is made from."""
+    return blake3(_GENERIC_NAME + layout.to_bytes()).digest()
 
 
 def checksum(data: Buffer) -> bytes:

@@ -93,7 +93,7 @@ class Part:
         """Channels less their means ``[tokens, width]`` to coefficients in fine steps ``[width, tokens]``."""
         if self.basis is None:
             return np.ascontiguousarray((centred / self.scale).T)
-        coefficients: FloatArray = np.matmul(self._analysis, np.ascontiguousarray(centred.T))
+        coefficients: FloatArray = np.matmul(self._analysis, centred.T)
         return coefficients
 
     def inverse(self, symbols: NDArray[np.int32], factors: FloatArray) -> FloatArray:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from .. import __version__, limits
 from ..clients import wire
-from ..codec.container import parse_header
+from ..codec.container import generic_digest, parse_header
 from ..codec.level import EXACT, Level
 from ..errors import (
     CodecMismatch,
@@ -73,8 +73,8 @@ class Service:
         """Keep a container, given away by the caller, and return what was reached.
 
         Raises what :meth:`TieredStore.put` raises, :class:`CodecMismatch` for lossy levels of another codec than the
-        namespace's, and :class:`ProfileMismatch` for lossy levels whose profile is not on the shelf: whoever reads them
-        could not decode them.
+        namespace's, and :class:`ProfileMismatch` for lossy levels whose profile is neither on the shelf nor the generic
+        one, which everybody has: whoever reads them could not decode them.
         """
         header = parse_header(payload, declared_bytes=len(payload))
         lossy = any(level != EXACT for level in header.levels)
@@ -83,7 +83,8 @@ class Service:
                 f"container has lossy levels of codec {header.codec}, "
                 f"namespace {self._namespace.name} keeps those of {self._namespace.codec}"
             )
-        if lossy and header.profile_digest not in self._profiles:
+        generic = lossy and header.profile_digest == generic_digest(header.layout)
+        if lossy and not generic and header.profile_digest not in self._profiles:
             raise ProfileMismatch(
                 f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
                 f"which is not among the {len(self._profiles)} profiles here; put it first"

@@ -143,8 +143,9 @@ def test_codec_and_profile_must_agree(source, cachegen, profile, chunk, blob):
         codec.encode(*chunk, profile=profile, codec="cachegen", **arguments)
     with pytest.raises(ConfigError, match=r"'zip' is not one of kvloom, cachegen"):
         codec.encode(*chunk, profile=cachegen, codec="zip", **arguments)
-    with pytest.raises(ProfileMismatch, match="codec cachegen asked for"):
-        codec.encode(*chunk, codec="cachegen", **arguments)
+    for levels in ([STANDARD], None):
+        with pytest.raises(ProfileMismatch, match="got none"):
+            codec.encode(*chunk, codec="cachegen", layout=source.layout, levels=levels)
     other = calibrate_cachegen([KvSample(*chunk)], source.layout)
     for wrong in (None, profile, other):
         with pytest.raises(ProfileMismatch, match=cachegen.digest.hex()[:16]):

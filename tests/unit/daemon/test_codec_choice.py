@@ -7,7 +7,7 @@ from blake3 import blake3
 
 from kvloom import errors
 from kvloom.clients import wire
-from kvloom.codec.container import ContainerWriter, parse_header
+from kvloom.codec.container import ContainerWriter, generic_digest, parse_header
 from kvloom.codec.layout import Kind, Layout
 from kvloom.codec.level import DRAFT, EXACT, FINE, STANDARD, LossyCodec
 from kvloom.daemon.admission import Admission
@@ -134,3 +134,18 @@ def test_the_codec_does_not_change_whose_chunks_they_are():
     ours, theirs = (derive_namespace(bytes(32), "default", codec=mode) for mode in LossyCodec)
     assert ours.secret == theirs.secret
     assert Namespace("default", ours.secret).codec is LossyCodec.KVLOOM
+
+
+async def test_the_generic_profile_needs_no_shelf(opened, key):
+    service = await opened(LossyCodec.KVLOOM)
+    for digest, taken in ((generic_digest(LAYOUT), True), (os.urandom(32), False)):
+        writer = ContainerWriter(
+            LAYOUT, tokens=3, first_position=0, block_layers=1, content_key=key, profile_digest=digest
+        )
+        for layer in range(2):
+            writer.put(DRAFT, layer, None, b"bytes")
+        if taken:
+            assert await service.put(key, writer.commit(), ack=Ack.MEMORY) is Ack.MEMORY
+        else:
+            with pytest.raises(errors.ProfileMismatch, match="put it first"):
+                await service.put(key, writer.commit(), ack=Ack.MEMORY)
