@@ -18,6 +18,7 @@ from .segment_writer import encode_blocks
 
 __all__ = ["decode_lossy", "encode_lossy", "restore", "scale_classes"]
 
+_MEAN_STEPS_MAX = 2**20
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
@@ -97,7 +98,9 @@ def _gains(block: Block, channels: FloatArray) -> ByteArray:
 def _offset(part: Part, channels: FloatArray) -> Offset:
     mean = channels.mean(axis=0, dtype=np.float64)
     spread = float(np.sqrt(np.mean((channels - mean) ** 2)))
-    scale = float(np.float32(max(spread, 1e-12)))
+    # A chunk of one token has no spread: the step must still be such that a mean is a number of steps.
+    least = float(np.abs(mean).max()) / (float(part.scale.min()) * _MEAN_STEPS_MAX)
+    scale = float(np.float32(max(spread, least, 1e-12)))
     means = np.rint(mean / (part.scale.astype(np.float64) * scale))
     return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
 
