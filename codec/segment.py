@@ -1,8 +1,8 @@
 """The segments of the lossy levels: what the quantised coefficients of a block of layers look like as bytes.
 
 A segment, base and refinement alike: head (lanes log2 u8, table of class differences u8, of gains u8, of means u8,
-escapes u32, side bytes u32), active coefficients u16 per part, scale f32 per adaptive part (base only), side stream, escapes
-int32 each, main stream.
+escapes u32, side bytes u32), active coefficients u16 per part, scale f32 per adaptive part (base only), side stream,
+escapes int32 each, main stream.
 
 * Coefficients past a part's active ones are zero at this level and cost nothing.
 * The side stream (one lane, tables of symbols that nothing refines) holds, for coefficients active for the first time,
@@ -17,11 +17,12 @@ All little-endian; ``docs/FORMAT.md`` says it for strangers.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy.model import CLASSES, CLASSES_PER_GAIN, CLASSES_PER_OCTAVE, ESCAPE, GAIN_MAX, SYMBOL_ZERO
+from .entropy.model import CLASSES, CLASSES_PER_GAIN, CLASSES_PER_OCTAVE, ESCAPE, GAIN_MAX, REFINEMENTS_MAX, SYMBOL_ZERO
 from .quantise import Symbols, join
 
 __all__ = [
@@ -92,9 +93,15 @@ def joined_symbols(block: DecodedBlock, part: int) -> IntArray:
     return symbols
 
 
-def tables_of_classes(classes: NDArray[np.integer], left: int) -> NDArray[np.uint32]:
+def tables_of_classes(classes: ByteArray, left: int) -> NDArray[np.uint32]:
     """The table of each fine-step class at a level that ``left`` refinements would follow."""
-    return np.clip(classes.astype(np.int32) - CLASSES_PER_OCTAVE * left, 0, CLASSES - 1).astype(np.uint32)
+    return _table_of_class(left)[classes]
+
+
+@lru_cache(maxsize=REFINEMENTS_MAX + 1)
+def _table_of_class(left: int) -> NDArray[np.uint32]:
+    classes = np.arange(np.iinfo(np.uint8).max + 1) - CLASSES_PER_OCTAVE * left
+    return np.clip(classes, 0, CLASSES - 1).astype(np.uint32)
 
 
 def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple[ByteArray | None, int]:
@@ -102,14 +109,14 @@ def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple
 
     A token's gain, and in a refinement ``parents`` ``[rows * tokens]``: 1 where the level before has no zero.
     """
-    shifts = (CLASSES_PER_GAIN * gains).astype(np.uint8)
     count = CLASSES_PER_GAIN * GAIN_MAX + 1
     some = bool(gains.any())
+    shifts = np.uint8(CLASSES_PER_GAIN) * gains
     if parents is None:
         return (np.tile(shifts, rows), count) if some else (None, 1)
     if not some:
         return parents, 2 * count
-    return (parents.reshape(rows, -1) + 2 * shifts).reshape(-1), 2 * count
+    return (parents.reshape(rows, -1) + np.uint8(2) * shifts).reshape(-1), 2 * count
 
 
 def with_new_rows(flags: ByteArray, before: Sequence[int], active: Sequence[int]) -> ByteArray:
