@@ -48,7 +48,8 @@ KVL_EVERY_CPU bool fine_row(const float* __restrict from, const float* __restric
     return true;
 }
 
-KVL_EVERY_CPU void base_row(const int32_t* __restrict fine, uint32_t tokens, uint32_t refinements, uint8_t* __restrict out) {
+KVL_EVERY_CPU void base_row(const int32_t* __restrict fine, uint32_t tokens, uint32_t refinements,
+                            uint8_t* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) {
         const int32_t negative = fine[t] >> 31;
         const int32_t magnitude = (fine[t] ^ negative) >> refinements;
@@ -57,7 +58,8 @@ KVL_EVERY_CPU void base_row(const int32_t* __restrict fine, uint32_t tokens, uin
     }
 }
 
-KVL_EVERY_CPU void refinement_row(const int32_t* __restrict fine, uint32_t tokens, uint32_t left, uint8_t* __restrict out) {
+KVL_EVERY_CPU void refinement_row(const int32_t* __restrict fine, uint32_t tokens, uint32_t left,
+                                  uint8_t* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) {
         const int32_t negative = fine[t] >> 31;
         const int32_t child = (fine[t] ^ negative) >> left;

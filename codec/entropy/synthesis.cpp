@@ -1,8 +1,8 @@
 // The lossy levels' way back: the levels' symbols joined, the synthesis an exact product of integers, then scaled.
 //
 // A coefficient is cut into signed digits of eight bits. Nearly all have one; the others' higher digits are products of
-// their own, added up in doubles. Symbols are mostly zero, so each tile of tokens lists the groups of coefficients where
-// it has others, and the product goes over these alone. Any path makes the same sums.
+// their own, added up in doubles. Symbols are mostly zero, so each tile of tokens lists the groups of coefficients
+// where it has others, and the product goes over these alone. Any path makes the same sums.
 #include "synthesis.h"
 
 #include <algorithm>
@@ -23,7 +23,8 @@ void multiply_scalar(const uint32_t* digits, uint64_t stride, const uint32_t* li
                      const uint8_t* basis, int32_t* sums) {
     std::fill(sums, sums + TILE_TOKENS * SCALAR_CHANNELS, 0);
     for (uint32_t i = 0; i < count; i++) {
-        const int8_t* rows = reinterpret_cast<const int8_t*>(basis) + static_cast<uint64_t>(list[i]) * 4 * SCALAR_CHANNELS;
+        const uint64_t at = static_cast<uint64_t>(list[i]) * 4 * SCALAR_CHANNELS;
+        const int8_t* rows = reinterpret_cast<const int8_t*>(basis) + at;
         for (uint32_t t = 0; t < TILE_TOKENS; t++) {
             const uint32_t four = digits[list[i] * stride + t];
             for (uint32_t k = 0; k < 4; k++) {
@@ -120,9 +121,8 @@ KVL_EVERY_CPU bool pack_rows(const int32_t* __restrict rows, uint64_t stride, ui
         for (int k = 0; k < GROUP; k++) {
             const int32_t number = rows[k * stride + t];
             beyond |= (number + 128) & ~255;
-            const uint32_t digit = GROUP == 4 ? static_cast<uint32_t>(number) & 0xFFu
-                                              : static_cast<uint32_t>(static_cast<int32_t>(static_cast<uint32_t>(number) << 24) >> 24) & 0xFFFFu;
-            word |= digit << (32 / GROUP * k);
+            const int32_t digit = static_cast<int32_t>(static_cast<uint32_t>(number) << 24) >> 24;
+            word |= (static_cast<uint32_t>(digit) & (GROUP == 4 ? 0xFFu : 0xFFFFu)) << (32 / GROUP * k);
         }
         out[t] = word;
     }
@@ -139,7 +139,7 @@ void pack_high(const int32_t* rows, uint64_t stride, uint32_t group, uint64_t pl
                 if (d > 0 && digit != 0) {
                     if (!scratch.used[d]) scratch.digits[d].assign(words, 0);
                     scratch.used[d] = true;
-                    const uint32_t bits = group == 4 ? static_cast<uint32_t>(digit) & 0xFFu : static_cast<uint32_t>(digit) & 0xFFFFu;
+                    const uint32_t bits = static_cast<uint32_t>(digit) & (group == 4 ? 0xFFu : 0xFFFFu);
                     scratch.digits[d][place + t] |= bits << (32 / group * k);
                 }
                 number = (number >> DIGIT_BITS) + (digit < 0);
@@ -149,7 +149,8 @@ void pack_high(const int32_t* rows, uint64_t stride, uint32_t group, uint64_t pl
 }
 
 // For each tile of tokens the groups of coefficients that are not all zero.
-KVL_EVERY_CPU void list_groups(const uint32_t* digits, uint64_t stride, uint32_t groups, uint32_t* lists, uint32_t* counts) {
+KVL_EVERY_CPU void list_groups(const uint32_t* digits, uint64_t stride, uint32_t groups, uint32_t* lists,
+                               uint32_t* counts) {
     const uint64_t tiles = stride / TILE_TOKENS;
     for (uint64_t tile = 0; tile < tiles; tile++) counts[tile] = 0;
     for (uint32_t g = 0; g < groups; g++) {
@@ -183,7 +184,8 @@ KVL_EVERY_CPU void add_digits(const int32_t* __restrict sums, uint32_t count, do
     for (uint32_t i = 0; i < count; i++) wide[i] += sums[i] * weight;
 }
 
-void synthesise(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch, float* out, uint64_t width) {
+void synthesise(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch, float* out,
+                uint64_t width) {
     const uint64_t stride = (tokens + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
     const uint32_t active = part.rows[part.levels - 1];
     const uint32_t groups = product.groups(active);
