@@ -1,8 +1,8 @@
 """The lossy levels' loops in C++, reached through ctypes without the GIL.
 
 ``codec/quantise.py``, ``codec/segment.py``, ``codec/profile.py`` and ``codec/channels.py`` say in NumPy what each does.
-Symbols and the sums of the synthesis are the same, number for number; what is then scaled and rotated is float32 and may
-differ in its last bits.
+Symbols and the sums of the synthesis are the same, number for number; what is then scaled and rotated is float32 and
+may differ in its last bits.
 """
 
 import ctypes

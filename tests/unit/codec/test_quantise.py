@@ -1,5 +1,7 @@
 """The embedded quantiser: levels are views of one symbol, and nothing that was counted is lost."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,7 +66,7 @@ def test_cells_of_a_level_are_unions_of_cells_of_the_next():
     fine = quantise(grid, np.zeros(grid.shape[1], np.uint8))
     assert (np.diff(fine[0]) >= 0).all()
     levels = [np.sign(fine[0]) * (np.abs(fine[0]) >> left) for left in LEVELS]
-    for finer, coarser in zip(levels[:-1], levels[1:], strict=True):
+    for finer, coarser in pairwise(levels):
         for cell in np.unique(finer):
             assert len(np.unique(coarser[finer == cell])) == 1
         assert len(np.unique(coarser)) < len(np.unique(finer))

@@ -179,7 +179,8 @@ FIELDS |= {"side": (8, "<I"), "active": (12, "<H"), "scale": (14, "<f")}
     ("level", "field", "value", "says"),
     [
         (0, "lanes", 6, "lanes"), (0, "lanes", 255, "lanes"), (0, "differences", 64, "side table 64"),
-        (0, "differences", NO_TABLE, "table 255 for"), (0, "means", 254, "side table"), (0, "means", NO_TABLE, "table 255"),
+        (0, "differences", NO_TABLE, "table 255 for"), (0, "means", 254, "side table"),
+        (0, "means", NO_TABLE, "table 255"),
         (0, "gains", 100, "side table"), (0, "escapes", 2**32 - 1, "escapes"), (0, "escapes", 370, "escapes"),
         (0, "side", 0, "side bytes"), (0, "side", 2**32 - 1, "side bytes"), (0, "active", 7, "7 active"),
         (0, "active", 65535, "active"), (0, "scale", 0.0, "scale"), (0, "scale", -1.0, "scale"),
