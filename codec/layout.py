@@ -55,7 +55,7 @@ class KvDtype(StrEnum):
         """The largest finite value."""
         import ml_dtypes
 
-        return float(ml_dtypes.finfo(self.numpy).max)
+        return float(ml_dtypes.finfo(self.numpy).max)  # type: ignore[no-untyped-call]
 
     @property
     def bits(self) -> int:

@@ -10,11 +10,11 @@ the header's declared sizes give. A failing case names the seed that makes it ag
 import argparse
 import multiprocessing
 import resource
-import struct
 import sys
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from blake3 import blake3
@@ -190,14 +190,14 @@ def shard(first: int, count: int, step: int, seed: int) -> int:
     for item in seeds:
         if not attempt(item.blob, item, np.random.default_rng(0)):
             raise AssertionError("a sound container is refused")
-    soft = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + MEMORY_BYTES_MAX
+    soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES_MAX
     resource.setrlimit(resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
     accepted = 0
     for number in range(first, count, step):
         try:
             accepted += case(number, seed, seeds)
         except BaseException:
-            print(f"case {number} of seed {seed} fails:", file=sys.stderr)
+            sys.stderr.write(f"case {number} of seed {seed} fails:\n")
             traceback.print_exc()
             raise
     return accepted
@@ -216,7 +216,7 @@ def main() -> None:
         accepted = sum(pool.starmap(shard, work))
     if not 0 < accepted < options.cases:
         sys.exit(f"{accepted} of {options.cases} mutants were accepted: the checksums were not bypassed")
-    print(f"{options.cases} cases, {accepted} still decode, {time.monotonic() - started:.0f} s")
+    sys.stdout.write(f"{options.cases} cases, {accepted} still decode, {time.monotonic() - started:.0f} s\n")
 
 
 if __name__ == "__main__":

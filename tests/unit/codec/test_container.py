@@ -140,8 +140,12 @@ def test_a_layout_that_is_not_one_frame_is_refused(container_bytes: Make) -> Non
         changed[FIXED_BYTES : FIXED_BYTES + packed] = frame
         struct.pack_into("<I", changed, 24, len(frame))
         struct.pack_into("<I", changed, 8, int(field(data, "header_bytes")) + len(frame) - packed)
-        with pytest.raises(MalformedContainer, match="layout"):
-            verify(reseal(changed))
+        sealed = reseal(changed)
+        try:
+            verify(sealed)
+        except MalformedContainer as error:
+            assert "layout" in str(error), name  # noqa: PT017 (every frame is tried, and a failure names it)
+        else:
             pytest.fail(name)
 
 
@@ -477,7 +481,8 @@ def test_an_exact_container_needs_no_profile_and_a_lossy_one_does() -> None:
     [
         (), BOTH[:1], BOTH[1:], ((EXACT, 1, Kind.KEYS), (EXACT, 1, Kind.VALUES)),
         ((EXACT, -1, Kind.KEYS), (EXACT, -1, Kind.VALUES)), ((ECONOMY, 0, None),), ((DRAFT, 1, None),),
-        (*BOTH, (DRAFT, 0, Kind.KEYS)), (*BOTH, (DRAFT, 0, None), (DRAFT, 0, Kind.KEYS)), ((Level(7, "seven"), 0, None),),
+        (*BOTH, (DRAFT, 0, Kind.KEYS)), (*BOTH, (DRAFT, 0, None), (DRAFT, 0, Kind.KEYS)),
+        ((Level(7, "seven"), 0, None),),
     ],
     ids=str,
 )  # fmt: skip

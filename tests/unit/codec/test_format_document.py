@@ -219,7 +219,9 @@ def decode_block(parts: list, payloads: list[bytes], tokens: int, refinements: i
         mean_count = sum(part["width"] for part in parts if part["adaptive"]) if level == 0 else 0
         gain_count = tokens if segment["tables"][1] != 255 else 0
         counts = zip(
-            (segment["tables"][0], segment["tables"][2], segment["tables"][1]), (fresh, mean_count, gain_count)
+            (segment["tables"][0], segment["tables"][2], segment["tables"][1]),
+            (fresh, mean_count, gain_count),
+            strict=True,
         )
         tables = [base_table(table, 0) for table, count in counts for _ in range(count)]
         side = iter(decode_stream(segment["side"], tables, 1) if tables else [])

@@ -118,10 +118,12 @@ def layout_end() -> int:
 @pytest.mark.parametrize(
     ("offset", "form", "value", "says"),
     [
-        (0, "<H", 0, "blocks of 0"), (0, "<H", 3, "blocks of 3"), (0, "<H", 65535, "blocks"), (2, "B", 4, "refinements"),
+        (0, "<H", 0, "blocks of 0"), (0, "<H", 3, "blocks of 3"), (0, "<H", 65535, "blocks"),
+        (2, "B", 4, "refinements"),
         (3, "B", 1, "blocks"), (4, "<H", 0, "0 parts"), (4, "<H", 65535, "65535 parts"), (6, "<H", 2, "block of"),
         (6, "<H", 0, "part"), (8, "<f", float("nan"), "block of"), (12, "<f", float("inf"), "not finite"),
-        (44, "<I", 4, "gap"), (48, "<I", 0, "part of 0"), (48, "<I", 2**32 - 1, "part of"), (48, "<I", 4096, "ends after"),
+        (44, "<I", 4, "gap"), (48, "<I", 0, "part of 0"), (48, "<I", 2**32 - 1, "part of"),
+        (48, "<I", 4096, "ends after"),
         (52, "B", 2, "part of"), (53, "B", 2, "part of"), (54, "<H", 1, "part of"),
     ],
 )  # fmt: skip

@@ -1,15 +1,18 @@
 """The embedded quantiser: levels are views of one symbol, and nothing that was counted is lost."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kvloom.codec.entropy.model import GAIN_MAX, REFINEMENTS_MAX, ROUNDING
+from kvloom.codec.entropy.model import ESCAPE, GAIN_MAX, REFINEMENTS_MAX, ROUNDING, SYMBOL_MAX, SYMBOL_ZERO
 from kvloom.codec.quantise import (
     ESCAPE_MAX,
     FINE_MAX,
+    Symbols,
     gain_factors,
     join,
     largest_gains,
@@ -31,8 +34,12 @@ refinement_counts = st.sampled_from(LEVELS)
 
 @given(fine_symbols, refinement_counts)
 def test_every_level_is_joined_from_the_one_before(fine, refinements):
-    coarse, parts = split(fine, refinements)
+    base, *parts = split(fine, refinements)
     assert len(parts) == refinements
+    coarse = base.astype(np.int32) - SYMBOL_ZERO
+    large = np.abs(fine) >> refinements > SYMBOL_MAX
+    assert np.array_equal(base == ESCAPE, large)
+    coarse[large] = (np.sign(fine) * (np.abs(fine) >> refinements))[large]
     for level, refinement in enumerate(parts, 1):
         parents = coarse
         coarse = join(coarse, refinement)
@@ -45,9 +52,11 @@ def test_every_level_is_joined_from_the_one_before(fine, refinements):
 
 
 @given(fine_symbols, refinement_counts)
-def test_the_base_of_three_refinements_fits_an_escape(fine, refinements):
-    base, _ = split(fine, refinements)
-    assert int(np.abs(base.astype(np.int64)).max()) < FINE_MAX >> refinements
+def test_the_base_is_found_again_and_that_of_three_refinements_fits_an_escape(fine, refinements):
+    coefficients = fine.astype(np.float64)
+    made = Symbols(split(fine, refinements), np.abs(fine).max(axis=1), coefficients, np.zeros(fine.shape[1], np.uint8))
+    if np.abs(fine).max() < FINE_MAX - 1:
+        assert np.array_equal(made.base_of(np.arange(3)), np.sign(fine) * (np.abs(fine) >> refinements))
     assert FINE_MAX >> REFINEMENTS_MAX == ESCAPE_MAX
 
 
@@ -57,7 +66,7 @@ def test_cells_of_a_level_are_unions_of_cells_of_the_next():
     fine = quantise(grid, np.zeros(grid.shape[1], np.uint8))
     assert (np.diff(fine[0]) >= 0).all()
     levels = [np.sign(fine[0]) * (np.abs(fine[0]) >> left) for left in LEVELS]
-    for finer, coarser in zip(levels[:-1], levels[1:], strict=True):
+    for finer, coarser in pairwise(levels):
         for cell in np.unique(finer):
             assert len(np.unique(coarser[finer == cell])) == 1
         assert len(np.unique(coarser)) < len(np.unique(finer))
