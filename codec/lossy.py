@@ -13,7 +13,7 @@ from .segment import BlockSymbols, Offset
 from .segment_reader import decode_blocks
 from .segment_writer import encode_blocks
 
-__all__ = ["decode_lossy", "encode_lossy", "scale_classes"]
+__all__ = ["decode_lossy", "encode_lossy", "gains_of", "offset_of", "scale_classes"]
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
@@ -52,6 +52,19 @@ def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
     return classes
 
 
+def offset_of(part: Part, mean: NDArray[np.float64], spread: float) -> Offset:
+    """What an adaptive part is centred and scaled by, of the mean of each channel and the spread around them all."""
+    scale = float(np.float32(max(spread, 1e-12)))
+    means = np.rint(mean / (part.scale.astype(np.float64) * scale))
+    return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
+
+
+def gains_of(block: Block, scores: FloatArray) -> ByteArray:
+    """The gain of each token whose channels times the block's ``gain_weights`` are ``scores`` ``[tokens]``."""
+    gains: ByteArray = np.clip(np.rint(scores + np.float32(block.gain_bias)), 0, GAIN_MAX).astype(np.uint8)
+    return gains
+
+
 def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> BlockSymbols:
     gains = _gains(block, channels)
     coefficients: list[FloatArray] = []
@@ -75,17 +88,12 @@ def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> 
 def _gains(block: Block, channels: FloatArray) -> ByteArray:
     if not block.gain_weights.size:
         return np.zeros(len(channels), np.uint8)
-    wanted = np.rint(channels @ block.gain_weights + np.float32(block.gain_bias))
-    gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
-    return gains
+    return gains_of(block, channels @ block.gain_weights)
 
 
 def _offset(part: Part, channels: FloatArray) -> Offset:
     mean = channels.mean(axis=0, dtype=np.float64)
-    spread = float(np.sqrt(np.mean((channels - mean) ** 2)))
-    scale = float(np.float32(max(spread, 1e-12)))
-    means = np.rint(mean / (part.scale.astype(np.float64) * scale))
-    return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
+    return offset_of(part, mean, float(np.sqrt(np.mean((channels - mean) ** 2))))
 
 
 def _centred(part: Part, channels: FloatArray, first_position: int) -> FloatArray:

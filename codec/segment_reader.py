@@ -14,7 +14,7 @@ from .profile import FINE_CLASSES, Block
 from .quantise import ESCAPE_MAX, join
 from .segment import HEAD, NO_TABLE, SIDE_LANES, BlockSymbols, Offset, contexts_of, tables_of_classes
 
-__all__ = ["decode_blocks"]
+__all__ = ["BlockStreams", "SegmentStream", "decode_blocks", "read_streams"]
 
 IntArray = NDArray[np.int32]
 ByteArray = NDArray[np.uint8]
@@ -227,3 +227,52 @@ def _offsets(block: Block, means: IntArray, scales: Sequence[float]) -> tuple[Of
     widths = [part.width for part in block.parts if part.adaptive]
     pieces = np.split(means, np.cumsum(widths)[:-1]) if widths else []
     return tuple(Offset(piece, scale) for piece, scale in zip(pieces, scales, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStream:
+    """One segment's main stream, for who decodes it elsewhere: everything beside it is read and checked.
+
+    ``active`` rows of each part, whose scale ``classes`` ``[sum of active]`` stand in the same order; ``escapes`` of the
+    stream's symbols.
+    """
+
+    data: memoryview
+    lanes: int
+    active: tuple[int, ...]
+    classes: ByteArray
+    escapes: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStreams:
+    """A block's streams, base first; ``gains`` uint8 ``[tokens]``, ``offsets`` of its adaptive parts in order."""
+
+    levels: tuple[SegmentStream, ...]
+    gains: ByteArray
+    offsets: tuple[Offset, ...]
+
+
+def read_streams(
+    blocks: Sequence[Block], payloads: Sequence[Sequence[memoryview]], *, tokens: int
+) -> list[BlockStreams]:
+    """What :func:`decode_blocks` would decode, as streams; :class:`InvalidData` for damage outside of them."""
+    known = [_Known(block) for block in blocks]
+    sides: list[_Side] = []
+    offsets: list[tuple[Offset, ...]] = []
+    levels: list[list[SegmentStream]] = [[] for _ in blocks]
+    for level in range(len(payloads[0]) if payloads else 0):
+        base = level == 0
+        parsed = [_parse(p[level], b, k, tokens, base=base) for p, b, k in zip(payloads, blocks, known, strict=True)]
+        told = _read_side(parsed, blocks, known, tokens, base=base)
+        if base:
+            sides = told
+            offsets = [_offsets(b, s.means, p.scales) for b, s, p in zip(blocks, sides, parsed, strict=True)]
+        for found, item, state, side in zip(levels, parsed, known, sides, strict=True):
+            if len(item.stream) and not sum(item.active):
+                raise InvalidData(f"lossy segment has {len(item.stream)} bytes of symbols for no coefficients")
+            escapes = item.escapes[side.mean_escapes :] if base else item.escapes
+            if len(escapes) and not sum(item.active):
+                raise InvalidData(f"lossy segment has {len(escapes)} escapes for no coefficients")
+            found.append(SegmentStream(item.stream, item.lanes, tuple(item.active), state.all_classes, escapes))
+    return [BlockStreams(tuple(f), s.gains, o) for f, s, o in zip(levels, sides, offsets, strict=True)]
