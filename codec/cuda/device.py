@@ -6,12 +6,13 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from ... import limits
 from ...errors import InvalidTensor, MissingDependency
 
-__all__ = ["KERNELS", "SOURCE", "CupyDevice", "Device", "Staging", "launch"]
+__all__ = ["KERNELS", "SOURCE", "CupyDevice", "Device", "Staging", "launch", "source_digest"]
 
 SOURCE = Path(__file__).parent / "kernels.cu"
 KERNELS = {
@@ -63,9 +64,9 @@ class CupyDevice:
                 "the codec on a GPU needs CuPy, which is not installed: pip install 'kvloom[gpu]'"
             ) from error
         self.memo: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        module = self.xp.RawModule(
-            code=SOURCE.read_text(), options=("-std=c++17", "--fmad=false", f"-I{SOURCE.parent}"), backend="nvrtc"
-        )
+        # CuPy names what it has compiled after the source it was given, of which the headers are no part.
+        options = ("-std=c++17", "--fmad=false", f"-I{SOURCE.parent}", f"-DKVL_SOURCE={source_digest()}")
+        module = self.xp.RawModule(code=SOURCE.read_text(), options=options, backend="nvrtc")
         self._kernels = {name: module.get_function(name) for name in KERNELS}
 
     def address(self, array: Any) -> int:
@@ -85,6 +86,13 @@ class CupyDevice:
         """As :meth:`Device.run`."""
         arguments = (np.uint64(jobs), np.uint32(across))
         self._kernels[kernel]((blocks,), (KERNELS[kernel],), arguments)
+
+
+def source_digest() -> str:
+    """A number that names what the kernels are built from, headers included."""
+    files = [*sorted(SOURCE.parent.glob("*.cu*")), SOURCE.parent / "shim.h", SOURCE.parent.parent / "entropy" / "rans.h"]
+    digest = blake3(b"".join(path.read_bytes() for path in files)).hexdigest(8)
+    return f"0x{digest}ull"
 
 
 class Staging:

@@ -3,6 +3,9 @@
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,8 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kvloom.codec import Kind, KvDtype, LayerLayout, Layout, Profile, Rope
 from kvloom.codec.cuda import jobs
 from kvloom.codec.cuda.device import KERNELS, SOURCE
+from kvloom.codec.profile import Block, Part, block_range, block_width
 
 JOBS = {
     "kvl_decode": jobs.DECODE,
@@ -31,6 +36,7 @@ class HostDevice:
     def __init__(self, library: Path) -> None:
         self.xp: Any = np
         self.memo: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self.jobs = JOBS
         self.library = ctypes.CDLL(str(library))
         for name in KERNELS:
             getattr(self.library, name).argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64]
@@ -57,3 +63,69 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
     subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(library)], check=True)
     return HostDevice(library)
+
+
+HEADS, HEAD_DIM, LAYERS = 2, 24, 3
+
+
+@pytest.fixture(scope="session")
+def layout() -> Layout:
+    """Two layers of half-split RoPE, one whose keys rotate in part and interleaved, with narrower values."""
+    plain = Rope(tuple(10000.0 ** (-np.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))))
+    partial = Rope((1.0, 0.3, 0.02), interleaved=True, first_dim=5)
+    layer = LayerLayout(HEADS, HEAD_DIM, plain)
+    return Layout(KvDtype.FLOAT32, (layer, layer, LayerLayout(HEADS, HEAD_DIM, partial, value_head_dim=16)))
+
+
+@pytest.fixture(scope="session")
+def profile(layout: Layout) -> Profile:
+    """Blocks of two layers and of one; parts with and without a basis, and one that every chunk centres itself."""
+    rng = np.random.default_rng(3)
+    blocks = []
+    for start in (0, 2):
+        width = block_width(layout, block_range(layout, start, 2))
+        ends = [0, 40, 41, width - 20, width]
+        parts = []
+        for index, (at, end) in enumerate(pairwise(ends)):
+            own = end - at
+            mean, origin = rng.normal(size=(2, own)).astype(np.float32)
+            basis = None
+            if index in (0, 2):
+                turned = np.linalg.qr(rng.normal(size=(own, own)))[0]
+                basis = np.ascontiguousarray(np.rint(turned / np.abs(turned).max(axis=0) * 127).T).astype(np.int8)
+            adaptive = index == 3
+            scale = np.full(own, 0.4 if adaptive else 0.004 if basis is not None else 0.2, np.float32)
+            parts.append(Part(at, mean, origin, scale, basis, np.full(own, 40, np.uint8), adaptive))
+        blocks.append(Block(tuple(parts), (rng.normal(size=width) * 0.2).astype(np.float32), 0.7))
+    return Profile(layout, 2, 3, tuple(blocks))
+
+
+@dataclass(frozen=True)
+class Kv:
+    """A chunk as arrays per layer ``[kv_heads, tokens, head_dim]``."""
+
+    keys: list[NDArray[Any]]
+    values: list[NDArray[Any]]
+
+
+@pytest.fixture(scope="session")
+def draw_kv(layout: Layout) -> Callable[..., Kv]:
+    """KV in which some tokens stand out so far that their symbols escape."""
+
+    def draw(tokens: int, seed: int, *, loud: float = 3000.0) -> Kv:
+        rng = np.random.default_rng(seed)
+        size = np.exp(-np.arange(HEAD_DIM) / 6).astype(np.float32) * 4
+        factor = np.where(rng.random(tokens) < 0.06, loud, 1.0).astype(np.float32)[None, :, None]
+        return Kv(
+            *(
+                [
+                    rng.laplace(size=(HEADS, tokens, spec.head_dim_of(kind))).astype(np.float32)
+                    * size[: spec.head_dim_of(kind)]
+                    * factor
+                    for spec in layout.layers
+                ]
+                for kind in Kind
+            )
+        )
+
+    return draw
