@@ -25,9 +25,12 @@ GPU_BLOCKS_MAX: Final = 2**31 - 1
 
 # Container
 LOSSY_LEVELS_MAX: Final = 8
-SEGMENTS_MAX: Final = LAYERS_MAX * 2 * (LOSSY_LEVELS_MAX + 1)
+SEGMENTS_MAX: Final = LAYERS_MAX * (LOSSY_LEVELS_MAX + 2)
+"""Blocks of one layer at every lossy level, keys and values at ``exact``."""
 CONTAINER_HEADER_BYTES_MAX: Final = 96 + LAYOUT_BYTES_MAX + SEGMENTS_MAX * 16 + 8
 CONTAINER_BYTES_MAX: Final = 256 * 1024 * 1024
+DECODED_BYTES_MAX: Final = 2**32 - 1
+"""What a container decodes to; the entropy coder counts symbols in 32 bits."""
 PROFILE_BYTES_MAX: Final = 1024 * 1024 * 1024
 
 # Identity
@@ -89,3 +92,5 @@ PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""
+CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024
+"""Text that ``kvloom calibrate`` reads, shared out evenly among its files."""

@@ -1,239 +1,120 @@
-"""Measure the codec on real KV: size and quality of each level, and speed of each execution.
+"""Measure the codec on real KV against its rivals: size and quality of each level, and speed of each execution.
 
-    python bench/codec.py --json codec.json            # both
-    python bench/codec.py --quality / --speed          # one of them
+    python bench/codec.py --json codec.json                          # both, on texts that Python carries
+    python bench/codec.py --quality --data FOLDER --plot codec.svg   # on news, code, and questions with documents
+    python bench/codec.py --speed --lmcache VENV/bin/python          # LMCache's CacheGen in the same run
+    python bench/codec.py --read codec.json --plot codec.svg         # tables and plot of an earlier run
 
 Quality is the KL divergence (nats) of the next-token distributions of the 128 tokens after a context of 768 whose KV
-went through the codec in chunks of 256, from those after the unquantised KV. Text: the Python language reference; the
-profile is calibrated on other topics. Bits per value count everything but the profile. Speed: entropy coding on one
-thread and whole decodes, on one real chunk, best of several rounds with the implementations interleaved.
+went through the codec in chunks of 256, from those after the unquantised KV. Bits per value count everything but what
+is learnt once per model. Calibration text shares nothing with the evaluation's, which is checked. Speed is of one real
+chunk, best of several rounds with everything measured in turn in each.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import platform
+from dataclasses import asdict
 from pathlib import Path
-from pydoc_data.topics import topics
+from typing import Any
 
-import numpy as np
 import torch
+from codec_bench import quality, speed, summary
+from codec_bench.corpus import builtin_sources, data_sources
+from codec_bench.plot import plot_quality
+from codec_bench.profiles import NotBuilt, Profiles
+from codec_bench.quality import QualityRow
+from codec_bench.reference import references
+from codec_bench.schemes import Scheme, scheme_makers
+from codec_bench.subject import CALIBRATION_TOKENS, CONTEXT_TOKENS, MODELS, Subject
+from codec_bench.texts import Texts, cut_all
 
-from kvloom import codec
-from kvloom.blend.cache import KvCache
-from kvloom.clients.transformers import extract, load_smollm2, model_layout, prefill
-from kvloom.codec.entropy import native, reference
-from kvloom.codec.entropy.model import base_tables
-from kvloom.codec.entropy.stream import DecodeJob, EncodeJob, Runs
-
-CONTEXT, FOLLOWING, CHUNK = 768, 128, 256
-CALIBRATION = ("debugger", "formatstrings", "string-methods", "typesmapping")
-EVALUATION = ("compound", "objects", "import", "try")
-STRENGTHS = ((0.25, 0.35), (0.35, 0.35), (0.5, 0.3), (0.5, 0.25), (0.7, 0.3), (0.5, 0.5))
-
-
-@dataclass(frozen=True)
-class QualityRow:
-    """Size and quality of one level."""
-
-    scheme: str
-    level: str
-    text: str
-    bits_per_value: float
-    kl: float
-    top1_agreement: float
+from kvloom.codec.entropy import native
 
 
-@dataclass(frozen=True)
-class SpeedRow:
-    """Speed of one stage."""
-
-    implementation: str
-    stage: str
-    gvalues_per_s: float
-
-
-class Subject:
-    """The model and its KV."""
-
-    def __init__(self) -> None:
-        loaded = load_smollm2()
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.layout = model_layout(self.model)
-
-    def tokens(self, topic: str, count: int) -> np.ndarray:
-        """The first tokens of a topic's text."""
-        return np.asarray(self.tokenizer(topics[topic], verbose=False)["input_ids"][:count], dtype=np.int64)
-
-    def samples(self) -> list[codec.KvSample]:
-        """KV of the calibration text."""
-        return [
-            codec.KvSample(*extract(prefill(self.model, ids), 0, len(ids)))
-            for ids in (self.tokens(topic, 1536) for topic in CALIBRATION)
-        ]
-
-    @torch.inference_mode()
-    def following(self, ids: np.ndarray, cache: KvCache) -> torch.Tensor:
-        """Log-probabilities ``[FOLLOWING, vocabulary]`` after the context held by ``cache``."""
-        rest = torch.from_numpy(ids[CONTEXT : CONTEXT + FOLLOWING])[None]
-        logits = self.model(input_ids=rest, past_key_values=cache, use_cache=True).logits[0]
-        return torch.log_softmax(logits.double(), dim=-1)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quality", action="store_true", help="only this, unless --speed is given too")
+    parser.add_argument("--speed", action="store_true", help="only this, unless --quality is given too")
+    parser.add_argument("--model", choices=MODELS, default="smollm2")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="data sets; without it, what Python carries")
+    parser.add_argument("--contexts", type=int, default=6, help="contexts of each kind of text")
+    parser.add_argument("--sequences", type=int, metavar="N", help="of calibration text, at most; all without it")
+    parser.add_argument("--schemes", nargs="+", choices=scheme_makers("smollm2"), metavar="SCHEME")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", default=Path("build/codec-bench"))
+    parser.add_argument("--threads", type=int, default=1, help="of torch; the model is run with these")
+    parser.add_argument("--rounds", type=int, default=7, help="of the speed measurement")
+    parser.add_argument("--lmcache", type=Path, metavar="PYTHON", help="of an environment that has LMCache 0.5.6")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="the JSON of an earlier run, instead of measuring")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="rate-distortion plot, .svg or .png")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args()
 
 
-def quality(subject: Subject) -> Iterator[QualityRow]:
-    samples = subject.samples()
-    contexts = []
-    for topic in EVALUATION:
-        ids = subject.tokens(topic, CONTEXT + FOLLOWING)
-        cache = prefill(subject.model, ids[:CONTEXT], cache=KvCache(subject.layout, CONTEXT + FOLLOWING))
-        keys, values = extract(cache, 0, CONTEXT)
-        keys, values = [np.array(item) for item in keys], [np.array(item) for item in values]
-        contexts.append((ids, keys, values, subject.following(ids, cache)))
-    for strength_keys, strength_values in STRENGTHS:
-        profile = codec.calibrate(samples, subject.layout, strength_keys=strength_keys, strength_values=strength_values)
-        for level in (*codec.LOSSY_LEVELS, codec.EXACT):
-            rows = [through_codec(subject, profile, level, *context) for context in contexts]
-            bits, kl, top1 = (float(np.mean(column)) for column in zip(*rows, strict=True))
-            scheme = f"kvloom {strength_keys}/{strength_values}"
-            yield QualityRow(scheme, level.name, "python reference", bits, kl, top1)
+def chosen_schemes(subject: Subject, profiles: Profiles, names: list[str] | None) -> dict[str, list[Scheme]]:
+    """Every scheme asked for that this build has."""
+    found: dict[str, list[Scheme]] = {}
+    for name, make in scheme_makers(subject.name).items():
+        if names is None or name in names:
+            try:
+                found[name] = make(profiles)
+            except NotBuilt as reason:
+                print(f"  {name} is left out: {reason}")
+    return found
 
 
-def through_codec(
-    subject: Subject,
-    profile: codec.Profile,
-    level: codec.Level,
-    ids: np.ndarray,
-    keys: list[np.ndarray],
-    values: list[np.ndarray],
-    expected: torch.Tensor,
-) -> tuple[float, float, float]:
-    """Bits per value, KL and top-1 agreement of one context."""
-    cache = KvCache(subject.layout, CONTEXT + FOLLOWING)
-    stored = 0
-    for start in range(0, CONTEXT, CHUNK):
-        part = slice(start, start + CHUNK)
-        levels = (codec.EXACT,) if level == codec.EXACT else codec.LOSSY_LEVELS
-        blob = codec.encode(
-            [item[:, part] for item in keys],
-            [item[:, part] for item in values],
-            layout=subject.layout,
-            profile=profile,
-            first_position=start,
-            levels=levels,
-        )
-        stored += codec.info(blob).level_bytes[level.name]
-        room = [cache.layer_arrays(layer) for layer in range(len(subject.layout.layers))]
-        codec.decode_into(
-            codec.Container.parse(blob),
-            [item.keys[:, part] for item in room],
-            [item.values[:, part] for item in room],
-            profile=profile,
-            level=level,
-        )
-    cache.truncate(CONTEXT)
-    found = subject.following(ids, cache)
-    kl = float((expected.exp() * (expected - found)).sum(-1).mean())
-    top1 = float((expected.argmax(-1) == found.argmax(-1)).double().mean())
-    return 8 * stored / (CONTEXT * subject.layout.values_per_token), kl, top1
-
-
-def speed(subject: Subject, rounds: int) -> Iterator[SpeedRow]:
-    samples = subject.samples()
-    profile = codec.calibrate(samples, subject.layout)
-    keys, values = (
-        [np.ascontiguousarray(layer[:, CHUNK : 2 * CHUNK]) for layer in item]
-        for item in (samples[0].keys, samples[0].values)
-    )
-    lossy = codec.encode(keys, values, layout=subject.layout, profile=profile, first_position=CHUNK)
-    exact = codec.encode(keys, values, layout=subject.layout, first_position=CHUNK)
-    chunk_values = CHUNK * subject.layout.values_per_token
-    encode_job, decode_job = entropy_jobs()
-    symbols = 60 * len(encode_job.symbols)
-    stages: dict[tuple[str, str], tuple[int, Callable[[], object]]] = {
-        ("whole, default threads", "decode standard"): (chunk_values, lambda: codec.decode(lossy, profile=profile)),
-        ("whole, default threads", "decode draft"): (
-            chunk_values,
-            lambda: codec.decode(lossy, profile=profile, level="draft"),
-        ),
-        ("whole, default threads", "decode exact"): (chunk_values, lambda: codec.decode(exact)),
-        ("whole, default threads", "encode lossy"): (
-            chunk_values,
-            lambda: codec.encode(keys, values, layout=subject.layout, profile=profile),
-        ),
-        ("whole, default threads", "encode exact"): (
-            chunk_values,
-            lambda: codec.encode(keys, values, layout=subject.layout),
-        ),
-        ("reference", "entropy decode"): (len(encode_job.symbols), lambda: reference.decode_streams([decode_job])),
+def texts_report(texts: Texts) -> dict[str, Any]:
+    """Which texts were used, to be compared between runs."""
+    return {
+        "source": texts.name,
+        "contexts": {kind.value: len(contexts) for kind, contexts in texts.evaluation.items()},
+        "evaluation_digest": texts.evaluation_digest,
+        "calibration_sequences": len(texts.calibration),
+        "calibration_digest": texts.calibration_digest,
     }
-    if native.AVAILABLE:
-        stages |= {
-            (native.PATHS[-1], "entropy decode"): (
-                symbols,
-                lambda: native.decode_streams([decode_job] * 60, threads=1),
-            ),
-            ("scalar", "entropy decode"): (
-                symbols,
-                lambda: native.decode_streams([decode_job] * 60, threads=1, path="scalar"),
-            ),
-            (native.PATHS[-1], "entropy encode"): (
-                symbols,
-                lambda: native.encode_streams([encode_job] * 60, threads=1),
-            ),
-            ("scalar", "entropy encode"): (
-                symbols,
-                lambda: native.encode_streams([encode_job] * 60, threads=1, path="scalar"),
-            ),
-        }
-    best = dict.fromkeys(stages, float("inf"))
-    for _ in range(rounds):
-        for name, (_, work) in stages.items():
-            started = time.perf_counter()
-            work()
-            best[name] = min(best[name], time.perf_counter() - started)
-    for (implementation, stage), (count, _) in stages.items():
-        yield SpeedRow(implementation, stage, count / best[implementation, stage] / 1e9)
 
 
-def entropy_jobs() -> tuple[EncodeJob, DecodeJob]:
-    """A segment's worth of symbols drawn from the tables: 192 channels of 256 tokens."""
-    rng = np.random.default_rng(1)
-    classes = np.sort(rng.integers(5, 45, 192))[::-1]
-    cumulative = np.cumsum(base_tables().frequencies.astype(np.int64), axis=1)
-    points = rng.integers(0, 4096, (192, 256))
-    symbols = (cumulative[classes][:, None, :] <= points[:, :, None]).sum(axis=2).astype(np.uint8).reshape(-1)
-    job = EncodeJob(symbols, base_tables(), Runs.of_channels(classes, 256), 32)
-    return job, DecodeJob(reference.encode_streams([job])[0], job.tables, job.runs, job.lanes)
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run what was asked for; the report as it is written."""
+    both = not (options.quality or options.speed)
+    torch.set_num_threads(options.threads)
+    subject = Subject.load(options.model)
+    sources = data_sources(options.data, options.contexts) if options.data else builtin_sources(options.contexts)
+    texts = cut_all(
+        sources,
+        subject.tokenizer,
+        context_tokens=CONTEXT_TOKENS,
+        calibration_tokens=CALIBRATION_TOKENS,
+        sequences_max=options.sequences,
+    )
+    profiles = Profiles(subject, texts, options.cache)
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "core": native.DESCRIPTION}
+    report: dict[str, Any] = {"model": subject.name, "machine": machine, "texts": texts_report(texts)}
+    if options.quality or both:
+        schemes = chosen_schemes(subject, profiles, options.schemes)
+        rows = quality.measure(subject, schemes, references(subject, texts, options.cache))
+        report["quality"] = [asdict(row) for row in rows]
+    if options.speed or both:
+        speed_rows = speed.measure(subject, texts, profiles, options.cache, options.rounds, options.lmcache)
+        speed.show(speed_rows)
+        report["speed"] = [asdict(row) for row in speed_rows]
+    return report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quality", action="store_true")
-    parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    both = not (options.quality or options.speed)
-    subject = Subject()
-    report: dict[str, list[dict[str, object]]] = {}
-    if options.quality or both:
-        report["quality"] = []
-        print(f"{'scheme':18} {'level':9} {'bits/value':>10} {'KL (nats)':>10} {'top-1':>7}")
-        for row in quality(subject):
-            report["quality"].append(asdict(row))
-            print(
-                f"{row.scheme:18} {row.level:9} {row.bits_per_value:10.3f} {row.kl:10.5f} {row.top1_agreement:7.1%}",
-                flush=True,
-            )
-    if options.speed or both:
-        report["speed"] = []
-        print(f"{'implementation':24} {'stage':16} {'Gvalue/s':>9}")
-        for speed_row in speed(subject, options.rounds):
-            report["speed"].append(asdict(speed_row))
-            print(f"{speed_row.implementation:24} {speed_row.stage:16} {speed_row.gvalues_per_s:9.4f}")
+    options = arguments()
+    report = json.loads(options.read.read_text()) if options.read else measure(options)
+    rows = [QualityRow(**row) for row in report.get("quality", ())]
+    if rows:
+        comparisons, costs = summary.equal_kl(rows), summary.level_costs(rows)
+        quality.show(rows)
+        summary.show(comparisons, costs)
+        report["equal_kl"] = [asdict(item) for item in comparisons]
+        report["level_costs"] = [asdict(item) for item in costs]
+        if options.plot:
+            plot_quality(rows, options.plot)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ class AsyncKvloomClient:
     async def get(
         self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
     ) -> Outcome[Container]:
-        """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss."""
+        """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss.
+
+        Lossy levels come in whole blocks of layers, maybe more than were asked for: ``header.layers`` has them.
+        """
         return await self._run(protocol.GetChunk(key, level, layers))
 
     async def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:

@@ -70,7 +70,10 @@ class KvloomClient:
         return self._run(protocol.PutChunk(key, container, ack))
 
     def get(self, key: ContentKey, *, level: Level | None = None, layers: range | None = None) -> Outcome[Container]:
-        """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss."""
+        """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss.
+
+        Lossy levels come in whole blocks of layers, maybe more than were asked for: ``header.layers`` has them.
+        """
         return self._run(protocol.GetChunk(key, level, layers))
 
     def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:

@@ -131,7 +131,11 @@ class PutChunk(Operation[wire.PutReply]):
 
 @dataclass(frozen=True, slots=True)
 class GetChunk(Operation[Outcome[Container]]):
-    """Read a chunk: whole, up to ``level``, or only ``layers``. A chunk not stored at ``level`` is a miss."""
+    """Read a chunk: whole, up to ``level``, or only ``layers``. A chunk not stored at ``level`` is a miss.
+
+    Lossy levels are stored in blocks of layers: where they are read, ``layers`` come widened to whole blocks, and the
+    header of what comes says which they are.
+    """
 
     reply_bytes_max: ClassVar[int] = limits.CONTAINER_BYTES_MAX
     key: ContentKey
@@ -156,8 +160,9 @@ class GetChunk(Operation[Outcome[Container]]):
             return Corrupt(DAEMON, str(error))
         if self.level is not None and self.level not in container.header.levels:
             return Corrupt(DAEMON, f"asked for level {self.level}, the reply does not hold it")
-        if self.layers is not None and container.header.layers != self.layers:
-            return Corrupt(DAEMON, f"asked for {self.layers}, the reply holds {container.header.layers}")
+        header = container.header
+        if self.layers is not None and header.layers != header.whole_blocks(self.layers):
+            return Corrupt(DAEMON, f"asked for {self.layers}, the reply holds {header.layers}")
         return Hit(container, reply.headers.get(wire.HEADER_TIER.lower(), DAEMON))
 
     def without_daemon(self, error: DaemonUnavailable) -> Outcome[Container]:

@@ -50,7 +50,7 @@ from .cachegen_profile import (
 from .cachegen_quantise import ANCHOR_LIMIT, CacheGenSymbols, anchors_of, quantise
 from .codec import KvArrays
 from .container import Buffer, Kind
-from .layout import KvDtype, LayerLayout, Layout
+from .layout import KvDtype, Layout
 
 __all__ = [
     "BIN_SCALES",
@@ -84,12 +84,12 @@ def encode_cachegen(
     for layer, spec in enumerate(layout.layers):
         for kind in Kind:
             heads = (keys, values)[kind][layer]
-            expected = (spec.kv_heads, tokens, spec.head_dim)
+            expected = (spec.kv_heads, tokens, spec.head_dim_of(kind))
             if np.shape(heads) != expected:
                 name = kind.name.lower()
                 raise InvalidTensor(f"{name} of layer {layer}: {np.shape(heads)}, the layout needs {expected}")
             tables = profile.table(layer, kind)
-            symbols = quantise(channels_of(heads, spec), tables.deltas[level].bin_size)
+            symbols = quantise(channels_of(heads), tables.deltas[level].bin_size)
             payloads.append(_encode_symbols(symbols, tables, level))
     return payloads
 
@@ -118,9 +118,9 @@ def decode_cachegen(
     places = [(layer, kind) for layer in chosen for kind in Kind]
     for (layer, kind), payload in zip(places, payloads, strict=True):
         spec, tables = layout.layers[layer], profile.table(layer, kind)
-        symbols = _decode_symbols(payload, tables, level, tokens=tokens, width=spec.width)
+        symbols = _decode_symbols(payload, tables, level, tokens=tokens, width=spec.width_of(kind))
         channels = symbols.reconstruct(tables.deltas[level].bin_size)
-        outputs[kind].append(_heads_of(channels, spec, layout.dtype))
+        outputs[kind].append(_heads_of(channels, spec.kv_heads, layout.dtype))
     return outputs
 
 
@@ -199,10 +199,10 @@ def _models(frequencies: NDArray[np.uint16]) -> Iterator[Any]:
     return (categorical(row, perfect=False) for row in frequencies.astype(np.float32))
 
 
-def _heads_of(channels: NDArray[np.float32], spec: LayerLayout, dtype: KvDtype) -> NDArray[np.generic]:
+def _heads_of(channels: NDArray[np.float32], kv_heads: int, dtype: KvDtype) -> NDArray[np.generic]:
     # Half a bin past the largest number of a narrow dtype must not become infinity.
     largest = np.float32(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
-    heads = np.clip(channels, -largest, largest).reshape(len(channels), spec.kv_heads, spec.head_dim)
+    heads = np.clip(channels, -largest, largest).reshape(len(channels), kv_heads, channels.shape[1] // kv_heads)
     return np.ascontiguousarray(heads.transpose(1, 0, 2)).astype(dtype.numpy)
 
 

@@ -32,7 +32,7 @@ from ..errors import ConfigError, InvalidData, InvalidTensor, UnknownLevel
 from .cachegen_quantise import ANCHOR_LIMIT, GROUP_TOKENS, CacheGenSymbols, bin_of_layer, quantise
 from .calibration import KvSample
 from .container import Kind
-from .layout import LayerLayout, Layout
+from .layout import Layout
 
 __all__ = [
     "BIN_SCALES",
@@ -142,7 +142,7 @@ class CacheGenProfile:
         if not 1 <= levels <= limits.LOSSY_LEVELS_MAX:
             raise InvalidData(f"profile declares {levels} levels, must be 1 to {limits.LOSSY_LEVELS_MAX}")
         scales = tuple(float(item) for item in np.frombuffer(reader.take(4 * levels), "<f4"))
-        tables = tuple(_read_tables(reader, spec, levels) for spec in layout.layers for _ in Kind)
+        tables = tuple(_read_tables(reader, spec.width_of(kind), levels) for spec in layout.layers for kind in Kind)
         reader.finish()
         profile = cls(layout, scales, tables)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
@@ -169,18 +169,18 @@ def calibrate_cachegen(
     if max((sample.keys[0].shape[1] for sample in held), default=0) < 2:
         raise InvalidTensor("calibration text has no sample of 2 tokens, which is what one delta needs")
     tables: list[CacheGenTables] = []
-    for layer, spec in enumerate(layout.layers):
+    for layer in range(len(layout.layers)):
         for kind in Kind:
-            texts = [channels_of((sample.keys, sample.values)[kind][layer], spec) for sample in held]
+            texts = [channels_of((sample.keys, sample.values)[kind][layer]) for sample in held]
             size = _unit_size(texts, unit) * bin_of_layer(layer, len(layout.layers))
             tables.append(_fit(texts, [float(np.float32(size * scale)) for scale in scales]))
     return CacheGenProfile(layout, scales, tuple(tables))
 
 
-def channels_of(heads: NDArray[np.generic], spec: LayerLayout) -> NDArray[np.float32]:
+def channels_of(heads: NDArray[np.generic]) -> NDArray[np.float32]:
     """Channels float32 ``[tokens, width]`` of ``[kv_heads, tokens, head_dim]``."""
-    tokens = heads.shape[1]
-    return np.asarray(heads, dtype=np.float32).transpose(1, 0, 2).reshape(tokens, spec.width)
+    kv_heads, tokens, head_dim = heads.shape
+    return np.asarray(heads, dtype=np.float32).transpose(1, 0, 2).reshape(tokens, kv_heads * head_dim)
 
 
 def _unit_size(texts: Sequence[NDArray[np.float32]], unit: CacheGenUnit) -> float:
@@ -242,14 +242,14 @@ class _Reader:
             raise InvalidData(f"profile holds {len(self._content)} bytes, its layout needs {self._offset}")
 
 
-def _read_tables(reader: _Reader, spec: LayerLayout, levels: int) -> CacheGenTables:
-    anchors = _read_frequencies(reader, spec.width, 2 * ANCHOR_LIMIT + 1)
+def _read_tables(reader: _Reader, width: int, levels: int) -> CacheGenTables:
+    anchors = _read_frequencies(reader, width, 2 * ANCHOR_LIMIT + 1)
     deltas: list[DeltaTable] = []
     for _ in range(levels):
         bin_size, limit = _TABLE.unpack(reader.take(_TABLE.size))
         if not 0 < bin_size <= BIN_MAX or not 1 <= limit <= DELTA_LIMIT:
             raise InvalidData(f"profile has a bin of {bin_size} and symbols to {limit}, the limit is {DELTA_LIMIT}")
-        deltas.append(DeltaTable(bin_size, limit, _read_frequencies(reader, spec.width, 2 * limit + 2)))
+        deltas.append(DeltaTable(bin_size, limit, _read_frequencies(reader, width, 2 * limit + 2)))
     return CacheGenTables(anchors, tuple(deltas))
 
 

@@ -5,15 +5,17 @@ layer rotates them) are turned back by their positions on the way in and turned 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteTensor
+from .entropy import native_lossy
 from .layout import Kind, Layout, Rope
 from .rope import cos_sin, rotate_into
 
-__all__ = ["Angles", "KvArrays", "gather_channels", "scatter_channels"]
+__all__ = ["Angles", "KvArrays", "Room", "gather_channels", "rooms_of"]
 
 KvArrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
 """Per layer ``[kv_heads, tokens, head_dim]``: a list, or one array ``[layers, kv_heads, tokens, head_dim]``."""
@@ -65,14 +67,42 @@ def gather_channels(keys: KvArrays, values: KvArrays, layout: Layout, layers: ra
     return np.concatenate(columns, axis=1)
 
 
-def scatter_channels(
-    channels: FloatArray,
-    layout: Layout,
-    layers: range,
-    angles: Angles,
-    outputs: dict[tuple[int, Kind], NDArray[np.generic]],
-) -> None:
-    """Write channels ``[tokens, width]`` of ``layers`` to those of their ``outputs`` that are wanted."""
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where the keys or values of a layer go: ``out`` ``[heads, tokens, dim]``, from channel ``start`` of a block on.
+
+    Rotated by ``cos`` and ``sin`` ``[tokens, pairs]`` where there is a ``rope``.
+    """
+
+    out: NDArray[np.generic]
+    start: int
+    rope: Rope | None = None
+    cos: FloatArray | None = None
+    sin: FloatArray | None = None
+
+    def fill(self, channels: FloatArray) -> None:
+        """Write what there is for it among a block's channels ``[tokens, width]``."""
+        heads, tokens, dim = self.out.shape
+        part = channels[:, self.start : self.start + heads * dim].reshape(tokens, heads, dim).transpose(1, 0, 2)
+        if self.rope is not None and self.cos is not None and self.sin is not None:
+            rotate_into(self.out, part, self.rope, self.cos, self.sin)
+        else:
+            self.out[...] = part
+
+    def job(self) -> native_lossy.TensorJob:
+        """The same asked of the compiled core."""
+        if self.rope is None:
+            return native_lossy.TensorJob(self.out, self.start)
+        return native_lossy.TensorJob(
+            self.out, self.start, self.cos, self.sin, self.rope.first_dim, self.rope.interleaved
+        )
+
+
+def rooms_of(
+    layout: Layout, layers: range, angles: Angles, outputs: dict[tuple[int, Kind], NDArray[np.generic]]
+) -> list[Room]:
+    """The rooms of those tensors of ``layers``, a block, that are among ``outputs``."""
+    rooms: list[Room] = []
     at = 0
     for layer in layers:
         spec = layout.layers[layer]
@@ -80,10 +110,8 @@ def scatter_channels(
             width = spec.width_of(kind)
             out = outputs.get((layer, kind))
             if out is not None and width:
-                part = channels[:, at : at + width].reshape(len(channels), spec.kv_heads, spec.head_dim_of(kind))
-                heads, rope = part.transpose(1, 0, 2), spec.rope_of(kind)
-                if rope is not None:
-                    rotate_into(out, heads, rope, *angles.of(rope))
-                else:
-                    out[...] = heads
+                rope = spec.rope_of(kind)
+                cos, sin = angles.of(rope) if rope is not None else (None, None)
+                rooms.append(Room(out, at, rope, cos, sin))
             at += width
+    return rooms

@@ -12,16 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import limits
-from ..errors import ChunkTooLong, EmptyChunk, InvalidTensor, LayoutMismatch, ProfileMismatch
-from .channels import Angles, KvArrays, gather_channels, scatter_channels
-from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind
+from ..errors import (
+    ChunkTooLong,
+    EmptyChunk,
+    InvalidData,
+    InvalidTensor,
+    KvloomError,
+    LayoutMismatch,
+    ProfileMismatch,
+)
+from .channels import Angles, KvArrays, gather_channels, rooms_of
+from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
+from .entropy import native_lossy
+from .fallback import CodedChunk, encode_channels
 from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, Level, parse_level, require_level
 from .lossless import decode_exact, encode_exact
-from .lossy import decode_lossy, encode_lossy
+from .lossy import decode_lossy
 from .profile import Profile, block_range
 from .rope import cos_sin, rotate_into
+from .segment import overhead_bytes
 
 __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info", "truncate"]
 
@@ -30,12 +41,15 @@ __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info
 class ContainerInfo:
     """What a container holds; ``level_bytes`` is what reading each level costs, the header included.
 
+    ``side_bytes`` is how much of that, for each lossy level, is not escapes and words of the main entropy streams:
+    headers, scale classes, gains, means, and the states that streams start from.
     ``key_coding`` says for each layer held whether its lossy levels can be decoded to another position.
     """
 
     header: ContainerHeader
     level_bytes: dict[str, int]
     bits_per_value: dict[str, float]
+    side_bytes: dict[str, int]
     key_coding: tuple[KeyCoding, ...]
 
 
@@ -51,30 +65,31 @@ def encode(
 ) -> bytes:
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
-    ``levels`` defaults to all lossy levels of the profile, else ``exact``. Lossy levels stand on each other: those asked
-    for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
+    A chunk for which the profile given is no better than the generic one is coded with that (:mod:`.fallback`).
+    ``levels`` defaults to all lossy levels of the profile, else ``exact``; lossy ones without a profile are coded with
+    the generic one. Lossy levels stand on each other: those
+    asked for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
     :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
     """
     tokens = _check_tensors(keys, values, layout)
+    _check_decoded_bytes(layout, tokens, ChunkTooLong)
+    if profile is None and levels is not None and set(levels) - {EXACT}:
+        profile = generic_profile(layout)
     chosen = _levels_to_code(levels, layout, profile)
     lossy = [level for level in chosen if level != EXACT]
+    coded = _encode_lossy(keys, values, layout, profile, first_position, len(lossy)) if lossy and profile else None
     writer = ContainerWriter(
         layout,
         tokens=tokens,
         first_position=first_position,
-        block_layers=profile.block_layers if lossy and profile else 0,
+        block_layers=coded.profile.block_layers if coded else 0,
         content_key=content_key,
-        profile_digest=profile.digest if lossy and profile else NO_PROFILE,
+        profile_digest=coded.profile.digest if coded else NO_PROFILE,
     )
-    if lossy and profile is not None:
-        angles = Angles(first_position, tokens)
-        starts = range(0, len(layout.layers), profile.block_layers)
-        blocks = [block_range(layout, start, profile.block_layers) for start in starts]
-        channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
-        coded = encode_lossy(profile, channels, first_position=first_position)
-        for start, payloads in zip(starts, coded, strict=True):
+    if coded:
+        for index, payloads in enumerate(coded.payloads):
             for level, payload in zip(LOSSY_LEVELS[: len(lossy)], payloads, strict=False):
-                writer.put(level, start, None, payload)
+                writer.put(level, index * coded.profile.block_layers, None, payload)
     if EXACT in chosen:
         places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
         held = [(layer, kind) for layer, kind in places if layout.layers[layer].width_of(kind)]
@@ -105,6 +120,7 @@ def decode(
     """
     container = Container.parse(blob, content_key=content_key)
     header = container.header
+    _check_decoded_bytes(header.layout, header.tokens, InvalidData)
     layers = [header.layout.layers[index] for index in header.layers]
     dtype = header.layout.dtype.numpy
     outputs: list[KvArrays] = []
@@ -154,20 +170,38 @@ def decode_into(
             _move(outputs, ropes, position - header.first_position)
         return
     profile = _profile_of(header, profile)
+    if chosen.code > profile.refinements:
+        raise InvalidData(f"container has level {chosen}, its profile has {profile.refinements + 1} levels")
     starts = [layer for layer in held if layer % profile.block_layers == 0]
     read = LOSSY_LEVELS[: chosen.code + 1]
     angles = Angles(position, header.tokens)
-    channels = decode_lossy(
+    # What the compiled core cannot write to goes through an array of its own.
+    written = [
+        out if native_lossy.can_write(out) else np.empty(out.shape, np.float32) for out in map(np.asarray, outputs)
+    ]
+    by_place = dict(zip(places, written, strict=True))
+    blocks = [block_range(header.layout, start, profile.block_layers) for start in starts]
+    decode_lossy(
         profile,
         [start // profile.block_layers for start in starts],
         [[container.segment(level, start) for level in read] for start in starts],
+        [rooms_of(header.layout, block, angles, by_place) for block in blocks],
         tokens=header.tokens,
         first_position=header.first_position,
     )
-    wanted_outputs = dict(zip(places, outputs, strict=True))
-    for start, item in zip(starts, channels, strict=True):
-        block = block_range(header.layout, start, profile.block_layers)
-        scatter_channels(item, header.layout, block, angles, wanted_outputs)
+    for out, array in zip(outputs, written, strict=True):
+        if array is not out:
+            out[...] = array
+
+
+def _encode_lossy(
+    keys: KvArrays, values: KvArrays, layout: Layout, profile: Profile, first_position: int, levels: int
+) -> CodedChunk:
+    angles = Angles(first_position, int(keys[0].shape[1]))
+    starts = range(0, len(layout.layers), profile.block_layers)
+    blocks = [block_range(layout, start, profile.block_layers) for start in starts]
+    channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
+    return encode_channels(profile, channels, first_position=first_position, levels=levels)
 
 
 def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: Profile | None) -> set[Level]:
@@ -182,9 +216,7 @@ def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: P
     if not lossy:
         return chosen
     if profile is None or profile.layout != layout:
-        raise ProfileMismatch(
-            "a lossy level needs a profile of the same layout, " + ("got none" if profile is None else "got another")
-        )
+        raise ProfileMismatch("a lossy level needs a profile of the same layout, got another")
     finest = max(lossy)
     if finest.code > profile.refinements:
         raise InvalidTensor(f"level {finest} asked for, the profile has {profile.refinements + 1} levels")
@@ -218,7 +250,21 @@ def info(blob: Buffer) -> ContainerInfo:
     layers = [header.layout.layers[layer] for layer in header.layers]
     held = sum(layer.key_width + layer.value_width for layer in layers) * header.tokens
     bits_per_value = {name: 8 * size / held for name, size in level_bytes.items()}
-    return ContainerInfo(header, level_bytes, bits_per_value, tuple(layer.key_coding for layer in layers))
+    key_coding = tuple(layer.key_coding for layer in layers)
+    return ContainerInfo(header, level_bytes, bits_per_value, _side_bytes(container), key_coding)
+
+
+def _side_bytes(container: Container) -> dict[str, int]:
+    header = container.header
+    sums: dict[str, int] = {}
+    total = 0
+    for level in header.levels:
+        if level == EXACT:
+            continue
+        own = [item for item in header.segments if item.level == level]
+        total += sum(overhead_bytes(container.segment(level, item.layer)) for item in own)
+        sums[str(level)] = total + len(select(header, level=level).header)
+    return sums
 
 
 def _move(arrays: Sequence[NDArray[np.generic]], ropes: Sequence[Rope | None], offset: int) -> None:
@@ -243,6 +289,14 @@ def _check_tensors(keys: KvArrays, values: KvArrays, layout: Layout) -> int:
         for index, spec in enumerate(layout.layers):
             _check_array(arrays[index], spec, kind, tokens, layout, f"{kind.name.lower()} of layer {index}")
     return tokens
+
+
+def _check_decoded_bytes(layout: Layout, tokens: int, error: type[KvloomError]) -> None:
+    if tokens * layout.bytes_per_token > limits.DECODED_BYTES_MAX:
+        raise error(
+            f"chunk of {tokens} tokens has {tokens * layout.bytes_per_token} bytes of KV, "
+            f"the limit is {limits.DECODED_BYTES_MAX}"
+        )
 
 
 def _check_outputs(arrays: KvArrays, layers: Sequence[LayerLayout], header: ContainerHeader, kind: Kind) -> None:

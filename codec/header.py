@@ -312,7 +312,8 @@ def _unpack_layout(packed: bytes) -> Layout:
         declared = zstandard.frame_content_size(packed)
         if not 0 < declared <= limits.LAYOUT_BYTES_MAX:
             raise MalformedContainer(f"layout declares {declared} bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        return Layout.from_bytes(zstandard.ZstdDecompressor().decompress(packed, max_output_size=declared))
+        plain = zstandard.ZstdDecompressor().decompress(packed, max_output_size=declared, allow_extra_data=False)
+        return Layout.from_bytes(plain)
     except zstandard.ZstdError as error:
         raise MalformedContainer(f"layout does not decompress: {error}") from error
 

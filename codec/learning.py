@@ -24,7 +24,7 @@ __all__ = ["BlockLearner", "LearntBlock"]
 FloatArray = NDArray[np.float32]
 WideArray = NDArray[np.float64]
 
-GAIN_EXPONENT = 0.8
+GAIN_EXPONENT = 0.6
 """Share of a predicted weight's logarithm that goes into a token's step: 1 would trust the prediction fully."""
 METRIC_FLOOR = 1e-2
 """Directions that matter less than this share of the mean are taken to matter that much."""
@@ -116,7 +116,7 @@ class LearntBlock:
     sensitivity: Sensitivity | None
 
     def kl(self, step: float, left: int) -> float:
-        """The KL divergence predicted for fine steps of ``step`` at the level that ``left`` refinements would follow."""
+        """The KL divergence predicted for fine steps of ``step``, ``left`` refinements short of the finest level."""
         if self.sensitivity is None:
             return 0.0
         gains = self._gains()

@@ -1,47 +1,89 @@
 """The lossy levels of a chunk: channels of each block centred, transformed, quantised and coded, and back."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .blas import one_thread
+from .channels import Room
+from .entropy import native, native_lossy
 from .entropy.model import CLASSES_PER_OCTAVE, GAIN_MAX, SCALE_LOW
-from .profile import FINE_CLASSES, Block, Part, Profile
+from .layout import Layout
+from .profile import FINE_CLASSES, Block, Part, Profile, block_range
 from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, unit
-from .segment import BlockSymbols, Offset
+from .segment import BlockSymbols, DecodedBlock, Offset, symbols_of
 from .segment_reader import decode_blocks
-from .segment_writer import encode_blocks
 
-__all__ = ["decode_lossy", "encode_lossy", "gains_of", "offset_of", "scale_classes"]
+__all__ = [
+    "decode_lossy",
+    "drained_gains",
+    "offset_of",
+    "predicted_gains",
+    "quantise_blocks",
+    "restore",
+    "restored_channels",
+    "scale_classes",
+    "value_norms",
+]
+
+DRAINED_SHARE = 0.6
+"""Values below this share of the usual norm are drained; how far below decides how finely a token is quantised."""
+DRAINED_GAIN = 4.0
+_SPREAD_SHARE_MIN = 1e-6
+"""The least spread of an adaptive part over its largest number."""
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
 
-def encode_lossy(profile: Profile, channels: Sequence[FloatArray], *, first_position: int) -> list[list[bytes]]:
-    """The payloads of each block, coarse to fine, of channels ``[tokens, width]`` that know no position."""
+def quantise_blocks(profile: Profile, channels: Sequence[FloatArray], *, first_position: int) -> list[BlockSymbols]:
+    """The symbols of each block's channels ``[tokens, width]`` that know no position."""
     with one_thread():
-        symbols = [
-            _quantise_block(block, item, first_position) for block, item in zip(profile.blocks, channels, strict=True)
-        ]
-    return encode_blocks(profile.blocks, symbols, profile.refinements)
+        return [_quantise_block(profile, index, item, first_position) for index, item in enumerate(channels)]
+
+
+def restored_channels(block: Block, symbols: BlockSymbols, left: int, first_position: int) -> FloatArray:
+    """What a reader who does not read the ``left`` finest levels would make of a block's symbols."""
+    coarse = tuple(np.sign(part) * (np.abs(part) >> left) for part in symbols.parts)
+    channels = np.empty((len(symbols.gains), block.width), np.float32)
+    for part, whole, how in zip(
+        block.parts, coarse, _syntheses(block, symbols.gains, symbols.offsets, left, first_position), strict=True
+    ):
+        own = channels[:, part.start : part.stop]
+        own[...] = part.inverse(reconstruct(whole, left), how.factors)
+        own[0] += how.first_mean
+        own[1:] += how.mean
+    return channels
 
 
 def decode_lossy(
     profile: Profile,
     blocks: Sequence[int],
     payloads: Sequence[Sequence[memoryview]],
+    rooms: Sequence[Sequence[Room]],
     *,
     tokens: int,
     first_position: int,
-) -> list[FloatArray]:
-    """Channels ``[tokens, width]`` of the blocks numbered ``blocks``, from as many levels as there are payloads."""
+) -> None:
+    """Write the tensors of the blocks numbered ``blocks`` to ``rooms``, from as many levels as there are payloads.
+
+    ``first_position`` is where the chunk was computed; where its keys go, the rooms' angles say.
+    """
     chosen = [profile.blocks[index] for index in blocks]
     decoded = decode_blocks(chosen, payloads, tokens=tokens, refinements=profile.refinements)
     left = profile.refinements + 1 - len(payloads[0])
-    with one_thread():
-        return [_restore(block, item, left, first_position) for block, item in zip(chosen, decoded, strict=True)]
+    # Damage that its checksum hides may ask for numbers that no float32 holds.
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+        if native.AVAILABLE:
+            _restore_native(chosen, decoded, left, first_position, rooms)
+            return
+        for block, item, wanted in zip(chosen, decoded, rooms, strict=True):
+            channels = restore(block, item, left, first_position)
+            for room in wanted:
+                room.fill(channels)
 
 
 def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
@@ -52,21 +94,13 @@ def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
     return classes
 
 
-def offset_of(part: Part, mean: NDArray[np.float64], spread: float) -> Offset:
-    """What an adaptive part is centred and scaled by, of the mean of each channel and the spread around them all."""
-    scale = float(np.float32(max(spread, 1e-12)))
-    means = np.rint(mean / (part.scale.astype(np.float64) * scale))
-    return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
-
-
-def gains_of(block: Block, scores: FloatArray) -> ByteArray:
-    """The gain of each token whose channels times the block's ``gain_weights`` are ``scores`` ``[tokens]``."""
-    gains: ByteArray = np.clip(np.rint(scores + np.float32(block.gain_bias)), 0, GAIN_MAX).astype(np.uint8)
-    return gains
-
-
-def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> BlockSymbols:
-    gains = _gains(block, channels)
+def _quantise_block(profile: Profile, index: int, channels: FloatArray, first_position: int) -> BlockSymbols:
+    block = profile.blocks[index]
+    if block.gain_weights.size:
+        gains = predicted_gains(block, channels @ block.gain_weights)
+    else:
+        layers = block_range(profile.layout, index * profile.block_layers, profile.block_layers)
+        gains = drained_gains(value_norms(profile.layout, layers, channels), len(channels))
     coefficients: list[FloatArray] = []
     offsets: list[Offset] = []
     for part in block.parts:
@@ -85,15 +119,56 @@ def _quantise_block(block: Block, channels: FloatArray, first_position: int) -> 
     return BlockSymbols(tuple(quantise(item, gains) for item in coefficients), gains, classes, tuple(offsets))
 
 
-def _gains(block: Block, channels: FloatArray) -> ByteArray:
-    if not block.gain_weights.size:
-        return np.zeros(len(channels), np.uint8)
-    return gains_of(block, channels @ block.gain_weights)
+def predicted_gains(block: Block, scores: FloatArray) -> ByteArray:
+    """The gain of each token whose channels times the block's ``gain_weights`` are ``scores`` ``[tokens]``."""
+    gains: ByteArray = np.clip(np.rint(scores + np.float32(block.gain_bias)), 0, GAIN_MAX).astype(np.uint8)
+    return gains
+
+
+def value_norms(layout: Layout, layers: range, channels: Any) -> list[Any]:
+    """The norm of each token's values ``[tokens]`` in each of a block's layers that has any, of channels anywhere."""
+    norms: list[Any] = []
+    at = 0
+    for layer in layers:
+        spec = layout.layers[layer]
+        start, at = at + spec.key_width, at + spec.key_width + spec.value_width
+        if spec.value_width:
+            norms.append((channels[:, start:at] ** 2).sum(axis=1) ** 0.5)
+    return norms
+
+
+def drained_gains(norms: Sequence[FloatArray], tokens: int) -> ByteArray:
+    """Gains of the tokens of a block of which nothing has been learnt: those with drained values are sinks.
+
+    Tokens that draw attention without having anything to say have values of far smaller norm than others (Guo et al.
+    2024, "Attention score is not all you need for token importance"; on SmolLM2 such tokens have a sixth of the usual
+    norm and up to 99 % of the sensitivity of their layers). The norm is compared with the median of the chunk.
+    """
+    lowest = np.ones(tokens)
+    for layer in norms:
+        usual = float(np.median(layer))
+        if usual > 0:
+            lowest = np.minimum(lowest, np.maximum(layer / usual, 1e-6))
+    wanted = np.rint(DRAINED_GAIN * np.log2(DRAINED_SHARE / lowest))
+    gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
+    return gains
+
+
+def offset_of(part: Part, mean: NDArray[np.float64], spread: float, largest: float) -> Offset:
+    """What an adaptive part is centred and scaled by.
+
+    Of the mean of each channel, the spread around them all, and the largest magnitude.
+    """
+    # Where channels hardly change, float32 has nothing finer than this to say of them, and means must fit an escape.
+    scale = float(np.float32(max(spread, _SPREAD_SHARE_MIN * largest, 1e-12)))
+    means = np.rint(mean / (part.scale.astype(np.float64) * scale))
+    return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
 
 
 def _offset(part: Part, channels: FloatArray) -> Offset:
     mean = channels.mean(axis=0, dtype=np.float64)
-    return offset_of(part, mean, float(np.sqrt(np.mean((channels - mean) ** 2))))
+    spread = float(np.sqrt(np.mean((channels - mean) ** 2)))
+    return offset_of(part, mean, spread, float(np.abs(channels).max()))
 
 
 def _centred(part: Part, channels: FloatArray, first_position: int) -> FloatArray:
@@ -103,20 +178,71 @@ def _centred(part: Part, channels: FloatArray, first_position: int) -> FloatArra
     return centred
 
 
-def _restore(block: Block, decoded: BlockSymbols, left: int, first_position: int) -> FloatArray:
-    tokens = len(decoded.gains)
-    channels = np.empty((tokens, block.width), np.float32)
-    factors = np.float32(unit(left)) / gain_factors(decoded.gains)
-    offsets = iter(decoded.offsets)
-    for part, symbols in zip(block.parts, decoded.parts, strict=True):
-        own = channels[:, part.start : part.stop]
-        whole = reconstruct(symbols, left)
+@dataclass(frozen=True, slots=True)
+class _Synthesis:
+    """What turns a part's symbols into channels: factors ``[tokens]``, scale, means and that of the first token."""
+
+    factors: FloatArray
+    scale: FloatArray
+    mean: FloatArray
+    first_mean: FloatArray
+
+
+def _syntheses(
+    block: Block, gains: ByteArray, chunk_offsets: Sequence[Offset], left: int, first_position: int
+) -> list[_Synthesis]:
+    factors = np.float32(unit(left)) / gain_factors(gains)
+    offsets = iter(chunk_offsets)
+    found: list[_Synthesis] = []
+    for part in block.parts:
         if part.adaptive:
             offset = next(offsets)
-            own[...] = part.inverse(whole, factors * np.float32(offset.scale))
-            own += offset.means.astype(np.float32) * (part.scale * np.float32(offset.scale))
+            mean = offset.means.astype(np.float32) * (part.scale * np.float32(offset.scale))
+            found.append(_Synthesis(factors * np.float32(offset.scale), part.scale, mean, mean))
         else:
-            own[...] = part.inverse(whole, factors)
-            own[1:] += part.mean
-            own[0] += part.origin_mean if first_position == 0 else part.mean
+            first = part.origin_mean if first_position == 0 else part.mean
+            found.append(_Synthesis(factors, part.scale, part.mean, first))
+    return found
+
+
+def restore(block: Block, decoded: DecodedBlock, left: int, first_position: int) -> FloatArray:
+    """The channels ``[tokens, width]`` of a block of which ``left`` levels were not read."""
+    channels = np.empty((len(decoded.gains), block.width), np.float32)
+    for index, (part, how) in enumerate(
+        zip(block.parts, _syntheses(block, decoded.gains, decoded.offsets, left, first_position), strict=True)
+    ):
+        own = channels[:, part.start : part.stop]
+        own[...] = part.inverse(reconstruct(symbols_of(decoded, index), left), how.factors)
+        own[0] += how.first_mean
+        own[1:] += how.mean
     return channels
+
+
+def _restore_native(
+    blocks: Sequence[Block],
+    decoded: Sequence[DecodedBlock],
+    left: int,
+    first_position: int,
+    rooms: Sequence[Sequence[Room]],
+) -> None:
+    jobs: list[native_lossy.RestoreJob] = []
+    for block, item, wanted in zip(blocks, decoded, rooms, strict=True):
+        parts = [
+            native_lossy.PartJob(
+                tuple(level[index] for level in item.levels),
+                item.escapes[index],
+                left,
+                part.start,
+                part.packed,
+                how.factors,
+                how.scale,
+                how.mean,
+                how.first_mean,
+            )
+            for index, (part, how) in enumerate(
+                zip(block.parts, _syntheses(block, item.gains, item.offsets, left, first_position), strict=True)
+            )
+        ]
+        tensors = [room.job() for room in wanted]
+        jobs.append(native_lossy.RestoreJob(parts, tensors, len(item.gains), block.width))
+    native_lossy.restore(jobs)

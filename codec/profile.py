@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import InvalidData
 from .blas import one_thread
+from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
 from .layout import Layout
 
@@ -32,6 +33,7 @@ _PART = struct.Struct("<IIBBH")
 _MAGIC = b"KVLP"
 _FORMAT = 2
 _ZSTD_LEVEL = 3
+_INVERSE_ERROR_MAX = 1e-3
 FINE_CLASSES = CLASSES + REFINEMENTS_MAX * CLASSES_PER_OCTAVE
 """Scale classes of the finest level: so many that those of the coarsest are never cut off."""
 
@@ -68,14 +70,22 @@ class Part:
 
     @cached_property
     def _analysis(self) -> FloatArray:
-        """This times centred channels ``[width, tokens]`` are coefficients in fine steps."""
+        """What centred channels ``[width, tokens]`` are multiplied by to give coefficients in fine steps."""
         basis = np.eye(self.width) if self.basis is None else self.basis.astype(np.float64)
         try:
             with one_thread():
                 inverse = np.linalg.inv(basis)
-        except np.linalg.LinAlgError as error:
-            raise InvalidData("profile has a basis that cannot be inverted") from error
+                error = float(np.abs(inverse @ basis - np.eye(self.width)).max())
+        except np.linalg.LinAlgError as failure:
+            raise InvalidData("profile has a basis that cannot be inverted") from failure
+        if not error < _INVERSE_ERROR_MAX:
+            raise InvalidData(f"profile has a basis whose inverse is off by {error:.2g}, it is close to singular")
         return np.ascontiguousarray((inverse / self.scale.astype(np.float64)[:, None]).T, dtype=np.float32)
+
+    @cached_property
+    def packed(self) -> NDArray[np.uint8] | None:
+        """The basis as the compiled core's fastest product wants it; None where there is none."""
+        return None if self.basis is None else native_lossy.pack_basis(self.basis)
 
     def forward(self, centred: FloatArray) -> FloatArray:
         """Channels less their means ``[tokens, width]`` to coefficients in fine steps ``[width, tokens]``."""
@@ -88,7 +98,7 @@ class Part:
         """Symbols ``[active, tokens]`` times each token's factor ``[tokens]`` to centred channels ``[tokens, width]``.
 
         Coefficients past ``active`` are zero. The product is exact: whole numbers well below 2^53 in float64. This is
-        the specification of ``kvl_synthesise`` in ``transform.cpp``.
+        the specification of ``kvl_restore`` in ``synthesis.cpp``.
         """
         if self.basis is None:
             sums = np.zeros((symbols.shape[1], self.width))
@@ -224,6 +234,8 @@ def _read_part(reader: _Reader) -> Part:
     most = limits.TRANSFORM_WIDTH_MAX if has_basis else limits.PART_CHANNELS_MAX
     if not 1 <= width <= most or has_basis > 1 or adaptive > 1 or zero:
         raise InvalidData(f"profile has a part of {width} channels, the limit is {most}")
+    if has_basis and adaptive:
+        raise InvalidData("profile has a part that is adaptive and has a basis, it can have one of the two")
     mean, origin_mean, scale = (reader.floats(width) for _ in range(3))
     if not (scale > 0).all():
         raise InvalidData("profile holds a scale that is not positive")
@@ -243,6 +255,6 @@ def _decompress(frame: bytes) -> bytes:
         declared = zstandard.frame_content_size(frame)
         if not 0 <= declared <= limits.PROFILE_BYTES_MAX:
             raise InvalidData(f"profile declares {declared} bytes, the limit is {limits.PROFILE_BYTES_MAX}")
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=declared)
+        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=declared, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise InvalidData(f"profile does not decompress: {error}") from error

@@ -39,7 +39,8 @@ IntArray = NDArray[np.int32]
 
 def gain_factors(gains: NDArray[np.uint8]) -> NDArray[np.float32]:
     """By what the coefficients of tokens with these gains are multiplied before quantisation ``[tokens]``."""
-    return np.exp2(gains.astype(np.float32) / np.float32(GAINS_PER_OCTAVE))
+    factors: NDArray[np.float32] = np.exp2(gains.astype(np.float32) / np.float32(GAINS_PER_OCTAVE))
+    return factors
 
 
 def largest_gains(coefficients: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -58,7 +59,8 @@ def quantise(coefficients: NDArray[np.float32], gains: NDArray[np.uint8]) -> Int
     if not largest < FINE_MAX - 1:
         raise InvalidTensor(f"a coefficient is {largest:.3g} quantiser steps, the limit is {FINE_MAX}")
     fine = np.floor(magnitude + np.float32(ROUNDING)).astype(np.int32)
-    return np.where(scaled < 0, -fine, fine)
+    symbols: IntArray = np.where(scaled < 0, -fine, fine)
+    return symbols
 
 
 def split(fine: IntArray, refinements: int) -> tuple[IntArray, list[NDArray[np.uint8]]]:

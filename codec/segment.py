@@ -1,8 +1,8 @@
 """The segments of the lossy levels: what the quantised coefficients of a block of layers look like as bytes.
 
-A segment, base and refinement alike: head (lanes log2 u8, table of class differences u8, of gains u8, of means u8, escapes
-u32, side bytes u32), active coefficients u16 per part, scale f32 per adaptive part (base only), side stream, escapes
-int32 each, main stream.
+A segment, base and refinement alike: head (lanes log2 u8, table of class differences u8, of gains u8, of means u8,
+escapes u32, side bytes u32); side information: active coefficients u16 per part, scale f32 per adaptive part (base
+only), side stream; escapes int32 each; main stream.
 
 * Coefficients past a part's active ones are zero at this level and cost nothing.
 * The side stream (one lane, tables of symbols that nothing refines) holds, for coefficients active for the first time,
@@ -20,11 +20,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy.model import CLASSES, CLASSES_PER_GAIN, CLASSES_PER_OCTAVE, GAIN_MAX
+from ..errors import InvalidData
+from .entropy.model import CLASSES, CLASSES_PER_GAIN, CLASSES_PER_OCTAVE, ESCAPE, GAIN_MAX, SYMBOL_ZERO
+from .entropy.stream import LANES_MAX
+from .quantise import join
 
-__all__ = ["HEAD", "NO_TABLE", "SIDE_LANES", "BlockSymbols", "Offset", "contexts_of", "tables_of_classes"]
+__all__ = [
+    "HEAD",
+    "NO_TABLE",
+    "SIDE_LANES",
+    "BlockSymbols",
+    "DecodedBlock",
+    "Offset",
+    "contexts_of",
+    "overhead_bytes",
+    "symbols_of",
+    "tables_of_classes",
+]
 
 HEAD = struct.Struct("<BBBBII")
+LANE_BYTES = 4
 NO_TABLE = 255
 SIDE_LANES = 1
 
@@ -42,17 +57,41 @@ class Offset:
 
 @dataclass(frozen=True, slots=True)
 class BlockSymbols:
-    """A block ready to code, or as decoded.
+    """A block ready to code.
 
-    ``parts``: symbols int32 ``[active, tokens]`` of each part, finest ones to encode, the level's when decoded;
-    ``gains`` uint8 ``[tokens]``; ``classes`` uint8 ``[width]`` of each part (only to encode); ``offsets`` of the
-    adaptive parts, in order.
+    ``parts``: finest symbols int32 ``[width, tokens]`` of each part; ``gains`` uint8 ``[tokens]``; ``classes`` uint8
+    ``[width]`` of each part; ``offsets`` of the adaptive parts, in order.
     """
 
     parts: tuple[IntArray, ...]
     gains: ByteArray
-    classes: tuple[ByteArray, ...] = ()
+    classes: tuple[ByteArray, ...]
     offsets: tuple[Offset, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBlock:
+    """A block as decoded: ``levels`` holds each part's symbols uint8 ``[active, tokens]``, coarse to fine.
+
+    ``escapes`` int32 of each part: what its base symbols :data:`ESCAPE` stand for, in order.
+    """
+
+    levels: tuple[tuple[ByteArray, ...], ...]
+    escapes: tuple[IntArray, ...]
+    gains: ByteArray
+    offsets: tuple[Offset, ...]
+
+
+def symbols_of(block: DecodedBlock, part: int) -> IntArray:
+    """The symbols int32 ``[active, tokens]`` of a part at the finest level decoded."""
+    coded = block.levels[0][part]
+    symbols = coded.astype(np.int32) - SYMBOL_ZERO
+    symbols[coded == ESCAPE] = block.escapes[part]
+    for level in block.levels[1:]:
+        grown = np.zeros(level[part].shape, np.int32)
+        grown[: len(symbols)] = symbols
+        symbols = join(grown, level[part])
+    return symbols
 
 
 def tables_of_classes(classes: NDArray[np.integer], left: int) -> NDArray[np.uint32]:
@@ -60,10 +99,31 @@ def tables_of_classes(classes: NDArray[np.integer], left: int) -> NDArray[np.uin
     return np.clip(classes.astype(np.int32) - CLASSES_PER_OCTAVE * left, 0, CLASSES - 1).astype(np.uint32)
 
 
-def contexts_of(gains: ByteArray, rows: int, parents: NDArray[np.bool_] | None) -> tuple[NDArray[np.uint8] | None, int]:
-    """What is added to a symbol's table, and how many values that takes: its token's gain, and its parent."""
+def overhead_bytes(payload: memoryview) -> int:
+    """How much of a segment is not its payload, which is escapes and the words of the main stream.
+
+    :class:`InvalidData` where the segment is shorter than it says.
+    """
+    if len(payload) < HEAD.size:
+        raise InvalidData(f"lossy segment has {len(payload)} bytes, its head needs {HEAD.size}")
+    lanes_log2, _, _, _, escapes, side_bytes = HEAD.unpack_from(payload)
+    main = len(payload) - HEAD.size - side_bytes - 4 * escapes
+    states = LANE_BYTES << lanes_log2 if main > 0 and lanes_log2 < LANES_MAX else 0
+    if main < states:
+        raise InvalidData(f"lossy segment has {len(payload)} bytes, fewer than it declares")
+    return HEAD.size + int(side_bytes) + states
+
+
+def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple[ByteArray | None, int]:
+    """What is added to the table of symbols ``[rows, tokens]``, and how many values that takes.
+
+    A token's gain, and in a refinement ``parents`` ``[rows * tokens]``: 1 where the level before has no zero.
+    """
     shifts = (CLASSES_PER_GAIN * gains).astype(np.uint8)
     count = CLASSES_PER_GAIN * GAIN_MAX + 1
-    if parents is not None:
-        return np.tile(2 * shifts, rows) + parents.view(np.uint8), 2 * count
-    return (np.tile(shifts, rows), count) if gains.any() else (None, 1)
+    some = bool(gains.any())
+    if parents is None:
+        return (np.tile(shifts, rows), count) if some else (None, 1)
+    if not some:
+        return parents, 2 * count
+    return (parents.reshape(rows, len(gains)) + 2 * shifts).reshape(-1), 2 * count

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from .entropy import DecodeJob, Runs, decode_streams
 from .entropy.model import CLASSES, ESCAPE, GAIN_MAX, SYMBOL_ZERO, base_tables, refinement_tables
 from .entropy.stream import LANES_MAX
 from .profile import FINE_CLASSES, Block
-from .quantise import ESCAPE_MAX, join
-from .segment import HEAD, NO_TABLE, SIDE_LANES, BlockSymbols, Offset, contexts_of, tables_of_classes
+from .quantise import ESCAPE_MAX
+from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, contexts_of, tables_of_classes
 
 __all__ = ["BlockStreams", "SegmentStream", "decode_blocks", "read_streams"]
 
@@ -22,26 +23,34 @@ ByteArray = NDArray[np.uint8]
 
 def decode_blocks(
     blocks: Sequence[Block], payloads: Sequence[Sequence[memoryview]], *, tokens: int, refinements: int
-) -> list[BlockSymbols]:
+) -> list[DecodedBlock]:
     """Undo :func:`encode_blocks` for as many levels as each block has payloads; :class:`InvalidData` for any damage."""
-    known = [_Known(block) for block in blocks]
-    decoded = _decode_base(blocks, [item[0] for item in payloads], known, tokens, refinements)
-    for level in range(1, len(payloads[0]) if payloads else 0):
-        left = refinements - level
-        decoded = _decode_refinement(blocks, [item[level] for item in payloads], known, decoded, tokens, left)
-    return decoded
+    states = [_State(block, _parse_block(block, item, tokens)) for block, item in zip(blocks, payloads, strict=True)]
+    _read_side(states, tokens)
+    for level in range(len(payloads[0]) if payloads else 0):
+        jobs = [_main_job(state, level, tokens, refinements - level) for state in states]
+        for state, symbols in zip(states, _streams(jobs), strict=True):
+            state.levels.append(symbols.reshape(-1, tokens))
+            if level == 0:
+                _place_escapes(state)
+    return [_finished(state) for state in states]
 
 
-class _Known:
-    """What the segments read so far have told of a block: active rows of each part, and their classes."""
+class _State:
+    """What has been read of a block so far: its segments' heads, then what the side streams tell, then symbols."""
 
-    def __init__(self, block: Block) -> None:
-        self.active = [0] * len(block.parts)
-        self.classes = [np.zeros(0, np.uint8) for _ in block.parts]
-
-    @property
-    def all_classes(self) -> ByteArray:
-        return np.concatenate(self.classes)
+    def __init__(self, block: Block, segments: list["_Parsed"]) -> None:
+        self.block = block
+        self.segments = segments
+        self.classes: list[list[ByteArray]] = []
+        """Of each level and part, the scale classes ``[active]``."""
+        self.means = np.zeros(0, np.int32)
+        self.mean_escapes = 0
+        self.gains = np.zeros(0, np.uint8)
+        self.levels: list[ByteArray] = []
+        self.escapes: tuple[IntArray, ...] = ()
+        self.opened: ByteArray = np.zeros((0, 0), np.uint8)
+        """Which symbols of the last level are not zero ``[active, tokens]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,16 @@ class _Parsed:
     stream: memoryview
 
 
-def _parse(payload: memoryview, block: Block, known: _Known, tokens: int, *, base: bool) -> _Parsed:
+def _parse_block(block: Block, payloads: Sequence[memoryview], tokens: int) -> list[_Parsed]:
+    segments: list[_Parsed] = []
+    active = [0] * len(block.parts)
+    for payload in payloads:
+        segments.append(_parse(payload, block, active, tokens, base=not segments))
+        active = segments[-1].active
+    return segments
+
+
+def _parse(payload: memoryview, block: Block, known: list[int], tokens: int, *, base: bool) -> _Parsed:
     adaptive = sum(part.adaptive for part in block.parts) if base else 0
     fixed = HEAD.size + 2 * len(block.parts) + 4 * adaptive
     if len(payload) < fixed:
@@ -69,19 +87,21 @@ def _parse(payload: memoryview, block: Block, known: _Known, tokens: int, *, bas
         if table >= CLASSES and table != NO_TABLE:
             raise InvalidData(f"lossy segment declares side table {table}, there are {CLASSES}")
     active = [int(n) for n in np.frombuffer(payload, "<u2", len(block.parts), HEAD.size)]
-    for part, old, new in zip(block.parts, known.active, active, strict=True):
+    for part, old, new in zip(block.parts, known, active, strict=True):
         if not old <= new <= part.width:
             raise InvalidData(f"lossy segment has {new} active coefficients of {part.width}, {old} were active before")
     numbers = sum(active) * tokens + sum(part.width for part in block.parts if part.adaptive)
-    left = len(payload) - fixed
-    if escape_count > numbers or (escape_count and not base) or side_bytes + 4 * escape_count > left:
+    side_end = HEAD.size + side_bytes
+    if escape_count > numbers or (escape_count and not base):
+        raise InvalidData(f"lossy segment declares {escape_count} escapes among {numbers} numbers")
+    if side_end < fixed or side_end + 4 * escape_count > len(payload):
         raise InvalidData(
-            f"lossy segment declares {escape_count} escapes and {side_bytes} side bytes, has {left} for {numbers} numbers"
+            f"lossy segment of {len(payload)} bytes declares {side_bytes} side bytes and {escape_count} escapes"
         )
     scales = np.frombuffer(payload, "<f4", adaptive, fixed - 4 * adaptive)
     if not (np.isfinite(scales) & (scales > 0)).all():
         raise InvalidData("lossy segment has a scale that is not a positive number")
-    escapes = np.frombuffer(payload, "<i4", escape_count, fixed + side_bytes).astype(np.int32)
+    escapes = np.frombuffer(payload, "<i4", escape_count, side_end).astype(np.int32)
     if escape_count and not (np.abs(escapes.astype(np.int64)) < ESCAPE_MAX).all():
         raise InvalidData("lossy segment has an escape of 2^27 steps or more")
     return _Parsed(
@@ -89,138 +109,133 @@ def _parse(payload: memoryview, block: Block, known: _Known, tokens: int, *, bas
         (differences, gains, means),
         active,
         [float(scale) for scale in scales],
-        payload[fixed : fixed + side_bytes],
+        payload[fixed:side_end],
         escapes,
-        payload[fixed + side_bytes + 4 * escape_count :],
+        payload[side_end + 4 * escape_count :],
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """What a base segment's side stream told: means of the adaptive parts, how many of them escaped, and gains."""
-
-    means: IntArray
-    mean_escapes: int
-    gains: ByteArray
-
-
-def _read_side(
-    parsed: Sequence[_Parsed], blocks: Sequence[Block], known: Sequence[_Known], tokens: int, *, base: bool
-) -> list[_Side]:
-    """Decode the side streams and note the classes they tell."""
-    jobs: list[DecodeJob] = []
-    counts: list[tuple[int, int, int]] = []
-    for item, block, state in zip(parsed, blocks, known, strict=True):
-        fresh = sum(new - old for old, new in zip(state.active, item.active, strict=True))
-        means = sum(part.width for part in block.parts if part.adaptive) if base else 0
-        gains = tokens if base and item.tables[1] != NO_TABLE else 0
-        for table, count in ((item.tables[0], fresh), (item.tables[2], means), (item.tables[1], gains)):
-            if (table == NO_TABLE) != (count == 0):
-                raise InvalidData(f"lossy segment has table {table} for {count} side symbols")
-        runs = [(t, n) for t, n in ((item.tables[0], fresh), (item.tables[2], means), (item.tables[1], gains)) if n]
-        if not runs and len(item.side):
-            raise InvalidData(f"lossy segment has {len(item.side)} side bytes for no symbols")
-        counts.append((fresh, means, gains))
-        tables, lengths = (np.array([run[i] for run in runs], np.uint32) for i in (0, 1))
-        jobs.append(DecodeJob(item.side, base_tables(0), Runs(tables, lengths), SIDE_LANES))
-    decoded = iter(decode_streams([job for job in jobs if job.symbol_count]))
-    results: list[_Side] = []
-    for item, block, state, job, (fresh, means, _) in zip(parsed, blocks, known, jobs, counts, strict=True):
-        symbols = next(decoded) if job.symbol_count else np.zeros(0, np.uint8)
-        numbers = symbols.astype(np.int32) - SYMBOL_ZERO
-        _note_classes(block, state, item.active, symbols[:fresh], numbers[:fresh])
-        mean_symbols, mean_numbers = symbols[fresh : fresh + means], numbers[fresh : fresh + means]
-        escaped = np.flatnonzero(mean_symbols == ESCAPE)
-        if len(escaped) > len(item.escapes):
-            raise InvalidData(f"lossy segment has {len(item.escapes)} escapes, its means ask for {len(escaped)}")
-        mean_numbers[escaped] = item.escapes[: len(escaped)]
-        gains = numbers[fresh + means :]
-        if len(gains) and not (int(gains.min()) >= 0 and int(gains.max()) <= GAIN_MAX):
-            raise InvalidData(f"lossy segment has a gain outside 0 to {GAIN_MAX}")
-        told = gains.astype(np.uint8) if len(gains) else np.zeros(tokens, np.uint8)
-        results.append(_Side(mean_numbers, len(escaped), told))
-    return results
+def _read_side(states: Sequence[_State], tokens: int) -> None:
+    """Decode the side streams of all levels and note what they tell."""
+    described = [_side_runs(state, level, tokens) for state in states for level in range(len(state.segments))]
+    decoded = iter(_streams([job for job, _ in described], "side symbols"))
+    counts = iter(count for _, count in described)
+    for state in states:
+        for level in range(len(state.segments)):
+            symbols, fresh = next(decoded), next(counts)
+            numbers = symbols.astype(np.int32) - SYMBOL_ZERO
+            _note_classes(state, level, symbols[:fresh], numbers[:fresh])
+            if level == 0:
+                _note_tokens(state, symbols[fresh:], numbers[fresh:], tokens)
 
 
-def _note_classes(block: Block, state: _Known, active: list[int], symbols: ByteArray, numbers: IntArray) -> None:
+def _side_runs(state: _State, level: int, tokens: int) -> tuple[DecodeJob, int]:
+    """The side stream of a level, and how many class differences it starts with."""
+    item, parts = state.segments[level], state.block.parts
+    fresh = sum(item.active) - (sum(state.segments[level - 1].active) if level else 0)
+    means = sum(part.width for part in parts if part.adaptive) if level == 0 else 0
+    gains = tokens if level == 0 and item.tables[1] != NO_TABLE else 0
+    runs = ((item.tables[0], fresh), (item.tables[2], means), (item.tables[1], gains))
+    for table, count in runs:
+        if (table == NO_TABLE) != (count == 0):
+            raise InvalidData(f"lossy segment has table {table} for {count} side symbols")
+    tables = np.array([table for table, count in runs if count], np.uint32)
+    lengths = np.array([count for _, count in runs if count], np.uint32)
+    return DecodeJob(item.side, base_tables(0), Runs(tables, lengths), SIDE_LANES), fresh
+
+
+def _note_classes(state: _State, level: int, symbols: ByteArray, numbers: IntArray) -> None:
+    """The classes of a level: the last level's, and those of coefficients that are active for the first time."""
     if (symbols == ESCAPE).any():
         raise InvalidData("lossy segment has a class difference that escapes")
+    parts = state.block.parts
+    known = state.classes[-1] if level else [np.zeros(0, np.uint8) for _ in parts]
+    classes: list[ByteArray] = []
     at = 0
-    for index, (part, old, new) in enumerate(zip(block.parts, state.active, active, strict=True)):
+    for part, before, new in zip(parts, known, state.segments[level].active, strict=True):
+        old = len(before)
         fresh = part.classes[old:new] + numbers[at : at + new - old]
         at += new - old
         if len(fresh) and not (int(fresh.min()) >= 0 and int(fresh.max()) < FINE_CLASSES):
             raise InvalidData(f"lossy segment has a scale class outside 0 to {FINE_CLASSES - 1}")
-        state.classes[index] = np.concatenate([state.classes[index], fresh.astype(np.uint8)])
-    state.active = active
+        classes.append(np.concatenate([before, fresh.astype(np.uint8)]) if len(fresh) else before)
+    state.classes.append(classes)
 
 
-def _decode_base(
-    blocks: Sequence[Block], payloads: Sequence[memoryview], known: Sequence[_Known], tokens: int, left: int
-) -> list[BlockSymbols]:
-    parsed = [_parse(p, b, k, tokens, base=True) for p, b, k in zip(payloads, blocks, known, strict=True)]
-    sides = _read_side(parsed, blocks, known, tokens, base=True)
-    jobs = []
-    for item, state, side in zip(parsed, known, sides, strict=True):
-        classes = state.all_classes
-        contexts, count = contexts_of(side.gains, len(classes), None)
-        runs = Runs.of_channels(tables_of_classes(classes, left), tokens)
-        jobs.append(DecodeJob(item.stream, base_tables(left), runs, item.lanes, contexts, count))
-    results: list[BlockSymbols] = []
-    for item, block, side, symbols in zip(parsed, blocks, sides, _streams(jobs), strict=True):
-        base = symbols.astype(np.int32) - SYMBOL_ZERO
-        places = np.flatnonzero(symbols == ESCAPE)
-        if len(places) + side.mean_escapes != len(item.escapes):
-            raise InvalidData(
-                f"lossy segment has {len(item.escapes)} escapes, its streams ask for {len(places) + side.mean_escapes}"
-            )
-        base[places] = item.escapes[side.mean_escapes :]
-        offsets = _offsets(block, side.means, item.scales)
-        results.append(BlockSymbols(_parts(base, item.active, tokens), side.gains, (), offsets))
-    return results
+def _note_tokens(state: _State, symbols: ByteArray, numbers: IntArray, tokens: int) -> None:
+    """What a base segment's side stream tells besides: means of the adaptive parts and gains."""
+    means = sum(part.width for part in state.block.parts if part.adaptive)
+    escapes = state.segments[0].escapes
+    escaped = np.flatnonzero(symbols[:means] == ESCAPE)
+    if len(escaped) > len(escapes):
+        raise InvalidData(f"lossy segment has {len(escapes)} escapes, its means ask for {len(escaped)}")
+    state.means, gains = numbers[:means], numbers[means:]
+    state.means[escaped] = escapes[: len(escaped)]
+    state.mean_escapes = len(escaped)
+    if len(gains) and not (int(gains.min()) >= 0 and int(gains.max()) <= GAIN_MAX):
+        raise InvalidData(f"lossy segment has a gain outside 0 to {GAIN_MAX}")
+    state.gains = gains.astype(np.uint8) if len(gains) else np.zeros(tokens, np.uint8)
 
 
-def _decode_refinement(
-    blocks: Sequence[Block],
-    payloads: Sequence[memoryview],
-    known: Sequence[_Known],
-    coarse: Sequence[BlockSymbols],
-    tokens: int,
-    left: int,
-) -> list[BlockSymbols]:
-    parsed = [_parse(p, b, k, tokens, base=False) for p, b, k in zip(payloads, blocks, known, strict=True)]
-    _read_side(parsed, blocks, known, tokens, base=False)
-    jobs = []
-    parents: list[IntArray] = []
-    for item, state, before in zip(parsed, known, coarse, strict=True):
-        rows = zip(before.parts, item.active, strict=True)
-        parents.append(np.concatenate([_grown(part, count, tokens) for part, count in rows]))
-        contexts, count = contexts_of(before.gains, len(parents[-1]), (parents[-1] != 0).reshape(-1))
-        runs = Runs.of_channels(2 * tables_of_classes(state.all_classes, left), tokens)
-        jobs.append(DecodeJob(item.stream, refinement_tables(left), runs, item.lanes, contexts, count))
-    return [
-        BlockSymbols(_parts(join(parent.reshape(-1), symbols), item.active, tokens), before.gains, (), before.offsets)
-        for item, parent, before, symbols in zip(parsed, parents, coarse, _streams(jobs), strict=True)
-    ]
+def _main_job(state: _State, level: int, tokens: int, left: int) -> DecodeJob:
+    item = state.segments[level]
+    classes = np.concatenate(state.classes[level])
+    tables = tables_of_classes(classes, left)
+    if level == 0:
+        contexts, count = contexts_of(state.gains, len(classes), None)
+        return DecodeJob(item.stream, base_tables(left), Runs.of_channels(tables, tokens), item.lanes, contexts, count)
+    _open(state, level, tokens)
+    contexts, count = contexts_of(state.gains, len(classes), state.opened.reshape(-1))
+    runs = Runs.of_channels(2 * tables, tokens)
+    return DecodeJob(item.stream, refinement_tables(left), runs, item.lanes, contexts, count)
 
 
-def _streams(jobs: Sequence[DecodeJob]) -> list[ByteArray]:
+def _open(state: _State, level: int, tokens: int) -> None:
+    """Note which symbols of the level before ``level`` are not zero, with rows for coefficients that are new."""
+    before, symbols = state.segments[level - 1].active, state.levels[-1]
+    if level == 1:
+        state.opened = (symbols != SYMBOL_ZERO).view(np.uint8)
+        if any(len(escapes) for escapes in state.escapes):
+            state.opened[symbols == ESCAPE] = np.concatenate(state.escapes) != 0
+    else:
+        state.opened |= (symbols != 0).view(np.uint8)
+    active = state.segments[level].active
+    if active == before:
+        return
+    grown = np.zeros((sum(active), tokens), np.uint8)
+    starts, ends = np.cumsum([0, *active]), np.cumsum([0, *before])
+    for new, old, rows in zip(starts, ends, before, strict=False):
+        grown[new : new + rows] = state.opened[old : old + rows]
+    state.opened = grown
+
+
+def _place_escapes(state: _State) -> None:
+    """Share the escapes of the base symbols out to the parts."""
+    item, symbols = state.segments[0], state.levels[0].reshape(-1)
+    places = np.flatnonzero(symbols == ESCAPE)
+    if len(places) + state.mean_escapes != len(item.escapes):
+        raise InvalidData(
+            f"lossy segment has {len(item.escapes)} escapes, its streams ask for {len(places) + state.mean_escapes}"
+        )
+    ends = np.searchsorted(places, np.cumsum(item.active) * state.levels[0].shape[1])
+    state.escapes = tuple(np.split(item.escapes[state.mean_escapes :], ends[:-1]))
+
+
+def _finished(state: _State) -> DecodedBlock:
+    levels: list[tuple[ByteArray, ...]] = []
+    for item, symbols in zip(state.segments, state.levels, strict=True):
+        ends = list(accumulate(item.active))
+        levels.append(tuple(symbols[end - rows : end] for end, rows in zip(ends, item.active, strict=True)))
+    offsets = _offsets(state.block, state.means, state.segments[0].scales)
+    return DecodedBlock(tuple(levels), state.escapes, state.gains, offsets)
+
+
+def _streams(jobs: Sequence[DecodeJob], what: str = "symbols") -> list[ByteArray]:
     for job in jobs:
         if not job.symbol_count and len(job.data):
-            raise InvalidData(f"lossy segment has {len(job.data)} bytes of symbols for no coefficients")
+            raise InvalidData(f"lossy segment has {len(job.data)} bytes of {what}, and none to decode")
     decoded = iter(decode_streams([job for job in jobs if job.symbol_count]))
     return [next(decoded) if job.symbol_count else np.zeros(0, np.uint8) for job in jobs]
-
-
-def _grown(symbols: IntArray, rows: int, tokens: int) -> IntArray:
-    """``symbols`` with zero rows added: coefficients that were not active before."""
-    return np.concatenate([symbols, np.zeros((rows - len(symbols), tokens), np.int32)])
-
-
-def _parts(symbols: IntArray, active: Sequence[int], tokens: int) -> tuple[IntArray, ...]:
-    bounds = np.cumsum([0, *active])
-    rows = symbols.reshape(-1, tokens)
-    return tuple(rows[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
 
 
 def _offsets(block: Block, means: IntArray, scales: Sequence[float]) -> tuple[Offset, ...]:
@@ -257,22 +272,16 @@ def read_streams(
     blocks: Sequence[Block], payloads: Sequence[Sequence[memoryview]], *, tokens: int
 ) -> list[BlockStreams]:
     """What :func:`decode_blocks` would decode, as streams; :class:`InvalidData` for damage outside of them."""
-    known = [_Known(block) for block in blocks]
-    sides: list[_Side] = []
-    offsets: list[tuple[Offset, ...]] = []
-    levels: list[list[SegmentStream]] = [[] for _ in blocks]
-    for level in range(len(payloads[0]) if payloads else 0):
-        base = level == 0
-        parsed = [_parse(p[level], b, k, tokens, base=base) for p, b, k in zip(payloads, blocks, known, strict=True)]
-        told = _read_side(parsed, blocks, known, tokens, base=base)
-        if base:
-            sides = told
-            offsets = [_offsets(b, s.means, p.scales) for b, s, p in zip(blocks, sides, parsed, strict=True)]
-        for found, item, state, side in zip(levels, parsed, known, sides, strict=True):
-            if len(item.stream) and not sum(item.active):
-                raise InvalidData(f"lossy segment has {len(item.stream)} bytes of symbols for no coefficients")
-            escapes = item.escapes[side.mean_escapes :] if base else item.escapes
-            if len(escapes) and not sum(item.active):
-                raise InvalidData(f"lossy segment has {len(escapes)} escapes for no coefficients")
-            found.append(SegmentStream(item.stream, item.lanes, tuple(item.active), state.all_classes, escapes))
-    return [BlockStreams(tuple(f), s.gains, o) for f, s, o in zip(levels, sides, offsets, strict=True)]
+    states = [_State(block, _parse_block(block, item, tokens)) for block, item in zip(blocks, payloads, strict=True)]
+    _read_side(states, tokens)
+    found: list[BlockStreams] = []
+    for state in states:
+        levels: list[SegmentStream] = []
+        for item, classes in zip(state.segments, state.classes, strict=True):
+            escapes = item.escapes if levels else item.escapes[state.mean_escapes :]
+            if not sum(item.active) and (len(item.stream) or len(escapes)):
+                raise InvalidData(f"lossy segment has {len(item.stream)} bytes of symbols, and none to decode")
+            levels.append(SegmentStream(item.stream, item.lanes, tuple(item.active), np.concatenate(classes), escapes))
+        offsets = _offsets(state.block, state.means, state.segments[0].scales)
+        found.append(BlockStreams(tuple(levels), state.gains, offsets))
+    return found

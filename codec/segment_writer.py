@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidTensor
 from .entropy import EncodeJob, Runs, encode_streams, lanes_for
 from .entropy.model import (
     CLASSES,
@@ -17,7 +18,7 @@ from .entropy.model import (
     refinement_tables,
 )
 from .profile import Block
-from .quantise import split
+from .quantise import ESCAPE_MAX, split
 from .segment import HEAD, NO_TABLE, SIDE_LANES, BlockSymbols, contexts_of, tables_of_classes
 
 __all__ = ["SegmentPlan", "encode_blocks", "plan_segments"]
@@ -54,9 +55,9 @@ class _Segment:
     escapes: IntArray
 
     def payload(self, side: bytes, main: bytes) -> bytes:
-        head = HEAD.pack(self.main.lanes.bit_length() - 1, *self.tables, len(self.escapes), len(side))
-        active = np.array(self.active, "<u2").tobytes()
-        return head + active + self.scales + side + self.escapes.astype("<i4").tobytes() + main
+        known = np.array(self.active, "<u2").tobytes() + self.scales + side
+        head = HEAD.pack(self.main.lanes.bit_length() - 1, *self.tables, len(self.escapes), len(known))
+        return head + known + self.escapes.astype("<i4").tobytes() + main
 
 
 def _segments_of(block: Block, item: BlockSymbols, refinements: int) -> list[_Segment]:
@@ -86,7 +87,10 @@ def _segments_of(block: Block, item: BlockSymbols, refinements: int) -> list[_Se
                 [parts[level - 1][:n].reshape(-1) for (_, parts), n in zip(pieces, active, strict=True)]
             )
             parents = np.concatenate(
-                [(np.abs(part[:n]) >> (left + 1) != 0).reshape(-1) for part, n in zip(item.parts, active, strict=True)]
+                [
+                    (np.abs(part[:n]) >> (left + 1) != 0).reshape(-1).view(np.uint8)
+                    for part, n in zip(item.parts, active, strict=True)
+                ]
             )
             main = _main_job(symbols, classes, item.gains, parents, left, base=False)
             side, tables, _ = _side_job(fresh, [], np.zeros(0, np.uint8))
@@ -109,6 +113,9 @@ def _base_symbols(
     parts: Sequence[IntArray], classes: ByteArray, gains: ByteArray, left: int
 ) -> tuple[ByteArray, IntArray]:
     base = np.concatenate(parts)
+    largest = int(np.abs(base).max(initial=0))
+    if largest >= ESCAPE_MAX:
+        raise InvalidTensor(f"a coefficient is {largest} steps of the coarsest level, the limit is {ESCAPE_MAX}")
     symbols = (np.clip(base, -SYMBOL_MAX, SYMBOL_MAX) + SYMBOL_ZERO).astype(np.uint8)
     tables = tables_of_classes(classes, left)[:, None] + CLASSES_PER_GAIN * gains.astype(np.uint32)[None]
     escaped = (base_tables(left).frequencies[tables, symbols] == 0) | (np.abs(base) > SYMBOL_MAX)
@@ -120,7 +127,7 @@ def _main_job(
     symbols: ByteArray,
     classes: NDArray[np.integer],
     gains: ByteArray,
-    parents: NDArray[np.bool_] | None,
+    parents: ByteArray | None,
     left: int,
     *,
     base: bool,

@@ -86,7 +86,7 @@ class Service:
     async def reading(
         self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
     ) -> AsyncIterator[ChunkRead]:
-        """Read a chunk and hold its bytes against the budget until the context ends.
+        """Read a chunk and hold its bytes against the budget until the context ends; lossy levels in whole blocks.
 
         Raises :class:`NotFound` (a damaged chunk is one), :class:`LevelNotStored`, :class:`InvalidRequest` for layers
         it has not, :class:`Overloaded`, :class:`StorageUnavailable`.

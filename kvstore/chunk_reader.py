@@ -60,7 +60,8 @@ class ChunkHead:
 async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -> Outcome[ChunkRead]:
     """Read ``level`` (lossy: with all coarser ones; default: all) of ``layers`` (default: all) from ``copy``.
 
-    Raises :class:`LevelNotStored` and, for layers that the chunk has not, :class:`InvalidRequest`.
+    Where lossy levels are read, ``layers`` are widened to whole blocks. Raises :class:`LevelNotStored` and, for layers
+    that the chunk has not, :class:`InvalidRequest`.
     """
     for _ in range(_REPLACED_MAX):
         found = await read_head(copy)

@@ -155,8 +155,9 @@ class TieredStore:
     ) -> Outcome[ChunkRead]:
         """Read ``level`` (lossy: with all coarser ones; default: everything) of ``layers`` (default: all).
 
-        Every byte returned is verified. Reads of the same thing at the same time are one read. Raises
-        :class:`LevelNotStored`, and :class:`InvalidRequest` for layers that the chunk has not.
+        Lossy levels are stored in blocks of layers, so with them ``layers`` are widened to whole blocks; the header
+        read says which they are. Every byte returned is verified. Reads of the same thing at the same time are one
+        read. Raises :class:`LevelNotStored`, and :class:`InvalidRequest` for layers that the chunk has not.
         """
         self._require_running()
         wanted = _Wanted(storage_key(namespace.secret, key), level, layers)

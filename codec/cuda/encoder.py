@@ -4,7 +4,7 @@ The host learns of each block the tokens' gains, the rows' mean and largest magn
 and makes of them what the codec's own writer makes: classes, active rows, side streams.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,7 @@ from ..entropy import encode_streams
 from ..entropy.model import ROUNDING
 from ..layout import Kind
 from ..level import LOSSY_LEVELS
-from ..lossy import gains_of, offset_of, scale_classes
+from ..lossy import drained_gains, offset_of, predicted_gains, scale_classes, value_norms
 from ..profile import Block, Part, Profile, block_range
 from ..quantise import ESCAPE_MAX, FINE_MAX, largest_gains
 from ..segment import BlockSymbols, Offset
@@ -110,8 +110,7 @@ class _Encoder:
         most = 0
         for index, (block, channels) in enumerate(zip(self._profile.blocks, self._channels, strict=True)):
             at = address(channels) + 4 * block.width * starts
-            first = index * self._profile.block_layers
-            for layer in block_range(layout, first, self._profile.block_layers):
+            for layer in self._layers(index):
                 for kind in Kind:
                     own, rope = layout.layers[layer].width_of(kind), layout.layers[layer].rope_of(kind)
                     if not own:
@@ -168,8 +167,9 @@ class _Encoder:
 
     def _offset(self, part: Part, channels: Any) -> Offset:
         mean = channels.mean(axis=0, dtype=np.float64)
-        variance = ((channels - mean) ** 2).mean()
-        return offset_of(part, self._device.download(mean), float(np.sqrt(self._device.download(variance))))
+        told = self._device.xp.stack([((channels - mean) ** 2).mean(), abs(channels).max().astype(np.float64)])
+        variance, largest = self._device.download(told)
+        return offset_of(part, self._device.download(mean), float(np.sqrt(variance)), float(largest))
 
     def quantise(self) -> dict[tuple[int, int], list[SegmentPlan]]:
         """Choose gains and classes, quantise, and plan the segments of each (chunk, block)."""
@@ -217,22 +217,24 @@ class _Encoder:
 
     def _tell(self) -> list["_Told"]:
         """Bring to the host, in one copy, what its choices depend on."""
-        xp, refer = self._device.xp, []
-        for block, channels, item in zip(self._profile.blocks, self._channels, self._analysed, strict=True):
-            weights = self._device.upload(block.gain_weights)
-            refer.append(channels @ weights if block.gain_weights.size else xp.zeros(self._total, np.float32))
-            for coefficients in item.coefficients:
+        xp = self._device.xp
+        wanted: list[Any] = []
+        for number, (block, channels) in enumerate(zip(self._profile.blocks, self._channels, strict=True)):
+            if block.gain_weights.size:
+                wanted.append(channels @ self._device.upload(block.gain_weights))
+            else:
+                wanted += value_norms(self._profile.layout, self._layers(number), channels)
+            for coefficients in self._analysed[number].coefficients:
                 magnitudes = xp.abs(coefficients)
-                refer.append(magnitudes.max(axis=0))
+                wanted.append(magnitudes.max(axis=0))
                 bounds = zip(self._bounds, self._bounds[1:], strict=False)
-                refer += [magnitudes[:, start:stop].mean(axis=1) for start, stop in bounds]
-        flat = self._device.download(xp.concatenate([array.astype(np.float32) for array in refer]))
-        pieces = iter(np.split(flat, np.cumsum([len(array) for array in refer])[:-1]))
+                wanted += [magnitudes[:, start:stop].mean(axis=1) for start, stop in bounds]
+        flat = self._device.download(xp.concatenate([array.astype(np.float32) for array in wanted]))
+        pieces = iter(np.split(flat, np.cumsum([len(array) for array in wanted])[:-1]))
         told = []
         one = np.ones(1, np.float32)
-        for block in self._profile.blocks:
-            scores = next(pieces)
-            gains = gains_of(block, scores) if block.gain_weights.size else np.zeros(self._total, np.uint8)
+        for number, block in enumerate(self._profile.blocks):
+            gains = self._gains_of(number, pieces)
             classes: list[list[NDArray[np.uint8]]] = [[] for _ in self._spans]
             for _ in block.parts:
                 gains = np.minimum(gains, largest_gains(next(pieces)[None]))
@@ -240,6 +242,18 @@ class _Encoder:
                     own.append(scale_classes(next(pieces)[:, None], one))
             told.append(_Told(gains, classes))
         return told
+
+    def _layers(self, block: int) -> range:
+        return block_range(self._profile.layout, block * self._profile.block_layers, self._profile.block_layers)
+
+    def _gains_of(self, number: int, pieces: Iterator[NDArray[np.float32]]) -> NDArray[np.uint8]:
+        """The gains wanted of all tokens, from the first of what was told of the block."""
+        block, layout = self._profile.blocks[number], self._profile.layout
+        if block.gain_weights.size:
+            return predicted_gains(block, next(pieces))
+        norms = [next(pieces) for layer in self._layers(number) if layout.layers[layer].value_width]
+        bounds = zip(self._bounds, self._bounds[1:], strict=False)
+        return np.concatenate([drained_gains([n[start:stop] for n in norms], stop - start) for start, stop in bounds])
 
     def code(self, plans: dict[tuple[int, int], list[SegmentPlan]], depth: int) -> dict[tuple[int, int], list[bytes]]:
         """Code the main streams on the device, the side streams on the host; payloads of each (chunk, block)."""

@@ -42,17 +42,17 @@ int64_t log2_units(const Cluster& job, int64_t x) {
     return static_cast<int64_t>((bits >> 52) - 1023) * UNIT + job.log2_mantissa[bits >> 44 & 0xFF];
 }
 
-KVL_EVERY_CPU void add_rows(const Work& work, uint32_t (*sums)[GROUPS]) {
-    for (uint32_t channel = 0; channel < work.job.channels; channel++) {
-        const uint16_t* counts = work.rows + static_cast<uint64_t>(channel) * work.groups;
-        uint32_t* sum = sums[work.labels[channel]];
-        for (uint32_t g = 0; g < work.groups; g++) sum[g] += counts[g];
+KVL_EVERY_CPU void add_rows(const uint16_t* __restrict rows, const uint8_t* __restrict labels, uint32_t channels,
+                            uint32_t groups, uint32_t (*__restrict sums)[GROUPS]) {
+    for (uint32_t channel = 0; channel < channels; channel++, rows += groups) {
+        uint32_t* __restrict sum = sums[labels[channel]];
+        for (uint32_t g = 0; g < groups; g++) sum[g] += rows[g];
     }
 }
 
 void sum_tables(Work& work) {
     uint32_t sums[CLUSTERS_MAX][GROUPS] = {};  // a segment has fewer than 2^32 values
-    add_rows(work, sums);
+    add_rows(work.rows, work.labels, work.job.channels, work.groups, sums);
     for (uint32_t k = 0; k < work.used; k++)
         for (uint32_t g = 0; g < work.groups; g++) work.tables[k][g] = sums[k][g];
 }
@@ -239,15 +239,15 @@ void merge_tables(Work& work) {
     sum_tables(work);
 }
 
-KVL_EVERY_CPU void count_all(const Cluster& job, uint32_t* counts) {
-    for (uint32_t channel = 0; channel < job.channels; channel++)
-        for (uint32_t s = 0; s < GROUPS; s++) counts[s] += job.counts[static_cast<uint64_t>(channel) * GROUPS + s];
+KVL_EVERY_CPU void count_all(const uint16_t* __restrict rows, uint32_t channels, uint32_t* __restrict counts) {
+    for (uint32_t channel = 0; channel < channels; channel++, rows += GROUPS)
+        for (uint32_t s = 0; s < GROUPS; s++) counts[s] += rows[s];
 }
 
 // Chooses the span and tells which groups occur.
 void choose_groups(Cluster& job, uint32_t& first, uint32_t& groups) {
     uint32_t counts[GROUPS] = {};  // a segment has fewer than 2^32 values
-    count_all(job, counts);
+    count_all(job.counts, job.channels, counts);
     job.span_log2 = cheapest_span(job, counts);
     uint32_t low = GROUPS, high = 0;
     for (uint32_t s = 0; s < GROUPS; s++) {
@@ -260,20 +260,26 @@ void choose_groups(Cluster& job, uint32_t& first, uint32_t& groups) {
     groups = high - low + 1;
 }
 
-KVL_EVERY_CPU void count_groups(Work& work) {
-    const uint32_t span = work.job.span_log2, members = 1u << span;
+void count_groups(Work& work) {
+    const uint32_t span = work.job.span_log2, members = 1u << span, first = work.first, groups = work.groups;
     for (uint32_t channel = 0; channel < work.job.channels; channel++) {
         const uint16_t* counts = work.job.counts + static_cast<uint64_t>(channel) * GROUPS;
-        uint16_t* row = work.rows + static_cast<uint64_t>(channel) * work.groups;
-        for (uint32_t g = 0; g < work.groups; g++) {
-            const uint32_t group = work.first + g;
+        uint16_t* row = work.rows + static_cast<uint64_t>(channel) * groups;
+        if (span == 0) {
+            std::memcpy(row, counts + first, groups * sizeof(uint16_t));
+            continue;
+        }
+        for (uint32_t g = 0; g < groups; g++) {
+            const uint32_t group = first + g;
             uint32_t sum = 0;
             for (uint32_t i = 0; i < members; i++) sum += counts[((group >> 1) * members + i) << 1 | (group & 1)];
             row[g] = static_cast<uint16_t>(sum);
         }
     }
-    const uint64_t count = static_cast<uint64_t>(work.job.channels) * work.groups;
-    for (uint64_t i = 0; i < count; i++) work.counts[i] = work.rows[i];
+    const uint64_t count = static_cast<uint64_t>(work.job.channels) * groups;
+    const uint16_t* rows = work.rows;
+    float* floats = work.counts;
+    for (uint64_t i = 0; i < count; i++) floats[i] = rows[i];
 }
 
 // Channels in the order of their mean magnitude, cut into as many equal parts as there are tables.

@@ -37,26 +37,6 @@ struct Stream {
     uint32_t reserved;
 };
 
-// Mirrors `_Dequantise` in codec/entropy/native.py.
-struct Dequantise {
-    const uint8_t* base;        // [count] 128 + base symbol, 0 for an escape
-    const uint8_t* refinement;  // [count] 1 + refinement, or null for the coarse level
-    float* out;                 // [count] fine symbols; an escape comes out as if its base symbol were 0
-    uint64_t count;
-    uint64_t escapes;           // how many there were
-};
-
-// Mirrors `_Inverse` in codec/entropy/native.py.
-struct Inverse {
-    const float* coefficients;  // [blocks * width][tokens]
-    const float* synthesis;     // [blocks][width][width], rows are basis vectors times the step
-    const float* mean;          // [blocks * width]
-    float* out;                 // [tokens][blocks * width]
-    uint64_t tokens;
-    uint32_t blocks;
-    uint32_t width;
-};
-
 // Loops that the compiler turns into vectors by itself are compiled for several CPUs and chosen when loaded.
 #if KVL_X86 && !defined(__clang__) && defined(__GLIBC__)
 #define KVL_EVERY_CPU __attribute__((target_clones("avx512f", "arch=haswell", "default")))

@@ -7,7 +7,6 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,12 +21,10 @@ __all__ = [
     "DESCRIPTION",
     "PATHS",
     "THREADS",
-    "InverseJob",
     "decode_streams",
-    "dequantise",
     "encode_streams",
-    "invert",
     "loaded",
+    "path_number",
 ]
 
 _STATUS = {
@@ -61,28 +58,6 @@ class _Stream(ctypes.Structure):
     ]
 
 
-class _Dequantise(ctypes.Structure):
-    _fields_ = [
-        ("base", ctypes.c_void_p),
-        ("refinement", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("count", ctypes.c_uint64),
-        ("escapes", ctypes.c_uint64),
-    ]
-
-
-class _Inverse(ctypes.Structure):
-    _fields_ = [
-        ("coefficients", ctypes.c_void_p),
-        ("synthesis", ctypes.c_void_p),
-        ("mean", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("tokens", ctypes.c_uint64),
-        ("blocks", ctypes.c_uint32),
-        ("width", ctypes.c_uint32),
-    ]
-
-
 class _Batch:
     """What both directions say of ``jobs`` in ``streams``, and the arrays these point into.
 
@@ -112,15 +87,6 @@ class _Batch:
         return int(array.ctypes.data)
 
 
-@dataclass(frozen=True, slots=True)
-class InverseJob:
-    """Coefficients ``[blocks * width, tokens]``, basis times step ``[blocks, width, width]``, means; all float32."""
-
-    coefficients: NDArray[np.float32]
-    synthesis: NDArray[np.float32]
-    mean: NDArray[np.float32]
-
-
 def _load() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("._native", __package__)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
@@ -132,10 +98,12 @@ def _load() -> ctypes.CDLL | None:
     library.kvl_decode.restype = None
     library.kvl_encode.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_encode.restype = None
-    library.kvl_dequantise.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
-    library.kvl_dequantise.restype = None
-    library.kvl_invert.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
-    library.kvl_invert.restype = None
+    library.kvl_packed_bytes.argtypes = [ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_packed_bytes.restype = ctypes.c_uint64
+    library.kvl_pack_basis.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
+    library.kvl_pack_basis.restype = None
+    library.kvl_restore.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+    library.kvl_restore.restype = None
     return library
 
 
@@ -170,7 +138,7 @@ def decode_streams(jobs: Sequence[DecodeJob], *, threads: int = THREADS, path: s
         data = np.frombuffer(job.data, dtype=np.uint8)
         stream.data, stream.data_bytes = batch.hold(data), len(data)
         stream.symbols = address + end - stream.symbol_count
-    library.kvl_decode(ctypes.byref(batch.streams), len(jobs), threads, _path(path))
+    library.kvl_decode(ctypes.byref(batch.streams), len(jobs), threads, path_number(path))
     failed = [(index, stream.status) for stream, index in zip(batch.streams, order, strict=True) if stream.status]
     if failed:
         index, status = min(failed)
@@ -189,40 +157,11 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: s
     for stream, job, start, end in zip(batch.streams, jobs, [0, *ends], ends, strict=False):
         stream.data, stream.data_bytes = address + start, end - start
         stream.symbols = batch.hold(np.ascontiguousarray(job.symbols, dtype=np.uint8))
-    library.kvl_encode(ctypes.byref(batch.streams), len(jobs), threads, _path(path))
+    library.kvl_encode(ctypes.byref(batch.streams), len(jobs), threads, path_number(path))
     for index, stream in enumerate(batch.streams):
         if stream.status:
             raise ValueError(f"entropy job {index} {_STATUS[stream.status]}, or a symbol has no code in its table")
     return [block[end - stream.data_bytes : end].tobytes() for stream, end in zip(batch.streams, ends, strict=True)]
-
-
-def dequantise(
-    bases: Sequence[NDArray[np.uint8]], refinements: Sequence[NDArray[np.uint8]] | None, *, threads: int = THREADS
-) -> list[tuple[NDArray[np.float32], int]]:
-    """As :func:`kvloom.codec.quantise.dequantise` for each pair of symbol arrays ``[n]``."""
-    library = loaded()
-    jobs = (_Dequantise * len(bases))()
-    outputs = [np.empty(len(base), dtype=np.float32) for base in bases]
-    for index, (job, base, out) in enumerate(zip(jobs, bases, outputs, strict=True)):
-        job.base, job.out, job.count = base.ctypes.data, out.ctypes.data, len(base)
-        if refinements is not None:
-            job.refinement = refinements[index].ctypes.data
-    library.kvl_dequantise(ctypes.byref(jobs), len(bases), threads)
-    return [(out, int(job.escapes)) for out, job in zip(outputs, jobs, strict=True)]
-
-
-def invert(jobs: Sequence[InverseJob], *, threads: int = THREADS) -> list[NDArray[np.float32]]:
-    """As :meth:`kvloom.codec.profile.Transform.inverse` for each job: channels ``[tokens, blocks * width]``."""
-    library = loaded()
-    inverses = (_Inverse * len(jobs))()
-    sources = [np.ascontiguousarray(job.coefficients) for job in jobs]
-    outputs = [np.empty(source.shape[::-1], dtype=np.float32) for source in sources]
-    for inverse, job, source, out in zip(inverses, jobs, sources, outputs, strict=True):
-        inverse.coefficients, inverse.synthesis = source.ctypes.data, job.synthesis.ctypes.data
-        inverse.mean, inverse.out = job.mean.ctypes.data, out.ctypes.data
-        inverse.tokens, (inverse.blocks, inverse.width) = source.shape[1], job.synthesis.shape[:2]
-    library.kvl_invert(ctypes.byref(inverses), len(jobs), threads)
-    return outputs
 
 
 def loaded() -> ctypes.CDLL:
@@ -232,7 +171,8 @@ def loaded() -> ctypes.CDLL:
     return _library
 
 
-def _path(name: str) -> int:
+def path_number(name: str) -> int:
+    """`Path` of :data:`PATHS` or ``auto``, the fastest; :class:`ValueError` for one that this CPU has not."""
     if name != "auto" and name not in PATHS:
         raise ValueError(f"no path {name!r}, this CPU has {', '.join(PATHS)}")
     return _PATHS[PATHS[-1] if name == "auto" else name]

@@ -223,24 +223,15 @@ KVL_BODY void split_run(const Word* __restrict values, uint32_t whole_base, uint
     }
 }
 
-// The largest magnitude that is neither infinite nor NaN.
+// The largest magnitude that is neither infinite nor NaN, plus 2: those two come out as 0 and 1, without a branch.
 template <uint32_t SHIFT, class Word>
 KVL_BODY uint32_t largest_magnitude(const Word* values, uint64_t count, uint32_t found) {
-    enum { LANES = 64 };
-    Word largest[LANES] = {};
-    uint64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) {
-            const Word magnitude = values[i + lane] >> SHIFT & 0x1FF;
-            const Word finite = magnitude < 510 ? magnitude : static_cast<Word>(0);
-            largest[lane] = finite > largest[lane] ? finite : largest[lane];
-        }
-    for (; i < count; i++) {
-        const uint32_t magnitude = values[i] >> SHIFT & 0x1FF;
-        found = magnitude < 510 && magnitude > found ? magnitude : found;
+    Word largest = static_cast<Word>(found);
+    for (uint64_t i = 0; i < count; i++) {
+        const Word moved = static_cast<Word>((values[i] >> SHIFT) + 2) & 0x1FF;
+        largest = moved > largest ? moved : largest;
     }
-    for (int lane = 0; lane < LANES; lane++) found = largest[lane] > found ? largest[lane] : found;
-    return found;
+    return largest;
 }
 
 // Calls `work(values, first, count)` for every stretch of values that lie together.
@@ -265,10 +256,11 @@ KVL_BODY void split_form(Split& job, uint8_t* flat, uint8_t* rests) {
     uint8_t* lows = job.rest + rest_blocks(values) * REST_BLOCK_BYTES;
     job.base = 0;
     if constexpr (WINDOWED) {
-        uint32_t largest = 0;
+        uint32_t largest = 2;
         each_stretch<Word>(job, job.tokens, [&](const Word* from, uint64_t, uint64_t count) {
             largest = largest_magnitude<8 * sizeof(Word) - 10>(from, count, largest);
         });
+        largest -= 2;
         job.base = largest >= WINDOW ? largest - (WINDOW - 1) : 0;
     }
     uint8_t* stored = WINDOWED ? rests : job.rest;

@@ -30,6 +30,7 @@ VERBS = (
     Verb("get", "Read a chunk into a file."),
     Verb("put", "Store a container file."),
     Verb("rm", "Forget chunks."),
+    Verb("calibrate", "Learn a codec profile for a model from text."),
     Verb("bench", "Measure your daemon and its disk."),
     Verb("doctor", "Find what is misconfigured, and the fix."),
 )

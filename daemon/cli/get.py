@@ -37,8 +37,8 @@ class _Got:
 )
 @click.argument("key")
 @click.option("-o", "--output", metavar="FILE", default="-", help="Where to write it; '-' is standard output.")
-@click.option("--level", metavar="LEVEL", help="Only what this level needs: draft, standard or exact.")
-@click.option("--layers", metavar="A-B", help="Only these layers, both included.")
+@click.option("--level", metavar="LEVEL", help="Only what this level needs: draft, economy, standard, fine or exact.")
+@click.option("--layers", metavar="A-B", help="Only these layers, both included; lossy levels: in whole blocks.")
 @address_option
 @json_option
 def get(key: str, output: str, level: str | None, layers: str | None, address: str | None, as_json: bool) -> None:

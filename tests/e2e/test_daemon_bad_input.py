@@ -12,7 +12,7 @@ from kvloom import errors, limits
 from kvloom.clients import wire
 from kvloom.codec.container import parse_header
 from kvloom.codec.header import write_header
-from kvloom.codec.level import DRAFT, EXACT, STANDARD
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 
 PROFILE = b"a profile of the bad inputs"
 
@@ -130,7 +130,7 @@ CASES = [
         "unknown profile",
         errors.ProfileMismatch,
         (b"u".hex() * 8, "put it first"),
-        body=lambda chunk: chunk.make([DRAFT, STANDARD], content_key=chunk.key, profile_digest=b"u" * 32),
+        body=lambda chunk: chunk.make([DRAFT, ECONOMY], content_key=chunk.key, profile_digest=b"u" * 32),
     ),
     Case("wrong profile digest", errors.KeyMismatch, ("digest", OTHER[:16]), target=f"/profiles/{OTHER}", body=b"data"),
     # chunk length

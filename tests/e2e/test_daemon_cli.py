@@ -73,11 +73,11 @@ def test_ls_lists_what_is_stored(daemon, stored):
 
 def test_show_tells_levels_and_sizes(daemon, stored):
     shown = daemon.run("show", stored[:10]).stdout.decode()
-    for word in (stored, "draft", "standard", "exact", "4 layers of float32", "memory, ssd"):
+    for word in (stored, "draft", "economy", "exact", "4 layers of float32", "memory, ssd"):
         assert word in shown
     assert [item["level"] for item in json.loads(daemon.run("show", stored, "--json").stdout)["levels"]] == [
         "draft",
-        "standard",
+        "economy",
         "exact",
     ]
 
@@ -187,7 +187,7 @@ def test_output_into_a_closed_pipe_is_no_traceback(daemon, stored):
 def test_a_level_that_is_not_stored_is_explained(daemon, container_bytes, tmp_path):
     key = os.urandom(32)
     daemon.client().put(key, container_bytes([EXACT], content_key=key))
-    result = daemon.run("get", key.hex(), "--level", "standard", "-o", str(tmp_path / "x"))
+    result = daemon.run("get", key.hex(), "--level", "economy", "-o", str(tmp_path / "x"))
     assert result.returncode == 3
     assert b"is not stored at level standard; stored: exact" in result.stderr
     assert not (tmp_path / "x").exists()

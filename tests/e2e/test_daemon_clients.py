@@ -13,7 +13,7 @@ from kvloom import errors, limits
 from kvloom.clients import AsyncKvloomClient, KvloomClient
 from kvloom.clients.discovery import DaemonNote
 from kvloom.codec.container import NO_PROFILE, Container
-from kvloom.codec.level import DRAFT, EXACT, STANDARD
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.kvstore.key import ModelIdentity, chunk_refs
 from kvloom.kvstore.outcome import Hit, Miss
 from kvloom.kvstore.tier import Ack
@@ -70,8 +70,8 @@ def test_put_get_levels_and_layers(client, key, container_bytes):
     assert hit.value.data == data
     assert hit.tier == "memory"
     assert client.get(key, level=DRAFT).value.header.levels == (DRAFT,)
-    part = client.get(key, level=STANDARD, layers=range(1, 4)).value
-    assert (part.header.layers, part.header.levels) == (range(1, 4), (DRAFT, STANDARD))
+    part = client.get(key, level=ECONOMY, layers=range(1, 4)).value
+    assert (part.header.layers, part.header.levels) == (range(1, 4), (DRAFT, ECONOMY))
     assert client.info(key).tokens == 5
     assert client.delete(key) is True
     assert client.delete(key) is False
@@ -82,8 +82,8 @@ def test_put_get_levels_and_layers(client, key, container_bytes):
 
 def test_a_level_that_is_not_stored_is_a_miss(client, key, container_bytes):
     client.put(key, container_bytes([EXACT], content_key=key))
-    assert client.get(key, level=STANDARD) == Miss()
-    assert [type(outcome) for outcome in client.get_many([key, key], level=STANDARD)] == [Miss, Miss]
+    assert client.get(key, level=ECONOMY) == Miss()
+    assert [type(outcome) for outcome in client.get_many([key, key], level=ECONOMY)] == [Miss, Miss]
 
 
 def test_buffers_of_every_kind_can_be_put(client, key, container_bytes):

@@ -7,7 +7,7 @@ import pytest
 import kvloom
 from kvloom.clients import wire
 from kvloom.codec.container import Container, parse_header, verify
-from kvloom.codec.level import DRAFT, EXACT, STANDARD
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 
 PROFILE = b"a profile of these tests"
 
@@ -45,7 +45,7 @@ def test_a_get_gives_back_the_bytes_that_were_put(daemon, key, container):
     assert answer.headers["kvloom-tier"] in ("memory", "write-behind", "ssd")
 
 
-@pytest.mark.parametrize(("level", "held"), [("draft", (DRAFT,)), ("standard", (DRAFT, STANDARD)), ("exact", (EXACT,))])
+@pytest.mark.parametrize(("level", "held"), [("draft", (DRAFT,)), ("economy", (DRAFT, ECONOMY)), ("exact", (EXACT,))])
 def test_a_level_is_a_container_of_what_it_needs(daemon, key, container, level, held):
     daemon.ask("PUT", f"/chunks/{key.hex()}", container)
     answer = daemon.ask("GET", f"/chunks/{key.hex()}?level={level}")
@@ -60,9 +60,9 @@ def test_a_level_is_a_container_of_what_it_needs(daemon, key, container, level, 
 
 def test_layers_are_a_container_of_those_layers(daemon, key, container):
     daemon.ask("PUT", f"/chunks/{key.hex()}", container)
-    answer = daemon.ask("GET", f"/chunks/{key.hex()}?layers=1-2&level=standard")
+    answer = daemon.ask("GET", f"/chunks/{key.hex()}?layers=1-2&level=economy")
     header = verify(answer.body, content_key=key)
-    assert (header.layers, header.levels) == (range(1, 3), (DRAFT, STANDARD))
+    assert (header.layers, header.levels) == (range(1, 3), (DRAFT, ECONOMY))
     assert verify(daemon.ask("GET", f"/chunks/{key.hex()}?layers=3").body).layers == range(3, 4)
 
 

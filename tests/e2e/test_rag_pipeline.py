@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from kvloom import codec
 from kvloom.clients.rag import Document, RagPipeline
 from kvloom.clients.rag.pipeline import Strategy
 from kvloom.codec import EXACT, STANDARD
@@ -129,6 +130,46 @@ def test_stored_levels(pipeline, client):
     assert isinstance(outcome, Hit)
     assert outcome.value.header.first_position == len(pipeline.template.prefix)
     assert EXACT not in outcome.value.header.levels
+
+
+def samples_seen(monkeypatch):
+    """What the codec is calibrated on from now on, as pairs of tokens and of how many a gradient is known for."""
+    seen, calibrate = [], codec.calibrate
+
+    def watching(samples, layout):
+        def watched():
+            for sample in samples:
+                seen.append((sample.keys[0].shape[1], *(item.keys[0].shape[1] for item in sample.gradients)))
+                yield sample
+
+        return calibrate(watched(), layout)
+
+    monkeypatch.setattr(codec, "calibrate", watching)
+    return seen
+
+
+def test_calibration_knows_what_the_model_minds(pipeline, monkeypatch):
+    seen = samples_seen(monkeypatch)
+    texts = iter(["x" * 3000, *["Short. " * 20] * 40, "never read"])
+    profile = pipeline.calibrate(texts)
+    assert seen == [(896, 640)] * 8  # two of the long text, six of short ones joined
+    assert "never read" in texts
+    assert pipeline.profile is profile
+    seen.clear()
+    pipeline.calibrate(["A text of thirty-five tokens or so."])
+    assert seen == [(36, 25)]
+    with pytest.raises(InvalidRequest, match="no context"):
+        pipeline.calibrate([])
+
+
+def test_a_model_that_torch_cannot_differentiate_is_calibrated_all_the_same(pipeline, model, monkeypatch):
+    seen = samples_seen(monkeypatch)
+    hook = model.lm_head.register_forward_hook(lambda _module, _inputs, output: output.detach())
+    try:
+        assert pipeline.calibrate(["Short. " * 20]).layout == pipeline.layout
+    finally:
+        hook.remove()
+    assert seen == [(141,)]
 
 
 def test_refusals(pipeline):

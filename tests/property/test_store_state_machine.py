@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kvloom.codec.container import Container, ContainerWriter, Kind
 from kvloom.codec.layout import Layout
-from kvloom.codec.level import DRAFT, EXACT, STANDARD, Level
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT, Level
 from kvloom.errors import KvloomError, LevelNotStored
 from kvloom.kvstore.key import ContentKey
 from kvloom.kvstore.memory import MemoryTier
@@ -37,12 +37,12 @@ T = TypeVar("T")
 LAYERS = 3
 LAYOUT = Layout.uniform(layers=LAYERS, kv_heads=1, head_dim=4)
 NAMESPACES = tuple(derive_namespace(bytes(32), name) for name in ("alice", "bob"))
-LEVEL_SETS = ((DRAFT,), (DRAFT, STANDARD), (EXACT,), (DRAFT, EXACT), (DRAFT, STANDARD, EXACT))
+LEVEL_SETS = ((DRAFT,), (DRAFT, ECONOMY), (EXACT,), (DRAFT, EXACT), (DRAFT, ECONOMY, EXACT))
 FAULTS = {Operation.PUT: 0.2, Operation.GET: 0.2, Operation.DELETE: 0.1, Operation.CONTAINS: 0.1}
 
 numbers = st.sampled_from([0, 3, 5])
 namespaces = st.sampled_from(NAMESPACES)
-levels = st.sampled_from([None, DRAFT, STANDARD, EXACT])
+levels = st.sampled_from([None, DRAFT, ECONOMY, EXACT])
 layer_ranges = st.sampled_from([None, range(1), range(1, 3), range(3)])
 
 
@@ -100,7 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
         container = Container.parse(data, content_key=key_of(number))
         assert container.header.layers == (layers or range(LAYERS))
         if level is not None:
-            assert container.header.levels == {DRAFT: (DRAFT,), STANDARD: (DRAFT, STANDARD), EXACT: (EXACT,)}[level]
+            assert container.header.levels == {DRAFT: (DRAFT,), ECONOMY: (DRAFT, ECONOMY), EXACT: (EXACT,)}[level]
         for item in container.header.segments:
             assert container.segment(item.level, item.layer, item.kind) == segment_of(
                 number, item.level, item.layer, item.kind
@@ -221,7 +221,7 @@ class FaultyStore(StoreMachine):
         async def put_all() -> None:
             for number in others:
                 with suppress(KvloomError):
-                    payload = container_of(number, (DRAFT, STANDARD))
+                    payload = container_of(number, (DRAFT, ECONOMY))
                     await self.running.put(NAMESPACES[0], key_of(number), payload, ack=Ack.MEMORY)
 
         self.run_async(put_all())

@@ -1,6 +1,7 @@
 """The limits hang together: each fits its field on the wire, and the derived ones follow from what they bound."""
 
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from kvloom import limits
 from kvloom.codec.container import ContainerWriter, Kind, parse_header
 from kvloom.codec.layout import LayerLayout, Layout, Rope
-from kvloom.codec.level import DRAFT, EXACT, LOSSY_LEVELS, STANDARD
+from kvloom.codec.level import EXACT, LOSSY_LEVELS
 from kvloom.errors import LayoutMismatch
 
 NAMES = [name for name in vars(limits) if name.isupper()]
@@ -25,7 +26,7 @@ def test_a_limit_is_a_positive_number_whose_name_says_what_it_counts(name: str) 
 
 def test_counts_fit_their_fields_in_the_header() -> None:
     assert limits.LAYERS_MAX < 2**16
-    assert limits.SINK_TOKENS_MAX < 2**8
+    assert limits.BLOCK_LAYERS_MAX < 2**8
     assert limits.LOSSY_LEVELS_MAX < 2**8
     assert limits.CHUNK_TOKENS_MAX < 2**32
     assert limits.POSITION_MAX < 2**32
@@ -40,14 +41,16 @@ def test_there_is_room_for_every_level() -> None:
 
 def test_the_header_limit_covers_the_largest_header() -> None:
     layout = Layout(Layout.uniform(layers=1, kv_heads=1, head_dim=1).dtype, (LayerLayout(1, 1),) * limits.LAYERS_MAX)
-    writer = ContainerWriter(layout, tokens=1, first_position=0, profile_digest=b"p" * 32)
-    for level in (DRAFT, STANDARD, EXACT):
+    writer = ContainerWriter(layout, tokens=1, first_position=0, block_layers=1, profile_digest=b"p" * 32)
+    for level in (*LOSSY_LEVELS, EXACT):
         for layer in range(limits.LAYERS_MAX):
-            for kind in Kind:
+            for kind in Kind if level == EXACT else (None,):
                 writer.put(level, layer, kind, b"")
-    header = parse_header(writer.commit())
+    data = writer.commit()
+    header = parse_header(data)
     unused = limits.SEGMENTS_MAX - len(header.segments)
-    assert header.header_bytes + 16 * unused + limits.LAYOUT_BYTES_MAX - len(layout.to_bytes()) == (
+    (layout_bytes,) = struct.unpack_from("<I", data, 24)
+    assert header.header_bytes + 16 * unused + limits.LAYOUT_BYTES_MAX - layout_bytes == (
         limits.CONTAINER_HEADER_BYTES_MAX
     )
 
@@ -61,5 +64,4 @@ def test_a_layout_too_long_to_be_read_cannot_be_written(rng: np.random.Generator
 
 def test_a_default_chunk_is_allowed() -> None:
     assert limits.CHUNK_TOKENS_DEFAULT <= limits.CHUNK_TOKENS_MAX
-    assert limits.SINK_TOKENS_MAX <= limits.CHUNK_TOKENS_DEFAULT
     assert limits.CHUNK_TOKENS_MAX <= limits.PREFIX_TOKENS_MAX

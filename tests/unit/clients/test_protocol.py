@@ -7,7 +7,7 @@ from kvloom import errors, limits
 from kvloom.clients import protocol, wire
 from kvloom.clients.protocol import HttpReply
 from kvloom.codec.container import Container, join_layers, parse_header, select
-from kvloom.codec.level import DRAFT, EXACT, STANDARD
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.errors import DaemonUnavailable, KvloomError
 from kvloom.kvstore.key import ChunkRef, ContentKey
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
@@ -39,8 +39,8 @@ def container(container_bytes):
 def test_requests_say_what_was_asked(container):
     put = protocol.PutChunk(KEY, container, Ack.DISK).request()
     assert (put.method, put.target, put.body) == ("PUT", f"/chunks/{KEY.hex()}?ack=disk", container)
-    get = protocol.GetChunk(KEY, STANDARD, range(1, 3)).request()
-    assert (get.method, get.target) == ("GET", f"/chunks/{KEY.hex()}?level=standard&layers=1-2")
+    get = protocol.GetChunk(KEY, ECONOMY, range(1, 3)).request()
+    assert (get.method, get.target) == ("GET", f"/chunks/{KEY.hex()}?level=economy&layers=1-2")
     assert protocol.GetChunk(KEY).request().target == f"/chunks/{KEY.hex()}"
     exists = protocol.ChunksExist((KEY,)).request()
     assert (exists.method, exists.target, json.loads(exists.body)) == ("POST", "/chunks/exists", {"keys": [KEY.hex()]})
@@ -67,9 +67,20 @@ def test_a_verified_container_is_a_hit_of_the_tier_the_daemon_names(container):
 
 
 def test_a_level_and_a_layer_range_are_hits_where_the_reply_holds_them(container):
-    for level, layers in ((DRAFT, None), (STANDARD, range(1, 3)), (EXACT, range(4)), (None, range(2, 3))):
+    for level, layers in ((DRAFT, None), (ECONOMY, range(1, 3)), (EXACT, range(4)), (None, range(2, 3))):
         body = part_of(container, level, layers)
         assert isinstance(protocol.GetChunk(KEY, level, layers).parse(HttpReply(200, {}, body)), Hit)
+
+
+def test_layers_of_lossy_levels_come_in_whole_blocks(container_bytes):
+    whole = container_bytes(layers=5, block_layers=2, content_key=KEY)
+    body = part_of(whole, ECONOMY, range(1, 2))
+    for asked, held in ((range(1, 2), range(2)), (range(1), range(2)), (range(2), range(2)), (range(2, 3), None)):
+        found = protocol.GetChunk(KEY, ECONOMY, asked).parse(HttpReply(200, {}, body))
+        assert (found.value.header.layers if isinstance(found, Hit) else None) == held
+    exact = part_of(whole, EXACT, range(1, 2))
+    assert isinstance(protocol.GetChunk(KEY, EXACT, range(1, 2)).parse(HttpReply(200, {}, exact)), Hit)
+    assert not isinstance(protocol.GetChunk(KEY, EXACT, range(2)).parse(HttpReply(200, {}, exact)), Hit)
 
 
 def test_a_lying_daemon_costs_a_corrupt_outcome_and_never_a_wrong_byte(container, container_bytes):
@@ -84,7 +95,7 @@ def test_a_lying_daemon_costs_a_corrupt_outcome_and_never_a_wrong_byte(container
         outcome(b""),
         outcome(b"<html>"),
         outcome(container_bytes(content_key=bytes(32))),
-        outcome(part_of(container, DRAFT), level=STANDARD),
+        outcome(part_of(container, DRAFT), level=ECONOMY),
         outcome(part_of(container, layers=range(1, 2)), layers=range(2, 3)),
     ]
     assert all(isinstance(lie, Corrupt) and lie.tier == "daemon" for lie in lies)

@@ -46,10 +46,10 @@ def cachegen(source) -> CacheGenProfile:
 
 
 def symbols_of(keys, values, profile, level):
-    for layer, spec in enumerate(profile.layout.layers):
+    for layer in range(len(profile.layout.layers)):
         for kind in Kind:
             table = profile.table(layer, kind).deltas[level]
-            yield layer, kind, table, quantise(channels_of((keys, values)[kind][layer], spec), table.bin_size)
+            yield layer, kind, table, quantise(channels_of((keys, values)[kind][layer]), table.bin_size)
 
 
 def one_layer(dtype=KvDtype.FLOAT32, *, unit=CacheGenUnit.RAW, scale=1.0):
@@ -68,7 +68,7 @@ def test_what_the_quantiser_made_comes_back_exactly(source, cachegen, tokens, le
         found = decoded[kind][layer]
         assert found.shape == keys[layer].shape
         assert found.dtype == source.layout.dtype.numpy
-        assert np.array_equal(channels_of(found, source.layout.layers[layer]), symbols.reconstruct(table.bin_size))
+        assert np.array_equal(channels_of(found), symbols.reconstruct(table.bin_size))
     last = decode_cachegen(
         payloads[-2:], layout=source.layout, profile=cachegen, level=level, tokens=tokens, layers=[len(keys) - 1]
     )

@@ -22,7 +22,7 @@ from kvloom.codec.container import (
     verify,
 )
 from kvloom.codec.layout import Layout
-from kvloom.codec.level import DRAFT, EXACT, LOSSY_LEVELS, STANDARD, Level
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT, LOSSY_LEVELS, Level
 from kvloom.errors import (
     BodyTooLarge,
     ChunkTooLong,
@@ -36,8 +36,8 @@ from kvloom.errors import (
 )
 
 Make = Callable[..., bytes]
-ALL = (DRAFT, STANDARD, EXACT)
-LEVEL_SETS = [(EXACT,), (DRAFT,), (DRAFT, STANDARD), (DRAFT, EXACT), ALL]
+ALL = (DRAFT, ECONOMY, EXACT)
+LEVEL_SETS = [(EXACT,), (DRAFT,), (DRAFT, ECONOMY), (DRAFT, EXACT), ALL]
 
 # Where docs/FORMAT.md says each field of the fixed header stands, written out once more on purpose.
 FIELDS = {
@@ -252,7 +252,7 @@ def test_a_byte_prefix_holds_the_same_segments_as_the_truncated_container(contai
 
 
 @pytest.mark.parametrize(
-    ("level", "kept"), [(DRAFT, (DRAFT,)), (STANDARD, (DRAFT, STANDARD)), (EXACT, (EXACT,))], ids=str
+    ("level", "kept"), [(DRAFT, (DRAFT,)), (ECONOMY, (DRAFT, ECONOMY)), (EXACT, (EXACT,))], ids=str
 )
 def test_truncating_keeps_what_the_level_needs_and_nothing_else(
     container_bytes: Make, level: Level, kept: tuple[Level, ...]
@@ -269,7 +269,7 @@ def test_truncating_keeps_what_the_level_needs_and_nothing_else(
 def test_a_level_that_is_not_there_is_not_stored(container_bytes: Make) -> None:
     container = Container.parse(container_bytes((DRAFT,)))
     with pytest.raises(LevelNotStored, match="stored: draft"):
-        container.truncate(STANDARD)
+        container.truncate(ECONOMY)
     with pytest.raises(LevelNotStored):
         container.segment(EXACT, 0, Kind.KEYS)
     with pytest.raises(LevelNotStored):
@@ -394,7 +394,7 @@ def test_an_exact_container_needs_no_profile_and_a_lossy_one_does() -> None:
     "places",
     [
         (), BOTH[:1], BOTH[1:], ((EXACT, 1, Kind.KEYS), (EXACT, 1, Kind.VALUES)),
-        ((EXACT, -1, Kind.KEYS), (EXACT, -1, Kind.VALUES)), ((STANDARD, 0, Kind.KEYS), (STANDARD, 0, Kind.VALUES)),
+        ((EXACT, -1, Kind.KEYS), (EXACT, -1, Kind.VALUES)), ((ECONOMY, 0, Kind.KEYS), (ECONOMY, 0, Kind.VALUES)),
         (*BOTH, (DRAFT, 0, Kind.KEYS)), ((Level(7, "seven"), 0, Kind.KEYS), (Level(7, "seven"), 0, Kind.VALUES)),
     ],
     ids=str,

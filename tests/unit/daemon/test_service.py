@@ -8,7 +8,7 @@ from blake3 import blake3
 from kvloom import errors, limits
 from kvloom.clients import wire
 from kvloom.codec.container import parse_header
-from kvloom.codec.level import DRAFT, EXACT, STANDARD
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.daemon.admission import Admission
 from kvloom.daemon.service import Service
 from kvloom.kvstore.key import ModelIdentity, chunk_refs
@@ -75,7 +75,7 @@ async def test_a_lossy_container_needs_its_profile_on_the_shelf(service, key, co
         await service.put(key, data, ack=Ack.MEMORY)
     await service.put_profile(digest, profile)
     await service.put(key, data, ack=Ack.MEMORY)
-    assert parse_header(await read(service, key, level=STANDARD)).levels == (DRAFT, STANDARD)
+    assert parse_header(await read(service, key, level=ECONOMY)).levels == (DRAFT, ECONOMY)
     async with service.reading_profile(digest) as found:
         assert found == profile
     assert service.stats().profiles == 1

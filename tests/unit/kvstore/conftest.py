@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from kvloom.codec.level import DRAFT, EXACT, STANDARD, Level
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT, Level
 from kvloom.kvstore.key import ContentKey
 from kvloom.kvstore.namespace import Namespace, derive_namespace
 from kvloom.kvstore.store import TieredStore
@@ -31,7 +31,7 @@ def chunk(container_bytes: Callable[..., bytes]) -> Callable[..., Chunk]:
     """A function: chunk ``number`` at ``levels``; further arguments go to ``container_bytes``."""
 
     def make(
-        number: int, levels: Sequence[Level] = (DRAFT, STANDARD, EXACT), *, seed: int | None = None, **options: Any
+        number: int, levels: Sequence[Level] = (DRAFT, ECONOMY, EXACT), *, seed: int | None = None, **options: Any
     ) -> Chunk:
         key = ContentKey(blake3(f"chunk {number}".encode()).digest())
         content_seed = number if seed is None else seed

@@ -5,8 +5,8 @@ import pytest
 from blake3 import blake3
 
 from kvloom import limits
-from kvloom.codec.container import NO_PROFILE, Container, Kind, verify
-from kvloom.codec.level import DRAFT, EXACT, STANDARD, Level
+from kvloom.codec.container import NO_PROFILE, Container, verify
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT, Level
 from kvloom.errors import BodyTooLarge, LayoutMismatch
 from kvloom.kvstore.merge import covers, merge_containers
 
@@ -16,47 +16,51 @@ OTHER_PROFILE = blake3(b"another profile").digest()
 
 def segments(data: Any, level: Level) -> list[bytes]:
     container = Container.parse(data)
-    return [bytes(container.segment(level, layer, kind)) for layer in container.header.layers for kind in Kind]
+    return [
+        bytes(container.segment(item.level, item.layer, item.kind))
+        for item in container.header.segments
+        if item.level == level
+    ]
 
 
 def test_new_container_that_holds_all_of_the_old_replaces_it(chunk: Make) -> None:
     old = chunk(1, (DRAFT,)).payload
-    for wanted in ((DRAFT,), (DRAFT, STANDARD), (DRAFT, EXACT)):
+    for wanted in ((DRAFT,), (DRAFT, ECONOMY), (DRAFT, EXACT)):
         new = chunk(1, wanted, seed=5).payload
         assert merge_containers(old, new) is new
 
 
 def test_old_container_that_holds_all_of_the_new_stays(chunk: Make) -> None:
-    old = chunk(1, (DRAFT, STANDARD, EXACT)).payload
+    old = chunk(1, (DRAFT, ECONOMY, EXACT)).payload
     assert merge_containers(old, chunk(1, (DRAFT,)).payload) is old
     assert merge_containers(old, chunk(1, (DRAFT, EXACT), layer_range=range(1, 2)).payload) is old
 
 
 def test_lossy_and_exact_are_joined_whichever_came_first(chunk: Make) -> None:
-    lossy = chunk(1, (DRAFT, STANDARD)).payload
+    lossy = chunk(1, (DRAFT, ECONOMY)).payload
     exact = chunk(1, (EXACT,), profile_digest=NO_PROFILE, seed=5).payload
     for old, new in ((lossy, exact), (exact, lossy)):
         both = merge_containers(old, new)
         header = verify(both, content_key=chunk(1).key)
-        assert header.levels == (DRAFT, STANDARD, EXACT)
+        assert header.levels == (DRAFT, ECONOMY, EXACT)
         assert header.profile_digest == verify(lossy).profile_digest
-        assert [segments(both, level) for level in (DRAFT, STANDARD)] == [
-            segments(lossy, level) for level in (DRAFT, STANDARD)
+        assert [segments(both, level) for level in (DRAFT, ECONOMY)] == [
+            segments(lossy, level) for level in (DRAFT, ECONOMY)
         ]
         assert segments(both, EXACT) == segments(exact, EXACT)
 
 
 def test_longer_lossy_stream_of_one_profile_stays(chunk: Make) -> None:
-    old = chunk(1, (DRAFT, STANDARD)).payload
+    old = chunk(1, (DRAFT, ECONOMY)).payload
     new = chunk(1, (DRAFT, EXACT), seed=5).payload
     both = merge_containers(old, new)
-    assert verify(both).levels == (DRAFT, STANDARD, EXACT)
+    assert verify(both).levels == (DRAFT, ECONOMY, EXACT)
     assert segments(both, DRAFT) == segments(old, DRAFT)
     assert segments(both, EXACT) == segments(new, EXACT)
 
 
 def test_newer_lossy_stream_wins_over_one_of_another_profile(chunk: Make) -> None:
-    old = chunk(1, (DRAFT, STANDARD, EXACT)).payload
+    old = chunk(1, (DRAFT, ECONOMY, EXACT)).payload
     new = chunk(1, (DRAFT,), seed=5, profile_digest=OTHER_PROFILE).payload
     both = merge_containers(old, new)
     header = verify(both)

@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kvloom.codec.container import NO_PROFILE, Container, Kind, parse_header, verify
 from kvloom.codec.layout import Layout, Rope
-from kvloom.codec.level import DRAFT, EXACT, STANDARD
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.errors import (
     ConfigError,
     InvalidData,
@@ -117,16 +118,36 @@ class TestPutAndGet:
         whole = Container.parse(one.payload)
         async with running(disk) as store:
             await store.put(namespace, one.key, one.payload, ack=Ack.DISK)
-            for level in (None, DRAFT, STANDARD, EXACT):
+            for level in (None, DRAFT, ECONOMY, EXACT):
                 for layers in (None, range(1), range(2, 5), range(6)):
                     part = Container.parse(read(await store.get(namespace, one.key, level=level, layers=layers)))
-                    wanted = {None: (DRAFT, STANDARD, EXACT), STANDARD: (DRAFT, STANDARD)}.get(level, (level,))
+                    wanted = {None: (DRAFT, ECONOMY, EXACT), ECONOMY: (DRAFT, ECONOMY)}.get(level, (level,))
                     assert part.header.levels == wanted
                     assert part.header.layers == (layers or range(6))
                     for item in part.header.segments:
                         assert part.segment(item.level, item.layer, item.kind) == whole.segment(
                             item.level, item.layer, item.kind
                         )
+
+    async def test_layers_of_lossy_levels_are_widened_to_whole_blocks(
+        self, running: Make, disk: GatedTier, namespace: Namespace, chunk: Make
+    ) -> None:
+        one = chunk(1, layers=5, block_layers=2, segment_bytes=9000)
+        whole = Container.parse(one.payload)
+        async with running(disk) as store:
+            await store.put(namespace, one.key, one.payload, ack=Ack.DISK)
+            for level, asked, held in (
+                (DRAFT, range(1, 2), range(2)),
+                (ECONOMY, range(1, 3), range(4)),
+                (None, range(4, 5), range(4, 5)),
+                (None, range(3, 5), range(2, 5)),
+                (EXACT, range(1, 2), range(1, 2)),
+            ):
+                part = Container.parse(read(await store.get(namespace, one.key, level=level, layers=asked)))
+                assert part.header.layers == held
+                for item in part.header.segments:
+                    place = (item.level, item.layer, item.kind)
+                    assert part.segment(*place) == whole.segment(*place)
 
     async def test_only_what_is_asked_for_is_read(
         self, running: Make, memory: GatedTier, namespace: Namespace, chunk: Make, monkeypatch: pytest.MonkeyPatch
@@ -150,7 +171,7 @@ class TestPutAndGet:
     async def test_header_longer_than_the_first_read(
         self, running: Make, disk: GatedTier, namespace: Namespace, chunk: Make
     ) -> None:
-        rope = Rope(tuple(1.0 / (1 + n / 7) for n in range(1500)))
+        rope = Rope(tuple(np.random.default_rng(1).random(1500).tolist()))
         layout = Layout.uniform(layers=2, kv_heads=1, head_dim=4000, rope=rope)
         one = chunk(1, layout=layout)
         assert parse_header(one.payload).header_bytes > 16 * 1024
@@ -531,7 +552,7 @@ class TestDamage:
             memory.plan.faults[Operation.PUT] = CorruptBytes(8 * len(one.payload) - 1)
             await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
             memory.plan.faults.clear()
-            assert read(await store.get(namespace, one.key, level=STANDARD))
+            assert read(await store.get(namespace, one.key, level=ECONOMY))
             assert isinstance(await store.get(namespace, one.key, level=EXACT), Corrupt)
 
     async def test_record_of_another_chunk_is_corrupt(
@@ -671,14 +692,14 @@ class TestMerging:
     async def test_levels_gather_under_one_key(
         self, running: Make, memory: GatedTier, disk: GatedTier, namespace: Namespace, chunk: Make
     ) -> None:
-        lossy, exact = chunk(1, (DRAFT, STANDARD)), chunk(1, (EXACT,), seed=5, profile_digest=NO_PROFILE)
+        lossy, exact = chunk(1, (DRAFT, ECONOMY)), chunk(1, (EXACT,), seed=5, profile_digest=NO_PROFILE)
         async with running(memory, disk) as store:
             await store.put(namespace, lossy.key, lossy.payload, ack=Ack.MEMORY)
             await store.put(namespace, exact.key, exact.payload, ack=Ack.DISK)
             for tier in (memory, disk):
                 outcome = await tier.get(storage_key(namespace.secret, lossy.key))
                 assert isinstance(outcome, Hit)
-                assert verify(outcome.value.parts[0]).levels == (DRAFT, STANDARD, EXACT)
+                assert verify(outcome.value.parts[0]).levels == (DRAFT, ECONOMY, EXACT)
             got = Container.parse(read(await store.get(namespace, exact.key, level=EXACT)))
             assert got.segment(EXACT, 1, Kind.KEYS) == Container.parse(exact.payload).segment(EXACT, 1, Kind.KEYS)
 
@@ -709,7 +730,7 @@ class TestMerging:
     async def test_damaged_old_container_is_simply_replaced(
         self, running: Make, memory: GatedTier, namespace: Namespace, chunk: Make
     ) -> None:
-        old, new = chunk(1, (DRAFT, STANDARD)), chunk(1, (EXACT,))
+        old, new = chunk(1, (DRAFT, ECONOMY)), chunk(1, (EXACT,))
         async with running(memory) as store:
             memory.plan.faults[Operation.PUT] = CorruptBytes(8 * len(old.payload) - 1)
             await store.put(namespace, old.key, old.payload, ack=Ack.MEMORY)

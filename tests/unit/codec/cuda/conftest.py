@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kvloom.codec import Kind, KvDtype, LayerLayout, Layout, Profile, Rope
+from kvloom import codec
+from kvloom.codec import LOSSY_LEVELS, Container, Kind, KvDtype, LayerLayout, Layout, Profile, Rope
+from kvloom.codec.channels import Angles, gather_channels, rooms_of
+from kvloom.codec.container import ContainerWriter
 from kvloom.codec.cuda import jobs
 from kvloom.codec.cuda.device import KERNELS, SOURCE
+from kvloom.codec.lossy import quantise_blocks, restore
 from kvloom.codec.profile import Block, Part, block_range, block_width
+from kvloom.codec.segment_reader import decode_blocks
+from kvloom.codec.segment_writer import encode_blocks
 
 JOBS = {
     "kvl_decode": jobs.DECODE,
@@ -129,3 +135,52 @@ def draw_kv(layout: Layout) -> Callable[..., Kv]:
         )
 
     return draw
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The codec in NumPy alone, with the profile given and no other."""
+
+    layout: Layout
+
+    def encode(self, kv: Kv, profile: Profile, *, first_position: int = 0, content_key: bytes = bytes(32)) -> bytes:
+        angles = Angles(first_position, kv.keys[0].shape[1])
+        starts = range(0, len(self.layout.layers), profile.block_layers)
+        blocks = [block_range(self.layout, start, profile.block_layers) for start in starts]
+        channels = [gather_channels(kv.keys, kv.values, self.layout, layers, angles) for layers in blocks]
+        symbols = quantise_blocks(profile, channels, first_position=first_position)
+        writer = ContainerWriter(
+            self.layout,
+            tokens=kv.keys[0].shape[1],
+            first_position=first_position,
+            block_layers=profile.block_layers,
+            content_key=content_key,
+            profile_digest=profile.digest,
+        )
+        for start, payloads in zip(starts, encode_blocks(profile.blocks, symbols, profile.refinements), strict=True):
+            for level, payload in zip(LOSSY_LEVELS, payloads, strict=False):
+                writer.put(level, start, None, payload)
+        return writer.commit()
+
+    def decode(
+        self, container: Container, profile: Profile, *, level: str = "fine", first_position: int | None = None
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        header = container.header
+        angles = Angles(header.first_position if first_position is None else first_position, header.tokens)
+        shapes = [[(s.kv_heads, header.tokens, s.head_dim_of(kind)) for s in self.layout.layers] for kind in Kind]
+        keys, values = ([np.empty(shape, np.float32) for shape in own] for own in shapes)
+        places = {(i, kind): (keys, values)[kind][i] for i in range(len(keys)) for kind in Kind}
+        depth = codec.parse_level(level).code + 1
+        starts = range(0, len(keys), profile.block_layers)
+        payloads = [[container.segment(item, start) for item in LOSSY_LEVELS[:depth]] for start in starts]
+        decoded = decode_blocks(profile.blocks, payloads, tokens=header.tokens, refinements=profile.refinements)
+        for start, block, item in zip(starts, profile.blocks, decoded, strict=True):
+            channels = restore(block, item, profile.refinements + 1 - depth, header.first_position)
+            for room in rooms_of(self.layout, block_range(self.layout, start, profile.block_layers), angles, places):
+                room.fill(channels)
+        return keys, values
+
+
+@pytest.fixture(scope="session")
+def reference(layout: Layout) -> Reference:
+    return Reference(layout)

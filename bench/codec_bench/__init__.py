@@ -1,0 +1,1 @@
+"""The parts of ``bench/codec.py`` and ``bench/codec_qa.py``, one idea per file."""

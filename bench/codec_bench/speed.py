@@ -1,0 +1,106 @@
+"""Speed of every implementation on one real chunk: each in a process of its own, all in turn in every round."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kvloom.codec.cachegen import CacheGenUnit
+from kvloom.codec.entropy import native
+
+from .answering import Worker
+from .profiles import Profiles
+from .reference import references
+from .schemes import chunks_of
+from .subject import Subject
+from .texts import Texts
+
+SLOW_S = 2.0
+"""What takes longer is measured in the first round only."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRow:
+    """Speed of one stage on ``cores`` cores, best of the rounds."""
+
+    implementation: str
+    stage: str
+    cores: int
+    gvalues_per_s: float
+
+
+def write_chunk(path: Path, subject: Subject, texts: Texts, profiles: Profiles, cache: Path) -> None:
+    """The second chunk of the first evaluation context, with the layout and profiles that code it."""
+    first = next(references(subject, texts, cache))
+    chunk = list(chunks_of(first.kv))[1]
+    np.savez(
+        path,
+        keys=np.stack(chunk.kv.keys),
+        values=np.stack(chunk.kv.values),
+        first_position=np.int64(chunk.start),
+        layout=np.frombuffer(subject.layout.to_bytes(), np.uint8),
+        profile=np.frombuffer(profiles.kvloom().data, np.uint8),
+        cachegen_profile=np.frombuffer(profiles.cachegen(CacheGenUnit.LAYER).data, np.uint8),
+    )
+
+
+def measure(
+    subject: Subject, texts: Texts, profiles: Profiles, cache: Path, rounds: int, lmcache: Path | None
+) -> list[SpeedRow]:
+    """Every implementation on one core, and on all of them those that use threads."""
+    available = sorted(os.sched_getaffinity(0))
+    one, every = str(available[-1]), ",".join(map(str, available))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_workers:
+        chunk = Path(folder) / "chunk.npz"
+        write_chunk(chunk, subject, texts, profiles, cache)
+        workers: dict[tuple[str, int], Worker] = {}
+
+        def start(name: str, cores: str, path: str) -> None:
+            worker = Worker(sys.executable, "speed_worker", [str(chunk), cores, path])
+            workers[name, cores.count(",") + 1] = open_workers.enter_context(worker)
+
+        for path in ("reference", *native.PATHS):
+            start(path, one, path)
+        if len(available) > 1:
+            start(native.PATHS[-1] if native.PATHS else "reference", every, "auto")
+        start("cachegen (ours)", one, "cachegen")
+        if native.AVAILABLE:
+            start("", one, "entropy")
+        if lmcache is not None:
+            for cores in dict.fromkeys((one, every)):
+                # Not resolved: an environment's interpreter is a link, and would not know where it is without it.
+                worker = Worker(
+                    str(lmcache.absolute()),
+                    "lmcache_worker",
+                    [str(chunk), str(subject.folder), cores],
+                    keep_path=False,
+                )
+                workers["cachegen (LMCache)", cores.count(",") + 1] = open_workers.enter_context(worker)
+        return _rounds(workers, rounds)
+
+
+def _rounds(workers: dict[tuple[str, int], Worker], rounds: int) -> list[SpeedRow]:
+    best: dict[tuple[tuple[str, int], str], float] = {}
+    for _ in range(rounds):
+        for place, worker in workers.items():
+            for stage in worker.stages:
+                if best.get((place, stage), 0.0) < SLOW_S:
+                    best[place, stage] = min(best.get((place, stage), float("inf")), worker.seconds(stage))
+    rows: list[SpeedRow] = []
+    for ((name, cores), stage), seconds in best.items():
+        # The entropy coder's process names the implementation in the stage.
+        implementation, _, rest = stage.rpartition(": ") if not name else (name, "", stage)
+        rows.append(SpeedRow(implementation, rest, cores, workers[name, cores].stages[stage] / seconds / 1e9))
+    return rows
+
+
+def show(rows: Sequence[SpeedRow]) -> None:
+    """Print the table."""
+    print(f"\n{'implementation':20} {'stage':28} {'cores':>5} {'Gvalue/s':>9}")
+    for row in rows:
+        print(f"{row.implementation:20} {row.stage:28} {row.cores:5} {row.gvalues_per_s:9.4f}")

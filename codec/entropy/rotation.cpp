@@ -1,0 +1,97 @@
+// KV tensors and channels that know no position: heads turned by their angles on the way; see codec/rope.py.
+#include <cstring>
+
+#include "synthesis.h"
+
+namespace {
+
+KVL_EVERY_CPU void turn_halves(const float* from, const float* cosines, const float* sines, uint32_t pairs, float* to) {
+    for (uint32_t i = 0; i < pairs; i++) {
+        const float real = from[i], imaginary = from[pairs + i];
+        to[i] = real * cosines[i] - imaginary * sines[i];
+        to[pairs + i] = imaginary * cosines[i] + real * sines[i];
+    }
+}
+
+KVL_EVERY_CPU void turn_neighbours(const float* from, const float* cosines, const float* sines, uint32_t pairs, float* to) {
+    for (uint32_t i = 0; i < pairs; i++) {
+        const float real = from[2 * i], imaginary = from[2 * i + 1];
+        to[2 * i] = real * cosines[i] - imaginary * sines[i];
+        to[2 * i + 1] = imaginary * cosines[i] + real * sines[i];
+    }
+}
+
+// To the nearest, ties to even; NaN stays one.
+KVL_EVERY_CPU void to_bfloat16(const float* from, uint32_t count, uint16_t* to) {
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t bits;
+        std::memcpy(&bits, from + i, 4);
+        const uint32_t nearest = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+        const uint32_t not_a_number = (bits >> 16 & 0x8000u) | 0x7FC0u;
+        to[i] = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? not_a_number : nearest);
+    }
+}
+
+// To the nearest, ties to even. Below the normal numbers a float addition does the rounding.
+KVL_EVERY_CPU void to_float16(const float* from, uint32_t count, uint16_t* to) {
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t bits;
+        std::memcpy(&bits, from + i, 4);
+        const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+        const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
+        float small;
+        std::memcpy(&small, &magnitude, 4);
+        small += 0.5f;
+        uint32_t small_bits;
+        std::memcpy(&small_bits, &small, 4);
+        const uint32_t subnormal = small_bits - 0x3F000000u;
+        const uint32_t infinite = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
+        const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+        to[i] = static_cast<uint16_t>(sign | (magnitude >= 0x477FF000u ? infinite : finite));
+    }
+}
+
+void turn_head(const Tensor& tensor, const float* from, uint64_t token, float* to) {
+    const float* cosines = tensor.cosines + token * tensor.pairs;
+    const float* sines = tensor.sines + token * tensor.pairs;
+    const uint32_t first = tensor.first_dim, end = first + 2 * tensor.pairs;
+    (tensor.interleaved ? turn_neighbours : turn_halves)(from + first, cosines, sines, tensor.pairs, to + first);
+    if (first) std::memcpy(to, from, sizeof(float) * first);
+    if (end < tensor.dim) std::memcpy(to + end, from + end, sizeof(float) * (tensor.dim - end));
+}
+
+enum { HEAD_DIM_MAX = 4096 };
+
+}  // namespace
+
+bool fits(const Tensor& tensor, uint32_t width) {
+    const uint64_t channels = static_cast<uint64_t>(tensor.heads) * tensor.dim;
+    const uint64_t turned = tensor.first_dim + 2ull * tensor.pairs;
+    return tensor.dim <= HEAD_DIM_MAX && tensor.start <= width && channels <= width - tensor.start &&
+           (tensor.pairs == 0 || turned <= tensor.dim) && tensor.element <= ELEMENT_BFLOAT16;
+}
+
+void scatter(const Tensor& tensor, const float* channels, uint64_t width, uint32_t tokens) {
+    alignas(64) float turned[HEAD_DIM_MAX];
+    for (uint32_t head = 0; head < tensor.heads; head++) {
+        const float* column = channels + tensor.start + static_cast<uint64_t>(head) * tensor.dim;
+        for (uint32_t token = 0; token < tokens; token++) {
+            const float* from = column + token * width;
+            uint8_t* to = tensor.data + head * tensor.head_stride + token * tensor.token_stride;
+            if (tensor.element == ELEMENT_FLOAT32) {
+                float* values = reinterpret_cast<float*>(to);
+                if (tensor.pairs)
+                    turn_head(tensor, from, token, values);
+                else
+                    std::memcpy(values, from, sizeof(float) * tensor.dim);
+                continue;
+            }
+            if (tensor.pairs) {
+                turn_head(tensor, from, token, turned);
+                from = turned;
+            }
+            (tensor.element == ELEMENT_FLOAT16 ? to_float16 : to_bfloat16)(from, tensor.dim,
+                                                                           reinterpret_cast<uint16_t*>(to));
+        }
+    }
+}

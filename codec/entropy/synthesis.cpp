@@ -1,0 +1,345 @@
+// The lossy levels' way back: the levels' symbols joined, the synthesis an exact product of integers, then scaled.
+//
+// A coefficient is cut into signed digits of eight bits. Nearly all have one; the others' higher digits are products of
+// their own, added up in doubles. Symbols are mostly zero, so each tile of tokens lists the groups of coefficients where
+// it has others, and the product goes over these alone. Any path makes the same sums.
+#include "synthesis.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "coder.h"
+#include "spread.h"
+#if KVL_X86
+#include <emmintrin.h>
+#endif
+
+namespace {
+
+enum { DIGIT_BITS = 8, DIGITS_MAX = 5, ROWS = 4, SCALAR_CHANNELS = 32 };
+
+void multiply_scalar(const uint32_t* digits, uint64_t stride, const uint32_t* list, uint32_t count,
+                     const uint8_t* basis, int32_t* sums) {
+    std::fill(sums, sums + TILE_TOKENS * SCALAR_CHANNELS, 0);
+    for (uint32_t i = 0; i < count; i++) {
+        const int8_t* rows = reinterpret_cast<const int8_t*>(basis) + static_cast<uint64_t>(list[i]) * 4 * SCALAR_CHANNELS;
+        for (uint32_t t = 0; t < TILE_TOKENS; t++) {
+            const uint32_t four = digits[list[i] * stride + t];
+            for (uint32_t k = 0; k < 4; k++) {
+                const int32_t digit = static_cast<int8_t>(four >> (8 * k));
+                if (digit == 0) continue;
+                for (uint32_t c = 0; c < SCALAR_CHANNELS; c++)
+                    sums[t * SCALAR_CHANNELS + c] += digit * rows[k * SCALAR_CHANNELS + c];
+            }
+        }
+    }
+}
+
+// How `path` multiplies here; a CPU that lacks what a path's product needs takes the next lower one's.
+Product product_of(uint32_t path) {
+    Product product{};
+#if KVL_X86
+    if (path >= AVX512 && product_avx512(product)) return product;
+    if (path >= AVX2 && product_avx2(product)) return product;
+#endif
+    (void)path;
+    return {multiply_scalar, 4, SCALAR_CHANNELS, Product::PLAIN_BYTES};
+}
+
+// What `decode` keeps between the parts of a block.
+struct Scratch {
+    std::vector<int32_t> rows;         // [ROWS or 16][tokens padded]
+    std::vector<uint32_t> digits[DIGITS_MAX];
+    std::vector<uint32_t> lists[DIGITS_MAX];   // [token tiles][groups]
+    std::vector<uint32_t> counts[DIGITS_MAX];  // [token tiles]
+    bool used[DIGITS_MAX];
+};
+
+int32_t joined(int32_t coarse, int32_t refinement) {
+    if (coarse == 0) return refinement == 2 ? -1 : refinement;
+    return 2 * coarse + (coarse < 0 ? -refinement : refinement);
+}
+
+int32_t reconstructed(int32_t symbol, uint32_t left) {
+    return left == 0 ? symbol : 4 * symbol + (symbol > 0) - (symbol < 0);
+}
+
+KVL_EVERY_CPU void open_row(const uint8_t* base, uint32_t tokens, int32_t* out) {
+    for (uint32_t t = 0; t < tokens; t++) out[t] = static_cast<int32_t>(base[t]) - 128;
+}
+
+KVL_EVERY_CPU void join_row(const uint8_t* refinement, uint32_t tokens, int32_t* out) {
+    for (uint32_t t = 0; t < tokens; t++) {
+        const int32_t r = refinement[t], coarse = out[t];
+        const int32_t opened = r == 2 ? -1 : r;
+        const int32_t doubled = 2 * coarse + (coarse < 0 ? -r : r);
+        out[t] = coarse == 0 ? opened : doubled;
+    }
+}
+
+KVL_EVERY_CPU void reconstruct_row(uint32_t tokens, int32_t* out) {
+    for (uint32_t t = 0; t < tokens; t++) out[t] = 4 * out[t] + (out[t] > 0) - (out[t] < 0);
+}
+
+// Puts right the symbols of a row whose base symbol escaped; returns how many did.
+uint64_t place_escapes(const Part& part, uint32_t row, uint32_t tokens, const int32_t* escapes, int32_t* out) {
+    const uint8_t* base = part.symbols[0] + static_cast<uint64_t>(row) * tokens;
+    uint64_t found = 0;
+    for (uint32_t t = 0; t < tokens; t++) {
+        const void* hit = std::memchr(base + t, 0, tokens - t);
+        if (!hit) break;
+        t = static_cast<uint32_t>(static_cast<const uint8_t*>(hit) - base);
+        int32_t symbol = escapes[found++];
+        for (uint32_t level = 1; level < part.levels; level++)
+            symbol = joined(symbol, part.symbols[level][static_cast<uint64_t>(row) * tokens + t]);
+        out[t] = reconstructed(symbol, part.left);
+    }
+    return found;
+}
+
+// A coefficient's row as the level's units `[tokens]`. Returns the escapes used up.
+uint64_t unfold_row(const Part& part, uint32_t row, uint32_t tokens, const int32_t* escapes, int32_t* out) {
+    if (row < part.rows[0])
+        open_row(part.symbols[0] + static_cast<uint64_t>(row) * tokens, tokens, out);
+    else
+        std::memset(out, 0, sizeof(int32_t) * tokens);
+    for (uint32_t level = 1; level < part.levels; level++)
+        if (row < part.rows[level]) join_row(part.symbols[level] + static_cast<uint64_t>(row) * tokens, tokens, out);
+    if (part.left) reconstruct_row(tokens, out);
+    if (part.escape_count == 0 || row >= part.rows[0]) return 0;
+    return place_escapes(part, row, tokens, escapes, out);
+}
+
+// Lowest digits of GROUP rows to words; whether a number has more than one digit.
+template <int GROUP>
+KVL_EVERY_CPU bool pack_rows(const int32_t* rows, uint64_t stride, uint32_t* out) {
+    int32_t beyond = 0;
+    for (uint64_t t = 0; t < stride; t++) {
+        uint32_t word = 0;
+        for (int k = 0; k < GROUP; k++) {
+            const int32_t number = rows[k * stride + t];
+            beyond |= (number + 128) & ~255;
+            const uint32_t digit = GROUP == 4 ? static_cast<uint32_t>(number) & 0xFFu
+                                              : static_cast<uint32_t>(static_cast<int32_t>(static_cast<uint32_t>(number) << 24) >> 24) & 0xFFFFu;
+            word |= digit << (32 / GROUP * k);
+        }
+        out[t] = word;
+    }
+    return beyond != 0;
+}
+
+// The digits after the lowest.
+void pack_high(const int32_t* rows, uint64_t stride, uint32_t group, uint64_t place, uint64_t words, Scratch& scratch) {
+    for (uint64_t t = 0; t < stride; t++) {
+        for (uint32_t k = 0; k < group; k++) {
+            int32_t number = rows[k * stride + t];
+            for (uint32_t d = 0; number != 0; d++) {
+                const int32_t digit = static_cast<int8_t>(static_cast<uint32_t>(number));
+                if (d > 0 && digit != 0) {
+                    if (!scratch.used[d]) scratch.digits[d].assign(words, 0);
+                    scratch.used[d] = true;
+                    const uint32_t bits = group == 4 ? static_cast<uint32_t>(digit) & 0xFFu : static_cast<uint32_t>(digit) & 0xFFFFu;
+                    scratch.digits[d][place + t] |= bits << (32 / group * k);
+                }
+                number = (number >> DIGIT_BITS) + (digit < 0);
+            }
+        }
+    }
+}
+
+// For each tile of tokens the groups of coefficients that are not all zero.
+KVL_EVERY_CPU void list_groups(const uint32_t* digits, uint64_t stride, uint32_t groups, uint32_t* lists, uint32_t* counts) {
+    const uint64_t tiles = stride / TILE_TOKENS;
+    for (uint64_t tile = 0; tile < tiles; tile++) counts[tile] = 0;
+    for (uint32_t g = 0; g < groups; g++) {
+        const uint32_t* row = digits + g * stride;
+        for (uint64_t tile = 0; tile < tiles; tile++) {
+            uint32_t any = 0;
+            for (int t = 0; t < TILE_TOKENS; t++) any |= row[tile * TILE_TOKENS + t];
+            lists[tile * groups + counts[tile]] = g;
+            counts[tile] += any != 0;
+        }
+    }
+}
+
+template <class Number>
+KVL_EVERY_CPU void finish(const Part& part, const Number* sums, uint32_t tile_channels, uint64_t token, uint32_t tokens,
+                          uint32_t channel, uint32_t channels, float* out, uint64_t width) {
+    for (uint32_t t = 0; t < tokens; t++) {
+        const float* mean = (token + t == 0 ? part.first_mean : part.mean) + channel;
+        const float* scale = part.scale + channel;
+        const float factor = part.factors[token + t];
+        const Number* sum = sums + t * tile_channels;
+        float* to = out + (token + t) * width + part.start + channel;
+        for (uint32_t c = 0; c < channels; c++) to[c] = static_cast<float>(sum[c]) * (factor * scale[c]) + mean[c];
+    }
+}
+
+KVL_EVERY_CPU void add_digits(const int32_t* sums, uint32_t count, double weight, double* wide) {
+    for (uint32_t i = 0; i < count; i++) wide[i] += sums[i] * weight;
+}
+
+void synthesise(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch, float* out, uint64_t width) {
+    const uint64_t stride = (tokens + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
+    const uint32_t active = part.rows[part.levels - 1];
+    const uint32_t groups = product.groups(active);
+    const uint64_t words = groups * stride, tiles = stride / TILE_TOKENS;
+    scratch.rows.assign(ROWS * stride, 0);
+    std::fill(scratch.used, scratch.used + DIGITS_MAX, false);
+    scratch.digits[0].resize(words);
+    scratch.used[0] = true;
+    const int32_t* escapes = part.escapes;
+    for (uint32_t g = 0; g < groups; g++) {
+        for (uint32_t k = 0; k < product.group; k++) {
+            const uint32_t row = g * product.group + k;
+            int32_t* to = scratch.rows.data() + k * stride;
+            if (row < active)
+                escapes += unfold_row(part, row, tokens, escapes, to);
+            else
+                std::memset(to, 0, sizeof(int32_t) * stride);
+        }
+        const auto pack = product.group == 4 ? pack_rows<4> : pack_rows<2>;
+        if (pack(scratch.rows.data(), stride, scratch.digits[0].data() + g * stride))
+            pack_high(scratch.rows.data(), stride, product.group, g * stride, words, scratch);
+    }
+    for (uint32_t d = 0; d < DIGITS_MAX; d++) {
+        if (!scratch.used[d]) continue;
+        scratch.lists[d].resize(words / TILE_TOKENS);
+        scratch.counts[d].resize(tiles);
+        list_groups(scratch.digits[d].data(), stride, groups, scratch.lists[d].data(), scratch.counts[d].data());
+    }
+    alignas(64) int32_t sums[TILE_SUMS_MAX];
+    alignas(64) double wide[TILE_SUMS_MAX];  // whole numbers below 2^53: exact
+    const uint64_t tile_bytes = product.tile_bytes(part.width);
+    const uint32_t tile_sums = TILE_TOKENS * product.channels;
+    for (uint32_t channel = 0; channel < part.width; channel += product.channels) {
+        const uint8_t* basis = part.basis + channel / product.channels * tile_bytes;
+        const uint32_t channels = std::min(product.channels, part.width - channel);
+        for (uint64_t tile = 0; tile < tiles; tile++) {
+            const uint64_t token = tile * TILE_TOKENS;
+            const uint32_t count = static_cast<uint32_t>(std::min<uint64_t>(TILE_TOKENS, tokens - token));
+            bool more = false;
+            for (uint32_t d = 0; d < DIGITS_MAX; d++) {
+                if (!scratch.used[d] || (d > 0 && scratch.counts[d][tile] == 0)) continue;
+                if (d > 0 && !more) {
+                    more = true;
+                    std::copy(sums, sums + tile_sums, wide);
+                }
+                product.kernel(scratch.digits[d].data() + token, stride, scratch.lists[d].data() + tile * groups,
+                               scratch.counts[d][tile], basis, sums);
+                if (more) add_digits(sums, tile_sums, static_cast<double>(uint64_t{1} << (DIGIT_BITS * d)), wide);
+            }
+            if (more)
+                finish(part, wide, product.channels, token, count, channel, channels, out, width);
+            else
+                finish(part, sums, product.channels, token, count, channel, channels, out, width);
+        }
+    }
+}
+
+KVL_EVERY_CPU void scale_row(const int32_t* numbers, const float* factors, uint32_t tokens, float scale, float mean, float* out) {
+    for (uint32_t t = 0; t < tokens; t++) out[t] = static_cast<float>(numbers[t]) * (factors[t] * scale) + mean;
+}
+
+// [4][tokens] to four neighbouring channels of all tokens.
+void turn(const float* rows, uint32_t tokens, uint32_t count, float* out, uint64_t width) {
+    uint32_t t = 0;
+#if KVL_X86
+    for (; count == 4 && t + 4 <= tokens; t += 4) {
+        __m128 a = _mm_loadu_ps(rows + t), b = _mm_loadu_ps(rows + tokens + t);
+        __m128 c = _mm_loadu_ps(rows + 2ull * tokens + t), d = _mm_loadu_ps(rows + 3ull * tokens + t);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps(out + t * width, a);
+        _mm_storeu_ps(out + (t + 1) * width, b);
+        _mm_storeu_ps(out + (t + 2) * width, c);
+        _mm_storeu_ps(out + (t + 3) * width, d);
+    }
+#endif
+    for (; t < tokens; t++)
+        for (uint32_t k = 0; k < count; k++) out[t * width + k] = rows[static_cast<uint64_t>(k) * tokens + t];
+}
+
+// A part without a basis: coefficients are channels.
+void place_channels(const Part& part, uint32_t tokens, Scratch& scratch, float* out, uint64_t width) {
+    scratch.rows.resize(tokens);
+    std::vector<float> rows(static_cast<size_t>(ROWS) * tokens);
+    const int32_t* escapes = part.escapes;
+    for (uint32_t channel = 0; channel < part.width; channel += ROWS) {
+        const uint32_t count = std::min<uint32_t>(ROWS, part.width - channel);
+        for (uint32_t k = 0; k < count; k++) {
+            const uint32_t row = channel + k;
+            float* to = rows.data() + static_cast<uint64_t>(k) * tokens;
+            escapes += unfold_row(part, row, tokens, escapes, scratch.rows.data());
+            scale_row(scratch.rows.data(), part.factors, tokens, part.scale[row], part.mean[row], to);
+            to[0] = static_cast<float>(scratch.rows[0]) * (part.factors[0] * part.scale[row]) + part.first_mean[row];
+        }
+        turn(rows.data(), tokens, count, out + part.start + channel, width);
+    }
+}
+
+bool fits(const Part& part, uint32_t width, uint32_t tokens) {
+    if (part.levels < 1 || part.levels > LEVELS_MAX || part.width == 0 || part.width > width ||
+        part.start > width - part.width)
+        return false;
+    uint32_t before = 0;
+    for (uint32_t level = 0; level < part.levels; before = part.rows[level++])
+        if (part.rows[level] < before || part.rows[level] > part.width) return false;
+    const uint64_t numbers = static_cast<uint64_t>(part.rows[0]) * tokens;
+    return static_cast<uint64_t>(std::count(part.symbols[0], part.symbols[0] + numbers, 0)) == part.escape_count;
+}
+
+Status restore(const Restore& job) {
+    for (uint32_t i = 0; i < job.part_count; i++)
+        if (!fits(job.parts[i], job.width, job.tokens)) return BAD_JOB;
+    for (uint32_t i = 0; i < job.tensor_count; i++)
+        if (!fits(job.tensors[i], job.width)) return BAD_JOB;
+    if (job.tokens == 0) return BAD_JOB;
+    thread_local Scratch scratch;
+    thread_local std::vector<float> room;
+    float* channels = job.channels;
+    if (!channels) {
+        room.resize(static_cast<size_t>(job.tokens) * job.width);
+        channels = room.data();
+    }
+    const Product product = product_of(job.path);
+    for (uint32_t i = 0; i < job.part_count; i++) {
+        const Part& part = job.parts[i];
+        if (part.basis)
+            synthesise(part, product, job.tokens, scratch, channels, job.width);
+        else
+            place_channels(part, job.tokens, scratch, channels, job.width);
+    }
+    for (uint32_t i = 0; i < job.tensor_count; i++) scatter(job.tensors[i], channels, job.width, job.tokens);
+    return OK;
+}
+
+}  // namespace
+
+// Bytes of a basis `[width][width]` as the path's product wants it.
+KVL_EXPORT uint64_t kvl_packed_bytes(uint32_t width, uint32_t path) {
+    const Product product = product_of(path);
+    return (width + product.channels - 1) / product.channels * product.tile_bytes(width);
+}
+
+KVL_EXPORT void kvl_pack_basis(const int8_t* basis, uint32_t width, uint32_t path, uint8_t* out) {
+    const Product product = product_of(path);
+    const uint32_t groups = product.groups(width), group = product.group, wide = product.channels;
+    for (uint32_t channel = 0; channel < width; channel += wide)
+        for (uint32_t g = 0; g < groups; g++)
+            for (uint32_t i = 0; i < group * wide; i++, out += product.bytes()) {
+                const uint32_t k = product.form == Product::PLAIN_BYTES ? i / wide : i % group;
+                const uint32_t c = product.form == Product::PLAIN_BYTES ? i % wide : i / group;
+                const uint32_t row = g * group + k, column = channel + c;
+                const bool inside = row < width && column < width;
+                const int16_t number = inside ? basis[static_cast<uint64_t>(row) * width + column] : 0;
+                if (product.form == Product::WORDS)
+                    std::memcpy(out, &number, 2);
+                else
+                    *out = static_cast<uint8_t>(product.form == Product::OFFSET_BYTES ? number + 128 : number);
+            }
+}
+
+KVL_EXPORT void kvl_restore(Restore* jobs, uint32_t count, uint32_t threads) {
+    spread(count, threads, [&](uint32_t i) { jobs[i].status = restore(jobs[i]); });
+}

@@ -1,0 +1,116 @@
+"""Which profile a chunk is coded with: the one given, unless the chunk is so unlike its text that the generic one is better.
+
+A transform learnt from one kind of text never fits another as well, but it should not cost more than none at all. A
+chunk is suspected where its coefficients are much larger than those of the calibration text. Then it is quantised both
+ways and the sizes are compared at equal error: errors are measured in the profile's own metric, and a bit per value buys
+a factor of four.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .entropy.model import CLASSES_PER_OCTAVE
+from .generic import generic_profile
+from .lossy import quantise_blocks, restored_channels
+from .profile import Profile, block_range, block_width
+from .quantise import gain_factors
+from .segment import BlockSymbols
+from .segment_writer import encode_blocks
+
+__all__ = ["CodedChunk", "encode_channels"]
+
+FloatArray = NDArray[np.float32]
+
+SUSPECT_OCTAVES = 0.75
+"""Mean growth of the coefficients, over the calibration text's, from which a chunk is suspected."""
+TOLERANCE = 1.02
+_BITS_PER_NEPER = 0.5 / math.log(2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CodedChunk:
+    """The payloads of each block, coarse to fine, and the profile they were coded with."""
+
+    profile: Profile
+    payloads: list[list[bytes]]
+
+
+def encode_channels(
+    profile: Profile, channels: Sequence[FloatArray], *, first_position: int, levels: int
+) -> CodedChunk:
+    """Code the blocks' channels ``[tokens, width]``, of which the ``levels`` coarsest will be kept."""
+    symbols = quantise_blocks(profile, channels, first_position=first_position)
+    own = CodedChunk(profile, encode_blocks(profile.blocks, symbols, profile.refinements))
+    if _growth_octaves(profile, symbols) < SUSPECT_OCTAVES:
+        return own
+    generic = generic_profile(profile.layout)
+    layers = _by_layer(profile, channels)
+    plain = quantise_blocks(generic, layers, first_position=first_position)
+    other = CodedChunk(generic, encode_blocks(generic.blocks, plain, generic.refinements))
+    own_error = _error(profile, channels, symbols, _restored(profile, symbols, levels, first_position))
+    plain_restored = _by_block(profile, _restored(generic, plain, levels, first_position))
+    other_error = _error(profile, channels, symbols, plain_restored)
+    values = sum(item.size for item in channels)
+    worse = values * _BITS_PER_NEPER * math.log(max(other_error, 1e-30) / max(own_error, 1e-30))
+    return own if _bits(own, levels) <= TOLERANCE * (_bits(other, levels) + worse) else other
+
+
+def _growth_octaves(profile: Profile, symbols: Sequence[BlockSymbols]) -> float:
+    """By how much the coefficients of a chunk exceed those of the calibration text, on average, in octaves."""
+    grown = [
+        chosen.astype(np.int32) - part.classes
+        for block, item in zip(profile.blocks, symbols, strict=True)
+        for part, chosen in zip(block.parts, item.classes, strict=True)
+        if not part.adaptive
+    ]
+    return float(np.concatenate(grown).mean()) / CLASSES_PER_OCTAVE if grown else 0.0
+
+
+def _bits(coded: CodedChunk, levels: int) -> int:
+    return 8 * sum(len(payload) for block in coded.payloads for payload in block[:levels])
+
+
+def _restored(profile: Profile, symbols: Sequence[BlockSymbols], levels: int, first_position: int) -> list[FloatArray]:
+    left = max(0, profile.refinements + 1 - levels)
+    return [
+        restored_channels(block, item, left, first_position)
+        for block, item in zip(profile.blocks, symbols, strict=True)
+    ]
+
+
+def _error(
+    profile: Profile,
+    channels: Sequence[FloatArray],
+    symbols: Sequence[BlockSymbols],
+    restored: Sequence[FloatArray],
+) -> float:
+    """The squared error in the profile's metric: of coefficients, in fine steps, as finely as each token is taken."""
+    total = 0.0
+    for block, before, item, after in zip(profile.blocks, channels, symbols, restored, strict=True):
+        factors = gain_factors(item.gains)
+        for part in block.parts:
+            difference = after[:, part.start : part.stop] - before[:, part.start : part.stop]
+            total += float(np.square(part.forward(difference) * factors, dtype=np.float64).sum())
+    return total
+
+
+def _by_layer(profile: Profile, channels: Sequence[FloatArray]) -> list[FloatArray]:
+    """The channels of each layer, of those of each block."""
+    found: list[FloatArray] = []
+    for index, item in enumerate(channels):
+        at = 0
+        for layer in block_range(profile.layout, index * profile.block_layers, profile.block_layers):
+            width = block_width(profile.layout, range(layer, layer + 1))
+            found.append(item[:, at : at + width])
+            at += width
+    return found
+
+
+def _by_block(profile: Profile, layers: Sequence[FloatArray]) -> list[FloatArray]:
+    """The channels of each block, of those of each layer."""
+    step = profile.block_layers
+    return [np.concatenate(layers[start : start + step], axis=1) for start in range(0, len(layers), step)]

@@ -1,0 +1,196 @@
+"""Every path of the compiled core turns symbols into the very sums of the reference, and rotates and rounds like it."""
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvloom.codec.channels import Room
+from kvloom.codec.entropy import native, native_lossy
+from kvloom.codec.entropy.model import ESCAPE, SYMBOL_ZERO
+from kvloom.codec.entropy.native_lossy import PartJob, RestoreJob, TensorJob
+from kvloom.codec.layout import Rope
+from kvloom.codec.lossy import restore
+from kvloom.codec.profile import Block, Part
+from kvloom.codec.quantise import ESCAPE_MAX, reconstruct
+from kvloom.codec.rope import cos_sin
+from kvloom.codec.segment import DecodedBlock, symbols_of
+from kvloom.errors import InvalidData
+
+pytestmark = pytest.mark.skipif(
+    not native.AVAILABLE, reason="installed without a C++ compiler: the reference is all there is"
+)
+
+
+def decoded_part(rng, width, tokens, levels, escape_share):
+    """Symbols of some levels as an encoder could have made them, escapes among them up to the largest."""
+    rows = np.sort(rng.integers(0, width + 1, levels))
+    base = (SYMBOL_ZERO + np.rint(rng.laplace(scale=rng.choice([0.2, 2, 40]), size=(rows[0], tokens)))).clip(1, 255)
+    base = base.astype(np.uint8)
+    base[rng.random(base.shape) < escape_share] = ESCAPE
+    count = int((base == ESCAPE).sum())
+    edges = np.array([0, 1, 127, 128, -128, -129, 32767, 32768, ESCAPE_MAX - 1, 1 - ESCAPE_MAX])
+    escapes = rng.choice(edges, count).astype(np.int32)
+    block = DecodedBlock(((base,),), (escapes,), np.zeros(tokens, np.uint8), ())
+    for size in rows[1:]:
+        known = symbols_of(block, 0) != 0
+        refinement = rng.integers(0, 3, (size, tokens)).astype(np.uint8)
+        refinement[: len(known)][known] &= 1
+        block = replace(block, levels=(*block.levels, (refinement,)))
+    return block
+
+
+def whole_numbers(part, block, left, path):
+    """What the core makes of a part's symbols with nothing scaled or added."""
+    tokens = len(block.gains)
+    ones, zeros = np.ones(part.width, np.float32), np.zeros(part.width, np.float32)
+    basis = None if part.basis is None else native_lossy.pack_basis(part.basis, path=path)
+    symbols = tuple(level[0] for level in block.levels)
+    factors = np.ones(tokens, np.float32)
+    job = PartJob(symbols, block.escapes[0], left, 0, basis, factors, ones, zeros, zeros)
+    channels = np.full((tokens, part.width), np.nan, np.float32)
+    native_lossy.restore([RestoreJob([job], [], tokens, part.width, channels)], path=path)
+    return channels
+
+
+@given(
+    st.integers(1, 150),
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.01, 1.0]),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_every_path_makes_the_references_sums(width, tokens, levels, escape_share, has_basis, seed):
+    rng = np.random.default_rng(seed)
+    left = int(rng.integers(0, 5 - levels))
+    basis = rng.integers(-127, 128, (width, width)).astype(np.int8) if has_basis else None
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+    part = Part(0, zeros, zeros, ones, basis, np.zeros(width, np.uint8))
+    block = decoded_part(rng, width, tokens, levels, escape_share)
+    expected = part.inverse(reconstruct(symbols_of(block, 0), left), np.ones(tokens, np.float32))
+    for path in native.PATHS:
+        assert np.array_equal(whole_numbers(part, block, left, path), expected), path
+
+
+@pytest.mark.parametrize("path", native.PATHS)
+def test_sums_of_the_widest_basis_do_not_overflow(path):
+    width, tokens = 4096, 9
+    basis = np.full((width, width), -127, np.int8)
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+    part = Part(0, zeros, zeros, ones, basis, np.zeros(width, np.uint8))
+    base = np.full((width, tokens), SYMBOL_ZERO - 127, np.uint8)
+    base[:, 1] = SYMBOL_ZERO + 127
+    base[:, 2] = ESCAPE
+    escapes = np.full(width, ESCAPE_MAX - 1, np.int32)
+    block = DecodedBlock(((base,),), (escapes,), np.zeros(tokens, np.uint8), ())
+    expected = part.inverse(reconstruct(symbols_of(block, 0), 3), np.ones(tokens, np.float32))
+    assert np.array_equal(whole_numbers(part, block, 3, path), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_blocks_of_several_parts_become_rotated_tensors(dtype, interleaved, threads):
+    rng = np.random.default_rng(3)
+    tokens, heads, dim = 19, 3, 22
+    rope = Rope(tuple(float(x) for x in rng.random(7)), interleaved=interleaved, first_dim=4)
+    parts, start = [], 0
+    for width, has_basis in ((70, True), (5, False), (2 * heads * dim - 75, True)):
+        mean, origin, scale = rng.normal(size=(3, width)).astype(np.float32)
+        basis = rng.integers(-127, 128, (width, width)).astype(np.int8) if has_basis else None
+        parts.append(Part(start, mean, origin, np.abs(scale) / 900, basis, np.zeros(width, np.uint8)))
+        start += width
+    block = Block(tuple(parts), np.zeros(0, np.float32), 0.0)
+    pieces = [decoded_part(rng, part.width, tokens, 3, 0.0) for part in parts]
+    gains = rng.integers(0, 6, tokens).astype(np.uint8)
+    decoded = DecodedBlock(
+        tuple(zip(*[[level[0] for level in item.levels] for item in pieces], strict=True)),
+        tuple(item.escapes[0] for item in pieces),
+        gains,
+        (),
+    )
+    expected = restore(block, decoded, 1, 0)
+    factors = np.float32(0.5) / np.exp2(gains / np.float32(2)).astype(np.float32)
+    jobs = [
+        PartJob(
+            tuple(level[i] for level in decoded.levels),
+            decoded.escapes[i],
+            1,
+            part.start,
+            part.packed,
+            factors,
+            part.scale,
+            part.mean,
+            part.origin_mean,
+        )
+        for i, part in enumerate(parts)
+    ]
+    cos, sin = cos_sin(rope, np.arange(5, 5 + tokens))
+    wide = np.zeros((2, heads + 1, tokens + 4, dim), dtype)
+    keys, values = (item[:heads, 2 : tokens + 2] for item in wide)
+    rooms = [Room(keys, 0, rope, cos, sin), Room(values[::-1], heads * dim)]
+    channels = np.zeros_like(expected)
+    job = RestoreJob(jobs, [room.job() for room in rooms], tokens, block.width, channels)
+    native_lossy.restore([job] * threads, threads=threads)
+    assert np.abs(channels - expected).max() <= 1e-5 * np.abs(expected).max()
+    for room in rooms:
+        room_out = np.zeros((heads, tokens, dim), np.float32)
+        replace(room, out=room_out).fill(channels)
+        bound = {np.float32: 1e-6, np.float16: 2.0**-11}.get(dtype, 2.0**-8)
+        error = np.abs(room.out.astype(np.float32) - room_out)
+        assert (error <= bound * np.abs(room_out) + 1e-6).all()
+    assert not wide[:, heads:].any()
+    assert not wide[:, :, :2].any()
+    assert not wide[:, :, tokens + 2 :].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_rounding_to_two_bytes_is_numpys(dtype):
+    bits = np.random.default_rng(0).integers(0, 2**32, 64 * 1024, dtype=np.uint64).astype(np.uint32)
+    edges = np.array([0x38800000, 0x387FFFFF, 0x33000000, 0x33000001, 0x477FEFFF, 0x477FF000, 0x7F7FFFFF], np.uint32)
+    ties = (np.arange(0x3800, 0x7000, dtype=np.uint32) << 13) + 0x1000
+    numbers = np.concatenate([bits, edges, edges | 0x80000000, ties, ties << 3]).view(np.float32)
+    numbers = np.ascontiguousarray(numbers[np.isfinite(numbers)])
+    width = 1000
+    numbers = numbers[: len(numbers) // width * width].reshape(-1, width)
+    with np.errstate(over="ignore"):
+        expected = numbers.astype(dtype)
+    zeros = np.zeros(width, np.float32)
+    symbols = np.full((width, 1), SYMBOL_ZERO, np.uint8)
+    out = np.zeros((1, 1, width), dtype)
+    for row, wanted in zip(numbers, expected, strict=True):
+        part = PartJob((symbols,), np.zeros(0, np.int32), 0, 0, None, np.ones(1, np.float32), zeros, row, row)
+        native_lossy.restore([RestoreJob([part], [TensorJob(out, 0)], 1, width)])
+        assert np.array_equal(out.reshape(-1).view(np.uint16) & 0x7FFF, wanted.view(np.uint16) & 0x7FFF)
+
+
+def test_what_does_not_fit_is_refused():
+    symbols = np.full((3, 4), SYMBOL_ZERO, np.uint8)
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+    part = PartJob((symbols,), np.zeros(0, np.int32), 0, 0, None, np.ones(4, np.float32), ones, zeros, zeros)
+    out = np.zeros((1, 4, 3), np.float32)
+    native_lossy.restore([RestoreJob([part], [TensorJob(out, 0)], 4, 3)])
+    escaped = symbols.copy()
+    escaped[1, 2] = ESCAPE
+    for bad in (
+        replace(part, symbols=(escaped,)),
+        replace(part, escapes=np.ones(1, np.int32)),
+        replace(part, start=1),
+        replace(part, symbols=(symbols, symbols[:2])),
+        replace(part, symbols=(np.full((4, 4), SYMBOL_ZERO, np.uint8),)),
+    ):
+        with pytest.raises(InvalidData, match="does not fit"):
+            native_lossy.restore([RestoreJob([bad], [], 4, 3)])
+    for bad_tensor in (
+        TensorJob(out, 1),
+        TensorJob(out, 0, np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)),
+        TensorJob(out, 0, np.ones((4, 1), np.float32), np.ones((4, 1), np.float32), first_dim=2),
+    ):
+        with pytest.raises(InvalidData, match="does not fit"):
+            native_lossy.restore([RestoreJob([part], [bad_tensor], 4, 3)])
+    with pytest.raises(ValueError, match="tokens"):
+        native_lossy.restore([RestoreJob([part], [TensorJob(out[:, :3], 0)], 4, 3)])
