@@ -248,8 +248,8 @@ def _offsets(block: Block, means: IntArray, scales: Sequence[float]) -> tuple[Of
 class SegmentStream:
     """One segment's main stream, for who decodes it elsewhere: everything beside it is read and checked.
 
-    ``active`` rows of each part, whose scale ``classes`` ``[sum of active]`` stand in the same order; ``escapes`` of the
-    stream's symbols.
+    ``active`` rows of each part, whose scale ``classes`` ``[sum of active]`` stand in the same order; ``escapes`` of
+    the stream's symbols.
     """
 
     data: memoryview

@@ -82,7 +82,9 @@ class Batch:
             if start % profile.block_layers == 0
         ]
         blocks = [profile.blocks[start // profile.block_layers] for _, start in places]
-        payloads = [[self._chunks[index].container.segment(level, start) for level in levels] for index, start in places]
+        payloads = [
+            [self._chunks[index].container.segment(level, start) for level in levels] for index, start in places
+        ]
         streams = read_streams(blocks, payloads, tokens=self.tokens)
         units = []
         for (index, start), block, item in zip(places, blocks, streams, strict=True):
@@ -93,7 +95,8 @@ class Batch:
     def decode_symbols(self) -> None:
         """Queue the entropy decoding of every level; ``symbols`` will hold the finest level read, unit by unit."""
         offsets = [
-            [self._stage(unit, unit.streams.levels[level], level) for unit in self.units] for level in range(self._depth)
+            [self._stage(unit, unit.streams.levels[level], level) for unit in self.units]
+            for level in range(self._depth)
         ]
         self._offset_means = [
             [self._staging.add(offset.means) for offset in unit.streams.offsets] for unit in self.units
@@ -132,7 +135,7 @@ class Batch:
     def synthesise(self) -> None:
         """Queue the transform to channels, ``[tokens, width]`` of each unit in ``channels``."""
         address, left = self._device.address, self._profile.refinements + 1 - self._depth
-        jobs: list[np.void] = []
+        jobs: list[NDArray[np.void]] = []
         most = 0
         for index, unit in enumerate(self.units):
             at = 4 * self.tokens
@@ -152,20 +155,19 @@ class Batch:
                     job["offsets"], job["offset_scale"] = self._base + staged, offset.scale
                 jobs.append(job)
                 most = max(most, -(-part.width // _TILE))
-        table = np.array(jobs, SYNTHESIS)
+        table = np.concatenate(jobs)
         table["factors"] = address(self._resident.unit_factors(left))
         table["tokens"], table["halved"] = self.tokens, left > 0
         self._held.append(launch(self._device, "kvl_synthesise", table, most * -(-self.tokens // _TILE)))
 
-    def _synthesis_job(self, part: Part, *, origin: bool) -> np.void:
+    def _synthesis_job(self, part: Part, *, origin: bool) -> NDArray[np.void]:
         address, arrays = self._device.address, self._resident.part(part)
-        job = np.zeros((), SYNTHESIS)
+        job = np.zeros(1, SYNTHESIS)
         job["basis"] = 0 if arrays.basis is None else address(arrays.basis)
         job["mean"] = address(arrays.mean)
         job["first_mean"] = address(arrays.origin_mean if origin else arrays.mean)
         job["scale"], job["width"], job["offset_scale"] = address(arrays.scale), part.width, 1.0
-        found: np.void = job[()]
-        return found
+        return job
 
     def scatter(self, tensors: dict[tuple[int, Kind], Tensor], block_table: NDArray[np.int32]) -> None:
         """Queue the writing to pages, keys turned to their positions."""
@@ -175,7 +177,9 @@ class Batch:
         pieces: list[NDArray[np.void]] = []
         most = 0
         for start in sorted({unit.start for unit in self.units}):
-            chosen = [(unit, row) for unit, row in zip(self.units, self._channel_rows, strict=True) if unit.start == start]
+            chosen = [
+                (unit, row) for unit, row in zip(self.units, self._channel_rows, strict=True) if unit.start == start
+            ]
             chunks = np.array([unit.chunk for unit, _ in chosen])
             width = chosen[0][0].block.width
             channels = address(self.channels) + 4 * self.tokens * np.array([row for _, row in chosen], np.uint64)
@@ -209,6 +213,4 @@ class Batch:
         if len(bad):
             unit = self.units[int(bad[0]) % len(self.units)]
             level = LOSSY_LEVELS[int(bad[0]) // len(self.units)]
-            raise InvalidData(
-                f"entropy stream of level {level}, layer {unit.start} {STATUS[int(statuses[bad[0]])]}"
-            )
+            raise InvalidData(f"entropy stream of level {level}, layer {unit.start} {STATUS[int(statuses[bad[0]])]}")

@@ -90,7 +90,11 @@ class CupyDevice:
 
 def source_digest() -> str:
     """A number that names what the kernels are built from, headers included."""
-    files = [*sorted(SOURCE.parent.glob("*.cu*")), SOURCE.parent / "shim.h", SOURCE.parent.parent / "entropy" / "rans.h"]
+    files = [
+        *sorted(SOURCE.parent.glob("*.cu*")),
+        SOURCE.parent / "shim.h",
+        SOURCE.parent.parent / "entropy" / "rans.h",
+    ]
     digest = blake3(b"".join(path.read_bytes() for path in files)).hexdigest(8)
     return f"0x{digest}ull"
 

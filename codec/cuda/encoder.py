@@ -177,7 +177,7 @@ class _Encoder:
         gains = np.stack([item.gains for item in told])  # [blocks, all tokens]
         self._gains = self._device.upload(gains)
         address, xp = self._device.address, self._device.xp
-        jobs: list[np.void] = []
+        jobs: list[NDArray[np.void]] = []
         peaks: list[Any] = []
         limit = min(FINE_MAX - 1, ESCAPE_MAX << self._profile.refinements)
         for index, span in enumerate(self._spans):
@@ -186,16 +186,16 @@ class _Encoder:
                 symbols = xp.empty(block.width * span.tokens, np.int32)
                 peak = xp.empty(block.width, np.uint32)
                 for part, coefficients in zip(block.parts, analysed.coefficients, strict=True):
-                    job = np.zeros((), QUANTISE)
+                    job = np.zeros(1, QUANTISE)
                     job["coefficients"], job["row_stride"] = address(coefficients) + 4 * start, self._total
                     job["gains"] = address(self._gains) + number * self._total + start
                     job["symbols"] = address(symbols) + 4 * part.start * span.tokens
                     job["peaks"] = address(peak) + 4 * part.start
                     job["width"], job["tokens"] = part.width, span.tokens
-                    jobs.append(job[()])
+                    jobs.append(job)
                 self._symbols.append(symbols)
                 peaks.append(peak)
-        every = np.array(jobs, QUANTISE)
+        every = np.concatenate(jobs)
         every["factors"], every["status"] = address(self._resident.gain_factors()), address(self._status)
         every["rounding"], every["limit"] = float(ROUNDING), limit
         self._held.append(launch(self._device, "kvl_quantise", every, int(every["width"].max())))

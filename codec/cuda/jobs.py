@@ -17,7 +17,7 @@ _ADDRESS = np.uint64
 
 def _struct(addresses: str, integers: str, **others: type[np.generic]) -> np.dtype[np.void]:
     """A struct of addresses, then numbers: uint32 unless ``others`` says so."""
-    fields = [(name, _ADDRESS) for name in addresses.split()]
+    fields: list[tuple[str, type[np.generic]]] = [(name, _ADDRESS) for name in addresses.split()]
     fields += [(name, others.get(name, np.uint32)) for name in integers.split()]
     return np.dtype(fields, align=True)
 

@@ -58,7 +58,15 @@ class Tensor:
         slot, head = (1, 2) if order is PageOrder.NHD else (2, 1)
         shape = [int(size) for size in array.shape]
         return cls(
-            address, _ELEMENTS[name], shape[0], shape[slot], shape[head], shape[3], strides[0], strides[slot], strides[head]
+            address,
+            _ELEMENTS[name],
+            shape[0],
+            shape[slot],
+            shape[head],
+            shape[3],
+            strides[0],
+            strides[slot],
+            strides[head],
         )
 
     def fill(self, jobs: NDArray[np.void]) -> None:
@@ -96,7 +104,9 @@ class PagedKv:
                         f"the layout has {spec.kv_heads} of {spec.head_dim_of(kind)}"
                     )
                 if slots > len(block_table) * tensor.block_size:
-                    raise InvalidTensor(f"{len(block_table)} blocks of {tensor.block_size} have no room for {slots} tokens")
+                    raise InvalidTensor(
+                        f"{len(block_table)} blocks of {tensor.block_size} have no room for {slots} tokens"
+                    )
                 if len(block_table) and not 0 <= block_table.min() <= block_table.max() < tensor.blocks:
                     raise InvalidTensor(
                         f"block table names blocks {block_table.min()} to {block_table.max()}, "

@@ -50,9 +50,7 @@ class Stream:
         return rows
 
 
-def code_streams(
-    device: Device, staging: Staging, streams: Sequence[Stream]
-) -> list[tuple[NDArray[np.int32], bytes]]:
+def code_streams(device: Device, staging: Staging, streams: Sequence[Stream]) -> list[tuple[NDArray[np.int32], bytes]]:
     """The escapes and the bytes of every stream; those without symbols are empty."""
     found: dict[int, tuple[NDArray[np.int32], bytes]] = {}
     waiting = [index for index, stream in enumerate(streams) if stream.count]
@@ -61,9 +59,7 @@ def code_streams(
     # Half a byte per symbol is what hardly any stream exceeds; where one does, it gets all that it could need.
     for ample in (False, True):
         coded = _attempt(device, [streams[i] for i in waiting], [base + rows[i] for i in waiting], ample=ample)
-        for index, item in zip(waiting, coded, strict=True):
-            if item is not None:
-                found[index] = item
+        found |= {index: item for index, item in zip(waiting, coded, strict=True) if item is not None}
         waiting = [index for index in waiting if index not in found]
         if not waiting:
             break

@@ -56,7 +56,7 @@ def test_symbols_of_every_level_are_the_references(device, profile, reference, d
 @settings(max_examples=40, deadline=None)
 def test_integer_sums_are_exact_whatever_the_symbols(device, seed, tokens, width, share, loudest, left):
     rng = np.random.default_rng(seed)
-    active = int(round(share * width))
+    active = round(share * width)
     symbols = rng.integers(-20, 21, (active, tokens)).astype(np.int32)
     loud = rng.random(symbols.shape) < 0.01
     symbols[loud] = rng.choice([-loudest, loudest], int(loud.sum()))
@@ -93,7 +93,7 @@ def test_integer_sums_are_exact_whatever_the_symbols(device, seed, tokens, width
 )
 @settings(max_examples=40, deadline=None)
 def test_streams_have_the_reference_encoders_bytes(device, profile, seed, tokens, spread, wrong):
-    """With classes that fit and with classes that do not, so that most symbols escape and the first rooms are too small."""
+    """With classes that fit, and with such that most symbols escape and the first rooms are too small."""
     rng = np.random.default_rng(seed)
     block = profile.blocks[1]
     parts = tuple(
@@ -102,7 +102,10 @@ def test_streams_have_the_reference_encoders_bytes(device, profile, seed, tokens
         )
         for part in block.parts
     )
-    classes = tuple(np.clip(part.classes.astype(int) + wrong + rng.integers(-9, 10, part.width), 0, 81).astype(np.uint8) for part in block.parts)
+    classes = tuple(
+        np.clip(part.classes.astype(int) + wrong + rng.integers(-9, 10, part.width), 0, 81).astype(np.uint8)
+        for part in block.parts
+    )
     gains = rng.integers(0, 16, tokens).astype(np.uint8)
     offset = Offset(rng.integers(-300, 300, 20).astype(np.int32), 0.5)
     item = BlockSymbols(parts, gains, classes, (offset,))
