@@ -14,7 +14,7 @@ from ..layout import Kind, Layout
 from ..level import LOSSY_LEVELS
 from ..profile import Block, Part, Profile, block_range
 from ..segment import tables_of_classes
-from ..segment_reader import BlockStreams, SegmentStream, read_streams
+from ..segment_reader import BlockStreams, read_streams
 from .device import Device, Staging, launch
 from .jobs import DECODE, PAGES, ROW, STATUS, SYNTHESIS
 from .paged import Tensor
@@ -61,6 +61,7 @@ class Batch:
         self._resident = resident(device, profile)
         self.units = self._read()
         self._held: list[Any] = []  # what queued kernels read
+        self._parts: dict[int, tuple[int, int, int, int]] = {}
         self._staging = Staging()
         self._gains = [self._staging.add(unit.streams.gains) for unit in self.units]
         bounds = [*accumulate((unit.rows for unit in self.units), initial=0)]
@@ -94,10 +95,7 @@ class Batch:
 
     def decode_symbols(self) -> None:
         """Queue the entropy decoding of every level; ``symbols`` will hold the finest level read, unit by unit."""
-        offsets = [
-            [self._stage(unit, unit.streams.levels[level], level) for unit in self.units]
-            for level in range(self._depth)
-        ]
+        offsets = [self._stage(level) for level in range(self._depth)]
         self._offset_means = [
             [self._staging.add(offset.means) for offset in unit.streams.offsets] for unit in self.units
         ]
@@ -106,19 +104,28 @@ class Batch:
             jobs = self._decode_jobs(level, offsets[level])
             self._held.append(launch(self._device, "kvl_decode", jobs, 1))
 
-    def _stage(self, unit: Unit, stream: SegmentStream, level: int) -> tuple[int, int, int]:
-        rows = np.empty(len(stream.classes), ROW)
-        left = self._profile.refinements - level
-        rows["table"] = tables_of_classes(stream.classes, left) * (1 if level == 0 else 2)
-        pieces = [np.arange(at, at + count) for at, count in zip(unit.first_rows, stream.active, strict=True)]
-        rows["place"] = np.concatenate(pieces)
+    def _stage(self, level: int) -> NDArray[np.uint64]:
+        """Offsets ``[3, units]`` of a level's streams, rows and escapes."""
+        streams = [unit.streams.levels[level] for unit in self.units]
+        classes = np.concatenate([stream.classes for stream in streams])
+        counts = np.array([count for stream in streams for count in stream.active])
+        firsts = np.array([row for unit in self.units for row in unit.first_rows])
+        rows = np.empty(len(classes), ROW)
+        # A part's rows are consecutive here and there, but for where they start.
+        rows["place"] = np.arange(len(classes)) + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
+        rows["table"] = tables_of_classes(classes, self._profile.refinements - level) * (1 if level == 0 else 2)
+        ends = np.cumsum([[len(stream.classes), len(stream.escapes)] for stream in streams], axis=0)
+        own_rows, own_escapes = np.vstack([[0, 0], ends[:-1]]).T
         add = self._staging.add
-        return add(stream.data), add(rows), add(stream.escapes)
+        rows_at, escapes_at = add(rows), add(np.concatenate([stream.escapes for stream in streams]))
+        data = [add(stream.data) for stream in streams]
+        offsets = np.stack([data, rows_at + ROW.itemsize * own_rows, escapes_at + 4 * own_escapes])
+        return offsets.astype(np.uint64)
 
-    def _decode_jobs(self, level: int, offsets: Sequence[tuple[int, int, int]]) -> NDArray[np.void]:
+    def _decode_jobs(self, level: int, offsets: NDArray[np.uint64]) -> NDArray[np.void]:
         streams = [unit.streams.levels[level] for unit in self.units]
         jobs = np.zeros(len(streams), DECODE)
-        jobs["data"], jobs["rows"], jobs["escapes"] = self._base + np.array(offsets, np.uint64).reshape(-1, 3).T
+        jobs["data"], jobs["rows"], jobs["escapes"] = self._base + offsets
         jobs["gains"] = self._base + np.array(self._gains, np.uint64)
         jobs["symbols"] = self._device.address(self.symbols) + 4 * self.tokens * np.array(self._symbol_rows, np.uint64)
         jobs["status"] = self._device.address(self._statuses) + 4 * (level * len(jobs) + np.arange(len(jobs)))
@@ -135,39 +142,40 @@ class Batch:
     def synthesise(self) -> None:
         """Queue the transform to channels, ``[tokens, width]`` of each unit in ``channels``."""
         address, left = self._device.address, self._profile.refinements + 1 - self._depth
-        jobs: list[NDArray[np.void]] = []
+        at, factors = 4 * self.tokens, address(self._resident.unit_factors(left))
+        symbols_at, channels_at = address(self.symbols), address(self.channels)
+        jobs: list[tuple[int | float, ...]] = []
         most = 0
         for index, unit in enumerate(self.units):
-            at = 4 * self.tokens
-            symbols = address(self.symbols) + at * self._symbol_rows[index]
-            channels = address(self.channels) + at * self._channel_rows[index]
+            symbols = symbols_at + at * self._symbol_rows[index]
+            channels = channels_at + at * self._channel_rows[index]
             means = iter(zip(unit.streams.offsets, self._offset_means[index], strict=True))
             origin = self._chunks[unit.chunk].container.header.first_position == 0
+            gains, stride = self._base + self._gains[index], unit.block.width
             for part, row, active in zip(
                 unit.block.parts, unit.first_rows, unit.streams.levels[-1].active, strict=True
             ):
-                job = self._synthesis_job(part, origin=origin)
-                job["symbols"], job["active"] = symbols + at * row, active
-                job["channels"], job["channel_stride"] = channels + 4 * part.start, unit.block.width
-                job["gains"] = self._base + self._gains[index]
+                basis, mean, origin_mean, scale = self._part(part)
+                offset_at, offset_scale = 0, 1.0
                 if part.adaptive:
                     offset, staged = next(means)
-                    job["offsets"], job["offset_scale"] = self._base + staged, offset.scale
-                jobs.append(job)
+                    offset_at, offset_scale = self._base + staged, offset.scale
+                first, own = origin_mean if origin else mean, channels + 4 * part.start
+                addresses = (symbols + at * row, basis, mean, first, offset_at, scale, factors, gains, own, 0)
+                jobs.append((*addresses, stride, active, self.tokens, part.width, left > 0, offset_scale, 0))
                 most = max(most, -(-part.width // _TILE))
-        table = np.concatenate(jobs)
-        table["factors"] = address(self._resident.unit_factors(left))
-        table["tokens"], table["halved"] = self.tokens, left > 0
+        table = np.array(jobs, SYNTHESIS)
         self._held.append(launch(self._device, "kvl_synthesise", table, most * -(-self.tokens // _TILE)))
 
-    def _synthesis_job(self, part: Part, *, origin: bool) -> NDArray[np.void]:
-        address, arrays = self._device.address, self._resident.part(part)
-        job = np.zeros(1, SYNTHESIS)
-        job["basis"] = 0 if arrays.basis is None else address(arrays.basis)
-        job["mean"] = address(arrays.mean)
-        job["first_mean"] = address(arrays.origin_mean if origin else arrays.mean)
-        job["scale"], job["width"], job["offset_scale"] = address(arrays.scale), part.width, 1.0
-        return job
+    def _part(self, part: Part) -> tuple[int, int, int, int]:
+        """Addresses of a part's basis, mean, mean of the first token of a context, and scale."""
+        found = self._parts.get(id(part))
+        if found is None:
+            address, arrays = self._device.address, self._resident.part(part)
+            basis = 0 if arrays.basis is None else address(arrays.basis)
+            found = basis, address(arrays.mean), address(arrays.origin_mean), address(arrays.scale)
+            self._parts[id(part)] = found
+        return found
 
     def scatter(self, tensors: dict[tuple[int, Kind], Tensor], block_table: NDArray[np.int32]) -> None:
         """Queue the writing to pages, keys turned to their positions."""
