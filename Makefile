@@ -28,7 +28,7 @@ ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: help demo test lint types contracts wheel-check fuzz check clean clean-all
+.PHONY: help demo test lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,9 +56,14 @@ contracts: $(VENV)/.test $(VENV)/.lint $(TYPING) ## import-linter: imports point
 wheel-check: $(VENV)/.test ## sdist and wheel, installed in empty environments with and without a compiler, and used
 	$(BIN)/pytest -m package tests/e2e $(PYTEST_ARGS)
 
-fuzz: $(FUZZ_FOLDER)/rans $(FUZZ_FOLDER)/planes ## the compiled core on hostile input, with sanitizers: a million cases
+fuzz: fuzz-native fuzz-containers ## hostile input, a million cases each: the compiled core with sanitizers, whole containers
+
+fuzz-native: $(FUZZ_FOLDER)/rans $(FUZZ_FOLDER)/planes
 	$(FUZZ_FOLDER)/rans $(FUZZ_CASES)
 	$(FUZZ_FOLDER)/planes $(FUZZ_CASES)
+
+fuzz-containers: $(VENV)/.test
+	$(BIN)/python tests/fuzz/fuzz_containers.py --cases $(FUZZ_CASES)
 
 check: test lint types contracts wheel-check ## all of the above: what CI runs
 
@@ -86,7 +91,7 @@ $(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
-	$(PIP) --group test --editable '.[demo,oracle]'
+	$(PIP) --group test --editable '.[cachegen,demo]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python

@@ -9,6 +9,7 @@ from typing import ClassVar
 __all__ = [
     "BodyTooLarge",
     "ChunkTooLong",
+    "CodecMismatch",
     "ConfigError",
     "DaemonUnavailable",
     "EmptyChunk",
@@ -144,6 +145,13 @@ class LayoutMismatch(KvloomError):
     """KV of one layout offered where another is expected."""
 
     code = "layout_mismatch"
+    http_status = 409
+
+
+class CodecMismatch(KvloomError):
+    """Lossy levels of one codec put into a namespace that keeps those of another."""
+
+    code = "codec_mismatch"
     http_status = 409
 
 

@@ -13,11 +13,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ENTROPY = "codec/entropy"
-LOSSY = ("synthesis", "synthesis_avx2", "synthesis_avx512", "rotation")
+LOSSY = ("synthesis", "synthesis_avx2", "synthesis_avx512", "rotation", "quantise")
 SOURCES = ("module", "rans", "rans_avx2", "rans_avx512", "planes", "clusters", "tables", *LOSSY)
 HEADERS = ("coder", "groups", "jobs", "planes", "rans", "spread", "synthesis")
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # CPython has no stable ABI there
-FLAGS_UNIX = ["-std=c++17", "-O3", "-g0", "-fno-rtti", "-fvisibility=hidden", "-pthread"]
+FLAGS_UNIX = ["-std=c++17", "-O3", "-g0", "-fno-rtti", "-fvisibility=hidden", "-pthread", "-ffp-contract=off"]
 FLAGS_MSVC = ["/std:c++17", "/O2", "/EHsc"]
 
 

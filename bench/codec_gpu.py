@@ -34,8 +34,8 @@ from kvloom.codec.entropy import encode_streams
 from kvloom.codec.gpu import PagedKv, decode_into_pages, encode_from_pages
 from kvloom.codec.lossy import restore
 from kvloom.codec.profile import Block, Part
-from kvloom.codec.quantise import gain_factors
-from kvloom.codec.segment import BlockSymbols, symbols_of
+from kvloom.codec.quantise import Symbols, quantise, symbols_of
+from kvloom.codec.segment import BlockSymbols, joined_symbols
 from kvloom.codec.segment_reader import decode_blocks
 from kvloom.codec.segment_writer import encode_blocks, plan_segments
 
@@ -88,14 +88,18 @@ def draw_symbols(profile: Profile, seed: int) -> list[BlockSymbols]:
     coded = []
     for block in profile.blocks:
         gains = np.where(rng.random(TOKENS) < LOUD_SHARE, 8, 0).astype(np.uint8)
-        factors = gain_factors(gains)
-        parts = []
-        for part in block.parts:
-            drawn = rng.standard_exponential((part.width, TOKENS), dtype=np.float32)
-            magnitudes = (drawn * row_scales(part.width).astype(np.float32)[:, None] * factors + 0.375).astype(np.int32)
-            parts.append(np.where(rng.integers(0, 2, magnitudes.shape, dtype=np.uint8) == 1, -magnitudes, magnitudes))
-        coded.append(BlockSymbols(tuple(parts), gains, tuple(part.classes for part in block.parts)))
+        drawn = [
+            rng.laplace(size=(part.width, TOKENS)).astype(np.float32) * row_scales(part.width).astype(np.float32)[:, None]
+            for part in block.parts
+        ]
+        classes = tuple(part.classes for part in block.parts)
+        coded.append(BlockSymbols(tuple(symbols_of(drawn, gains, REFINEMENTS)), gains, classes))
     return coded
+
+
+def fine_of(part: Symbols) -> NDArray[np.int32]:
+    """The finest symbols as numbers."""
+    return quantise(part.coefficients, part.gains)
 
 
 def make_container(profile: Profile, payloads: list[list[bytes]], position: int) -> Container:
@@ -129,7 +133,7 @@ def check(device: Device, profile: Profile, coded: list[BlockSymbols], payloads:
         batch.check()
         segments = [[container.segment(level, i) for level in LOSSY_LEVELS[:depth]] for i in range(len(payloads))]
         decoded = decode_blocks(profile.blocks, segments, tokens=TOKENS, refinements=REFINEMENTS)
-        expected = [symbols_of(item, part).reshape(-1) for item in decoded for part in range(2)]
+        expected = [joined_symbols(item, part).reshape(-1) for item in decoded for part in range(2)]
         symbols = device.download(batch.symbols)
         assert np.array_equal(symbols[: sum(map(len, expected))], np.concatenate(expected)), f"symbols, {depth} levels"
         channels = restore(profile.blocks[0], decoded[0], REFINEMENTS + 1 - depth, 0)
@@ -138,8 +142,8 @@ def check(device: Device, profile: Profile, coded: list[BlockSymbols], payloads:
     streams = []
     held = []
     for block, item in zip(profile.blocks, coded, strict=True):
-        plans = plan_segments(block, item, [np.abs(part).max(axis=1) for part in item.parts], REFINEMENTS)
-        symbols, gains = device.upload(np.concatenate(item.parts)), device.upload(item.gains)
+        plans = plan_segments(block, item, [part.peaks for part in item.parts], REFINEMENTS)
+        symbols, gains = device.upload(np.concatenate([fine_of(part) for part in item.parts])), device.upload(item.gains)
         held += [symbols, gains]
         for level, plan in enumerate(plans):
             left = REFINEMENTS - level
@@ -238,11 +242,6 @@ def nvcomp_ans(device: TimedDevice, symbols: NDArray[np.uint8], rounds: int) -> 
     return rows
 
 
-def base_bytes(fine: NDArray[np.int32]) -> NDArray[np.uint8]:
-    coarse = np.sign(fine) * (np.abs(fine) >> REFINEMENTS)
-    return (np.clip(coarse, -127, 127) + 128).astype(np.uint8).reshape(-1)
-
-
 def speeds(device: TimedDevice, profile: Profile, containers: list[Container], rounds: int) -> list[Row]:
     values = profile.layout.values_per_token * TOKENS * len(containers)
     table = np.random.default_rng(0).permutation(TOKENS * len(containers) // BLOCK_SIZE)
@@ -299,7 +298,7 @@ def main() -> None:
     bits = {str(level): 8 * len(containers[0].truncate(level)) / values for level in LOSSY_LEVELS}
     copies = copy_bandwidth(device, options.rounds)
     rows = speeds(device, profile, containers, options.rounds)
-    base = np.concatenate([base_bytes(part) for item in drawn[0] for part in item.parts])
+    base = np.concatenate([part.levels[0].reshape(-1) for item in drawn[0] for part in item.parts])
     rows += nvcomp_ans(device, np.tile(base, max(1, options.chunks // 4)), options.rounds)
     print(f"{options.chunks} chunks of {TOKENS} tokens; bits per value: {bits}")
     print("copy bandwidth, Gbyte/s: " + ", ".join(f"{key} {value:.0f}" for key, value in copies.items()))

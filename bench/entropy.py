@@ -55,7 +55,7 @@ class Measured:
 def draw_jobs(centre: int) -> tuple[list[EncodeJob], float]:
     """Jobs of symbols drawn from their tables, and the entropy per symbol."""
     rng = np.random.default_rng(centre)
-    tables = base_tables()
+    tables = base_tables(0)
     jobs, bits = [], 0.0
     for _ in range(JOBS):
         classes = np.sort(np.clip(rng.integers(centre - SPREAD, centre + SPREAD + 1, CHANNELS), 0, CLASSES - 1))[::-1]

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .. import limits
-from ..codec.level import Level, parse_level
+from ..codec.level import Level, LossyCodec, parse_level
 from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
@@ -158,7 +158,7 @@ class ChunkList:
 
 @dataclass(frozen=True, slots=True)
 class LevelBytes:
-    """Payload bytes of one level alone; a lossy level needs the coarser ones too."""
+    """Payload bytes of one level alone; a lossy level of codec ``kvloom`` needs the coarser ones too."""
 
     level: Level
     payload_bytes: int
@@ -166,7 +166,7 @@ class LevelBytes:
 
 @dataclass(frozen=True, slots=True)
 class ChunkDetail:
-    """One stored chunk in full; ``profile_digest`` is absent where no level is lossy."""
+    """One stored chunk in full; ``codec`` and ``profile_digest`` are absent where no level is lossy."""
 
     chunk: ChunkEntry
     tokens: int
@@ -177,6 +177,7 @@ class ChunkDetail:
     raw_bytes: int
     levels: tuple[LevelBytes, ...]
     profile_digest: bytes | None = None
+    codec: LossyCodec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,10 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class DaemonStats:
-    """The daemon and its tiers, fastest first; counts are since it started."""
+    """The daemon and its tiers, fastest first; counts are since it started.
+
+    ``codec`` is the one that lossy levels put into the namespace must be coded with.
+    """
 
     version: str
     pid: int
@@ -217,6 +221,7 @@ class DaemonStats:
     write_behind_failures: int
     profiles: int
     tiers: tuple[TierStats, ...]
+    codec: LossyCodec = LossyCodec.KVLOOM
 
 
 def dump(record: object) -> Json:

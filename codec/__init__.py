@@ -16,13 +16,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cachegen import CacheGenProfile, calibrate_cachegen
     from .calibration import KvGradient, KvSample, calibrate
     from .codec import ContainerInfo, decode, decode_into, encode, info, truncate
     from .container import Container, ContainerHeader
     from .generic import generic_profile
     from .layout import KeyCoding, Kind, KvDtype, LayerLayout, Layout, Rope
-    from .level import DRAFT, ECONOMY, EXACT, FINE, LOSSY_LEVELS, STANDARD, Level, parse_level
+    from .level import DRAFT, ECONOMY, EXACT, FINE, LOSSY_LEVELS, STANDARD, Level, LossyCodec, parse_level
     from .profile import Profile
+    from .profiles import AnyProfile, parse_profile
 
 __all__ = [
     "DRAFT",
@@ -31,6 +33,8 @@ __all__ = [
     "FINE",
     "LOSSY_LEVELS",
     "STANDARD",
+    "AnyProfile",
+    "CacheGenProfile",
     "Container",
     "ContainerHeader",
     "ContainerInfo",
@@ -42,26 +46,31 @@ __all__ = [
     "LayerLayout",
     "Layout",
     "Level",
+    "LossyCodec",
     "Profile",
     "Rope",
     "calibrate",
+    "calibrate_cachegen",
     "decode",
     "decode_into",
     "encode",
     "generic_profile",
     "info",
     "parse_level",
+    "parse_profile",
     "truncate",
 ]
 
 _HOMES = {
+    "cachegen": ("CacheGenProfile", "calibrate_cachegen"),
     "calibration": ("KvGradient", "KvSample", "calibrate"),
     "codec": ("ContainerInfo", "decode", "decode_into", "encode", "info", "truncate"),
     "container": ("Container", "ContainerHeader"),
     "generic": ("generic_profile",),
     "layout": ("KeyCoding", "Kind", "KvDtype", "LayerLayout", "Layout", "Rope"),
-    "level": ("DRAFT", "ECONOMY", "EXACT", "FINE", "LOSSY_LEVELS", "STANDARD", "Level", "parse_level"),
+    "level": ("DRAFT", "ECONOMY", "EXACT", "FINE", "LOSSY_LEVELS", "STANDARD", "Level", "LossyCodec", "parse_level"),
     "profile": ("Profile",),
+    "profiles": ("AnyProfile", "parse_profile"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

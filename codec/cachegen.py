@@ -24,8 +24,8 @@ is counted in the very chunk and sent with it, 33 numbers of 16 bits: 2 bits per
 
 Payload of one layer and kind: escapes u32; scales f16 ``[groups]``; escaped deltas i32 each, in symbol order; the words
 of the range coder u32. It codes the anchors ``[width, groups]``, then the deltas ``[width, tokens - groups]``, channel
-by channel. All little-endian. The range coder is ``constriction``'s (32-bit words, 24-bit probabilities), which is the
-extra ``oracle``.
+by channel. All little-endian; keys or values without channels are no bytes. The range coder is ``constriction``'s
+(32-bit words, 24-bit probabilities), which is the extra ``cachegen``.
 """
 
 import struct
@@ -48,20 +48,22 @@ from .cachegen_profile import (
     channels_of,
 )
 from .cachegen_quantise import ANCHOR_LIMIT, CacheGenSymbols, anchors_of, quantise
-from .codec import KvArrays
-from .container import Buffer, Kind
-from .layout import KvDtype, Layout
+from .channels import KvArrays
+from .container import Buffer
+from .layout import Kind, KvDtype, Layout
 
 __all__ = [
     "BIN_SCALES",
     "CacheGenProfile",
     "CacheGenUnit",
+    "cachegen_overhead_bytes",
     "calibrate_cachegen",
     "decode_cachegen",
     "encode_cachegen",
 ]
 
 _HEAD = struct.Struct("<I")
+_SCALE_BYTES = 2
 _ESCAPE_BYTES = 4
 _WORD_BYTES = 4
 
@@ -90,7 +92,7 @@ def encode_cachegen(
                 raise InvalidTensor(f"{name} of layer {layer}: {np.shape(heads)}, the layout needs {expected}")
             tables = profile.table(layer, kind)
             symbols = quantise(channels_of(heads), tables.deltas[level].bin_size)
-            payloads.append(_encode_symbols(symbols, tables, level))
+            payloads.append(_encode_symbols(symbols, tables, level) if spec.width_of(kind) else b"")
     return payloads
 
 
@@ -118,10 +120,18 @@ def decode_cachegen(
     places = [(layer, kind) for layer in chosen for kind in Kind]
     for (layer, kind), payload in zip(places, payloads, strict=True):
         spec, tables = layout.layers[layer], profile.table(layer, kind)
+        if not spec.width_of(kind):
+            outputs[kind].append(np.empty((spec.kv_heads, tokens, 0), layout.dtype.numpy))
+            continue
         symbols = _decode_symbols(payload, tables, level, tokens=tokens, width=spec.width_of(kind))
         channels = symbols.reconstruct(tables.deltas[level].bin_size)
         outputs[kind].append(_heads_of(channels, spec.kv_heads, layout.dtype))
     return outputs
+
+
+def cachegen_overhead_bytes(payload: Buffer, tokens: int) -> int:
+    """How many bytes of a payload are neither escapes nor words of the range coder."""
+    return min(len(payload), _HEAD.size + _SCALE_BYTES * anchors_of(tokens))
 
 
 def _encode_symbols(symbols: CacheGenSymbols, tables: CacheGenTables, level: int) -> bytes:
@@ -165,10 +175,10 @@ def _parse(
     payload: Buffer, table: DeltaTable, *, groups: int, deltas: int
 ) -> tuple[NDArray[np.float16], NDArray[np.int32], NDArray[np.uint32]]:
     view = memoryview(payload)
-    if len(view) < _HEAD.size + 2 * groups:
-        raise InvalidData(f"payload has {len(view)} bytes, its header and scales need {_HEAD.size + 2 * groups}")
+    start = _HEAD.size + _SCALE_BYTES * groups
+    if len(view) < start:
+        raise InvalidData(f"payload has {len(view)} bytes, its header and scales need {start}")
     (count,) = _HEAD.unpack_from(view)
-    start = _HEAD.size + 2 * groups
     room = len(view) - start
     if count > deltas or count * _ESCAPE_BYTES > room:
         raise InvalidData(f"payload declares {count} escapes, it has {deltas} deltas and {room} bytes")
@@ -222,5 +232,5 @@ def _constriction() -> Any:
     try:
         import constriction  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingDependency("CacheGen needs constriction: pip install 'kvloom[oracle]'") from error
+        raise MissingDependency("CacheGen needs constriction: pip install 'kvloom[cachegen]'") from error
     return constriction

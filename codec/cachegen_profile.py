@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import zstandard
@@ -31,8 +32,8 @@ from .. import limits
 from ..errors import ConfigError, InvalidData, InvalidTensor, UnknownLevel
 from .cachegen_quantise import ANCHOR_LIMIT, GROUP_TOKENS, CacheGenSymbols, bin_of_layer, quantise
 from .calibration import KvSample
-from .container import Kind
-from .layout import Layout
+from .layout import Kind, Layout
+from .level import LOSSY_LEVELS, Level, LossyCodec
 
 __all__ = [
     "BIN_SCALES",
@@ -44,8 +45,13 @@ __all__ = [
     "channels_of",
 ]
 
-BIN_SCALES = (1.0, 0.7, 0.5, 0.35, 0.25)
-"""Levels, coarsest first: what the paper's bins are multiplied by; the first is the paper's default."""
+BIN_SCALES = (1.0, 0.6, 0.3, 0.15)
+"""What the paper's bins are multiplied by at ``draft``, ``economy``, ``standard`` and ``fine``.
+
+The first is the paper's default. The others are chosen so that the KL divergence is near what our levels of the same
+names aim at, 0.064, 0.016, 0.004 and 0.001: on SmolLM2 (four English contexts of 512 tokens, 64 tokens after each) it
+is 0.058, 0.019, 0.0042 and 0.0015, at 2.76, 3.38, 4.26 and 5.16 bits per value.
+"""
 DELTA_LIMIT = 127
 BIN_MAX = 1e20
 PRIOR_TOKENS = 128
@@ -94,9 +100,15 @@ class CacheGenTables:
 class CacheGenProfile:
     """Tables of all layers, keys before values; safe to share between threads."""
 
+    codec: ClassVar[LossyCodec] = LossyCodec.CACHEGEN
     layout: Layout
     bin_scales: tuple[float, ...]
     tables: tuple[CacheGenTables, ...]
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The lossy levels that have a name, coarse to fine: the code of each is the index of its bin scale."""
+        return LOSSY_LEVELS[: len(self.bin_scales)]
 
     def table(self, layer: int, kind: Kind) -> CacheGenTables:
         """The tables of one layer's keys or values."""
@@ -191,7 +203,7 @@ def _unit_size(texts: Sequence[NDArray[np.float32]], unit: CacheGenUnit) -> floa
         deltas = channels - channels[np.arange(len(channels)) // GROUP_TOKENS * GROUP_TOKENS]
         squares += float(np.square(deltas, dtype=np.float64).sum())
         count += channels.shape[1] * np.count_nonzero(np.arange(len(channels)) % GROUP_TOKENS)
-    return math.sqrt(max(squares / count, 1e-12))
+    return math.sqrt(max(squares / max(count, 1.0), 1e-12))
 
 
 def _fit(texts: Sequence[NDArray[np.float32]], bin_sizes: Sequence[float]) -> CacheGenTables:
@@ -200,7 +212,7 @@ def _fit(texts: Sequence[NDArray[np.float32]], bin_sizes: Sequence[float]) -> Ca
     for bin_size in bin_sizes:
         symbols = [quantise(channels, bin_size) for channels in texts]
         seen = np.concatenate([item.deltas for item in symbols])
-        limit = int(np.clip(np.abs(seen).max(), 1, DELTA_LIMIT))
+        limit = int(np.clip(np.abs(seen).max(initial=0), 1, DELTA_LIMIT))
         deltas.append(DeltaTable(bin_size, limit, _frequencies(seen, limit, beyond=True)))
     anchors = np.concatenate([item.anchors for item in symbols])
     return CacheGenTables(_frequencies(anchors, ANCHOR_LIMIT, beyond=False), tuple(deltas))

@@ -6,12 +6,13 @@ layer rotates them) are turned back by their positions on the way in and turned 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteTensor
-from .entropy import native_lossy
+from .entropy import native, native_lossy
 from .layout import Kind, Layout, Rope
 from .rope import cos_sin, rotate_into
 
@@ -20,56 +21,39 @@ __all__ = ["Angles", "KvArrays", "Room", "gather_channels", "rooms_of"]
 KvArrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
 """Per layer ``[kv_heads, tokens, head_dim]``: a list, or one array ``[layers, kv_heads, tokens, head_dim]``."""
 FloatArray = NDArray[np.float32]
+_LARGEST = {"float16": 65504.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+"""The largest finite number of the dtypes that KV may exceed once it has been quantised."""
 
 
 class Angles:
     """Cosines and sines of a run of positions, computed once per distinct RoPE."""
 
-    def __init__(self, first_position: int, tokens: int) -> None:
-        self._positions = np.arange(first_position, first_position + tokens, dtype=np.int64)
+    def __init__(self, first_position: int, tokens: int, *, backwards: bool = False) -> None:
+        self._first_position, self._tokens, self._backwards = first_position, tokens, backwards
         self._cache: dict[Rope, tuple[FloatArray, FloatArray]] = {}
 
     def first(self, tokens: int) -> "Angles":
         """The angles of the first ``tokens`` positions."""
-        return Angles(int(self._positions[0]), tokens)
+        return Angles(self._first_position, tokens, backwards=self._backwards)
+
+    @cached_property
+    def opposite(self) -> "Angles":
+        """The angles that undo these."""
+        return Angles(self._first_position, self._tokens, backwards=not self._backwards)
 
     def of(self, rope: Rope) -> tuple[FloatArray, FloatArray]:
         """Cosine and sine ``[tokens, pairs]``."""
         found = self._cache.get(rope)
         if found is None:
-            found = self._cache[rope] = cos_sin(rope, self._positions)
+            start = self._first_position
+            positions = np.arange(start, start + self._tokens, dtype=np.int64)
+            found = self._cache[rope] = cos_sin(rope, -positions if self._backwards else positions)
         return found
-
-
-def gather_channels(keys: KvArrays, values: KvArrays, layout: Layout, layers: range, angles: Angles) -> FloatArray:
-    """Channels ``[tokens, width]`` of ``layers``; :class:`NonFiniteTensor` where a number is NaN or infinite."""
-    columns: list[FloatArray] = []
-    tokens = keys[layers[0]].shape[1]
-    for layer in layers:
-        spec = layout.layers[layer]
-        for kind in Kind:
-            if not spec.width_of(kind):
-                continue
-            heads = np.asarray((keys, values)[kind][layer], dtype=np.float32)
-            if not np.isfinite(heads).all():
-                bad = int(heads.size - np.isfinite(heads).sum())
-                raise NonFiniteTensor(
-                    f"{kind.name.lower()} of layer {layer} hold {bad} values that are NaN or infinite, "
-                    "the limit of a lossy level is 0 (exact takes any)"
-                )
-            rope = spec.rope_of(kind)
-            if rope is not None:
-                cos, sin = angles.of(rope)
-                plain = np.empty_like(heads)
-                rotate_into(plain, heads, rope, cos, -sin)
-                heads = plain
-            columns.append(heads.transpose(1, 0, 2).reshape(tokens, spec.width_of(kind)))
-    return np.concatenate(columns, axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where the keys or values of a layer go: ``out`` ``[heads, tokens, dim]``, from channel ``start`` of a block on.
+    """The keys or values of a layer, ``out`` ``[heads, tokens, dim]``: a block's channels from ``start`` on.
 
     Rotated by ``cos`` and ``sin`` ``[tokens, pairs]`` where there is a ``rope``.
     """
@@ -84,10 +68,24 @@ class Room:
         """Write what there is for it among a block's channels ``[tokens, width]``."""
         heads, tokens, dim = self.out.shape
         part = channels[:, self.start : self.start + heads * dim].reshape(tokens, heads, dim).transpose(1, 0, 2)
+        largest = _LARGEST.get(self.out.dtype.name)
+        # Half a step past the largest number of a narrow dtype must not become infinity.
+        turned = self.out if largest is None else np.empty(part.shape, np.float32)
         if self.rope is not None and self.cos is not None and self.sin is not None:
-            rotate_into(self.out, part, self.rope, self.cos, self.sin)
+            rotate_into(turned, part, self.rope, self.cos, self.sin)
         else:
-            self.out[...] = part
+            turned[...] = part
+        if largest is not None:
+            self.out[...] = np.clip(turned, -largest, largest)
+
+    def taken(self) -> FloatArray:
+        """The way in: ``out``, float32, rotated to channels ``[tokens, width]``."""
+        heads = np.asarray(self.out, dtype=np.float32)
+        if self.rope is not None and self.cos is not None and self.sin is not None:
+            turned = np.empty_like(heads)
+            rotate_into(turned, heads, self.rope, self.cos, self.sin)
+            heads = turned
+        return heads.transpose(1, 0, 2).reshape(heads.shape[1], -1)
 
     def job(self) -> native_lossy.TensorJob:
         """The same asked of the compiled core."""
@@ -115,3 +113,32 @@ def rooms_of(
                 rooms.append(Room(out, at, rope, cos, sin))
             at += width
     return rooms
+
+
+def gather_channels(keys: KvArrays, values: KvArrays, layout: Layout, layers: range, angles: Angles) -> FloatArray:
+    """Channels ``[tokens, width]`` of ``layers``; :class:`NonFiniteTensor` where a number is NaN or infinite."""
+    tensors: dict[tuple[int, Kind], NDArray[np.generic]] = {}
+    for layer in layers:
+        for kind in Kind:
+            if layout.layers[layer].width_of(kind):
+                tensors[layer, kind] = np.asarray((keys, values)[kind][layer], dtype=np.float32)
+    rooms = rooms_of(layout, layers, angles.opposite, tensors)
+    tokens = keys[layers[0]].shape[1]
+    width = sum(layout.layers[layer].width_of(kind) for layer, kind in tensors)
+    channels = None
+    if native.AVAILABLE and all(native_lossy.can_reach(room.out) for room in rooms):
+        channels = native_lossy.gather([room.job() for room in rooms], tokens, width)
+    if channels is None:
+        _require_finite(tensors)
+        channels = np.concatenate([room.taken() for room in rooms], axis=1)
+    return channels
+
+
+def _require_finite(tensors: dict[tuple[int, Kind], NDArray[np.generic]]) -> None:
+    for (layer, kind), heads in tensors.items():
+        bad = int(heads.size - np.isfinite(heads).sum())
+        if bad:
+            raise NonFiniteTensor(
+                f"{kind.name.lower()} of layer {layer} hold {bad} values that are NaN or infinite, "
+                "the limit of a lossy level is 0 (exact takes any)"
+            )

@@ -2,7 +2,8 @@
 
 Lossy, forward: the layers of a block become channels that know no position (``channels``), these are centred and
 transformed by the profile (``profile``), quantised (``quantise``) and entropy-coded (``segment``, with its reader and
-writer; ``lossy`` joins the four). ``exact`` is independent of all that (``lossless``). Both may stand in one container.
+writer; ``lossy`` joins the four). CacheGen (``cachegen``) is another codec for the lossy levels, chosen by the profile.
+``exact`` is independent of all that (``lossless``) and may stand in one container with either.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,16 +22,18 @@ from ..errors import (
     LayoutMismatch,
     ProfileMismatch,
 )
+from .cachegen import CacheGenProfile, cachegen_overhead_bytes, decode_cachegen, encode_cachegen
 from .channels import Angles, KvArrays, gather_channels, rooms_of
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
 from .entropy import native_lossy
 from .fallback import CodedChunk, encode_channels
 from .generic import generic_profile
 from .layout import KeyCoding, LayerLayout, Layout, Rope
-from .level import EXACT, LOSSY_LEVELS, Level, parse_level, require_level
+from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec, parse_level, parse_lossy_codec, require_level
 from .lossless import decode_exact, encode_exact
 from .lossy import decode_lossy
 from .profile import Profile, block_range
+from .profiles import AnyProfile
 from .rope import cos_sin, rotate_into
 from .segment import overhead_bytes
 
@@ -41,12 +44,14 @@ __all__ = ["ContainerInfo", "KvArrays", "decode", "decode_into", "encode", "info
 class ContainerInfo:
     """What a container holds; ``level_bytes`` is what reading each level costs, the header included.
 
+    ``codec`` is that of the lossy levels, None where there are none.
     ``side_bytes`` is how much of that, for each lossy level, is not escapes and words of the main entropy streams:
-    headers, scale classes, gains, means, and the states that streams start from.
+    headers, scale classes, gains, means, and the states that streams start from; of CacheGen headers and scales.
     ``key_coding`` says for each layer held whether its lossy levels can be decoded to another position.
     """
 
     header: ContainerHeader
+    codec: LossyCodec | None
     level_bytes: dict[str, int]
     bits_per_value: dict[str, float]
     side_bytes: dict[str, int]
@@ -58,38 +63,50 @@ def encode(
     values: KvArrays,
     *,
     layout: Layout,
-    profile: Profile | None = None,
+    profile: AnyProfile | None = None,
+    codec: LossyCodec | str | None = None,
     first_position: int = 0,
     levels: Collection[Level] | None = None,
     content_key: bytes = UNKEYED,
 ) -> bytes:
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
-    A chunk for which the profile given is no better than the generic one is coded with that (:mod:`.fallback`).
-    ``levels`` defaults to all lossy levels of the profile, else ``exact``; lossy ones without a profile are coded with
-    the generic one. Lossy levels stand on each other: those
-    asked for and all coarser ones are coded. Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`,
-    :class:`ChunkTooLong`, :class:`NonFiniteTensor` (lossy only), :class:`ProfileMismatch`.
+    ``codec`` (``"kvloom"`` or ``"cachegen"``) defaults to the profile's and must be it. A chunk for which the profile
+    given is no better than the generic one is coded with that (:mod:`.fallback`). ``levels`` defaults to all lossy
+    levels of the profile, else ``exact``; lossy ones without a profile are coded with the generic one (CacheGen has
+    none). Lossy levels stand on each other: those asked for and all coarser ones are coded; CacheGen's stand alone.
+    Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`, :class:`ChunkTooLong`, :class:`NonFiniteTensor`
+    (lossy only), :class:`ProfileMismatch`, :class:`ConfigError` for a codec there is not, :class:`MissingDependency`
+    (CacheGen).
     """
     tokens = _check_tensors(keys, values, layout)
     _check_decoded_bytes(layout, tokens, ChunkTooLong)
-    if profile is None and levels is not None and set(levels) - {EXACT}:
+    if profile is None and codec != LossyCodec.CACHEGEN and levels is not None and set(levels) - {EXACT}:
         profile = generic_profile(layout)
-    chosen = _levels_to_code(levels, layout, profile)
-    lossy = [level for level in chosen if level != EXACT]
-    coded = _encode_lossy(keys, values, layout, profile, first_position, len(lossy)) if lossy and profile else None
+    chosen = _levels_to_code(levels, layout, profile, codec)
+    lossy = sorted(level for level in chosen if level != EXACT)
+    coded = None
+    if lossy and isinstance(profile, Profile):
+        coded = _encode_lossy(keys, values, layout, profile, first_position, len(lossy))
+    used = coded.profile if coded else profile
     writer = ContainerWriter(
         layout,
         tokens=tokens,
         first_position=first_position,
         block_layers=coded.profile.block_layers if coded else 0,
         content_key=content_key,
-        profile_digest=coded.profile.digest if coded else NO_PROFILE,
+        profile_digest=used.digest if lossy and used else NO_PROFILE,
+        codec=used.codec if lossy and used else LossyCodec.KVLOOM,
     )
     if coded:
         for index, payloads in enumerate(coded.payloads):
-            for level, payload in zip(LOSSY_LEVELS[: len(lossy)], payloads, strict=False):
+            for level, payload in zip(lossy, payloads, strict=False):
                 writer.put(level, index * coded.profile.block_layers, None, payload)
+    elif lossy and isinstance(profile, CacheGenProfile):
+        for level in lossy:
+            pieces = encode_cachegen(keys, values, layout=layout, profile=profile, level=level.code)
+            for index, payload in enumerate(pieces):
+                writer.put(level, index // len(Kind), Kind(index % len(Kind)), payload)
     if EXACT in chosen:
         places = [(layer, kind) for layer in range(len(layout.layers)) for kind in Kind]
         held = [(layer, kind) for layer, kind in places if layout.layers[layer].width_of(kind)]
@@ -104,7 +121,7 @@ def encode(
 def decode(
     blob: Buffer,
     *,
-    profile: Profile | None = None,
+    profile: AnyProfile | None = None,
     level: Level | str | None = None,
     layout: Layout | None = None,
     first_position: int | None = None,
@@ -112,11 +129,11 @@ def decode(
 ) -> tuple[KvArrays, KvArrays]:
     """Decode the layers that ``blob`` holds to ``(keys, values)`` in the layout's dtype, keys rotated.
 
-    ``level`` defaults to the best there is. ``first_position`` moves the keys to another place in the context (default:
-    where they were computed). ``layout`` and ``content_key``, where given, must be the container's. The result is one
-    array ``[layers, kv_heads, tokens, head_dim]`` where all layers are alike, else a list. Raises
-    :class:`InvalidData` and its kin, :class:`LevelNotStored`, :class:`ProfileMismatch`, :class:`LayoutMismatch`,
-    :class:`KeyMismatch`.
+    The header says which codec it is. ``level`` defaults to the best there is. ``first_position`` moves the keys to
+    another place in the context (default: where they were computed). ``layout`` and ``content_key``, where given, must
+    be the container's. The result is one array ``[layers, kv_heads, tokens, head_dim]`` where all layers are alike,
+    else a list. Raises :class:`InvalidData` and its kin, :class:`LevelNotStored`, :class:`ProfileMismatch`,
+    :class:`LayoutMismatch`, :class:`KeyMismatch`, :class:`MissingDependency` (CacheGen).
     """
     container = Container.parse(blob, content_key=content_key)
     header = container.header
@@ -141,7 +158,7 @@ def decode_into(
     keys: KvArrays,
     values: KvArrays,
     *,
-    profile: Profile | None = None,
+    profile: AnyProfile | None = None,
     level: Level | str | None = None,
     layout: Layout | None = None,
     first_position: int | None = None,
@@ -163,8 +180,11 @@ def decode_into(
     outputs = [(keys, values)[kind][layer - held[0]] for layer, kind in places]
     if position != header.first_position and any(layers[layer].rope is None for layer in held):
         raise LayoutMismatch("keys without a known RoPE cannot be moved to another position")
-    if chosen == EXACT:
-        decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
+    if chosen == EXACT or header.codec is LossyCodec.CACHEGEN:
+        if chosen == EXACT:
+            decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
+        else:
+            _decode_cachegen(container, chosen, profile, keys, values)
         if position != header.first_position:
             ropes = [layers[layer].rope_of(kind) for layer, kind in places]
             _move(outputs, ropes, position - header.first_position)
@@ -191,7 +211,9 @@ def decode_into(
     )
     for out, array in zip(outputs, written, strict=True):
         if array is not out:
-            out[...] = array
+            # Half a step past the largest number of a narrow dtype must not become infinity or NaN.
+            largest = np.float32(header.layout.dtype.largest)
+            out[...] = np.clip(array, -largest, largest)
 
 
 def _encode_lossy(
@@ -204,28 +226,56 @@ def _encode_lossy(
     return encode_channels(profile, channels, first_position=first_position, levels=levels)
 
 
-def _levels_to_code(levels: Collection[Level] | None, layout: Layout, profile: Profile | None) -> set[Level]:
+def _decode_cachegen(
+    container: Container, level: Level, given: AnyProfile | None, keys: KvArrays, values: KvArrays
+) -> None:
+    header = container.header
+    profile = _cachegen_profile_of(header, given)
+    if level not in profile.levels:
+        raise InvalidData(f"container has level {level}, its profile has {len(profile.levels)} levels")
+    decoded = decode_cachegen(
+        [container.segment(level, layer, kind) for layer in header.layers for kind in Kind],
+        layout=header.layout,
+        profile=profile,
+        level=level.code,
+        tokens=header.tokens,
+        layers=header.layers,
+    )
+    for outputs, found in zip((keys, values), decoded, strict=True):
+        for output, heads in zip(outputs, found, strict=True):
+            output[...] = heads
+
+
+def _levels_to_code(
+    levels: Collection[Level] | None, layout: Layout, profile: AnyProfile | None, codec: LossyCodec | str | None
+) -> set[Level]:
     """The levels to code: those asked for and the coarser ones they stand on."""
+    wanted = parse_lossy_codec(codec) if codec is not None else None
+    if profile is not None and wanted not in (None, profile.codec):
+        raise ProfileMismatch(f"codec {wanted} asked for, the profile is {profile.codec}'s")
     if levels is not None and not levels:
         raise InvalidTensor("0 levels asked for, at least 1 is needed")
-    if profile is None:
-        chosen = set(levels) if levels is not None else {EXACT}
+    if levels is not None:
+        chosen = set(levels)
+    elif profile is not None:
+        chosen = set(profile.levels)
     else:
-        chosen = set(levels) if levels is not None else set(LOSSY_LEVELS[: profile.refinements + 1])
+        chosen = {EXACT} if wanted is not LossyCodec.CACHEGEN else set(LOSSY_LEVELS)
     lossy = chosen - {EXACT}
     if not lossy:
         return chosen
     if profile is None or profile.layout != layout:
-        raise ProfileMismatch("a lossy level needs a profile of the same layout, got another")
+        have = "none" if profile is None else "another"
+        raise ProfileMismatch(f"a lossy level needs a profile of the same layout, got {have}")
     finest = max(lossy)
-    if finest.code > profile.refinements:
-        raise InvalidTensor(f"level {finest} asked for, the profile has {profile.refinements + 1} levels")
-    return chosen | set(LOSSY_LEVELS[: finest.code + 1])
+    if finest not in profile.levels:
+        raise InvalidTensor(f"level {finest} asked for, the profile has {len(profile.levels)} levels")
+    return chosen | {needed for level in lossy for needed in profile.codec.needed_for(level)}
 
 
-def _profile_of(header: ContainerHeader, profile: Profile | None) -> Profile:
+def _profile_of(header: ContainerHeader, profile: AnyProfile | None) -> Profile:
     """The profile the container was coded with: the one given, or the layout's generic one."""
-    if profile is not None and profile.digest == header.profile_digest:
+    if isinstance(profile, Profile) and profile.digest == header.profile_digest:
         found = profile
     else:
         found = generic_profile(header.layout)
@@ -237,8 +287,17 @@ def _profile_of(header: ContainerHeader, profile: Profile | None) -> Profile:
     return found
 
 
+def _cachegen_profile_of(header: ContainerHeader, profile: AnyProfile | None) -> CacheGenProfile:
+    if not isinstance(profile, CacheGenProfile) or profile.digest != header.profile_digest:
+        have = "none" if profile is None else f"{profile.codec}'s {profile.digest.hex()[:16]}…"
+        raise ProfileMismatch(
+            f"container was coded with CacheGen's profile {header.profile_digest.hex()[:16]}…, got {have}"
+        )
+    return profile
+
+
 def truncate(blob: Buffer, level: Level | str) -> bytes:
-    """The container cut down to ``level``: a lossy level with all coarser ones, or ``exact`` alone."""
+    """The container cut down to ``level``: with all coarser ones, but ``exact`` and CacheGen's levels alone."""
     return Container.parse(blob).truncate(parse_level(level) if isinstance(level, str) else level)
 
 
@@ -250,21 +309,25 @@ def info(blob: Buffer) -> ContainerInfo:
     layers = [header.layout.layers[layer] for layer in header.layers]
     held = sum(layer.key_width + layer.value_width for layer in layers) * header.tokens
     bits_per_value = {name: 8 * size / held for name, size in level_bytes.items()}
+    codec = header.codec if any(level != EXACT for level in header.levels) else None
     key_coding = tuple(layer.key_coding for layer in layers)
-    return ContainerInfo(header, level_bytes, bits_per_value, _side_bytes(container), key_coding)
+    return ContainerInfo(header, codec, level_bytes, bits_per_value, _side_bytes(container), key_coding)
 
 
 def _side_bytes(container: Container) -> dict[str, int]:
     header = container.header
-    sums: dict[str, int] = {}
-    total = 0
-    for level in header.levels:
-        if level == EXACT:
-            continue
-        own = [item for item in header.segments if item.level == level]
-        total += sum(overhead_bytes(container.segment(level, item.layer)) for item in own)
-        sums[str(level)] = total + len(select(header, level=level).header)
-    return sums
+    own: dict[Level, int] = {}
+    for item in header.segments:
+        if item.level != EXACT:
+            payload = container.segment(item.level, item.layer, item.kind)
+            cachegen = header.codec is LossyCodec.CACHEGEN
+            size = cachegen_overhead_bytes(payload, header.tokens) if cachegen else overhead_bytes(payload)
+            own[item.level] = own.get(item.level, 0) + size
+    return {
+        str(level): sum(own[needed] for needed in header.codec.needed_for(level))
+        + len(select(header, level=level).header)
+        for level in own
+    }
 
 
 def _move(arrays: Sequence[NDArray[np.generic]], ropes: Sequence[Rope | None], offset: int) -> None:

@@ -1,9 +1,9 @@
 """The container: the bytes one chunk is stored and sent as. ``docs/FORMAT.md`` has the layout for strangers.
 
-A container is a header and segments. One segment holds one (level, layer, K or V); segments stand level-major, so a
-byte prefix that ends where a level ends *is* a coarser container, and any subset of segments (one level, a range of
-layers) is a container again once :func:`select` has written it a header. The header carries the content key, so a
-chunk can never be taken for another, and a checksum of every segment and of itself.
+A container is a header and segments. One segment holds one (level, layer, K or V) or one (level, block of layers);
+segments stand level-major, so a byte prefix that ends where a level ends *is* a coarser container, and any subset of
+segments (one level, a range of layers) is a container again once :func:`select` has written it a header. The header
+carries the content key, so a chunk can never be taken for another, and a checksum of every segment and of itself.
 
 Here is what is done with whole containers: verify, write, select, join. The bytes of a header are in :mod:`.header`.
 """
@@ -25,11 +25,12 @@ from .header import (
     check_table,
     check_tokens,
     checksum,
+    generic_digest,
     parse_header,
     write_header,
 )
 from .layout import Layout
-from .level import EXACT, Level, require_level
+from .level import EXACT, Level, LossyCodec, require_level
 
 __all__ = [
     "NO_PROFILE",
@@ -44,6 +45,7 @@ __all__ = [
     "Selection",
     "check_segment",
     "checksum",
+    "generic_digest",
     "join_layers",
     "parse_header",
     "select",
@@ -87,7 +89,9 @@ def check_segment(segment: Segment, data: Buffer) -> None:
 
 
 def select(header: ContainerHeader, *, level: Level | None = None, layers: range | None = None) -> Selection:
-    """Choose the segments that ``level`` (lossy: it and all coarser; default: everything) of ``layers`` need.
+    """Choose the segments that decoding ``level`` (default: everything) of ``layers`` (default: all) takes.
+
+    A lossy level takes all coarser ones too, but CacheGen's stand alone.
 
     Lossy segments hold blocks of layers: with them, ``layers`` are widened to whole blocks.
     Raises :class:`LevelNotStored` where that level is not there, :class:`MalformedContainer` for layers outside.
@@ -101,7 +105,8 @@ def select(header: ContainerHeader, *, level: Level | None = None, layers: range
             f"layers {layers.start}-{layers.stop - 1} (step {layers.step}) asked for, the container has "
             f"{header.layers[0]}-{header.layers[-1]}"
         )
-    chosen = [segment for segment in header.segments if _belongs(segment.level, level)]
+    needed = header.levels if level is None else header.codec.needed_for(level)
+    chosen = [segment for segment in header.segments if segment.level in needed]
     if layers is not None:
         lossy = any(segment.kind is None for segment in chosen)
         wanted = header.whole_blocks(layers) if lossy else layers
@@ -127,6 +132,7 @@ def join_layers(parts: Sequence[Buffer]) -> bytes:
         block_layers=headers[0].block_layers,
         content_key=headers[0].content_key,
         profile_digest=headers[0].profile_digest,
+        codec=headers[0].codec,
     )
     for header, part in zip(headers, parts, strict=True):
         if replace(header, segments=(), header_bytes=0) != replace(headers[0], segments=(), header_bytes=0):
@@ -157,7 +163,7 @@ class Container:
 
         :class:`LevelNotStored` where it is not there.
         """
-        wanted = (level.code, layer, -1 if kind is None else kind)
+        wanted = _order(level, layer, kind)
         segments = self.header.segments
         index = bisect_left(segments, wanted, key=_place)
         if index == len(segments) or _place(segments[index]) != wanted:
@@ -166,14 +172,18 @@ class Container:
         return self.data[found.offset : found.byte_range.stop]
 
     def truncate(self, level: Level) -> bytes:
-        """The container cut down to ``level`` (lossy: with all coarser levels; ``exact``: alone)."""
+        """The container cut down to ``level``: with all coarser ones, but ``exact`` and CacheGen's levels alone."""
         selection = select(self.header, level=level)
         return b"".join([selection.header, *(bytes(self.data[r.start : r.stop]) for r in selection.ranges)])
 
 
 def _place(segment: Segment) -> tuple[int, int, int]:
     """What segments are sorted by."""
-    return segment.level.code, segment.layer, -1 if segment.kind is None else segment.kind
+    return _order(segment.level, segment.layer, segment.kind)
+
+
+def _order(level: Level, layer: int, kind: Kind | None) -> tuple[int, int, int]:
+    return level.code, layer, -1 if kind is None else kind
 
 
 def _describe(level: Level, layer: int, kind: Kind | None) -> str:
@@ -192,12 +202,15 @@ class ContainerWriter:
         block_layers: int = 0,
         content_key: bytes = UNKEYED,
         profile_digest: bytes = NO_PROFILE,
+        codec: LossyCodec = LossyCodec.KVLOOM,
     ) -> None:
         check_tokens(tokens, first_position)
         for name, digest in (("content key", content_key), ("profile digest", profile_digest)):
             if len(digest) != len(UNKEYED):
                 raise MalformedContainer(f"{name} has {len(digest)} bytes, must have {len(UNKEYED)}")
-        self._header = ContainerHeader(content_key, profile_digest, layout, tokens, first_position, block_layers, (), 0)
+        self._header = ContainerHeader(
+            content_key, profile_digest, layout, tokens, first_position, block_layers, (), 0, codec
+        )
         self._payloads: dict[tuple[Level, int, Kind | None], bytes] = {}
 
     def put(self, level: Level, layer: int, kind: Kind | None, payload: bytes) -> None:
@@ -209,13 +222,19 @@ class ContainerWriter:
 
     def commit(self) -> bytes:
         """Write the container; a missing segment, or lossy ones and no profile, raise :class:`MalformedContainer`."""
-        payloads = sorted(self._payloads.items())
+        payloads = sorted(self._payloads.items(), key=lambda item: _order(*item[0]))
         segments = [
             Segment(level, kind, layer, 0, len(payload), checksum(payload))
             for (level, layer, kind), payload in payloads
         ]
         lossy = {segment.level for segment in segments} - {EXACT}
-        check_table(segments, len(self._header.layout.layers), len(lossy), self._header.block_layers if lossy else 0)
+        check_table(
+            segments,
+            len(self._header.layout.layers),
+            len(lossy),
+            self._header.block_layers if lossy else 0,
+            self._header.codec if lossy else LossyCodec.KVLOOM,
+        )
         if lossy and self._header.profile_digest == NO_PROFILE:
             raise MalformedContainer("container has lossy segments but names no profile")
         total = sum(segment.length for segment in segments)
@@ -225,9 +244,3 @@ class ContainerWriter:
         if len(header) + total > limits.CONTAINER_BYTES_MAX:
             raise BodyTooLarge(f"container has {len(header) + total} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
         return b"".join([header, *(payload for _, payload in payloads)])
-
-
-def _belongs(stored: Level, asked: Level | None) -> bool:
-    if asked is None or stored == asked:
-        return True
-    return asked != EXACT and stored != EXACT and stored <= asked

@@ -1,9 +1,9 @@
-"""Which profile a chunk is coded with: the one given, unless the chunk is so unlike its text that the generic one is better.
+"""Which profile codes a chunk: the one given, unless the chunk is so unlike its text that the generic one is better.
 
 A transform learnt from one kind of text never fits another as well, but it should not cost more than none at all. A
 chunk is suspected where its coefficients are much larger than those of the calibration text. Then it is quantised both
-ways and the sizes are compared at equal error: errors are measured in the profile's own metric, and a bit per value buys
-a factor of four.
+ways and the sizes are compared at equal error: errors are measured in the profile's own metric, and a bit per value
+buys a factor of four.
 """
 
 import math

@@ -8,10 +8,10 @@ it decodes several times as fast as a calibrated profile and costs more bits.
 from functools import lru_cache
 
 import numpy as np
-from blake3 import blake3
 
 from .. import limits
 from .entropy.model import REFINEMENTS_MAX
+from .header import generic_digest
 from .layout import Kind, Layout
 from .profile import Block, Part, Profile
 
@@ -20,7 +20,6 @@ __all__ = ["generic_profile"]
 STANDARD_SHARE = {Kind.KEYS: 0.35, Kind.VALUES: 0.45}
 """Step of ``standard`` over the spread of the tensor: with sinks quantised finely, keys are the more sensitive half."""
 _FINE_SHARE = 0.5
-_NAME = b"kvloom generic profile 2"
 _CLASS = 45
 """Where class differences start from: a coefficient of four fine steps' mean magnitude."""
 
@@ -43,7 +42,7 @@ def generic_profile(layout: Layout) -> Profile:
         blocks.append(Block(tuple(parts), np.zeros(0, np.float32), 0.0))
     profile = Profile(layout, 1, REFINEMENTS_MAX, tuple(blocks))
     # Both ends make this profile themselves, so its name is that of what it is made from, not of a file's bytes.
-    profile.__dict__["digest"] = blake3(_NAME + layout.to_bytes()).digest()
+    profile.__dict__["digest"] = generic_digest(layout)
     return profile
 
 

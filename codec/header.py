@@ -16,7 +16,7 @@ from blake3 import blake3
 from .. import limits
 from ..errors import BodyTooLarge, ChunkTooLong, EmptyChunk, MalformedContainer, TruncatedBody
 from .layout import Kind, Layout
-from .level import EXACT, LOSSY_LEVELS, Level
+from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec
 
 __all__ = [
     "NO_PROFILE",
@@ -29,6 +29,7 @@ __all__ = [
     "check_table",
     "check_tokens",
     "checksum",
+    "generic_digest",
     "parse_header",
     "write_header",
 ]
@@ -40,9 +41,11 @@ UNKEYED = bytes(32)
 NO_PROFILE = bytes(32)
 
 _FIXED = struct.Struct("<4sHHIIIHBBII32s32s")
+_CACHEGEN_FLAG = 1
 _BLOCK_KIND = 2
 _ENTRY = struct.Struct("<BBHI8s")
 _CHECKSUM_BYTES = 8
+_GENERIC_NAME = b"kvloom generic profile 2"
 Buffer = bytes | bytearray | memoryview
 
 
@@ -64,7 +67,7 @@ class Segment:
     """One entry of the segment table, with the offset its place in the table gives it.
 
     A lossy segment is a block's: keys and values (``kind`` None) of the block's layers, ``layer`` the first of them. An
-    ``exact`` segment is one layer's keys or values.
+    ``exact`` segment is one layer's keys or values, and so is a lossy one of CacheGen.
     """
 
     level: Level
@@ -82,7 +85,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class ContainerHeader:
-    """A verified header: every field is within its limit and the checksum holds."""
+    """A verified header: every field is within its limit and the checksum holds.
+
+    ``codec`` is that of the lossy levels, ``kvloom`` where there are none.
+    """
 
     content_key: bytes
     profile_digest: bytes
@@ -92,6 +98,7 @@ class ContainerHeader:
     block_layers: int
     segments: tuple[Segment, ...]
     header_bytes: int
+    codec: LossyCodec = LossyCodec.KVLOOM
 
     @property
     def total_bytes(self) -> int:
@@ -122,6 +129,11 @@ class ContainerHeader:
         """The offset at which ``level`` and all coarser lossy levels end."""
         ends = [segment.byte_range.stop for segment in self.segments if segment.level <= level]
         return max(ends, default=self.header_bytes)
+
+
+def generic_digest(layout: Layout) -> bytes:
+    """The name of the generic profile of ``layout``, which both ends make themselves: of what it is made from."""
+    return blake3(_GENERIC_NAME + layout.to_bytes()).digest()
 
 
 def checksum(data: Buffer) -> bytes:
@@ -157,10 +169,11 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
     ) = _FIXED.unpack_from(view)
     if magic != MAGIC:
         raise MalformedContainer(f"container starts with {magic!r}, expected {MAGIC!r}")
-    if form != FORMAT or flags != 0:
+    if form != FORMAT or flags & ~_CACHEGEN_FLAG:
         raise MalformedContainer(
-            f"container has format {form} and flags {flags}, this kvloom reads format {FORMAT}, flags 0"
+            f"container has format {form} and flags {flags}, this kvloom reads format {FORMAT}, flags 0 and 1"
         )
+    codec = LossyCodec.CACHEGEN if flags & _CACHEGEN_FLAG else LossyCodec.KVLOOM
     if layout_bytes > limits.LAYOUT_BYTES_MAX or count > limits.SEGMENTS_MAX:
         raise MalformedContainer(
             f"container declares {layout_bytes} layout bytes and {count} segments, "
@@ -179,10 +192,10 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
         raise MalformedContainer(
             f"container declares {layers} layers and {levels} levels, its layout has {len(layout.layers)}"
         )
-    segments = _segments(view, _FIXED.size + layout_bytes, count, header_bytes)
-    check_table(segments, len(layout.layers), levels, block_layers)
+    segments = _segments(view, _FIXED.size + layout_bytes, count, header_bytes, codec)
+    check_table(segments, len(layout.layers), levels, block_layers, codec)
     _check_empty(segments, layout)
-    header = ContainerHeader(key, profile, layout, tokens, first_position, block_layers, segments, header_bytes)
+    header = ContainerHeader(key, profile, layout, tokens, first_position, block_layers, segments, header_bytes, codec)
     if header.total_bytes > limits.CONTAINER_BYTES_MAX:
         raise BodyTooLarge(f"container declares {header.total_bytes} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
     if any(segment.level != EXACT for segment in segments) and profile == NO_PROFILE:
@@ -200,12 +213,13 @@ def check_tokens(tokens: int, first_position: int) -> None:
         raise MalformedContainer(f"first position is {first_position}, the limit is {limits.POSITION_MAX - tokens}")
 
 
-def _segments(view: memoryview, start: int, count: int, offset: int) -> tuple[Segment, ...]:
+def _segments(view: memoryview, start: int, count: int, offset: int, codec: LossyCodec) -> tuple[Segment, ...]:
+    lossy_kinds = tuple(Kind) if codec is LossyCodec.CACHEGEN else (_BLOCK_KIND,)
     levels = {level.code: level for level in (*LOSSY_LEVELS, EXACT)}
     segments: list[Segment] = []
     for level_code, kind, layer, length, digest in _ENTRY.iter_unpack(view[start : start + count * _ENTRY.size]):
         level = levels.get(level_code)
-        if level is None or kind not in ((0, 1) if level == EXACT else (_BLOCK_KIND,)):
+        if level is None or kind not in (tuple(Kind) if level == EXACT else lossy_kinds):
             raise MalformedContainer(
                 f"segment {len(segments)} has level code {level_code} and kind {kind}, neither is known"
             )
@@ -214,27 +228,37 @@ def _segments(view: memoryview, start: int, count: int, offset: int) -> tuple[Se
     return tuple(segments)
 
 
-def check_table(segments: Sequence[Segment], layer_count: int, lossy_levels: int, block_layers: int) -> None:
-    """Segments must stand in order, be complete for a contiguous range of layers, and skip no coarser level."""
+def check_table(
+    segments: Sequence[Segment],
+    layer_count: int,
+    lossy_levels: int,
+    block_layers: int,
+    codec: LossyCodec = LossyCodec.KVLOOM,
+) -> None:
+    """Segments must stand in order, be complete for a contiguous range of layers, and lack no level another needs."""
     if not segments:
         raise MalformedContainer("container has no segments")
     levels = sorted({segment.level for segment in segments})
     lossy = [level for level in levels if level != EXACT]
-    if lossy != list(LOSSY_LEVELS[: len(lossy)]) or len(lossy) != lossy_levels:
+    missing = {needed for level in lossy for needed in codec.needed_for(level)} - set(lossy)
+    if missing or len(lossy) != lossy_levels:
         raise MalformedContainer(
             f"container holds lossy levels {[str(level) for level in lossy]}, declares {lossy_levels}"
         )
-    if (block_layers > 0) != bool(lossy) or block_layers > layer_count:
+    cachegen = codec is LossyCodec.CACHEGEN
+    if cachegen and not lossy:
+        raise MalformedContainer("container is marked as CacheGen's and has no lossy level")
+    if (block_layers > 0) != (bool(lossy) and not cachegen) or block_layers > layer_count:
         raise MalformedContainer(f"container has blocks of {block_layers} layers, {len(lossy)} lossy levels")
     first, last = segments[0].layer, segments[-1].layer
     stop = min(last + block_layers, layer_count) if segments[-1].kind is None else last + 1
     if not 0 <= first < stop <= layer_count:
         raise MalformedContainer(f"segments are of layers {first} to {stop - 1}, the layout has {layer_count}")
-    if lossy and (first % block_layers or (stop % block_layers and stop != layer_count)):
+    if block_layers and (first % block_layers or (stop % block_layers and stop != layer_count)):
         raise MalformedContainer(f"layers {first} to {stop - 1} are not whole blocks of {block_layers}")
     expected: list[tuple[Level, int, Kind | None]] = []
     for level in levels:
-        if level == EXACT:
+        if level == EXACT or cachegen:
             expected += [(level, layer, kind) for layer in range(first, stop) for kind in Kind]
         else:
             expected += [(level, layer, None) for layer in range(first, stop, block_layers)]
@@ -283,7 +307,7 @@ def write_header(header: ContainerHeader, segments: Sequence[Segment]) -> bytes:
             _FIXED.pack(
                 MAGIC,
                 FORMAT,
-                0,
+                _CACHEGEN_FLAG if lossy and header.codec is LossyCodec.CACHEGEN else 0,
                 size,
                 header.tokens,
                 header.first_position,

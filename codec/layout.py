@@ -51,6 +51,13 @@ class KvDtype(StrEnum):
         return np.dtype(getattr(ml_dtypes, self.value, self.value))
 
     @property
+    def largest(self) -> float:
+        """The largest finite value."""
+        import ml_dtypes
+
+        return float(ml_dtypes.finfo(self.numpy).max)
+
+    @property
     def bits(self) -> int:
         """Bits of one value."""
         if self in (KvDtype.FLOAT8_E4M3FN, KvDtype.FLOAT8_E5M2):

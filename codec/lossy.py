@@ -13,8 +13,8 @@ from .entropy import native, native_lossy
 from .entropy.model import CLASSES_PER_OCTAVE, GAIN_MAX, SCALE_LOW
 from .layout import Layout
 from .profile import FINE_CLASSES, Block, Part, Profile, block_range
-from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, unit
-from .segment import BlockSymbols, DecodedBlock, Offset, symbols_of
+from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, symbols_of, unit
+from .segment import BlockSymbols, DecodedBlock, Offset, joined_symbols
 from .segment_reader import decode_blocks
 
 __all__ = [
@@ -32,9 +32,9 @@ __all__ = [
 DRAINED_SHARE = 0.6
 """Values below this share of the usual norm are drained; how far below decides how finely a token is quantised."""
 DRAINED_GAIN = 4.0
+
 _SPREAD_SHARE_MIN = 1e-6
 """The least spread of an adaptive part over its largest number."""
-
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
@@ -47,11 +47,12 @@ def quantise_blocks(profile: Profile, channels: Sequence[FloatArray], *, first_p
 
 def restored_channels(block: Block, symbols: BlockSymbols, left: int, first_position: int) -> FloatArray:
     """What a reader who does not read the ``left`` finest levels would make of a block's symbols."""
-    coarse = tuple(np.sign(part) * (np.abs(part) >> left) for part in symbols.parts)
     channels = np.empty((len(symbols.gains), block.width), np.float32)
-    for part, whole, how in zip(
-        block.parts, coarse, _syntheses(block, symbols.gains, symbols.offsets, left, first_position), strict=True
+    for part, coded, how in zip(
+        block.parts, symbols.parts, _syntheses(block, symbols.gains, symbols.offsets, left, first_position), strict=True
     ):
+        fine = quantise(coded.coefficients, coded.gains)
+        whole = np.sign(fine) * (np.abs(fine) >> left)
         own = channels[:, part.start : part.stop]
         own[...] = part.inverse(reconstruct(whole, left), how.factors)
         own[0] += how.first_mean
@@ -116,7 +117,7 @@ def _quantise_block(profile: Profile, index: int, channels: FloatArray, first_po
     # The class describes a token of gain 0.
     ones = np.ones(len(channels), np.float32)
     classes = tuple(scale_classes(item, ones) for item in coefficients)
-    return BlockSymbols(tuple(quantise(item, gains) for item in coefficients), gains, classes, tuple(offsets))
+    return BlockSymbols(tuple(symbols_of(coefficients, gains, profile.refinements)), gains, classes, tuple(offsets))
 
 
 def predicted_gains(block: Block, scores: FloatArray) -> ByteArray:
@@ -212,7 +213,7 @@ def restore(block: Block, decoded: DecodedBlock, left: int, first_position: int)
         zip(block.parts, _syntheses(block, decoded.gains, decoded.offsets, left, first_position), strict=True)
     ):
         own = channels[:, part.start : part.stop]
-        own[...] = part.inverse(reconstruct(symbols_of(decoded, index), left), how.factors)
+        own[...] = part.inverse(reconstruct(joined_symbols(decoded, index), left), how.factors)
         own[0] += how.first_mean
         own[1:] += how.mean
     return channels

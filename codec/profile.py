@@ -12,6 +12,7 @@ import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import zstandard
@@ -24,6 +25,7 @@ from .blas import one_thread
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
 from .layout import Layout
+from .level import LOSSY_LEVELS, Level, LossyCodec
 
 __all__ = ["FINE_CLASSES", "Block", "Part", "Profile", "block_range", "block_width"]
 
@@ -91,7 +93,7 @@ class Part:
         """Channels less their means ``[tokens, width]`` to coefficients in fine steps ``[width, tokens]``."""
         if self.basis is None:
             return np.ascontiguousarray((centred / self.scale).T)
-        coefficients: FloatArray = np.matmul(self._analysis, np.ascontiguousarray(centred.T))
+        coefficients: FloatArray = np.matmul(self._analysis, centred.T)
         return coefficients
 
     def inverse(self, symbols: NDArray[np.int32], factors: FloatArray) -> FloatArray:
@@ -131,10 +133,16 @@ class Block:
 class Profile:
     """Blocks of all layers in order; ``refinements`` levels follow the base level."""
 
+    codec: ClassVar[LossyCodec] = LossyCodec.KVLOOM
     layout: Layout
     block_layers: int
     refinements: int
     blocks: tuple[Block, ...]
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The lossy levels that can be coded, coarse to fine."""
+        return LOSSY_LEVELS[: self.refinements + 1]
 
     @cached_property
     def data(self) -> bytes:

@@ -9,21 +9,27 @@ Reconstruction is in integers, in units of a quarter of the level's step (of the
 transform that follows multiplies integers and is exact in every implementation.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidTensor
-from .entropy.model import GAIN_MAX, GAINS_PER_OCTAVE, ROUNDING
+from .entropy import native, native_lossy
+from .entropy.model import ESCAPE, GAIN_MAX, GAINS_PER_OCTAVE, ROUNDING, SYMBOL_MAX, SYMBOL_ZERO
 
 __all__ = [
     "ESCAPE_MAX",
     "FINE_MAX",
+    "Symbols",
     "gain_factors",
     "join",
     "largest_gains",
     "quantise",
     "reconstruct",
     "split",
+    "symbols_of",
     "unit",
 ]
 
@@ -63,16 +69,58 @@ def quantise(coefficients: NDArray[np.float32], gains: NDArray[np.uint8]) -> Int
     return symbols
 
 
-def split(fine: IntArray, refinements: int) -> tuple[IntArray, list[NDArray[np.uint8]]]:
-    """The base symbols, and the symbols of each refinement from coarse to fine (see ``refinement_tables``)."""
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """The quantised coefficients of a part: ``levels`` uint8 ``[width, tokens]`` each, coarse to fine, as coded.
+
+    A base symbol of a magnitude over :data:`SYMBOL_MAX` is :data:`ESCAPE`; ``base_of`` has its number. ``peaks`` int32
+    ``[width]`` are the largest magnitudes of each coefficient's finest symbols.
+    """
+
+    levels: tuple[NDArray[np.uint8], ...]
+    peaks: IntArray
+    coefficients: NDArray[np.float32]
+    gains: NDArray[np.uint8]
+
+    def base_of(self, rows: NDArray[np.intp]) -> IntArray:
+        """The base symbols ``[len(rows), tokens]`` as numbers."""
+        fine = quantise(self.coefficients[rows], self.gains)
+        base = np.abs(fine) >> (len(self.levels) - 1)
+        numbers: IntArray = np.where(fine < 0, -base, base)
+        return numbers
+
+
+def symbols_of(
+    coefficients: Sequence[NDArray[np.float32]], gains: NDArray[np.uint8], refinements: int
+) -> list[Symbols]:
+    """Quantise and split the coefficients ``[width, tokens]`` of each part; errors as :func:`quantise`."""
+    if native.AVAILABLE:
+        made = native_lossy.quantise(coefficients, gain_factors(gains), refinements)
+        if made is not None:
+            return [
+                Symbols(levels, peaks, item, gains) for (levels, peaks), item in zip(made, coefficients, strict=True)
+            ]
+    found: list[Symbols] = []
+    for item in coefficients:
+        fine = quantise(item, gains)
+        found.append(Symbols(split(fine, refinements), np.abs(fine).max(axis=1, initial=0), item, gains))
+    return found
+
+
+def split(fine: IntArray, refinements: int) -> tuple[NDArray[np.uint8], ...]:
+    """The symbols of each level from coarse to fine as they are coded, of finest symbols.
+
+    A base symbol over :data:`SYMBOL_MAX` is :data:`ESCAPE`; those of a refinement are as ``refinement_tables`` says.
+    """
     magnitude = np.abs(fine)
     base = magnitude >> refinements
-    parts: list[NDArray[np.uint8]] = []
+    coded = np.where(fine < 0, -base, base) + SYMBOL_ZERO
+    levels = [np.where(base > SYMBOL_MAX, ESCAPE, coded).astype(np.uint8)]
     for left in reversed(range(refinements)):
         child = magnitude >> left
         first = np.where(child == 0, 0, np.where(fine < 0, 2, 1))
-        parts.append(np.where(child >> 1 == 0, first, child & 1).astype(np.uint8))
-    return np.where(fine < 0, -base, base), parts
+        levels.append(np.where(child >> 1 == 0, first, child & 1).astype(np.uint8))
+    return tuple(levels)
 
 
 def join(coarse: IntArray, refinement: NDArray[np.uint8]) -> IntArray:

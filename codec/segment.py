@@ -15,6 +15,7 @@ All little-endian; ``docs/FORMAT.md`` says it for strangers.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidData
 from .entropy.model import CLASSES, CLASSES_PER_GAIN, CLASSES_PER_OCTAVE, ESCAPE, GAIN_MAX, SYMBOL_ZERO
 from .entropy.stream import LANES_MAX
-from .quantise import join
+from .quantise import Symbols, join
 
 __all__ = [
     "HEAD",
@@ -33,9 +34,10 @@ __all__ = [
     "DecodedBlock",
     "Offset",
     "contexts_of",
+    "joined_symbols",
     "overhead_bytes",
-    "symbols_of",
     "tables_of_classes",
+    "with_new_rows",
 ]
 
 HEAD = struct.Struct("<BBBBII")
@@ -59,11 +61,11 @@ class Offset:
 class BlockSymbols:
     """A block ready to code.
 
-    ``parts``: finest symbols int32 ``[width, tokens]`` of each part; ``gains`` uint8 ``[tokens]``; ``classes`` uint8
-    ``[width]`` of each part; ``offsets`` of the adaptive parts, in order.
+    ``parts``: the symbols of each part; ``gains`` uint8 ``[tokens]``; ``classes`` uint8 ``[width]`` of each part;
+    ``offsets`` of the adaptive parts, in order.
     """
 
-    parts: tuple[IntArray, ...]
+    parts: tuple[Symbols, ...]
     gains: ByteArray
     classes: tuple[ByteArray, ...]
     offsets: tuple[Offset, ...] = ()
@@ -82,7 +84,7 @@ class DecodedBlock:
     offsets: tuple[Offset, ...]
 
 
-def symbols_of(block: DecodedBlock, part: int) -> IntArray:
+def joined_symbols(block: DecodedBlock, part: int) -> IntArray:
     """The symbols int32 ``[active, tokens]`` of a part at the finest level decoded."""
     coded = block.levels[0][part]
     symbols = coded.astype(np.int32) - SYMBOL_ZERO
@@ -127,3 +129,14 @@ def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple
     if not some:
         return parents, 2 * count
     return (parents.reshape(rows, len(gains)) + 2 * shifts).reshape(-1), 2 * count
+
+
+def with_new_rows(flags: ByteArray, before: Sequence[int], active: Sequence[int]) -> ByteArray:
+    """``flags`` ``[rows, tokens]`` of the parts' first ``before`` rows, with zeros for those that become ``active``."""
+    if list(before) == list(active):
+        return flags
+    grown = np.zeros((sum(active), flags.shape[1]), np.uint8)
+    starts, ends = np.cumsum([0, *active]), np.cumsum([0, *before])
+    for new, old, rows in zip(starts, ends, before, strict=False):
+        grown[new : new + rows] = flags[old : old + rows]
+    return grown

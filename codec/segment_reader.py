@@ -13,7 +13,7 @@ from .entropy.model import CLASSES, ESCAPE, GAIN_MAX, SYMBOL_ZERO, base_tables, 
 from .entropy.stream import LANES_MAX
 from .profile import FINE_CLASSES, Block
 from .quantise import ESCAPE_MAX
-from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, contexts_of, tables_of_classes
+from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, contexts_of, tables_of_classes, with_new_rows
 
 __all__ = ["BlockStreams", "SegmentStream", "decode_blocks", "read_streams"]
 
@@ -199,14 +199,7 @@ def _open(state: _State, level: int, tokens: int) -> None:
             state.opened[symbols == ESCAPE] = np.concatenate(state.escapes) != 0
     else:
         state.opened |= (symbols != 0).view(np.uint8)
-    active = state.segments[level].active
-    if active == before:
-        return
-    grown = np.zeros((sum(active), tokens), np.uint8)
-    starts, ends = np.cumsum([0, *active]), np.cumsum([0, *before])
-    for new, old, rows in zip(starts, ends, before, strict=False):
-        grown[new : new + rows] = state.opened[old : old + rows]
-    state.opened = grown
+    state.opened = with_new_rows(state.opened, before, state.segments[level].active)
 
 
 def _place_escapes(state: _State) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,15 @@ from .entropy.model import (
     CLASSES,
     CLASSES_PER_GAIN,
     ESCAPE,
+    REFINEMENTS_MAX,
     SYMBOL_MAX,
     SYMBOL_ZERO,
     base_tables,
     refinement_tables,
 )
 from .profile import Block
-from .quantise import ESCAPE_MAX, split
-from .segment import HEAD, NO_TABLE, SIDE_LANES, BlockSymbols, contexts_of, tables_of_classes
+from .quantise import ESCAPE_MAX
+from .segment import HEAD, NO_TABLE, SIDE_LANES, BlockSymbols, contexts_of, tables_of_classes, with_new_rows
 
 __all__ = ["SegmentPlan", "encode_blocks", "plan_segments"]
 
@@ -61,82 +63,88 @@ class _Segment:
 
 
 def _segments_of(block: Block, item: BlockSymbols, refinements: int) -> list[_Segment]:
-    pieces = [split(part, refinements) for part in item.parts]
-    sizes = [_last_rows(part, refinements) for part in item.parts]
+    sizes = [_last_rows(part.peaks, refinements) for part in item.parts]
     segments: list[_Segment] = []
     known = tuple(0 for _ in item.parts)
+    opened = np.zeros(0, np.uint8)
     for level in range(refinements + 1):
         left = refinements - level
         active = tuple(rows[level] for rows in sizes)
+        symbols = np.concatenate([part.levels[level][:n] for part, n in zip(item.parts, active, strict=True)])
         classes = np.concatenate([c[:n] for c, n in zip(item.classes, active, strict=True)])
         fresh = [
             chosen[old:new].astype(np.int32) - part.classes[old:new]
             for part, chosen, old, new in zip(block.parts, item.classes, known, active, strict=True)
         ]
         if level == 0:
-            symbols, escapes = _base_symbols(
-                [base[:n] for (base, _), n in zip(pieces, active, strict=True)], classes, item.gains, left
-            )
-            main = _main_job(symbols, classes, item.gains, None, left, base=True)
+            escapes = _escape(symbols, classes, item, active)
+            main = _main_job(symbols, classes, item.gains, None, left)
             means = [offset.means for offset in item.offsets]
             side, tables, mean_escapes = _side_job(fresh, means, item.gains)
             scales = b"".join(np.float32(offset.scale).tobytes() for offset in item.offsets)
             segments.append(_Segment(active, side, main, tables, scales, np.concatenate([mean_escapes, escapes])))
+            opened = (symbols != SYMBOL_ZERO).view(np.uint8)
         else:
-            symbols = np.concatenate(
-                [parts[level - 1][:n].reshape(-1) for (_, parts), n in zip(pieces, active, strict=True)]
-            )
-            parents = np.concatenate(
-                [
-                    (np.abs(part[:n]) >> (left + 1) != 0).reshape(-1).view(np.uint8)
-                    for part, n in zip(item.parts, active, strict=True)
-                ]
-            )
-            main = _main_job(symbols, classes, item.gains, parents, left, base=False)
+            opened = with_new_rows(opened, known, active)
+            main = _main_job(symbols, classes, item.gains, opened, left)
             side, tables, _ = _side_job(fresh, [], np.zeros(0, np.uint8))
             segments.append(_Segment(active, side, main, tables, b"", np.zeros(0, np.int32)))
+            opened = opened | (symbols != 0).view(np.uint8)
         known = active
     return segments
 
 
-def _last_rows(fine: IntArray, refinements: int) -> list[int]:
+def _last_rows(peaks: IntArray, refinements: int) -> list[int]:
     """For each level from coarse to fine the number of leading rows that hold all its symbols other than zero."""
-    peak = np.abs(fine).max(axis=1, initial=0)
     counts = []
     for level in range(refinements + 1):
-        rows = np.flatnonzero(peak >> (refinements - level))
+        rows = np.flatnonzero(peaks >> (refinements - level))
         counts.append(int(rows[-1]) + 1 if len(rows) else 0)
     return counts
 
 
-def _base_symbols(
-    parts: Sequence[IntArray], classes: ByteArray, gains: ByteArray, left: int
-) -> tuple[ByteArray, IntArray]:
-    base = np.concatenate(parts)
-    largest = int(np.abs(base).max(initial=0))
-    if largest >= ESCAPE_MAX:
-        raise InvalidTensor(f"a coefficient is {largest} steps of the coarsest level, the limit is {ESCAPE_MAX}")
-    symbols = (np.clip(base, -SYMBOL_MAX, SYMBOL_MAX) + SYMBOL_ZERO).astype(np.uint8)
-    tables = tables_of_classes(classes, left)[:, None] + CLASSES_PER_GAIN * gains.astype(np.uint32)[None]
-    escaped = (base_tables(left).frequencies[tables, symbols] == 0) | (np.abs(base) > SYMBOL_MAX)
-    symbols[escaped] = ESCAPE
-    return symbols.reshape(-1), base[escaped]
+@lru_cache(maxsize=REFINEMENTS_MAX + 1)
+def _largest_coded(left: int) -> IntArray:
+    """The largest magnitude of a base symbol that each table codes."""
+    coded = base_tables(left).frequencies[:, SYMBOL_ZERO:] > 0
+    largest: IntArray = (coded.shape[1] - 1 - np.argmax(coded[:, ::-1], axis=1)).astype(np.int32)
+    return largest
+
+
+def _escape(symbols: ByteArray, classes: ByteArray, item: BlockSymbols, active: Sequence[int]) -> IntArray:
+    """Make an escape of each base symbol ``[rows, tokens]`` that its table does not code; the escaped numbers."""
+    left = len(item.parts[0].levels) - 1
+    tables = tables_of_classes(classes, left)
+    largest = _largest_coded(left)
+    escaped: list[IntArray] = []
+    at = 0
+    for part, count in zip(item.parts, active, strict=True):
+        own = tables[at : at + count]
+        highest = int(part.peaks.max(initial=0)) >> left
+        if highest >= ESCAPE_MAX:
+            raise InvalidTensor(f"a coefficient is {highest} steps of the coarsest level, the limit is {ESCAPE_MAX}")
+        # A token's gain only takes it to tables that code more.
+        rows = np.flatnonzero(part.peaks[:count] >> left > largest[own])
+        if len(rows):
+            numbers = part.base_of(rows)
+            limit = largest[own[rows][:, None] + CLASSES_PER_GAIN * item.gains.astype(np.uint32)[None]]
+            beyond = np.abs(numbers) > limit
+            chosen = symbols[at + rows]
+            chosen[beyond] = ESCAPE
+            symbols[at + rows] = chosen
+            escaped.append(numbers[beyond])
+        at += count
+    return np.concatenate([np.zeros(0, np.int32), *escaped])
 
 
 def _main_job(
-    symbols: ByteArray,
-    classes: NDArray[np.integer],
-    gains: ByteArray,
-    parents: ByteArray | None,
-    left: int,
-    *,
-    base: bool,
+    symbols: ByteArray, classes: NDArray[np.integer], gains: ByteArray, opened: ByteArray | None, left: int
 ) -> EncodeJob:
     tables = tables_of_classes(classes, left)
-    contexts, count = contexts_of(gains, len(classes), parents)
-    runs = Runs.of_channels(tables if base else 2 * tables, len(gains))
-    table_set = base_tables(left) if base else refinement_tables(left)
-    return EncodeJob(symbols, table_set, runs, lanes_for(len(symbols)), contexts, count)
+    contexts, count = contexts_of(gains, len(classes), None if opened is None else opened.reshape(-1))
+    runs = Runs.of_channels(tables if opened is None else 2 * tables, len(gains))
+    table_set = base_tables(left) if opened is None else refinement_tables(left)
+    return EncodeJob(symbols.reshape(-1), table_set, runs, lanes_for(symbols.size), contexts, count)
 
 
 def _side_job(
@@ -163,14 +171,19 @@ def _side_job(
     return job, (tables[0], tables[1], tables[2]), np.concatenate([np.zeros(0, np.int32), *escapes])
 
 
+@lru_cache(maxsize=2)
+def _side_costs(may_escape: bool) -> NDArray[np.float64]:
+    """Bits of each symbol by each table of a side stream ``[CLASSES, 256]``."""
+    cost = base_tables(0).cost_bits()[:CLASSES]
+    return np.where(np.isinf(cost), cost[:, [ESCAPE]] + 32, cost) if may_escape else cost
+
+
 def _cheapest(numbers: IntArray, *, may_escape: bool) -> tuple[ByteArray, int, IntArray]:
     """Numbers as symbols, the table that codes them in the fewest bits, and those that escape from it."""
     symbols = (np.clip(numbers, -SYMBOL_MAX, SYMBOL_MAX) + SYMBOL_ZERO).astype(np.uint8)
     symbols[np.abs(numbers) > SYMBOL_MAX] = ESCAPE
     counts = np.bincount(symbols, minlength=256)
-    cost = base_tables(0).cost_bits()[:CLASSES]
-    if may_escape:
-        cost = np.where(np.isinf(cost), cost[:, [ESCAPE]] + 32, cost)
+    cost = _side_costs(may_escape)
     used = np.flatnonzero(counts)
     table = int(np.argmin(cost[:, used] @ counts[used]))
     escaped = (base_tables(0).frequencies[table, symbols] == 0) | (symbols == ESCAPE)
@@ -204,7 +217,7 @@ def plan_segments(
 
     ``item`` needs no symbols: ``peaks`` ``[width]`` of each part are the largest magnitudes of its rows.
     """
-    sizes = [_last_rows(peak.astype(np.int32)[:, None], refinements) for peak in peaks]
+    sizes = [_last_rows(peak.astype(np.int32), refinements) for peak in peaks]
     plans: list[SegmentPlan] = []
     known = tuple(0 for _ in peaks)
     for level in range(refinements + 1):

@@ -158,8 +158,8 @@ class SensitivityLearner:
         penalty = np.full(len(self._target), RIDGE)
         penalty[self._width :] = _DISTANCE_PENALTY
         with one_thread():
-            solution: WideArray = np.linalg.solve(self._gram + np.diag(penalty), self._target)
-        return solution
+            solution = np.linalg.solve(self._gram + np.diag(penalty), self._target)
+        return np.asarray(solution, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

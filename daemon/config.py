@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from .. import limits
 from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory
+from ..codec.level import LossyCodec
 from ..errors import ConfigError
 from .machine import Machine
 
@@ -46,7 +47,10 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk."""
+    """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk.
+
+    ``codec`` is what the lossy levels of its namespace are coded with.
+    """
 
     host: str
     port: int
@@ -54,6 +58,7 @@ class DaemonConfig:
     memory_bytes: int
     ssd_bytes: int
     dirty_bytes_max: int
+    codec: LossyCodec
     log_format: LogFormat
     log_level: LogLevel
 
@@ -67,6 +72,7 @@ class ConfigText:
     data_dir: str | None = None
     memory: str | None = None
     ssd: str | None = None
+    codec: str | None = None
     log_format: str | None = None
     log_level: str | None = None
 
@@ -96,6 +102,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         memory_bytes=memory_bytes,
         ssd_bytes=_ssd_size(text.ssd, machine),
         dirty_bytes_max=min(limits.DIRTY_BYTES_MAX, memory_bytes // 2),
+        codec=_choice("codec", text.codec or LossyCodec.KVLOOM, LossyCodec),
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
     )

@@ -81,7 +81,11 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         shelf = ProfileShelf(config.data_dir / "profiles")
         admission = Admission()
         service = Service(
-            store, shelf, derive_namespace(secret, NAMESPACE), admission, dirty_bytes_max=config.dirty_bytes_max
+            store,
+            shelf,
+            derive_namespace(secret, NAMESPACE, codec=config.codec),
+            admission,
+            dirty_bytes_max=config.dirty_bytes_max,
         )
         await store.start()
         await service.open()

@@ -14,9 +14,10 @@ from typing import Final, TypeVar
 
 from .. import __version__, limits
 from ..clients import wire
-from ..codec.container import parse_header
+from ..codec.container import generic_digest, parse_header
 from ..codec.level import EXACT, Level
 from ..errors import (
+    CodecMismatch,
     InvalidRequest,
     NotFound,
     Overloaded,
@@ -71,11 +72,19 @@ class Service:
     async def put(self, key: ContentKey, payload: Buffer, *, ack: Ack) -> Ack:
         """Keep a container, given away by the caller, and return what was reached.
 
-        Raises what :meth:`TieredStore.put` raises, and :class:`ProfileMismatch` for a lossy container whose profile is
-        not on the shelf: whoever reads it could not decode it.
+        Raises what :meth:`TieredStore.put` raises, :class:`CodecMismatch` for lossy levels of another codec than the
+        namespace's, and :class:`ProfileMismatch` for lossy levels whose profile is neither on the shelf nor the generic
+        one, which everybody has: whoever reads them could not decode them.
         """
         header = parse_header(payload, declared_bytes=len(payload))
-        if any(level != EXACT for level in header.levels) and header.profile_digest not in self._profiles:
+        lossy = any(level != EXACT for level in header.levels)
+        if lossy and header.codec is not self._namespace.codec:
+            raise CodecMismatch(
+                f"container has lossy levels of codec {header.codec}, "
+                f"namespace {self._namespace.name} keeps those of {self._namespace.codec}"
+            )
+        generic = lossy and header.profile_digest == generic_digest(header.layout)
+        if lossy and not generic and header.profile_digest not in self._profiles:
             raise ProfileMismatch(
                 f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
                 f"which is not among the {len(self._profiles)} profiles here; put it first"
@@ -139,6 +148,7 @@ class Service:
                 wire.LevelBytes(level, sum(item.length for item in header.segments if item.level == level))
                 for level in header.levels
             ),
+            codec=header.codec if lossy else None,
             profile_digest=header.profile_digest if lossy else None,
         )
 
@@ -196,6 +206,7 @@ class Service:
             write_behind_failures=store.write_behind_failures,
             profiles=len(self._profiles),
             tiers=tuple(_tier(item) for item in store.tiers),
+            codec=self._namespace.codec,
         )
 
 

@@ -2,14 +2,15 @@
 
 A chunk has at most two streams, the lossy one (its levels in order) and ``exact``. A put never takes away what is
 stored: where the new container holds all that the old one holds it replaces it; otherwise the result has both streams.
-Where both have a lossy stream, the longer of one profile stays, and of two profiles the newer.
+Where both have a lossy stream, the longer of one profile stays, and of two profiles the newer. CacheGen's levels do not
+stand on each other: of one profile, each level of either is kept.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..codec.container import ContainerHeader, ContainerWriter, Segment, verify
-from ..codec.level import EXACT, Level
+from ..codec.level import EXACT, Level, LossyCodec
 from ..errors import LayoutMismatch
 from .tier import Buffer
 
@@ -49,19 +50,20 @@ def merge_containers(old: Buffer, new: Buffer) -> Buffer:
             f"{_span(new_header)} at {_names(new_header)}: neither holds the other"
         )
     sides = (_Side(new_header, memoryview(new)), _Side(old_header, memoryview(old)))
-    lossy = _lossy_side(*sides)
+    lossy = _lossy_sides(*sides)
     exact = next((side for side in sides if EXACT in side.header.levels), None)
-    fields = (lossy or sides[0]).header
+    fields = (next(iter(lossy.values())) if lossy else sides[0]).header
     writer = ContainerWriter(
         fields.layout,
         tokens=fields.tokens,
         first_position=fields.first_position,
-        block_layers=0 if lossy is None else lossy.header.block_layers,
+        block_layers=fields.block_layers,
         content_key=fields.content_key,
         profile_digest=fields.profile_digest,
+        codec=fields.codec,
     )
-    if lossy is not None:
-        _put_all(writer, lossy, (item for item in lossy.header.segments if item.level != EXACT))
+    for level, side in lossy.items():
+        _put_all(writer, side, (item for item in side.header.segments if item.level == level))
     if exact is not None:
         _put_all(writer, exact, (item for item in exact.header.segments if item.level == EXACT))
     return writer.commit()
@@ -77,11 +79,15 @@ class _Side:
         return tuple(level for level in self.header.levels if level != EXACT)
 
 
-def _lossy_side(new: _Side, old: _Side) -> _Side | None:
+def _lossy_sides(new: _Side, old: _Side) -> dict[Level, _Side]:
+    """For each lossy level of the result, the container that it is taken from."""
     if not new.lossy_levels:
-        return old if old.lossy_levels else None
+        return dict.fromkeys(old.lossy_levels, old)
     same_profile = new.header.profile_digest == old.header.profile_digest
-    return old if same_profile and len(old.lossy_levels) > len(new.lossy_levels) else new
+    if same_profile and new.header.codec is LossyCodec.CACHEGEN:
+        return dict.fromkeys(old.lossy_levels, old) | dict.fromkeys(new.lossy_levels, new)
+    kept = old if same_profile and len(old.lossy_levels) > len(new.lossy_levels) else new
+    return dict.fromkeys(kept.lossy_levels, kept)
 
 
 def _put_all(writer: ContainerWriter, side: _Side, segments: Iterable[Segment]) -> None:

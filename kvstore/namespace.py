@@ -1,4 +1,7 @@
-"""Namespaces: whose chunks are whose. Each has a secret of its own that turns content keys into storage keys."""
+"""Namespaces: whose chunks are whose, and what their lossy levels are coded with.
+
+Each has a secret of its own that turns content keys into storage keys.
+"""
 
 import secrets
 from dataclasses import dataclass, field
@@ -7,6 +10,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from .. import limits
+from ..codec.level import LossyCodec
 from ..errors import ConfigError, InvalidRequest
 from .atomic_file import create_file
 from .key import KEY_BYTES
@@ -19,10 +23,14 @@ _GROUP_AND_OTHERS = 0o077
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A tenant: ``name`` is for people, the 32 bytes of ``secret`` never leave the server."""
+    """A tenant: ``name`` is for people, the 32 bytes of ``secret`` never leave the server.
+
+    ``codec`` is what lossy levels put from now on must be coded with; what is stored already stays readable.
+    """
 
     name: str
     secret: bytes = field(repr=False)
+    codec: LossyCodec = LossyCodec.KVLOOM
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= limits.NAMESPACE_CHARS_MAX or not set(self.name) <= _NAME_CHARACTERS:
@@ -33,9 +41,9 @@ class Namespace:
             raise InvalidRequest(f"namespace secret has {len(self.secret)} bytes, must have {KEY_BYTES}")
 
 
-def derive_namespace(root_secret: bytes, name: str) -> Namespace:
+def derive_namespace(root_secret: bytes, name: str, *, codec: LossyCodec = LossyCodec.KVLOOM) -> Namespace:
     """The namespace called ``name`` under ``root_secret`` (32 bytes): its secret is keyed BLAKE3 of the name."""
-    return Namespace(name, blake3(name.encode(), key=root_secret).digest())
+    return Namespace(name, blake3(name.encode(), key=root_secret).digest(), codec)
 
 
 def load_or_create_root_secret(path: Path) -> bytes:

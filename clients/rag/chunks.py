@@ -13,8 +13,8 @@ from ...blend.cache import KvCache
 from ...codec.container import NO_PROFILE, Container
 from ...codec.entropy.native import THREADS
 from ...codec.layout import Layout
-from ...codec.level import EXACT, Level
-from ...codec.profile import Profile
+from ...codec.level import EXACT, Level, LossyCodec
+from ...codec.profiles import AnyProfile, parse_profile
 from ...errors import InvalidData, LayoutMismatch, ProfileMismatch
 from ...kvstore.key import ChunkRef, ContentKey
 from ...kvstore.outcome import Hit
@@ -52,31 +52,35 @@ class ChunkTraffic:
     def __init__(self, client: KvloomClient, layout: Layout) -> None:
         self._client = client
         self._layout = layout
-        self._profiles: dict[bytes, Profile] = {}
+        self._profiles: dict[bytes, AnyProfile] = {}
         self._workers = ThreadPoolExecutor(THREADS, thread_name_prefix="kvloom-codec")
 
     def close(self) -> None:
         """End the worker threads."""
         self._workers.shutdown()
 
-    def publish_profile(self, profile: Profile) -> None:
+    def codec(self) -> LossyCodec:
+        """What the daemon's namespace takes lossy levels of; raises :class:`DaemonUnavailable`."""
+        return self._client.stats().codec
+
+    def publish_profile(self, profile: AnyProfile) -> None:
         """Put ``profile`` where every reader of the chunks coded with it finds it."""
         self._client.put_profile(profile.data)
         self._profiles[profile.digest] = profile
 
-    def profile(self, digest: bytes) -> Profile | None:
+    def profile(self, digest: bytes) -> AnyProfile | None:
         """The profile of that digest, from this process or the daemon; None where neither has it intact."""
         found = self._profiles.get(digest)
         if found is None:
             outcome = self._client.get_profile(digest)
             if isinstance(outcome, Hit):
                 try:
-                    found = self._profiles[digest] = Profile.from_bytes(outcome.value)
+                    found = self._profiles[digest] = parse_profile(outcome.value)
                 except InvalidData:
                     return None
         return found
 
-    def profile_of(self, key: ContentKey) -> Profile | None:
+    def profile_of(self, key: ContentKey) -> AnyProfile | None:
         """The profile that the stored chunk ``key`` was coded with, None where there is no such chunk or profile."""
         outcome = self._client.get(key)
         if not isinstance(outcome, Hit) or outcome.value.header.profile_digest == NO_PROFILE:
@@ -88,7 +92,7 @@ class ChunkTraffic:
         return self._client.exists(keys)
 
     def store(
-        self, cache: KvCache, place: ChunkPlace, *, levels: Collection[Level], profile: Profile | None, ack: Ack
+        self, cache: KvCache, place: ChunkPlace, *, levels: Collection[Level], profile: AnyProfile | None, ack: Ack
     ) -> int:
         """Encode the KV that stands at ``place`` in ``cache`` and put it; the bytes of the container are returned."""
         arrays = [cache.layer_arrays(layer) for layer in range(len(self._layout.layers))]

@@ -22,8 +22,8 @@ from ...blend.executor import Blender
 from ...blend.request import BlendReport, BlendRequest, PlacedChunk
 from ...blend.select.base import SelectionRule
 from ...blend.select.deviation import KvDeviation
-from ...codec.level import EXACT, STANDARD, Level
-from ...codec.profile import Profile
+from ...codec.level import EXACT, STANDARD, Level, LossyCodec
+from ...codec.profiles import AnyProfile
 from ...errors import InvalidRequest, NonFiniteTensor, UnsupportedModel
 from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ...kvstore.tier import Ack
@@ -131,7 +131,7 @@ class RagPipeline:
         self.template = template or PromptTemplate(tokenizer)
         self.chunk_tokens, self.level = chunk_tokens, level
         self.rule = rule or KvDeviation(ratio=RECOMPUTE_RATIO)
-        self.profile: Profile | None = None
+        self.profile: AnyProfile | None = None
         self._clock = clock
         self._traffic = ChunkTraffic(client, self.layout)
         self._blender = Blender(model, self.layout)
@@ -148,18 +148,24 @@ class RagPipeline:
         """End the worker threads; the client stays the caller's."""
         self._traffic.close()
 
-    def calibrate(self, texts: Iterable[str]) -> Profile:
-        """Learn a codec profile from ``texts`` (a few thousand tokens of the kind to be stored) and publish it.
+    def calibrate(self, texts: Iterable[str]) -> AnyProfile:
+        """Learn a profile from ``texts`` (a few thousand tokens of the kind to be stored) and publish it.
 
-        Takes what the model minds into account where torch can differentiate it: about the time of prefilling the text
-        three times.
+        It is for the codec that the daemon's namespace keeps; for ours it takes what the model minds into account where
+        torch can differentiate it: about the time of prefilling the text three times. Raises
+        :class:`DaemonUnavailable`.
         """
+        cachegen = self._traffic.codec() is LossyCodec.CACHEGEN
         opening = self.template.prefix[:1]  # the token that attention sinks into in every prompt
         sequences, plan = self._calibration_sequences(texts, opening)
-        try:
-            self.profile = self._calibrated(sequences, plan, gradients=True)
-        except (UnsupportedModel, NonFiniteTensor):
-            self.profile = self._calibrated(sequences, plan, gradients=False)
+        if cachegen:
+            samples = calibration_samples(self.model, sequences, plan=plan, layout=self.layout, gradients=False)
+            self.profile = codec.calibrate_cachegen(samples, self.layout)
+        else:
+            try:
+                self.profile = self._calibrated(sequences, plan, gradients=True)
+            except (UnsupportedModel, NonFiniteTensor):
+                self.profile = self._calibrated(sequences, plan, gradients=False)
         self._traffic.publish_profile(self.profile)
         return self.profile
 
@@ -176,7 +182,7 @@ class RagPipeline:
         :class:`DaemonUnavailable` where a put finds no daemon; what was acknowledged before stays stored.
         """
         prefix = self._prefix()
-        self._ensure_profile(documents, prefix)
+        profile = self._ensure_profile(documents, prefix)
         placed = [(item, self._document_places(item, prefix)) for item in documents]
         present = iter(self._traffic.exists([place.ref.key for _, places in placed for place in places]))
         already_stored = stored_tokens = stored_bytes = 0
@@ -185,7 +191,7 @@ class RagPipeline:
             if all(chunks_present):
                 already_stored += 1
             else:
-                stored_bytes += self._ingest_one(document, places, prefix, ack)
+                stored_bytes += self._ingest_one(document, places, prefix, profile, ack)
                 stored_tokens += sum(place.ref.tokens for place in places)
             if on_document is not None:
                 on_document(document)
@@ -273,7 +279,7 @@ class RagPipeline:
         sequences_max = CALIBRATION_SEQUENCES_MAX
         return cut_sequences(found, tokens=plan.tokens, sequences_max=sequences_max, opening=opening), plan
 
-    def _calibrated(self, sequences: Sequence[NDArray[np.int64]], plan: SequencePlan, *, gradients: bool) -> Profile:
+    def _calibrated(self, sequences: Sequence[NDArray[np.int64]], plan: SequencePlan, *, gradients: bool) -> AnyProfile:
         samples = calibration_samples(self.model, sequences, plan=plan, layout=self.layout, gradients=gradients)
         return codec.calibrate(samples, self.layout)
 
@@ -292,24 +298,31 @@ class RagPipeline:
         self._held_prefix = _Prefix(place, cache)
         return self._held_prefix
 
-    def _ensure_profile(self, documents: Sequence[Document], prefix: _Prefix) -> None:
+    def _ensure_profile(self, documents: Sequence[Document], prefix: _Prefix) -> AnyProfile:
         """Settle on a profile and store the prefix with it: its container then names the profile for others."""
-        if self.profile is None:
-            self.profile = self._traffic.profile_of(prefix.place.ref.key)
-        if self.profile is None:
-            self.calibrate(item.rendered for item in documents)
-        if not self._traffic.exists([prefix.place.ref.key])[0]:
+        key, chosen = prefix.place.ref.key, self._traffic.codec()
+        profile, outdated = self.profile, False
+        if profile is None or profile.codec is not chosen:
+            profile = self._traffic.profile_of(key)
+            outdated = profile is not None and profile.codec is not chosen  # the namespace had another codec
+        if profile is None or outdated:
+            profile = self.calibrate(item.rendered for item in documents)
+        self.profile = profile
+        if outdated or not self._traffic.exists([key])[0]:
             levels = (STANDARD, EXACT)
-            self._traffic.store(prefix.cache, prefix.place, levels=levels, profile=self.profile, ack=Ack.DISK)
+            self._traffic.store(prefix.cache, prefix.place, levels=levels, profile=profile, ack=Ack.DISK)
+        return profile
 
-    def _ingest_one(self, document: Document, places: Sequence[ChunkPlace], prefix: _Prefix, ack: Ack) -> int:
+    def _ingest_one(
+        self, document: Document, places: Sequence[ChunkPlace], prefix: _Prefix, profile: AnyProfile, ack: Ack
+    ) -> int:
         ids = self.template.document_tokens(document)
         start = len(self.template.prefix)
         cache = KvCache(self.layout, start + len(ids))
         _copy_tokens(prefix.cache, cache, start)
         cache = prefill(self.model, ids, cache=cache)
         return sum(
-            self._traffic.store(cache, place, levels=(self.level,), profile=self.profile, ack=ack) for place in places
+            self._traffic.store(cache, place, levels=(self.level,), profile=profile, ack=ack) for place in places
         )
 
     def _document_places(self, document: Document, prefix: _Prefix) -> list[ChunkPlace]:

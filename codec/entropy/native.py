@@ -102,6 +102,9 @@ def _load() -> ctypes.CDLL | None:
     library.kvl_packed_bytes.restype = ctypes.c_uint64
     library.kvl_pack_basis.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
     library.kvl_pack_basis.restype = None
+    for name in ("kvl_quantise", "kvl_gather"):
+        getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
+        getattr(library, name).restype = None
     library.kvl_restore.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
     library.kvl_restore.restype = None
     return library

@@ -1,7 +1,8 @@
 """The lossy levels' loops in C++, reached through ctypes without the GIL.
 
-``codec/segment.py``, ``codec/profile.py`` and ``codec/channels.py`` say in NumPy what each does. Symbols and the sums of
-the synthesis are the same, number for number; what is then scaled and rotated is float32 and may differ in its last bits.
+``codec/quantise.py``, ``codec/segment.py``, ``codec/profile.py`` and ``codec/channels.py`` say in NumPy what each does.
+Symbols and the sums of the synthesis are the same, number for number; what is then scaled and rotated is float32 and may
+differ in its last bits.
 """
 
 import ctypes
@@ -15,7 +16,18 @@ from ...errors import InvalidData
 from . import native
 from .native import PATHS, THREADS, loaded
 
-__all__ = ["FASTEST", "PartJob", "RestoreJob", "TensorJob", "can_write", "pack_basis", "restore"]
+__all__ = [
+    "FASTEST",
+    "PartJob",
+    "RestoreJob",
+    "TensorJob",
+    "can_reach",
+    "can_write",
+    "gather",
+    "pack_basis",
+    "quantise",
+    "restore",
+]
 
 FASTEST = native.path_number("auto") if PATHS else 0
 LEVELS_MAX = 4
@@ -75,6 +87,30 @@ class _Restore(ctypes.Structure):
     ]
 
 
+class _Gather(ctypes.Structure):
+    _fields_ = [
+        ("tensors", ctypes.c_void_p),
+        ("channels", ctypes.c_void_p),
+        ("tensor_count", ctypes.c_uint32),
+        ("tokens", ctypes.c_uint32),
+        ("width", ctypes.c_uint32),
+        ("status", ctypes.c_int32),
+    ]
+
+
+class _Quantise(ctypes.Structure):
+    _fields_ = [
+        ("coefficients", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
+        ("levels", ctypes.c_void_p * LEVELS_MAX),
+        ("peaks", ctypes.c_void_p),
+        ("width", ctypes.c_uint32),
+        ("tokens", ctypes.c_uint32),
+        ("refinements", ctypes.c_uint32),
+        ("status", ctypes.c_int32),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class PartJob:
     """A part of a block: symbols uint8 ``[active, tokens]`` of each level read, and what they are turned into.
@@ -123,8 +159,13 @@ class RestoreJob:
 
 def can_write(array: NDArray[np.generic]) -> bool:
     """Whether the core writes into ``array`` itself: three float types, aligned, the last axis without gaps."""
+    return can_reach(array) and array.flags.writeable
+
+
+def can_reach(array: NDArray[np.generic]) -> bool:
+    """As :func:`can_write`, of an array that may be read-only."""
     dense = array.shape[-1] == 1 or array.strides[-1] == array.itemsize
-    return array.dtype.name in _ELEMENTS and dense and array.flags.aligned and array.flags.writeable
+    return array.dtype.name in _ELEMENTS and dense and array.flags.aligned
 
 
 def pack_basis(basis: NDArray[np.int8], *, path: str = "auto") -> ByteArray:
@@ -160,6 +201,48 @@ def restore(jobs: Sequence[RestoreJob], *, threads: int = THREADS, path: str = "
         raise InvalidData("lossy block does not fit its description")
 
 
+def gather(tensors: Sequence[TensorJob], tokens: int, width: int) -> FloatArray | None:
+    """Channels float32 ``[tokens, width]`` of float32 tensors, rotated; None where a number is not finite.
+
+    The tensors, which are only read, cover all channels.
+    """
+    described = (_Tensor * len(tensors))()
+    for tensor, wanted in zip(described, tensors, strict=True):
+        _fill_tensor(tensor, wanted, tokens)
+        if wanted.out.dtype != np.float32:
+            raise ValueError(f"tensor {wanted.out.dtype}, must be float32")
+    channels = np.empty((tokens, width), np.float32)
+    job = _Gather(ctypes.addressof(described), _address(channels), len(tensors), tokens, width, 0)
+    loaded().kvl_gather(ctypes.byref(job), ctypes.c_uint32(1), ctypes.c_uint32(1))
+    return None if job.status else channels
+
+
+def quantise(
+    coefficients: Sequence[FloatArray], factors: FloatArray, refinements: int, *, threads: int = THREADS
+) -> list[tuple[tuple[ByteArray, ...], NDArray[np.int32]]] | None:
+    """As :func:`kvloom.codec.quantise.split` of each part's coefficients: symbols of all levels, and peaks.
+
+    None where a coefficient is too large.
+    """
+    raw = (_Quantise * len(coefficients))()
+    multiplied = np.ascontiguousarray(factors, np.float32)
+    held = [np.ascontiguousarray(item, np.float32) for item in coefficients]
+    results: list[tuple[tuple[ByteArray, ...], NDArray[np.int32]]] = []
+    for job, item in zip(raw, held, strict=True):
+        if item.shape[1:] != multiplied.shape or not 0 <= refinements < LEVELS_MAX:
+            raise ValueError(f"coefficients {item.shape} for {multiplied.shape} tokens, {refinements} refinements")
+        levels = np.empty((refinements + 1, *item.shape), np.uint8)
+        peaks = np.empty(len(item), np.int32)
+        results.append((tuple(levels), peaks))
+        job.coefficients, job.factors, job.peaks = _address(item), _address(multiplied), _address(peaks)
+        address = _address(levels)
+        for level in range(refinements + 1):
+            job.levels[level] = address + level * item.size
+        (job.width, job.tokens), job.refinements = item.shape, refinements
+    loaded().kvl_quantise(ctypes.byref(raw), ctypes.c_uint32(len(raw)), ctypes.c_uint32(threads))
+    return None if any(job.status for job in raw) else results
+
+
 def _fill_part(part: _Part, job: PartJob, tokens: int, held: list[object]) -> None:
     width = len(job.scale)
     if not 1 <= len(job.symbols) <= LEVELS_MAX - job.left:
@@ -181,7 +264,7 @@ def _fill_part(part: _Part, job: PartJob, tokens: int, held: list[object]) -> No
 
 
 def _fill_tensor(tensor: _Tensor, job: TensorJob, tokens: int) -> None:
-    if job.out.ndim != 3 or job.out.shape[1] != tokens or not can_write(job.out):
+    if job.out.ndim != 3 or job.out.shape[1] != tokens or not can_reach(job.out):
         raise ValueError(f"room {job.out.dtype} {job.out.shape} for {tokens} tokens")
     tensor.data, tensor.element = _address(job.out), _ELEMENTS[job.out.dtype.name]
     tensor.head_stride, tensor.token_stride = job.out.strides[:2]

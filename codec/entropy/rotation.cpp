@@ -1,6 +1,7 @@
 // KV tensors and channels that know no position: heads turned by their angles on the way; see codec/rope.py.
 #include <cstring>
 
+#include "spread.h"
 #include "synthesis.h"
 
 namespace {
@@ -60,7 +61,49 @@ void turn_head(const Tensor& tensor, const float* from, uint64_t token, float* t
     if (end < tensor.dim) std::memcpy(to + end, from + end, sizeof(float) * (tensor.dim - end));
 }
 
+// Whether all are finite numbers.
+KVL_EVERY_CPU bool finite(const float* from, uint32_t count) {
+    uint32_t bad = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t bits;
+        std::memcpy(&bits, from + i, 4);
+        bad |= (bits & 0x7F800000u) == 0x7F800000u;
+    }
+    return bad == 0;
+}
+
 enum { HEAD_DIM_MAX = 4096 };
+
+// Mirrors `_Gather` in native_lossy.py: the way in, of float32 tensors.
+struct Gather {
+    const Tensor* tensors;
+    float* channels;         // [tokens][width]
+    uint32_t tensor_count;
+    uint32_t tokens;
+    uint32_t width;
+    int32_t status;          // BAD_JOB where a number is not finite
+};
+
+Status gather(const Gather& job) {
+    for (uint32_t i = 0; i < job.tensor_count; i++) {
+        const Tensor& tensor = job.tensors[i];
+        if (!fits(tensor, job.width) || tensor.element != ELEMENT_FLOAT32) return BAD_JOB;
+        for (uint32_t head = 0; head < tensor.heads; head++) {
+            for (uint32_t token = 0; token < job.tokens; token++) {
+                const float* from = reinterpret_cast<const float*>(tensor.data + head * tensor.head_stride +
+                                                                   token * tensor.token_stride);
+                float* to = job.channels + static_cast<uint64_t>(token) * job.width + tensor.start +
+                            static_cast<uint64_t>(head) * tensor.dim;
+                if (!finite(from, tensor.dim)) return BAD_JOB;
+                if (tensor.pairs)
+                    turn_head(tensor, from, token, to);
+                else
+                    std::memcpy(to, from, sizeof(float) * tensor.dim);
+            }
+        }
+    }
+    return OK;
+}
 
 }  // namespace
 
@@ -94,4 +137,8 @@ void scatter(const Tensor& tensor, const float* channels, uint64_t width, uint32
                                                                            reinterpret_cast<uint16_t*>(to));
         }
     }
+}
+
+KVL_EXPORT void kvl_gather(Gather* jobs, uint32_t count, uint32_t threads) {
+    spread(count, threads, [&](uint32_t i) { jobs[i].status = gather(jobs[i]); });
 }

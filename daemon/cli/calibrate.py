@@ -18,6 +18,7 @@ from ... import codec, limits
 from ...clients import KvloomClient
 from ...clients.discovery import data_directory
 from ...codec.layout import KvDtype
+from ...codec.level import LossyCodec
 from ...errors import InvalidRequest, MissingDependency
 from ...kvstore.atomic_file import replace_file
 from ...kvstore.profiles import ProfileShelf
@@ -27,7 +28,7 @@ from .tables import print_table, since
 
 if TYPE_CHECKING:
     from ...clients.transformers import LoadedModel
-    from ...codec import Profile
+    from ...codec import AnyProfile
 
 __all__ = ["calibrate"]
 
@@ -58,7 +59,7 @@ class _Calibration:
 class _Learnt:
     """A profile, and how many sequences, tokens of all of them, and draws of each it took."""
 
-    profile: "Profile"
+    profile: "AnyProfile"
     sequences: int
     tokens: int
     draws: int
@@ -69,6 +70,7 @@ class _Learnt:
         "kvloom calibrate smollm2 --text notes.md manual.txt",
         "kvloom calibrate ./Llama-3.2-1B --text docs.jsonl --dtype bfloat16",
         "kvloom calibrate model.gguf --text *.py --out code.kvlp --put",
+        "kvloom calibrate smollm2 --text notes.md --codec cachegen",
     )
 )
 @click.argument("model")
@@ -96,6 +98,14 @@ class _Learnt:
     show_default=True,
     help="How the engine that will use the profile holds its KV.",
 )
+@click.option(
+    "--codec",
+    "lossy_codec",
+    type=click.Choice([item.value for item in LossyCodec]),
+    default=LossyCodec.KVLOOM.value,
+    show_default=True,
+    help="What lossy levels are coded with; cachegen measures no gradients.",
+)
 @click.option("--no-gradients", is_flag=True, help="Faster and coarser: do not measure what the model minds.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File or folder.  [default: where this user's daemon finds it]"
@@ -109,6 +119,7 @@ def calibrate(
     text: tuple[Path, ...],
     tokens_max: int,
     dtype: str,
+    lossy_codec: str,
     no_gradients: bool,
     out: Path | None,
     put: bool,
@@ -129,7 +140,9 @@ def calibrate(
             client.stats()
     loaded = _load(model)
     started = time.perf_counter()
-    learnt = _calibrate(loaded, texts, tokens_max, KvDtype(dtype), not no_gradients)
+    mode = LossyCodec(lossy_codec)
+    gradients = mode is LossyCodec.KVLOOM and not no_gradients
+    learnt = _calibrate(loaded, texts, tokens_max, KvDtype(dtype), mode, gradients)
     profile = learnt.profile
     seconds = time.perf_counter() - started
     file = _write(profile, out)
@@ -218,8 +231,10 @@ def _load(model: str) -> "LoadedModel":
     return load_model(model)
 
 
-def _calibrate(loaded: "LoadedModel", texts: list[str], tokens_max: int, dtype: KvDtype, gradients: bool) -> _Learnt:
-    """The profile of KV that an engine holds as ``dtype``."""
+def _calibrate(
+    loaded: "LoadedModel", texts: list[str], tokens_max: int, dtype: KvDtype, mode: LossyCodec, gradients: bool
+) -> _Learnt:
+    """The profile of KV that an engine holds as ``dtype``, for the codec ``mode``."""
     import numpy as np
 
     from ...clients.transformers import SequencePlan, calibration_samples, cut_sequences, model_layout, opening_tokens
@@ -251,11 +266,13 @@ def _calibrate(loaded: "LoadedModel", texts: list[str], tokens_max: int, dtype: 
             progress=lambda: bar.advance(task),
         )
         # Computed in float32 whatever the engine holds: rounding to its dtype is noise that nobody needs to learn.
-        profile = codec.calibrate(samples, replace(layout, dtype=dtype))
+        held = replace(layout, dtype=dtype)
+        cachegen = mode is LossyCodec.CACHEGEN
+        profile = codec.calibrate_cachegen(samples, held) if cachegen else codec.calibrate(samples, held)
     return _Learnt(profile, len(sequences), len(sequences) * plan.tokens, plan.draws if gradients else 0)
 
 
-def _write(profile: "Profile", out: Path | None) -> Path:
+def _write(profile: "AnyProfile", out: Path | None) -> Path:
     """Write ``profile`` where it was asked for, or onto the shelf of this user's daemon."""
     if out is None:
         folder = data_directory(os.environ)

@@ -15,6 +15,7 @@ __all__ = ["serve"]
         "kvloom serve                               # sensible for this machine",
         "kvloom serve --memory 8GiB --ssd 200GiB    # more room",
         "kvloom serve --port 0 --data-dir /tmp/k    # any free port",
+        "kvloom serve --codec cachegen              # lossy levels as CacheGen codes them",
     )
 )
 @click.option("--host", help="Loopback address to listen on.  [default: 127.0.0.1]")
@@ -22,6 +23,7 @@ __all__ = ["serve"]
 @click.option("--data-dir", metavar="DIR", help="Where chunks are kept.  [default: this user's data directory]")
 @click.option("--memory", metavar="SIZE", help="Memory tier.  [default: a quarter of what is free, at most 4GiB]")
 @click.option("--ssd", metavar="SIZE", help="SSD tier; 0 for none.  [default: a fifth of free disk, at most 64GiB]")
+@click.option("--codec", metavar="NAME", help="Of lossy levels: kvloom or cachegen.  [default: kvloom]")
 @click.option("--log-format", metavar="FORM", help="auto, console or json.  [default: auto]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @click.option("--json", "as_json", is_flag=True, help="The same as --log-format json.")

@@ -40,6 +40,8 @@ def show(key: str, address: str | None, as_json: bool) -> None:
     for item in detail.levels:
         table.add_row(f"  {item.level}", format_size(item.payload_bytes))
     table.add_row("age", since(time.time() - chunk.stored_at_ms / 1000))
+    if detail.codec is not None:
+        table.add_row("codec", detail.codec)
     if detail.profile_digest is not None:
         table.add_row("profile", detail.profile_digest.hex())
     print_table(table)

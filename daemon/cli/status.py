@@ -30,6 +30,7 @@ def status(address: str | None, as_json: bool) -> None:
     rate = f" ({stats.hits / reads:.0%} hits)" if reads else ""
     dirty = format_size(stats.dirty_bytes)
     click.echo(f"puts: {stats.puts:,}, reads: {reads:,}{rate}, profiles: {stats.profiles}, not yet on disk: {dirty}")
+    click.echo(f"namespace: {stats.namespace}, codec of lossy levels: {stats.codec}")
 
 
 def _tiers(stats: wire.DaemonStats) -> Table:

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from kvloom import codec
 from kvloom.clients.rag import Document, RagPipeline
 from kvloom.clients.rag.pipeline import Strategy
-from kvloom.codec import EXACT, STANDARD
+from kvloom.codec import EXACT, STANDARD, LossyCodec
 from kvloom.daemon.demo.daemon_process import DaemonProcess
 from kvloom.errors import InvalidRequest
 from kvloom.kvstore.outcome import Hit
@@ -190,3 +190,30 @@ def test_a_dead_daemon_costs_nothing_but_the_hit(model, tmp_path):
         assert not answer.load.loaded
         assert answer.token_ids == full.token_ids
     pipeline.close()
+
+
+def test_the_daemons_codec_is_followed_and_a_change_of_it_too(model, start_daemon):
+    daemon = start_daemon("--codec", "cachegen")
+    pipeline = RagPipeline(model, ByteTokenizer(), daemon.client(), chunk_tokens=100)
+    pipeline.ingest(DOCUMENTS[:2])
+    assert pipeline.profile.codec is LossyCodec.CACHEGEN
+    assert all(daemon.client().info(key).codec is LossyCodec.CACHEGEN for key in pipeline.document_keys(DOCUMENTS[0]))
+    full = pipeline.generate("what follows?", DOCUMENTS[:2], strategy=Strategy.RECOMPUTE, tokens_max=1)
+    blended = pipeline.generate("what follows?", DOCUMENTS[:2], tokens_max=1)
+    assert not blended.load.missed
+    assert np.corrcoef(full.logits, blended.logits)[0, 1] > 0.98
+
+    daemon.stop()
+    daemon.flags = ("--codec", "kvloom")
+    newcomer = RagPipeline(model, ByteTokenizer(), daemon.start().client(), chunk_tokens=100)
+    pipeline.use_client(daemon.client())
+    for each in (newcomer, pipeline):
+        each.ingest(DOCUMENTS[:4])
+        assert each.profile.codec is LossyCodec.KVLOOM
+    assert newcomer.profile.digest == pipeline.profile.digest
+    mixed = newcomer.generate("what follows?", [DOCUMENTS[3], DOCUMENTS[0]], tokens_max=1)
+    assert not mixed.load.missed, "what was stored before is read as it was coded"
+    codecs = [daemon.client().info(newcomer.document_keys(DOCUMENTS[n])[0]).codec for n in (0, 3)]
+    assert codecs == [LossyCodec.CACHEGEN, LossyCodec.KVLOOM]
+    for each in (newcomer, pipeline):
+        each.close()

@@ -1,8 +1,9 @@
-"""The compiled core's fuzz targets, built with sanitizers and run for some cases; `make fuzz` runs a million."""
+"""The fuzz targets run for some cases, those of the compiled core with sanitizers; `make fuzz` runs a million."""
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,17 @@ def test_the_compiled_core_stays_in_bounds_and_all_paths_agree(tmp_path: Path) -
         "-s",
         "-C",
         str(ROOT),
-        "fuzz",
+        "fuzz-native",
         f"FUZZ_CASES={CASES}",
         f"FUZZ_FOLDER={tmp_path}",
         f"CXX={COMPILER}",
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout.count(f"{CASES} cases ran")) == (0, 2), run.stdout + run.stderr
+
+
+def test_hostile_containers_are_invalid_data_whatever_their_checksums_say(seed: int) -> None:
+    command = [sys.executable, str(Path(__file__).parent / "fuzz_containers.py"), f"--cases={CASES}", f"--seed={seed}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr[-4000:]
+    assert run.stdout.startswith(f"{CASES} cases")

@@ -11,6 +11,8 @@ from kvloom.codec import KvDtype, KvSample, Layout, Profile, Rope, calibrate
 from kvloom.codec.rope import rotate
 
 HEADS, HEAD_DIM, LAYERS = 2, 16, 3
+BLOCK_CHANNELS = 2 * 2 * HEADS * HEAD_DIM
+"""Room for two layers: three are a block of two and one of one."""
 
 
 @dataclass(frozen=True)
@@ -55,4 +57,4 @@ def kv_source(rope: Rope) -> Callable[[KvDtype], KvSource]:
 @pytest.fixture(scope="session")
 def profile(kv_source: Callable[..., KvSource]) -> Profile:
     source = kv_source()
-    return calibrate([KvSample(*source.draw(800, seed=1))], source.layout)
+    return calibrate([KvSample(*source.draw(800, seed=1))], source.layout, block_channels=BLOCK_CHANNELS)

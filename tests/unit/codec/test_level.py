@@ -2,13 +2,13 @@
 
 import pytest
 
-from kvloom.codec.level import DRAFT, EXACT, LOSSY_LEVELS, STANDARD, parse_level, require_level
+from kvloom.codec.level import DRAFT, ECONOMY, EXACT, FINE, LOSSY_LEVELS, STANDARD, parse_level, require_level
 from kvloom.errors import LevelNotStored, UnknownLevel
 
 
 def test_levels_go_from_coarse_to_fine_and_exact_is_last() -> None:
-    assert sorted([EXACT, STANDARD, DRAFT]) == [DRAFT, STANDARD, EXACT]
-    assert LOSSY_LEVELS == (DRAFT, STANDARD)
+    assert sorted([EXACT, FINE, STANDARD, DRAFT, ECONOMY]) == [*LOSSY_LEVELS, EXACT]
+    assert LOSSY_LEVELS == (DRAFT, ECONOMY, STANDARD, FINE)
     assert [level.code for level in LOSSY_LEVELS] == list(range(len(LOSSY_LEVELS)))
 
 
@@ -20,7 +20,7 @@ def test_a_name_parses_to_its_level(level) -> None:
 
 @pytest.mark.parametrize("name", ["", "Exact", "exact ", "0", "255", "standard\n", "x" * 1000])
 def test_another_name_is_refused_in_a_short_line_that_lists_the_levels(name: str) -> None:
-    with pytest.raises(UnknownLevel, match="draft, standard, exact") as caught:
+    with pytest.raises(UnknownLevel, match="draft, economy, standard, fine, exact") as caught:
         parse_level(name)
     assert len(str(caught.value)) < 120
     assert "\n" not in str(caught.value)

@@ -171,8 +171,8 @@ class TestPutAndGet:
     async def test_header_longer_than_the_first_read(
         self, running: Make, disk: GatedTier, namespace: Namespace, chunk: Make
     ) -> None:
-        rope = Rope(tuple(np.random.default_rng(1).random(1500).tolist()))
-        layout = Layout.uniform(layers=2, kv_heads=1, head_dim=4000, rope=rope)
+        rope = Rope(tuple(np.random.default_rng(1).random(2048).tolist()))
+        layout = Layout.uniform(layers=2, kv_heads=1, head_dim=4096, rope=rope)
         one = chunk(1, layout=layout)
         assert parse_header(one.payload).header_bytes > 16 * 1024
         async with running(disk) as store:

@@ -15,14 +15,14 @@ from kvloom.codec.cuda.jobs import PAGES, SYNTHESIS
 from kvloom.codec.cuda.resident import packed_basis, resident
 from kvloom.codec.entropy import encode_streams
 from kvloom.codec.profile import Part
-from kvloom.codec.quantise import FINE_MAX, reconstruct
-from kvloom.codec.segment import BlockSymbols, DecodedBlock, Offset, symbols_of
+from kvloom.codec.quantise import FINE_MAX, quantise, reconstruct, symbols_of
+from kvloom.codec.segment import BlockSymbols, DecodedBlock, Offset, joined_symbols
 from kvloom.codec.segment_reader import decode_blocks
 from kvloom.codec.segment_writer import encode_blocks, plan_segments
 
 
 def parts_of(block: DecodedBlock) -> list[np.ndarray]:
-    return [symbols_of(block, part) for part in range(len(block.escapes))]
+    return [joined_symbols(block, part) for part in range(len(block.escapes))]
 
 
 def test_job_structs_are_as_the_kernels_have_them(device):
@@ -96,22 +96,21 @@ def test_streams_have_the_reference_encoders_bytes(device, profile, seed, tokens
     """With classes that fit, and with such that most symbols escape and the first rooms are too small."""
     rng = np.random.default_rng(seed)
     block = profile.blocks[1]
-    parts = tuple(
-        np.rint(rng.laplace(size=(part.width, tokens)) * spread * np.exp(-np.arange(part.width) / 9)[:, None]).astype(
-            np.int32
-        )
+    drawn = [
+        (rng.laplace(size=(part.width, tokens)) * spread * np.exp(-np.arange(part.width) / 9)[:, None]).astype(np.float32)
         for part in block.parts
-    )
+    ]
     classes = tuple(
         np.clip(part.classes.astype(int) + wrong + rng.integers(-9, 10, part.width), 0, 81).astype(np.uint8)
         for part in block.parts
     )
     gains = rng.integers(0, 16, tokens).astype(np.uint8)
     offset = Offset(rng.integers(-300, 300, 20).astype(np.int32), 0.5)
-    item = BlockSymbols(parts, gains, classes, (offset,))
+    item = BlockSymbols(tuple(symbols_of(drawn, gains, 3)), gains, classes, (offset,))
+    fine = [quantise(part, gains) for part in drawn]
     expected = encode_blocks([block], [item], 3)[0]
-    plans = plan_segments(block, item, [np.abs(part).max(axis=1) for part in parts], 3)
-    symbols, where = np.concatenate(parts), resident(device, profile)
+    plans = plan_segments(block, item, [part.peaks for part in item.parts], 3)
+    symbols, where = np.concatenate(fine), resident(device, profile)
     jobs = [
         streams.Stream(
             plan, level, 3 - level, [part.start for part in block.parts], tokens, symbols.ctypes.data,

@@ -5,17 +5,38 @@ from collections.abc import Callable
 import constriction
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom.codec import entropy
 from kvloom.codec.entropy import native, reference
-from kvloom.codec.entropy.model import CLASSES, ESCAPE, SLOTS, base_tables, refinement_tables, table_set
+from kvloom.codec.entropy.model import (
+    CLASSES,
+    ESCAPE,
+    REFINEMENTS_MAX,
+    SCALE_LOW,
+    SLOTS,
+    TABLE_CLASSES,
+    base_tables,
+    refinement_tables,
+    table_set,
+)
 from kvloom.codec.entropy.stream import DecodeJob, EncodeJob, Runs, lanes_for
+from kvloom.codec.quantise import quantise, split
 from kvloom.errors import InvalidData
 
-BASE_DIGEST = "bc559ed541f1153e44092970ea0169a6"
-REFINEMENT_DIGEST = "f579216d9e985fe8bb83a0896f056ab0"
+BASE_DIGESTS = [
+    "f82f3ed0c85f6daaf7426a3c6e505b51",
+    "bbacaa03e22e0cdddc316d7d1374a4d3",
+    "0e41dff54e5d8255ce5eb7f778cc4e6f",
+    "585e1964f5470486181f83149c8cd826",
+]
+REFINEMENT_DIGESTS = [
+    "55a8125f1ab9a23f7a07c6cfc0f47466",
+    "bfd731b530c90027807830b0d257514c",
+    "2902ccf3b86575a766ca84bfef528373",
+]
 
 needs_native = pytest.mark.skipif(
     not native.AVAILABLE, reason="installed without a C++ compiler: the reference is all there is"
@@ -33,7 +54,7 @@ DECODERS: list = [
 def draw_job(seed: int, channels: int, tokens: int, lanes: int, *, refinement: bool = False) -> EncodeJob:
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, CLASSES, channels)
-    tables = refinement_tables() if refinement else base_tables()
+    tables = refinement_tables(1) if refinement else base_tables(2)
     contexts = rng.integers(0, 2, channels * tokens).astype(np.uint8) if refinement else None
     chosen = np.repeat(2 * classes if refinement else classes, tokens) + (0 if contexts is None else contexts)
     cumulative = np.cumsum(tables.frequencies.astype(np.int64), axis=1)
@@ -95,7 +116,7 @@ def test_flipped_bits_never_decode_to_the_same_symbols(decode: Decoder):
 @needs_native
 @given(data=st.binary(max_size=400), lanes=st.integers(1, 32), count=st.integers(0, 600), contexts=st.booleans())
 def test_hostile_streams_end_alike(data, lanes, count, contexts):
-    tables = refinement_tables() if contexts else base_tables()
+    tables = refinement_tables(1) if contexts else base_tables(2)
     marks = np.ones(count, dtype=np.uint8) if contexts else None
     job = DecodeJob(data, tables, Runs.of_channels([20], count), lanes, marks)
     results = []
@@ -127,7 +148,7 @@ def test_size_is_within_one_percent_of_the_entropy_and_of_constriction(refinemen
 
 
 def test_a_symbol_without_a_code_is_refused():
-    job = EncodeJob(np.full(10, 7, np.uint8), base_tables(), Runs.of_channels([0], 10), 1)
+    job = EncodeJob(np.full(10, 7, np.uint8), base_tables(2), Runs.of_channels([0], 10), 1)
     for encode in [reference.encode_streams] + ([native.encode_streams] if native.AVAILABLE else []):
         with pytest.raises(ValueError, match="no code"):
             encode([job])
@@ -135,13 +156,35 @@ def test_a_symbol_without_a_code_is_refused():
 
 def test_tables_are_the_formats_own():
     """These digests are part of the format: a change of any table makes stored chunks unreadable."""
-    from blake3 import blake3
+    bases = [base_tables(left) for left in range(REFINEMENTS_MAX + 1)]
+    refinements = [refinement_tables(left) for left in range(REFINEMENTS_MAX)]
+    for made, digests in ((bases, BASE_DIGESTS), (refinements, REFINEMENT_DIGESTS)):
+        found = [blake3(tables.frequencies.astype("<u2").tobytes()).hexdigest()[:32] for tables in made]
+        assert found == digests
+        for tables in made:
+            assert (tables.frequencies.astype(int).sum(axis=1) == SLOTS).all()
+    for tables in bases:
+        assert tables.frequencies.shape == (TABLE_CLASSES, 256)
+        assert (tables.frequencies[:, ESCAPE] > 0).all()
+    for tables in refinements:
+        assert tables.frequencies.shape == (2 * TABLE_CLASSES, 256)
+        assert (tables.frequencies[::2, :3] > 0).all()
+        assert (tables.frequencies[1::2, :2] > 0).all()
 
-    assert blake3(base_tables().frequencies.astype("<u2").tobytes()).hexdigest()[:32] == BASE_DIGEST
-    assert blake3(refinement_tables().frequencies.astype("<u2").tobytes()).hexdigest()[:32] == REFINEMENT_DIGEST
-    for tables in (base_tables(), refinement_tables()):
-        assert (tables.frequencies.astype(int).sum(axis=1) == SLOTS).all()
-    assert (base_tables().frequencies[:, ESCAPE] > 0).all()
+
+def test_tables_describe_what_the_quantiser_does_to_a_laplace_distribution():
+    """A base table is the distribution of the base symbols, a refinement's the share of each child of a cell."""
+    rng = np.random.default_rng(9)
+    index, left = 30, 2
+    scale = float(SCALE_LOW) * 2 ** (index / 6)
+    # Steps of the level that the base is refined to twice: the fine step is a quarter of the base step.
+    drawn = rng.laplace(scale=scale, size=(1, 400_000)).astype(np.float32) * 2**left
+    base, refined = split(quantise(drawn, np.zeros(drawn.shape[1], np.uint8)), left)
+    share = np.bincount((base + 128).reshape(-1), minlength=256) / base.size
+    assert np.abs(share - base_tables(left).frequencies[index] / SLOTS).max() < 0.005
+    for row, held in ((2 * (index + 6), base == 0), (2 * (index + 6) + 1, base != 0)):
+        share = np.bincount(refined[0][held], minlength=256) / held.sum()
+        assert np.abs(share - refinement_tables(left - 1).frequencies[row] / SLOTS).max() < 0.02
 
 
 def test_a_table_must_add_up():

@@ -17,7 +17,7 @@ from kvloom.codec.lossy import restore
 from kvloom.codec.profile import Block, Part
 from kvloom.codec.quantise import ESCAPE_MAX, reconstruct
 from kvloom.codec.rope import cos_sin
-from kvloom.codec.segment import DecodedBlock, symbols_of
+from kvloom.codec.segment import DecodedBlock, joined_symbols
 from kvloom.errors import InvalidData
 
 pytestmark = pytest.mark.skipif(
@@ -36,7 +36,7 @@ def decoded_part(rng, width, tokens, levels, escape_share):
     escapes = rng.choice(edges, count).astype(np.int32)
     block = DecodedBlock(((base,),), (escapes,), np.zeros(tokens, np.uint8), ())
     for size in rows[1:]:
-        known = symbols_of(block, 0) != 0
+        known = joined_symbols(block, 0) != 0
         refinement = rng.integers(0, 3, (size, tokens)).astype(np.uint8)
         refinement[: len(known)][known] &= 1
         block = replace(block, levels=(*block.levels, (refinement,)))
@@ -71,7 +71,7 @@ def test_every_path_makes_the_references_sums(width, tokens, levels, escape_shar
     ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
     part = Part(0, zeros, zeros, ones, basis, np.zeros(width, np.uint8))
     block = decoded_part(rng, width, tokens, levels, escape_share)
-    expected = part.inverse(reconstruct(symbols_of(block, 0), left), np.ones(tokens, np.float32))
+    expected = part.inverse(reconstruct(joined_symbols(block, 0), left), np.ones(tokens, np.float32))
     for path in native.PATHS:
         assert np.array_equal(whole_numbers(part, block, left, path), expected), path
 
@@ -87,7 +87,7 @@ def test_sums_of_the_widest_basis_do_not_overflow(path):
     base[:, 2] = ESCAPE
     escapes = np.full(width, ESCAPE_MAX - 1, np.int32)
     block = DecodedBlock(((base,),), (escapes,), np.zeros(tokens, np.uint8), ())
-    expected = part.inverse(reconstruct(symbols_of(block, 0), 3), np.ones(tokens, np.float32))
+    expected = part.inverse(reconstruct(joined_symbols(block, 0), 3), np.ones(tokens, np.float32))
     assert np.array_equal(whole_numbers(part, block, 3, path), expected)
 
 

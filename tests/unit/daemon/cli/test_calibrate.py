@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kvloom.codec import KvDtype, Profile
+from kvloom.codec import KvDtype, LossyCodec, Profile, parse_profile
 from kvloom.daemon.cli import main
 from kvloom.kvstore.profiles import ProfileShelf
 
@@ -196,3 +196,16 @@ def test_long_files_are_read_in_part(monkeypatch, tmp_path, notes):
     lines.write_text("\n".join(json.dumps({"text": "abcdefghij"}) for _ in range(20)))
     monkeypatch.setattr(module.limits, "CALIBRATION_CHARACTERS_MAX", 50)
     assert [len(text) for text in module._read_texts((notes, lines))] == [25, 10 + 2 + 10 + 2 + 5]
+
+
+def test_a_profile_for_cachegen(kvloom, notes, model_folder, tmp_path):
+    out = tmp_path / "made.kvlg"
+    arguments = ("--text", notes, "--codec", "cachegen", "--dtype", "bfloat16", "--out", out, "--json")
+    code, said, _ = kvloom("calibrate", model_folder, *arguments)
+    assert code == 0
+    profile = parse_profile(out.read_bytes())
+    assert profile.codec is LossyCodec.CACHEGEN
+    assert profile.layout.dtype is KvDtype.BFLOAT16
+    report = json.loads(said)
+    assert report["digest"] == profile.digest.hex()
+    assert report["gradients"] == 0
