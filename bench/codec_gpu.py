@@ -89,7 +89,8 @@ def draw_symbols(profile: Profile, seed: int) -> list[BlockSymbols]:
     for block in profile.blocks:
         gains = np.where(rng.random(TOKENS) < LOUD_SHARE, 8, 0).astype(np.uint8)
         drawn = [
-            rng.laplace(size=(part.width, TOKENS)).astype(np.float32) * row_scales(part.width).astype(np.float32)[:, None]
+            rng.laplace(size=(part.width, TOKENS)).astype(np.float32)
+            * row_scales(part.width).astype(np.float32)[:, None]
             for part in block.parts
         ]
         classes = tuple(part.classes for part in block.parts)
@@ -143,7 +144,10 @@ def check(device: Device, profile: Profile, coded: list[BlockSymbols], payloads:
     held = []
     for block, item in zip(profile.blocks, coded, strict=True):
         plans = plan_segments(block, item, [part.peaks for part in item.parts], REFINEMENTS)
-        symbols, gains = device.upload(np.concatenate([fine_of(part) for part in item.parts])), device.upload(item.gains)
+        symbols, gains = (
+            device.upload(np.concatenate([fine_of(part) for part in item.parts])),
+            device.upload(item.gains),
+        )
         held += [symbols, gains]
         for level, plan in enumerate(plans):
             left = REFINEMENTS - level

@@ -97,7 +97,9 @@ def test_streams_have_the_reference_encoders_bytes(device, profile, seed, tokens
     rng = np.random.default_rng(seed)
     block = profile.blocks[1]
     drawn = [
-        (rng.laplace(size=(part.width, tokens)) * spread * np.exp(-np.arange(part.width) / 9)[:, None]).astype(np.float32)
+        (rng.laplace(size=(part.width, tokens)) * spread * np.exp(-np.arange(part.width) / 9)[:, None]).astype(
+            np.float32
+        )
         for part in block.parts
     ]
     classes = tuple(
