@@ -25,9 +25,8 @@ __all__ = ["CodedChunk", "encode_channels"]
 
 FloatArray = NDArray[np.float32]
 
-SUSPECT_OCTAVES = 0.75
+SUSPECT_OCTAVES = 0.5
 """Mean growth of the coefficients, over the calibration text's, from which a chunk is suspected."""
-TOLERANCE = 1.02
 _BITS_PER_NEPER = 0.5 / math.log(2.0)
 
 
@@ -56,7 +55,7 @@ def encode_channels(
     other_error = _error(profile, channels, symbols, plain_restored)
     values = sum(item.size for item in channels)
     worse = values * _BITS_PER_NEPER * math.log(max(other_error, 1e-30) / max(own_error, 1e-30))
-    return own if _bits(own, levels) <= TOLERANCE * (_bits(other, levels) + worse) else other
+    return own if _bits(own, levels) <= _bits(other, levels) + worse else other
 
 
 def _growth_octaves(profile: Profile, symbols: Sequence[BlockSymbols]) -> float:

@@ -29,7 +29,7 @@ GAIN_EXPONENT = 0.6
 METRIC_FLOOR = 1e-2
 """Directions that matter less than this share of the mean are taken to matter that much."""
 TRIED_TOKENS_MAX = 1024
-SPREAD_SHARE = {Kind.KEYS: 0.25, Kind.VALUES: 0.15}
+SPREAD_SHARE = {Kind.KEYS: 0.175, Kind.VALUES: 0.225}
 """Fine step over a tensor's spread where there are no gradients."""
 _BASIS_MAX = 127
 

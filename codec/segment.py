@@ -17,12 +17,21 @@ All little-endian; ``docs/FORMAT.md`` says it for strangers.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidData
-from .entropy.model import CLASSES, CLASSES_PER_GAIN, CLASSES_PER_OCTAVE, ESCAPE, GAIN_MAX, SYMBOL_ZERO
+from .entropy.model import (
+    CLASSES,
+    CLASSES_PER_GAIN,
+    CLASSES_PER_OCTAVE,
+    ESCAPE,
+    GAIN_MAX,
+    REFINEMENTS_MAX,
+    SYMBOL_ZERO,
+)
 from .entropy.stream import LANES_MAX
 from .quantise import Symbols, join
 
@@ -96,9 +105,15 @@ def joined_symbols(block: DecodedBlock, part: int) -> IntArray:
     return symbols
 
 
-def tables_of_classes(classes: NDArray[np.integer], left: int) -> NDArray[np.uint32]:
+def tables_of_classes(classes: ByteArray, left: int) -> NDArray[np.uint32]:
     """The table of each fine-step class at a level that ``left`` refinements would follow."""
-    return np.clip(classes.astype(np.int32) - CLASSES_PER_OCTAVE * left, 0, CLASSES - 1).astype(np.uint32)
+    return _table_of_class(left)[classes]
+
+
+@lru_cache(maxsize=REFINEMENTS_MAX + 1)
+def _table_of_class(left: int) -> NDArray[np.uint32]:
+    classes = np.arange(np.iinfo(np.uint8).max + 1) - CLASSES_PER_OCTAVE * left
+    return np.clip(classes, 0, CLASSES - 1).astype(np.uint32)
 
 
 def overhead_bytes(payload: memoryview) -> int:
@@ -121,14 +136,14 @@ def contexts_of(gains: ByteArray, rows: int, parents: ByteArray | None) -> tuple
 
     A token's gain, and in a refinement ``parents`` ``[rows * tokens]``: 1 where the level before has no zero.
     """
-    shifts = (CLASSES_PER_GAIN * gains).astype(np.uint8)
     count = CLASSES_PER_GAIN * GAIN_MAX + 1
     some = bool(gains.any())
+    shifts = np.uint8(CLASSES_PER_GAIN) * gains
     if parents is None:
         return (np.tile(shifts, rows), count) if some else (None, 1)
     if not some:
         return parents, 2 * count
-    return (parents.reshape(rows, len(gains)) + 2 * shifts).reshape(-1), 2 * count
+    return (parents.reshape(rows, len(gains)) + np.uint8(2) * shifts).reshape(-1), 2 * count
 
 
 def with_new_rows(flags: ByteArray, before: Sequence[int], active: Sequence[int]) -> ByteArray:

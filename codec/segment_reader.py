@@ -1,5 +1,6 @@
 """Reads the segments of the lossy levels, trusting nothing; :mod:`.segment` says what is in them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -42,8 +43,9 @@ class _State:
     def __init__(self, block: Block, segments: list["_Parsed"]) -> None:
         self.block = block
         self.segments = segments
-        self.classes: list[list[ByteArray]] = []
-        """Of each level and part, the scale classes ``[active]``."""
+        self.means_expected = sum(part.width for part in block.parts if part.adaptive)
+        self.classes: list[ByteArray] = []
+        """Of each level, the scale classes of all parts' active coefficients."""
         self.means = np.zeros(0, np.int32)
         self.mean_escapes = 0
         self.gains = np.zeros(0, np.uint8)
@@ -86,7 +88,7 @@ def _parse(payload: memoryview, block: Block, known: list[int], tokens: int, *, 
     for table in (differences, gains, means):
         if table >= CLASSES and table != NO_TABLE:
             raise InvalidData(f"lossy segment declares side table {table}, there are {CLASSES}")
-    active = [int(n) for n in np.frombuffer(payload, "<u2", len(block.parts), HEAD.size)]
+    active = np.frombuffer(payload, "<u2", len(block.parts), HEAD.size).tolist()
     for part, old, new in zip(block.parts, known, active, strict=True):
         if not old <= new <= part.width:
             raise InvalidData(f"lossy segment has {new} active coefficients of {part.width}, {old} were active before")
@@ -98,8 +100,8 @@ def _parse(payload: memoryview, block: Block, known: list[int], tokens: int, *, 
         raise InvalidData(
             f"lossy segment of {len(payload)} bytes declares {side_bytes} side bytes and {escape_count} escapes"
         )
-    scales = np.frombuffer(payload, "<f4", adaptive, fixed - 4 * adaptive)
-    if not (np.isfinite(scales) & (scales > 0)).all():
+    scales = np.frombuffer(payload, "<f4", adaptive, fixed - 4 * adaptive).tolist()
+    if not all(0 < scale < math.inf for scale in scales):
         raise InvalidData("lossy segment has a scale that is not a positive number")
     escapes = np.frombuffer(payload, "<i4", escape_count, side_end).astype(np.int32)
     if escape_count and not (np.abs(escapes.astype(np.int64)) < ESCAPE_MAX).all():
@@ -118,27 +120,32 @@ def _parse(payload: memoryview, block: Block, known: list[int], tokens: int, *, 
 def _read_side(states: Sequence[_State], tokens: int) -> None:
     """Decode the side streams of all levels and note what they tell."""
     described = [_side_runs(state, level, tokens) for state in states for level in range(len(state.segments))]
-    decoded = iter(_streams([job for job, _ in described], "side symbols"))
-    counts = iter(count for _, count in described)
+    decoded = iter(_streams([job for job, _ in described if job], "side symbols"))
+    told = iter(described)
     for state in states:
         for level in range(len(state.segments)):
-            symbols, fresh = next(decoded), next(counts)
+            job, fresh = next(told)
+            symbols = next(decoded) if job else np.zeros(0, np.uint8)
             numbers = symbols.astype(np.int32) - SYMBOL_ZERO
             _note_classes(state, level, symbols[:fresh], numbers[:fresh])
             if level == 0:
                 _note_tokens(state, symbols[fresh:], numbers[fresh:], tokens)
 
 
-def _side_runs(state: _State, level: int, tokens: int) -> tuple[DecodeJob, int]:
-    """The side stream of a level, and how many class differences it starts with."""
-    item, parts = state.segments[level], state.block.parts
+def _side_runs(state: _State, level: int, tokens: int) -> tuple[DecodeJob | None, int]:
+    """The side stream of a level, None where it has nothing to tell, and how many class differences it starts with."""
+    item = state.segments[level]
     fresh = sum(item.active) - (sum(state.segments[level - 1].active) if level else 0)
-    means = sum(part.width for part in parts if part.adaptive) if level == 0 else 0
+    means = state.means_expected if level == 0 else 0
     gains = tokens if level == 0 and item.tables[1] != NO_TABLE else 0
     runs = ((item.tables[0], fresh), (item.tables[2], means), (item.tables[1], gains))
     for table, count in runs:
         if (table == NO_TABLE) != (count == 0):
             raise InvalidData(f"lossy segment has table {table} for {count} side symbols")
+    if not fresh + means + gains:
+        if len(item.side):
+            raise InvalidData(f"lossy segment has {len(item.side)} side bytes for no symbols")
+        return None, 0
     tables = np.array([table for table, count in runs if count], np.uint32)
     lengths = np.array([count for _, count in runs if count], np.uint32)
     return DecodeJob(item.side, base_tables(0), Runs(tables, lengths), SIDE_LANES), fresh
@@ -146,25 +153,28 @@ def _side_runs(state: _State, level: int, tokens: int) -> tuple[DecodeJob, int]:
 
 def _note_classes(state: _State, level: int, symbols: ByteArray, numbers: IntArray) -> None:
     """The classes of a level: the last level's, and those of coefficients that are active for the first time."""
+    if level and not len(symbols):
+        state.classes.append(state.classes[-1])
+        return
     if (symbols == ESCAPE).any():
         raise InvalidData("lossy segment has a class difference that escapes")
-    parts = state.block.parts
-    known = state.classes[-1] if level else [np.zeros(0, np.uint8) for _ in parts]
-    classes: list[ByteArray] = []
-    at = 0
-    for part, before, new in zip(parts, known, state.segments[level].active, strict=True):
-        old = len(before)
-        fresh = part.classes[old:new] + numbers[at : at + new - old]
-        at += new - old
-        if len(fresh) and not (int(fresh.min()) >= 0 and int(fresh.max()) < FINE_CLASSES):
-            raise InvalidData(f"lossy segment has a scale class outside 0 to {FINE_CLASSES - 1}")
-        classes.append(np.concatenate([before, fresh.astype(np.uint8)]) if len(fresh) else before)
-    state.classes.append(classes)
+    known = list(state.segments[level - 1].active) if level else [0] * len(state.block.parts)
+    classes: list[NDArray[np.integer]] = []
+    at = before = 0
+    for part, old, new in zip(state.block.parts, known, state.segments[level].active, strict=True):
+        if level:
+            classes.append(state.classes[-1][before : before + old])
+        classes.append(part.classes[old:new] + numbers[at : at + new - old])
+        at, before = at + new - old, before + old
+    joined = np.concatenate(classes)
+    if len(joined) and not (int(joined.min()) >= 0 and int(joined.max()) < FINE_CLASSES):
+        raise InvalidData(f"lossy segment has a scale class outside 0 to {FINE_CLASSES - 1}")
+    state.classes.append(joined.astype(np.uint8))
 
 
 def _note_tokens(state: _State, symbols: ByteArray, numbers: IntArray, tokens: int) -> None:
     """What a base segment's side stream tells besides: means of the adaptive parts and gains."""
-    means = sum(part.width for part in state.block.parts if part.adaptive)
+    means = state.means_expected
     escapes = state.segments[0].escapes
     escaped = np.flatnonzero(symbols[:means] == ESCAPE)
     if len(escaped) > len(escapes):
@@ -179,7 +189,7 @@ def _note_tokens(state: _State, symbols: ByteArray, numbers: IntArray, tokens: i
 
 def _main_job(state: _State, level: int, tokens: int, left: int) -> DecodeJob:
     item = state.segments[level]
-    classes = np.concatenate(state.classes[level])
+    classes = state.classes[level]
     tables = tables_of_classes(classes, left)
     if level == 0:
         contexts, count = contexts_of(state.gains, len(classes), None)
@@ -210,6 +220,9 @@ def _place_escapes(state: _State) -> None:
         raise InvalidData(
             f"lossy segment has {len(item.escapes)} escapes, its streams ask for {len(places) + state.mean_escapes}"
         )
+    if not len(places):
+        state.escapes = (item.escapes[:0],) * len(item.active)
+        return
     ends = np.searchsorted(places, np.cumsum(item.active) * state.levels[0].shape[1])
     state.escapes = tuple(np.split(item.escapes[state.mean_escapes :], ends[:-1]))
 
@@ -233,8 +246,10 @@ def _streams(jobs: Sequence[DecodeJob], what: str = "symbols") -> list[ByteArray
 
 def _offsets(block: Block, means: IntArray, scales: Sequence[float]) -> tuple[Offset, ...]:
     widths = [part.width for part in block.parts if part.adaptive]
-    pieces = np.split(means, np.cumsum(widths)[:-1]) if widths else []
-    return tuple(Offset(piece, scale) for piece, scale in zip(pieces, scales, strict=True))
+    return tuple(
+        Offset(means[end - width : end], scale)
+        for end, width, scale in zip(accumulate(widths), widths, scales, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

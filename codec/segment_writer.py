@@ -138,7 +138,7 @@ def _escape(symbols: ByteArray, classes: ByteArray, item: BlockSymbols, active: 
 
 
 def _main_job(
-    symbols: ByteArray, classes: NDArray[np.integer], gains: ByteArray, opened: ByteArray | None, left: int
+    symbols: ByteArray, classes: ByteArray, gains: ByteArray, opened: ByteArray | None, left: int
 ) -> EncodeJob:
     tables = tables_of_classes(classes, left)
     contexts, count = contexts_of(gains, len(classes), None if opened is None else opened.reshape(-1))

@@ -1,4 +1,5 @@
 // The quantiser: coefficients to the symbols of all levels; codec/quantise.py says the same in NumPy.
+#include <cstring>
 #include <vector>
 
 #include "jobs.h"
@@ -22,24 +23,32 @@ struct Quantise {
     int32_t status;             // BAD_JOB where a coefficient is too large
 };
 
-// Magnitudes of the finest symbols, negative ones inverted (-1 - magnitude), so that zero keeps a sign too.
-KVL_EVERY_CPU bool fine_row(const float* from, const float* factors, uint32_t tokens, int32_t* fine, int32_t* peak) {
-    uint32_t beyond = 0;
+// Magnitudes of the finest symbols, negative ones inverted (-1 - magnitude), so that zero keeps a sign too. Floats that
+// are not negative are ordered as their bits are, and NaN comes after all.
+KVL_EVERY_CPU bool fine_row(const float* __restrict from, const float* __restrict factors, uint32_t tokens,
+                            int32_t* __restrict fine, int32_t* peak) {
+    int32_t limit;
+    std::memcpy(&limit, &FINE_LIMIT, 4);
     int32_t most = 0;
     for (uint32_t t = 0; t < tokens; t++) {
         const float scaled = from[t] * factors[t];
-        const float magnitude = scaled < 0 ? -scaled : scaled;
-        const bool fits = magnitude < FINE_LIMIT;
-        beyond |= !fits;
-        const int32_t whole = static_cast<int32_t>((fits ? magnitude : 0.0f) + ROUNDING);
-        most = whole > most ? whole : most;
-        fine[t] = scaled < 0 ? ~whole : whole;
+        int32_t bits;
+        std::memcpy(&bits, &scaled, 4);
+        const int32_t magnitude_bits = bits & 0x7FFFFFFF;
+        most = magnitude_bits > most ? magnitude_bits : most;
+        const int32_t kept_bits = magnitude_bits < limit ? magnitude_bits : limit;
+        float magnitude;
+        std::memcpy(&magnitude, &kept_bits, 4);
+        fine[t] = static_cast<int32_t>(magnitude + ROUNDING) ^ (bits >> 31);
     }
-    *peak = most;
-    return beyond == 0;
+    float largest;
+    std::memcpy(&largest, &most, 4);
+    if (most >= limit) return false;
+    *peak = static_cast<int32_t>(largest + ROUNDING);
+    return true;
 }
 
-KVL_EVERY_CPU void base_row(const int32_t* fine, uint32_t tokens, uint32_t refinements, uint8_t* out) {
+KVL_EVERY_CPU void base_row(const int32_t* __restrict fine, uint32_t tokens, uint32_t refinements, uint8_t* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) {
         const int32_t negative = fine[t] >> 31;
         const int32_t magnitude = (fine[t] ^ negative) >> refinements;
@@ -48,7 +57,7 @@ KVL_EVERY_CPU void base_row(const int32_t* fine, uint32_t tokens, uint32_t refin
     }
 }
 
-KVL_EVERY_CPU void refinement_row(const int32_t* fine, uint32_t tokens, uint32_t left, uint8_t* out) {
+KVL_EVERY_CPU void refinement_row(const int32_t* __restrict fine, uint32_t tokens, uint32_t left, uint8_t* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) {
         const int32_t negative = fine[t] >> 31;
         const int32_t child = (fine[t] ^ negative) >> left;

@@ -37,11 +37,14 @@ class Runs:
     def of_channels(cls, table_of_channel: Sequence[int] | NDArray[np.integer], symbols_per_channel: int) -> "Runs":
         """One run per stretch of channels that share a table."""
         tables = np.asarray(table_of_channel, dtype=np.uint32)
-        starts = (
-            np.flatnonzero(np.concatenate([[True], tables[1:] != tables[:-1]])) if len(tables) else np.empty(0, int)
-        )
-        lengths = np.diff(np.concatenate([starts, [len(tables)]])) * symbols_per_channel
-        return cls(np.ascontiguousarray(tables[starts]), lengths.astype(np.uint32))
+        if not len(tables):
+            return cls(tables, tables)
+        changes = np.flatnonzero(tables[1:] != tables[:-1])
+        ends = np.empty(len(changes) + 1, np.int64)
+        ends[:-1], ends[-1] = changes, len(tables) - 1
+        lengths = (ends + 1) * symbols_per_channel
+        lengths[1:] -= lengths[:-1].copy()
+        return cls(tables[ends], lengths.astype(np.uint32))
 
 
 @dataclass(frozen=True, slots=True)

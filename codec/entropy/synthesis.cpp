@@ -65,11 +65,11 @@ int32_t reconstructed(int32_t symbol, uint32_t left) {
     return left == 0 ? symbol : 4 * symbol + (symbol > 0) - (symbol < 0);
 }
 
-KVL_EVERY_CPU void open_row(const uint8_t* base, uint32_t tokens, int32_t* out) {
+KVL_EVERY_CPU void open_row(const uint8_t* __restrict base, uint32_t tokens, int32_t* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) out[t] = static_cast<int32_t>(base[t]) - 128;
 }
 
-KVL_EVERY_CPU void join_row(const uint8_t* refinement, uint32_t tokens, int32_t* out) {
+KVL_EVERY_CPU void join_row(const uint8_t* __restrict refinement, uint32_t tokens, int32_t* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) {
         const int32_t r = refinement[t], coarse = out[t];
         const int32_t opened = r == 2 ? -1 : r;
@@ -113,7 +113,7 @@ uint64_t unfold_row(const Part& part, uint32_t row, uint32_t tokens, const int32
 
 // Lowest digits of GROUP rows to words; whether a number has more than one digit.
 template <int GROUP>
-KVL_EVERY_CPU bool pack_rows(const int32_t* rows, uint64_t stride, uint32_t* out) {
+KVL_EVERY_CPU bool pack_rows(const int32_t* __restrict rows, uint64_t stride, uint32_t* __restrict out) {
     int32_t beyond = 0;
     for (uint64_t t = 0; t < stride; t++) {
         uint32_t word = 0;
@@ -164,19 +164,22 @@ KVL_EVERY_CPU void list_groups(const uint32_t* digits, uint64_t stride, uint32_t
 }
 
 template <class Number>
-KVL_EVERY_CPU void finish(const Part& part, const Number* sums, uint32_t tile_channels, uint64_t token, uint32_t tokens,
-                          uint32_t channel, uint32_t channels, float* out, uint64_t width) {
+KVL_EVERY_CPU void finish_token(const Number* __restrict sums, const float* __restrict scale,
+                                const float* __restrict mean, float factor, uint32_t channels, float* __restrict out) {
+    for (uint32_t c = 0; c < channels; c++) out[c] = static_cast<float>(sums[c]) * (factor * scale[c]) + mean[c];
+}
+
+template <class Number>
+void finish(const Part& part, const Number* sums, uint32_t tile_channels, uint64_t token, uint32_t tokens,
+            uint32_t channel, uint32_t channels, float* out, uint64_t width) {
     for (uint32_t t = 0; t < tokens; t++) {
         const float* mean = (token + t == 0 ? part.first_mean : part.mean) + channel;
-        const float* scale = part.scale + channel;
-        const float factor = part.factors[token + t];
-        const Number* sum = sums + t * tile_channels;
-        float* to = out + (token + t) * width + part.start + channel;
-        for (uint32_t c = 0; c < channels; c++) to[c] = static_cast<float>(sum[c]) * (factor * scale[c]) + mean[c];
+        finish_token(sums + t * tile_channels, part.scale + channel, mean, part.factors[token + t], channels,
+                     out + (token + t) * width + part.start + channel);
     }
 }
 
-KVL_EVERY_CPU void add_digits(const int32_t* sums, uint32_t count, double weight, double* wide) {
+KVL_EVERY_CPU void add_digits(const int32_t* __restrict sums, uint32_t count, double weight, double* __restrict wide) {
     for (uint32_t i = 0; i < count; i++) wide[i] += sums[i] * weight;
 }
 
@@ -238,7 +241,8 @@ void synthesise(const Part& part, const Product& product, uint32_t tokens, Scrat
     }
 }
 
-KVL_EVERY_CPU void scale_row(const int32_t* numbers, const float* factors, uint32_t tokens, float scale, float mean, float* out) {
+KVL_EVERY_CPU void scale_row(const int32_t* __restrict numbers, const float* __restrict factors, uint32_t tokens,
+                             float scale, float mean, float* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) out[t] = static_cast<float>(numbers[t]) * (factors[t] * scale) + mean;
 }
 

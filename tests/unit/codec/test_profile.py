@@ -36,7 +36,8 @@ def small(**changes) -> Profile:
 
 def repacked(data: bytes, change) -> bytes:
     content = bytearray(zstandard.ZstdDecompressor().decompress(data[HEAD_BYTES:]))
-    content = change(content) or content
+    changed = change(content)
+    content = content if changed is None else changed
     return data[:HEAD_BYTES] + zstandard.ZstdCompressor().compress(bytes(content))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvloom.codec.entropy.model import GAIN_MAX
 from kvloom.codec.profile import FINE_CLASSES, Block, Part
 from kvloom.codec.quantise import ESCAPE_MAX, FINE_MAX
-from kvloom.codec.segment import HEAD, NO_TABLE, BlockSymbols, DecodedBlock, Offset, overhead_bytes, symbols_of
+from kvloom.codec.segment import HEAD, NO_TABLE, BlockSymbols, DecodedBlock, Offset, overhead_bytes, joined_symbols
 from kvloom.codec.segment_reader import decode_blocks
 from kvloom.codec.segment_writer import encode_blocks
 from kvloom.errors import InvalidData, InvalidTensor
@@ -72,7 +72,7 @@ def cases(draw) -> Case:
 
 
 def rows_of(found: DecodedBlock) -> list[np.ndarray]:
-    return [symbols_of(found, part) for part in range(len(found.escapes))]
+    return [joined_symbols(found, part) for part in range(len(found.escapes))]
 
 
 def whole(found: DecodedBlock, case: Case) -> list[np.ndarray]:
