@@ -289,7 +289,7 @@ def read_streams(
             escapes = item.escapes if levels else item.escapes[state.mean_escapes :]
             if not sum(item.active) and (len(item.stream) or len(escapes)):
                 raise InvalidData(f"lossy segment has {len(item.stream)} bytes of symbols, and none to decode")
-            levels.append(SegmentStream(item.stream, item.lanes, tuple(item.active), np.concatenate(classes), escapes))
+            levels.append(SegmentStream(item.stream, item.lanes, tuple(item.active), classes, escapes))
         offsets = _offsets(state.block, state.means, state.segments[0].scales)
         found.append(BlockStreams(tuple(levels), state.gains, offsets))
     return found
