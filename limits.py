@@ -20,6 +20,8 @@ PART_CHANNELS_MAX: Final = 65_535
 """Channels of one part of a codec profile."""
 BLOCK_PARTS_MAX: Final = 4096
 BLOCK_LAYERS_MAX: Final = 255
+GPU_BLOCKS_MAX: Final = 2**31 - 1
+"""Thread blocks of one launch, as many as CUDA takes along an axis."""
 
 # Container
 LOSSY_LEVELS_MAX: Final = 8

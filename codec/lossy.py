@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,17 @@ from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconst
 from .segment import BlockSymbols, DecodedBlock, Offset, joined_symbols
 from .segment_reader import decode_blocks
 
-__all__ = ["decode_lossy", "quantise_blocks", "restore", "restored_channels", "scale_classes"]
+__all__ = [
+    "decode_lossy",
+    "drained_gains",
+    "offset_of",
+    "predicted_gains",
+    "quantise_blocks",
+    "restore",
+    "restored_channels",
+    "scale_classes",
+    "value_norms",
+]
 
 DRAINED_SHARE = 0.6
 """Values below this share of the usual norm are drained; how far below decides how finely a token is quantised."""
@@ -87,10 +98,10 @@ def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
 def _quantise_block(profile: Profile, index: int, channels: FloatArray, first_position: int) -> BlockSymbols:
     block = profile.blocks[index]
     if block.gain_weights.size:
-        gains = _predicted_gains(block, channels)
+        gains = predicted_gains(block, channels @ block.gain_weights)
     else:
         layers = block_range(profile.layout, index * profile.block_layers, profile.block_layers)
-        gains = drained_gains(profile.layout, layers, channels)
+        gains = drained_gains(value_norms(profile.layout, layers, channels), len(channels))
     coefficients: list[FloatArray] = []
     offsets: list[Offset] = []
     for part in block.parts:
@@ -109,42 +120,56 @@ def _quantise_block(profile: Profile, index: int, channels: FloatArray, first_po
     return BlockSymbols(tuple(symbols_of(coefficients, gains, profile.refinements)), gains, classes, tuple(offsets))
 
 
-def _predicted_gains(block: Block, channels: FloatArray) -> ByteArray:
-    wanted = np.rint(channels @ block.gain_weights + np.float32(block.gain_bias))
-    gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
+def predicted_gains(block: Block, scores: FloatArray) -> ByteArray:
+    """The gain of each token whose channels times the block's ``gain_weights`` are ``scores`` ``[tokens]``."""
+    gains: ByteArray = np.clip(np.rint(scores + np.float32(block.gain_bias)), 0, GAIN_MAX).astype(np.uint8)
     return gains
 
 
-def drained_gains(layout: Layout, layers: range, channels: FloatArray) -> ByteArray:
+def value_norms(layout: Layout, layers: range, channels: Any) -> list[Any]:
+    """The norm of each token's values ``[tokens]`` in each of a block's layers that has any, of channels anywhere."""
+    norms: list[Any] = []
+    at = 0
+    for layer in layers:
+        spec = layout.layers[layer]
+        start, at = at + spec.key_width, at + spec.key_width + spec.value_width
+        if spec.value_width:
+            norms.append((channels[:, start:at] ** 2).sum(axis=1) ** 0.5)
+    return norms
+
+
+def drained_gains(norms: Sequence[FloatArray], tokens: int) -> ByteArray:
     """Gains of the tokens of a block of which nothing has been learnt: those with drained values are sinks.
 
     Tokens that draw attention without having anything to say have values of far smaller norm than others (Guo et al.
     2024, "Attention score is not all you need for token importance"; on SmolLM2 such tokens have a sixth of the usual
     norm and up to 99 % of the sensitivity of their layers). The norm is compared with the median of the chunk.
     """
-    lowest = np.ones(len(channels))
-    at = 0
-    for layer in layers:
-        spec = layout.layers[layer]
-        values = channels[:, at + spec.key_width : at + spec.key_width + spec.value_width]
-        at += spec.key_width + spec.value_width
-        norms = np.linalg.norm(values, axis=1)
-        usual = float(np.median(norms)) if values.size else 0.0
+    lowest = np.ones(tokens)
+    for layer in norms:
+        usual = float(np.median(layer))
         if usual > 0:
-            lowest = np.minimum(lowest, np.maximum(norms / usual, 1e-6))
+            lowest = np.minimum(lowest, np.maximum(layer / usual, 1e-6))
     wanted = np.rint(DRAINED_GAIN * np.log2(DRAINED_SHARE / lowest))
     gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)
     return gains
 
 
+def offset_of(part: Part, mean: NDArray[np.float64], spread: float, largest: float) -> Offset:
+    """What an adaptive part is centred and scaled by.
+
+    Of the mean of each channel, the spread around them all, and the largest magnitude.
+    """
+    # Where channels hardly change, float32 has nothing finer than this to say of them, and means must fit an escape.
+    scale = float(np.float32(max(spread, _SPREAD_SHARE_MIN * largest, 1e-12)))
+    means = np.rint(mean / (part.scale.astype(np.float64) * scale))
+    return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
+
+
 def _offset(part: Part, channels: FloatArray) -> Offset:
     mean = channels.mean(axis=0, dtype=np.float64)
     spread = float(np.sqrt(np.mean((channels - mean) ** 2)))
-    # Where channels hardly change, float32 has nothing finer than this to say of them, and means must fit an escape.
-    floor = _SPREAD_SHARE_MIN * float(np.abs(channels).max())
-    scale = float(np.float32(max(spread, floor, 1e-12)))
-    means = np.rint(mean / (part.scale.astype(np.float64) * scale))
-    return Offset(np.clip(means, 1 - ESCAPE_MAX, ESCAPE_MAX - 1).astype(np.int32), scale)
+    return offset_of(part, mean, spread, float(np.abs(channels).max()))
 
 
 def _centred(part: Part, channels: FloatArray, first_position: int) -> FloatArray:

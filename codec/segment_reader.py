@@ -16,7 +16,7 @@ from .profile import FINE_CLASSES, Block
 from .quantise import ESCAPE_MAX
 from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, contexts_of, tables_of_classes, with_new_rows
 
-__all__ = ["decode_blocks"]
+__all__ = ["BlockStreams", "SegmentStream", "decode_blocks", "read_streams"]
 
 IntArray = NDArray[np.int32]
 ByteArray = NDArray[np.uint8]
@@ -250,3 +250,46 @@ def _offsets(block: Block, means: IntArray, scales: Sequence[float]) -> tuple[Of
         Offset(means[end - width : end], scale)
         for end, width, scale in zip(accumulate(widths), widths, scales, strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStream:
+    """One segment's main stream, for who decodes it elsewhere: everything beside it is read and checked.
+
+    ``active`` rows of each part, whose scale ``classes`` ``[sum of active]`` stand in the same order; ``escapes`` of
+    the stream's symbols.
+    """
+
+    data: memoryview
+    lanes: int
+    active: tuple[int, ...]
+    classes: ByteArray
+    escapes: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStreams:
+    """A block's streams, base first; ``gains`` uint8 ``[tokens]``, ``offsets`` of its adaptive parts in order."""
+
+    levels: tuple[SegmentStream, ...]
+    gains: ByteArray
+    offsets: tuple[Offset, ...]
+
+
+def read_streams(
+    blocks: Sequence[Block], payloads: Sequence[Sequence[memoryview]], *, tokens: int
+) -> list[BlockStreams]:
+    """What :func:`decode_blocks` would decode, as streams; :class:`InvalidData` for damage outside of them."""
+    states = [_State(block, _parse_block(block, item, tokens)) for block, item in zip(blocks, payloads, strict=True)]
+    _read_side(states, tokens)
+    found: list[BlockStreams] = []
+    for state in states:
+        levels: list[SegmentStream] = []
+        for item, classes in zip(state.segments, state.classes, strict=True):
+            escapes = item.escapes if levels else item.escapes[state.mean_escapes :]
+            if not sum(item.active) and (len(item.stream) or len(escapes)):
+                raise InvalidData(f"lossy segment has {len(item.stream)} bytes of symbols, and none to decode")
+            levels.append(SegmentStream(item.stream, item.lanes, tuple(item.active), classes, escapes))
+        offsets = _offsets(state.block, state.means, state.segments[0].scales)
+        found.append(BlockStreams(tuple(levels), state.gains, offsets))
+    return found

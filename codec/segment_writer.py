@@ -23,7 +23,7 @@ from .profile import Block
 from .quantise import ESCAPE_MAX
 from .segment import HEAD, NO_TABLE, SIDE_LANES, BlockSymbols, contexts_of, tables_of_classes, with_new_rows
 
-__all__ = ["encode_blocks"]
+__all__ = ["SegmentPlan", "encode_blocks", "plan_segments"]
 
 IntArray = NDArray[np.int32]
 ByteArray = NDArray[np.uint8]
@@ -189,3 +189,48 @@ def _cheapest(numbers: IntArray, *, may_escape: bool) -> tuple[ByteArray, int, I
     escaped = (base_tables(0).frequencies[table, symbols] == 0) | (symbols == ESCAPE)
     symbols[escaped] = ESCAPE
     return symbols, table, numbers[escaped]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """A segment whose main stream somebody else codes: ``active`` rows of each part, with scale ``classes``."""
+
+    active: tuple[int, ...]
+    classes: ByteArray
+    lanes: int
+    side: EncodeJob
+    tables: tuple[int, int, int]
+    scales: bytes
+    mean_escapes: IntArray
+
+    def payload(self, side: bytes, escapes: IntArray, main: bytes) -> bytes:
+        """The segment's bytes with its streams coded; ``escapes`` are those of the main stream."""
+        nothing = EncodeJob(np.zeros(0, np.uint8), base_tables(0), Runs.of_channels([], 0), self.lanes)
+        beyond = np.concatenate([self.mean_escapes, escapes])
+        return _Segment(self.active, self.side, nothing, self.tables, self.scales, beyond).payload(side, main)
+
+
+def plan_segments(
+    block: Block, item: BlockSymbols, peaks: Sequence[NDArray[np.integer]], refinements: int
+) -> list[SegmentPlan]:
+    """What :func:`encode_blocks` would code, base first, all but the main streams.
+
+    ``item`` needs no symbols: ``peaks`` ``[width]`` of each part are the largest magnitudes of its rows.
+    """
+    sizes = [_last_rows(peak.astype(np.int32), refinements) for peak in peaks]
+    plans: list[SegmentPlan] = []
+    known = tuple(0 for _ in peaks)
+    for level in range(refinements + 1):
+        active = tuple(rows[level] for rows in sizes)
+        classes = np.concatenate([c[:n] for c, n in zip(item.classes, active, strict=True)])
+        fresh = [
+            chosen[old:new].astype(np.int32) - part.classes[old:new]
+            for part, chosen, old, new in zip(block.parts, item.classes, known, active, strict=True)
+        ]
+        offsets, gains = (item.offsets, item.gains) if level == 0 else ((), np.zeros(0, np.uint8))
+        side, tables, escapes = _side_job(fresh, [offset.means for offset in offsets], gains)
+        scales = b"".join(np.float32(offset.scale).tobytes() for offset in offsets)
+        lanes = lanes_for(len(classes) * len(item.gains))
+        plans.append(SegmentPlan(active, classes, lanes, side, tables, scales, escapes))
+        known = active
+    return plans

@@ -5,7 +5,9 @@
 // codec/entropy/reference.py is the specification; every execution makes the same bytes.
 #pragma once
 
+#if !defined(__CUDACC_RTC__)  // which has no headers: codec/cuda/shim.h brings the types
 #include <stdint.h>
+#endif
 
 #if defined(__CUDACC__)
 #define KVL_INLINE __host__ __device__ __forceinline__
