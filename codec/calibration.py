@@ -24,22 +24,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import limits
 from ..errors import InvalidRequest, InvalidTensor
 from .channels import Angles, KvArrays, gather_channels
 from .entropy.model import REFINEMENTS_MAX
 from .layout import Layout
 from .learning import BlockLearner, LearntBlock
 from .level import STANDARD
-from .profile import Profile, block_range, block_width
+from .profile import BLOCK_CHANNELS, Profile, block_layers_within, block_range
 
 __all__ = ["KvGradient", "KvSample", "calibrate"]
 
 FloatArray = NDArray[np.float32]
 
-BLOCK_CHANNELS = 1152
 KL_TARGET = 0.004
-OPTIMISM = 3.5
+OPTIMISM = 7.0
 """By what the divergence measured exceeds the quadratic form's prediction: errors are neither small nor independent of
 each other. Measured on SmolLM2 at ``standard``."""
 FIRST_TOKENS_LEFT_OUT = 4
@@ -89,7 +87,7 @@ def calibrate(
     """
     if not 0 <= refinements <= REFINEMENTS_MAX:
         raise InvalidRequest(f"{refinements} refinements asked for, must be 0 to {REFINEMENTS_MAX}")
-    block_layers = _block_layers(layout, block_channels)
+    block_layers = block_layers_within(layout, block_channels)
     blocks = [block_range(layout, start, block_layers) for start in range(0, len(layout.layers), block_layers)]
     learners = [BlockLearner(layout, layers, block_channels) for layers in blocks]
     for sample in samples:
@@ -124,13 +122,6 @@ def _step(learnt: list[LearntBlock], kl_target: float, left: int) -> float:
         else:
             high = middle
     return low
-
-
-def _block_layers(layout: Layout, block_channels: int) -> int:
-    """As many layers as any run of that many has at most ``block_channels`` channels."""
-    count = len(layout.layers)
-    widths = [block_width(layout, range(layer, layer + 1)) for layer in range(count)]
-    return max(1, min(block_channels // max(widths), count, limits.BLOCK_LAYERS_MAX))
 
 
 def _gradient(item: KvGradient, layout: Layout, layers: range, angles: Angles) -> FloatArray:

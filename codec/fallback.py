@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .entropy.model import CLASSES_PER_OCTAVE
 from .generic import generic_profile
+from .layout import Layout
 from .lossy import quantise_blocks, restored_channels
 from .profile import Profile, block_range, block_width
 from .quantise import gain_factors
@@ -47,11 +48,11 @@ def encode_channels(
     if _growth_octaves(profile, symbols) < SUSPECT_OCTAVES:
         return own
     generic = generic_profile(profile.layout)
-    layers = _by_layer(profile, channels)
-    plain = quantise_blocks(generic, layers, first_position=first_position)
+    layout, mine, its = profile.layout, profile.block_layers, generic.block_layers
+    plain = quantise_blocks(generic, _regrouped(layout, channels, mine, its), first_position=first_position)
     other = CodedChunk(generic, encode_blocks(generic.blocks, plain, generic.refinements))
     own_error = _error(profile, channels, symbols, _restored(profile, symbols, levels, first_position))
-    plain_restored = _by_block(profile, _restored(generic, plain, levels, first_position))
+    plain_restored = _regrouped(layout, _restored(generic, plain, levels, first_position), its, mine)
     other_error = _error(profile, channels, symbols, plain_restored)
     values = sum(item.size for item in channels)
     worse = values * _BITS_PER_NEPER * math.log(max(other_error, 1e-30) / max(own_error, 1e-30))
@@ -97,19 +98,15 @@ def _error(
     return total
 
 
-def _by_layer(profile: Profile, channels: Sequence[FloatArray]) -> list[FloatArray]:
-    """The channels of each layer, of those of each block."""
-    found: list[FloatArray] = []
+def _regrouped(layout: Layout, channels: Sequence[FloatArray], block_layers: int, wanted: int) -> list[FloatArray]:
+    """The channels of blocks of ``wanted`` layers, of those of blocks of ``block_layers``."""
+    if block_layers == wanted:
+        return list(channels)
+    layers: list[FloatArray] = []
     for index, item in enumerate(channels):
-        at = 0
-        for layer in block_range(profile.layout, index * profile.block_layers, profile.block_layers):
-            width = block_width(profile.layout, range(layer, layer + 1))
-            found.append(item[:, at : at + width])
-            at += width
-    return found
-
-
-def _by_block(profile: Profile, layers: Sequence[FloatArray]) -> list[FloatArray]:
-    """The channels of each block, of those of each layer."""
-    step = profile.block_layers
-    return [np.concatenate(layers[start : start + step], axis=1) for start in range(0, len(layers), step)]
+        widths = [
+            block_width(layout, range(layer, layer + 1))
+            for layer in block_range(layout, index * block_layers, block_layers)
+        ]
+        layers += np.split(item, np.cumsum(widths)[:-1], axis=1)
+    return [np.concatenate(layers[start : start + wanted], axis=1) for start in range(0, len(layers), wanted)]

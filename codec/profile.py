@@ -27,7 +27,16 @@ from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
 from .layout import Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
 
-__all__ = ["FINE_CLASSES", "Block", "Part", "Profile", "block_range", "block_width"]
+__all__ = [
+    "BLOCK_CHANNELS",
+    "FINE_CLASSES",
+    "Block",
+    "Part",
+    "Profile",
+    "block_layers_within",
+    "block_range",
+    "block_width",
+]
 
 _HEAD = struct.Struct("<4sHHI")
 _PARAMETERS = struct.Struct("<HBB")
@@ -36,6 +45,8 @@ _MAGIC = b"KVLP"
 _FORMAT = 2
 _ZSTD_LEVEL = 3
 _INVERSE_ERROR_MAX = 1e-3
+BLOCK_CHANNELS = 1152
+"""Channels that a block of layers has at most, unless one layer has more: three layers of SmolLM2."""
 FINE_CLASSES = CLASSES + REFINEMENTS_MAX * CLASSES_PER_OCTAVE
 """Scale classes of the finest level: so many that those of the coarsest are never cut off."""
 
@@ -190,6 +201,13 @@ class Profile:
 def block_range(layout: Layout, first: int, block_layers: int) -> range:
     """The layers of the block that starts at ``first``."""
     return range(first, min(first + block_layers, len(layout.layers)))
+
+
+def block_layers_within(layout: Layout, channels: int) -> int:
+    """As many layers as any run of that many has at most ``channels`` channels, at least one."""
+    count = len(layout.layers)
+    widest = max(block_width(layout, range(layer, layer + 1)) for layer in range(count))
+    return max(1, min(channels // widest, count, limits.BLOCK_LAYERS_MAX))
 
 
 def block_width(layout: Layout, layers: range) -> int:
