@@ -189,7 +189,7 @@ def decode_into(
             ropes = [layers[layer].rope_of(kind) for layer, kind in places]
             _move(outputs, ropes, position - header.first_position)
         return
-    profile = _profile_of(header, profile)
+    profile = profile_for(header, profile)
     if chosen.code > profile.refinements:
         raise InvalidData(f"container has level {chosen}, its profile has {profile.refinements + 1} levels")
     starts = [layer for layer in held if layer % profile.block_layers == 0]
@@ -273,7 +273,7 @@ def _levels_to_code(
     return chosen | {needed for level in lossy for needed in profile.codec.needed_for(level)}
 
 
-def _profile_of(header: ContainerHeader, profile: AnyProfile | None) -> Profile:
+def profile_for(header: ContainerHeader, profile: AnyProfile | None) -> Profile:
     """The profile the container was coded with: the one given, or the layout's generic one."""
     if isinstance(profile, Profile) and profile.digest == header.profile_digest:
         found = profile

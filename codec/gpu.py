@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidRequest, InvalidTensor, LayoutMismatch
-from .codec import _profile_of
+from .codec import profile_for
 from .container import UNKEYED, Buffer, Container
 from .cuda.decoder import Batch, Chunk
 from .cuda.device import CupyDevice, Device
@@ -69,7 +69,7 @@ def decode_into_pages(
     where = device or _gpu()
     batches = []
     for (_, _, depth), chunks in groups.items():
-        batch = Batch(where, _profile_of(chunks[0].container.header, profile), chunks, depth)
+        batch = Batch(where, profile_for(chunks[0].container.header, profile), chunks, depth)
         batch.decode_symbols()
         batch.synthesise()
         batch.scatter(tensors, table)

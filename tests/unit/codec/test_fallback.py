@@ -15,7 +15,7 @@ CHANNELS = 2 * LAYERS * HEADS * DIM
 
 
 def mixed(seed: int, rank: int, tokens: int, *, scale: float = 1.0):
-    """KV whose channels are mixtures of ``rank`` sources drawn by ``seed``'s mixing matrix, plus a little of all else."""
+    """KV whose channels are mixtures of ``rank`` sources, mixed as ``seed`` says, plus a little of all else."""
     rng = np.random.default_rng(seed)
     mixing = rng.normal(size=(rank, CHANNELS))
     rng = np.random.default_rng(seed + 1000)

@@ -17,6 +17,7 @@ from kvloom.codec.entropy.model import (
     REFINEMENTS_MAX,
     SCALE_LOW,
     SLOTS,
+    SYMBOL_ZERO,
     TABLE_CLASSES,
     base_tables,
     refinement_tables,
@@ -179,8 +180,9 @@ def test_tables_describe_what_the_quantiser_does_to_a_laplace_distribution():
     scale = float(SCALE_LOW) * 2 ** (index / 6)
     # Steps of the level that the base is refined to twice: the fine step is a quarter of the base step.
     drawn = rng.laplace(scale=scale, size=(1, 400_000)).astype(np.float32) * 2**left
-    base, refined = split(quantise(drawn, np.zeros(drawn.shape[1], np.uint8)), left)
-    share = np.bincount((base + 128).reshape(-1), minlength=256) / base.size
+    coded, *refined = split(quantise(drawn, np.zeros(drawn.shape[1], np.uint8)), left)
+    base = coded.astype(np.int32) - SYMBOL_ZERO
+    share = np.bincount(coded.reshape(-1), minlength=256) / base.size
     assert np.abs(share - base_tables(left).frequencies[index] / SLOTS).max() < 0.005
     for row, held in ((2 * (index + 6), base == 0), (2 * (index + 6) + 1, base != 0)):
         share = np.bincount(refined[0][held], minlength=256) / held.sum()
