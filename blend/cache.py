@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..codec.layout import KvDtype, LayerLayout, Layout
-from ..errors import InvalidRequest, LayoutMismatch
+from ..errors import InvalidRequest, LayoutMismatch, UnsupportedModel
 
 __all__ = [
     "TORCH_DTYPES",
@@ -159,7 +159,11 @@ class KvCache(Cache):
     def __init__(self, layout: Layout, capacity: int, device: torch.device | str = "cpu") -> None:
         if capacity < 1:
             raise InvalidRequest(f"cache capacity is {capacity} tokens, at least 1 is needed")
-        dtype, place = TORCH_DTYPES[layout.dtype], torch.device(device)
+        dtype, place = TORCH_DTYPES.get(layout.dtype), torch.device(device)
+        if dtype is None:
+            raise UnsupportedModel(
+                f"a cache of {layout.dtype} cannot be computed in; supported are {', '.join(TORCH_DTYPES)}"
+            )
         self.layout = layout
         self.capacity = capacity
         self.kv_layers = [KvLayer(layer, capacity, dtype, place) for layer in layout.layers]

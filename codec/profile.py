@@ -155,6 +155,15 @@ class Profile:
         """The lossy levels that can be coded, coarse to fine."""
         return LOSSY_LEVELS[: self.refinements + 1]
 
+    @property
+    def multiply_adds_per_value(self) -> float:
+        """Integer multiply-adds that decoding a value takes at most, all coefficients active: 0 for the generic profile.
+
+        What a planner weighs a lighter profile by; at ``standard`` about half of the coefficients are active.
+        """
+        parts = [part for block in self.blocks for part in block.parts]
+        return sum(part.width**2 for part in parts if part.basis is not None) / sum(part.width for part in parts)
+
     @cached_property
     def data(self) -> bytes:
         """The profile as a file."""

@@ -11,7 +11,7 @@ from transformers import DynamicCache  # noqa: E402
 from kvloom.blend.cache import BlendCache, KvCache, ProbeInterrupt, numpy_view, tensor_view  # noqa: E402
 from kvloom.clients.transformers import model_layout  # noqa: E402
 from kvloom.codec.layout import KvDtype, Layout  # noqa: E402
-from kvloom.errors import InvalidRequest, LayoutMismatch  # noqa: E402
+from kvloom.errors import InvalidRequest, LayoutMismatch, UnsupportedModel  # noqa: E402
 
 LAYOUT = Layout.uniform(layers=2, kv_heads=3, head_dim=4)
 
@@ -141,3 +141,9 @@ def test_generate_runs_on_it_as_on_a_dynamic_cache(any_model):
     cache = KvCache(model_layout(any_model), 26)
     assert torch.equal(any_model.generate(prompt, past_key_values=cache, **how), expected)
     assert cache.length == 25
+
+
+def test_a_dtype_no_model_computes_in_is_refused():
+    layout = Layout.uniform(layers=1, kv_heads=1, head_dim=2, dtype=KvDtype.FLOAT8_E5M2)
+    with pytest.raises(UnsupportedModel, match="float8_e5m2 cannot be computed in"):
+        KvCache(layout, 4)

@@ -116,3 +116,14 @@ def test_text_of_first_tokens_alone_is_refused():
 def test_the_same_text_makes_the_same_profile():
     samples = [sample(seed) for seed in range(3)]
     assert calibrate(samples, LAYOUT).digest == calibrate(iter(samples), LAYOUT).digest
+
+
+def test_a_profile_says_what_decoding_costs():
+    """A light transform and a full one of the same KV: the planner weighs bits against multiply-adds."""
+    samples = [KvSample(*draw(1, 600))]
+    width = sum(layer.key_width + layer.value_width for layer in LAYOUT.layers)
+    full = calibrate(samples, LAYOUT, block_channels=width)
+    light = calibrate(samples, LAYOUT, block_channels=LAYOUT.layers[0].head_dim)
+    assert full.multiply_adds_per_value == width
+    assert light.multiply_adds_per_value == LAYOUT.layers[0].head_dim
+    assert codec.generic_profile(LAYOUT).multiply_adds_per_value == 0
