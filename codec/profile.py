@@ -157,7 +157,7 @@ class Profile:
 
     @property
     def multiply_adds_per_value(self) -> float:
-        """Integer multiply-adds that decoding a value takes at most, all coefficients active: 0 for the generic profile.
+        """Integer multiply-adds that decoding a value takes at most, all coefficients active; generic: 0.
 
         What a planner weighs a lighter profile by; at ``standard`` about half of the coefficients are active.
         """
