@@ -111,7 +111,12 @@ def calibrate(
 
 def _step(learnt: list[LearntBlock], kl_target: float, left: int) -> float:
     """The fine step at which the blocks together are predicted to cost ``kl_target`` at ``standard``."""
-    if any(item.sensitivity is None for item in learnt):
+    without = sum(item.sensitivity is None for item in learnt)
+    if 0 < without < len(learnt):
+        raise InvalidTensor(
+            f"{without} of {len(learnt)} blocks of layers have no gradient other than zero, must be 0 or all"
+        )
+    if without:
         # The metric is in fine steps already; errors grow with the square of the step.
         return math.sqrt(kl_target / KL_TARGET)
     low, high = STEP_MIN, STEP_MAX

@@ -29,6 +29,7 @@ GAIN_EXPONENT = 0.6
 METRIC_FLOOR = 1e-2
 """Directions that matter less than this share of the mean are taken to matter that much."""
 TRIED_TOKENS_MAX = 1024
+COUNTED_STEPS_MAX = 2.0**28
 SPREAD_SHARE = {Kind.KEYS: 0.175, Kind.VALUES: 0.225}
 """Fine step over a tensor's spread where there are no gradients."""
 _BASIS_MAX = 127
@@ -123,6 +124,8 @@ class LearntBlock:
         factors = gain_factors(gains)
         error = np.zeros(len(self.tried))
         for coefficients in self._coefficients():
+            if float(np.abs(coefficients * factors).max(initial=0.0)) / step > COUNTED_STEPS_MAX:
+                continue  # steps this fine leave no error to speak of
             symbols = quantise((coefficients / step).astype(np.float32), gains)
             coarse = np.sign(symbols) * (np.abs(symbols) >> left)
             restored = reconstruct(coarse, left) * (unit(left) * step) / factors

@@ -59,9 +59,9 @@ class Usual:
             spread[item.start : item.stop] = math.sqrt(max(variance, 1e-20))
         return cls(every.mean(axis=0), spread)
 
-    def features(self, channels: FloatArray) -> WideArray:
-        """What a context's log-weights are regressed on: its channels, and the distance to what follows."""
-        distance = np.log(len(channels) - np.arange(len(channels)))
+    def features(self, channels: FloatArray, distances: WideArray) -> WideArray:
+        """What tokens' log-weights are regressed on: their channels, and their distances to what follows."""
+        distance = np.log(distances)
         own = (channels - self.centre) / self.spread
         return np.column_stack([own, distance, distance**2, np.ones(len(channels))])
 
@@ -111,9 +111,16 @@ class SensitivityLearner:
         self._reach: list[float] = []
 
     def add(self, channels: FloatArray, gradients: Sequence[FloatArray], *, following: int) -> None:
-        """Channels ``[tokens, width]`` of a context and gradients like them, summed over ``following`` tokens."""
-        self._held.append(_Context(channels, tuple(gradients), following))
-        self._held_bytes += channels.nbytes * (1 + len(gradients))
+        """Channels ``[tokens, width]`` of a context and gradients like them, summed over ``following`` tokens.
+
+        Tokens without a gradient, which a sliding window has left behind, tell nothing and are left out.
+        """
+        seen = np.any([np.any(item, axis=1) for item in gradients], axis=0)
+        if not seen.any():
+            return
+        distances = np.arange(len(channels), 0, -1.0)[seen]
+        self._held.append(_Context(channels[seen], tuple(item[seen] for item in gradients), distances, following))
+        self._held_bytes += int(seen.sum()) * channels[0].nbytes * (1 + len(gradients))
         if self._usual is not None or self._held_bytes >= HELD_BYTES:
             self._absorb()
 
@@ -132,7 +139,7 @@ class SensitivityLearner:
         first = self._usual is None
         usual = Usual.of([item.channels for item in self._held], self._tensors) if self._usual is None else self._usual
         self._usual = usual
-        prepared = [(usual.features(item.channels), item) for item in self._held]
+        prepared = [(usual.features(item.channels, item.distances), item) for item in self._held]
         with one_thread():
             for features, item in prepared:
                 self._gram += features.T @ features
@@ -166,6 +173,7 @@ class SensitivityLearner:
 class _Context:
     channels: FloatArray
     gradients: tuple[FloatArray, ...]
+    distances: WideArray
     following: int
 
 

@@ -63,3 +63,23 @@ def test_the_reach_grows_with_the_context_and_falls_with_what_follows():
         learner.add(*planted(3, slope, loud=0), following=following)
         reaches.append(learner.learn().reach)
     assert reaches[0] == pytest.approx(4 * reaches[1])
+
+
+def test_tokens_that_a_window_has_left_behind_tell_nothing():
+    slope = np.zeros(WIDTH)
+    slope[2] = 3.0
+    seen, windowed = SensitivityLearner(TENSORS), SensitivityLearner(TENSORS)
+    for seed in range(8):
+        channels, gradients = planted(seed, slope, loud=8)
+        for item in gradients:
+            item[:200] = 0
+        windowed.add(channels, gradients, following=FOLLOWING)
+        seen.add(channels[200:], [item[200:] for item in gradients], following=FOLLOWING)
+    found, wanted = windowed.learn(), seen.learn()
+    assert np.array_equal(found.slope, wanted.slope)
+    assert found.reach == wanted.reach
+    for a, b in zip(found.metrics, wanted.metrics, strict=True):
+        assert np.array_equal(a, b)
+    nothing = SensitivityLearner(TENSORS)
+    nothing.add(channels, [np.zeros_like(channels)], following=FOLLOWING)
+    assert nothing.learn() is None
