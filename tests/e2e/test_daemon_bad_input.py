@@ -115,7 +115,7 @@ CASES = [
         headers={"Content-Encoding": "gzip"},
     ),
     # unknown level and layers
-    Case("unknown level", errors.UnknownLevel, ("'best'", "draft, standard"), "GET", chunk_target("?level=best")),
+    Case("unknown level", errors.UnknownLevel, ("'best'", "economy, standard"), "GET", chunk_target("?level=best")),
     Case("level not stored", errors.LevelNotStored, ("draft", "stored: exact"), "GET", chunk_target("?level=draft")),
     Case("layers that are none", errors.InvalidRequest, ("'b-a'", "A-B"), "GET", chunk_target("?layers=b-a")),
     Case("layers outside", errors.InvalidRequest, ("2-9", "0-3"), "GET", chunk_target("?layers=2-9")),

@@ -140,7 +140,11 @@ def test_doctor_finds_a_daemon_that_is_fine_and_one_that_is_gone(daemon):
         (("show", "0" * 64), 3, "is not stored"),
         (("show", "00000000000000000000"), 3, "no stored chunk's key begins with"),
         (("show", "XYZ"), 2, "key 'XYZ' is neither 64 lower-case hexadecimal digits nor the first 4 or more"),
-        (("get", "0" * 64, "--level", "best"), 2, "level 'best' is unknown; levels are draft, standard, exact"),
+        (
+            ("get", "0" * 64, "--level", "best"),
+            2,
+            "level 'best' is unknown; levels are draft, economy, standard, fine, exact",
+        ),
         (("get", "0" * 64, "--layers", "x"), 2, "layers 'x' are not A-B"),
         (("put", "/nonexistent/file"), 2, "/nonexistent/file cannot be read: no such file or directory"),
         (("serve", "--host", "0.0.0.0"), 2, "host '0.0.0.0' is not a loopback address"),
@@ -189,7 +193,7 @@ def test_a_level_that_is_not_stored_is_explained(daemon, container_bytes, tmp_pa
     daemon.client().put(key, container_bytes([EXACT], content_key=key))
     result = daemon.run("get", key.hex(), "--level", "economy", "-o", str(tmp_path / "x"))
     assert result.returncode == 3
-    assert b"is not stored at level standard; stored: exact" in result.stderr
+    assert b"is not stored at level economy; stored: exact" in result.stderr
     assert not (tmp_path / "x").exists()
 
 

@@ -40,7 +40,7 @@ def test_a_get_gives_back_the_bytes_that_were_put(daemon, key, container):
     assert (answer.status, answer.body) == (200, container)
     assert answer.headers["content-type"] == wire.CONTAINER_TYPE
     assert answer.headers["content-length"] == str(len(container))
-    assert answer.headers["kvloom-levels"] == "draft,standard,exact"
+    assert answer.headers["kvloom-levels"] == "draft,economy,exact"
     assert answer.headers["kvloom-tokens"] == "5"
     assert answer.headers["kvloom-tier"] in ("memory", "write-behind", "ssd")
 
@@ -72,7 +72,7 @@ def test_head_says_what_a_get_would_and_sends_nothing(daemon, key, container):
     answer = daemon.ask("HEAD", f"/chunks/{key.hex()}")
     assert (answer.status, answer.body) == (200, b"")
     assert answer.headers["content-length"] == str(len(container))
-    assert answer.headers["kvloom-levels"] == "draft,standard,exact"
+    assert answer.headers["kvloom-levels"] == "draft,economy,exact"
 
 
 def test_a_deleted_chunk_is_gone(daemon, key, container):
