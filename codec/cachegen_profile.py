@@ -32,6 +32,7 @@ from .. import limits
 from ..errors import ConfigError, InvalidData, InvalidTensor, UnknownLevel
 from .cachegen_quantise import ANCHOR_LIMIT, GROUP_TOKENS, CacheGenSymbols, bin_of_layer, quantise
 from .calibration import KvSample
+from .frame import unpack_frame
 from .layout import Kind, Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
 
@@ -148,7 +149,7 @@ class CacheGenProfile:
             raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
         if layout_bytes > limits.LAYOUT_BYTES_MAX:
             raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        reader = _Reader(_decompress(data[_HEAD.size :]))
+        reader = _Reader(unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
         layout = Layout.from_bytes(reader.take(layout_bytes))
         (levels,) = _COUNT.unpack(reader.take(_COUNT.size))
         if not 1 <= levels <= limits.LOSSY_LEVELS_MAX:
@@ -270,13 +271,3 @@ def _read_frequencies(reader: _Reader, width: int, cells: int) -> Frequencies:
     if not found.all():
         raise InvalidData("profile holds a frequency of 0; every symbol must be codable")
     return found
-
-
-def _decompress(frame: bytes) -> bytes:
-    try:
-        declared = zstandard.frame_content_size(frame)
-        if not 0 <= declared <= limits.PROFILE_BYTES_MAX:
-            raise InvalidData(f"profile declares {declared} bytes, the limit is {limits.PROFILE_BYTES_MAX}")
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=declared)
-    except zstandard.ZstdError as error:
-        raise InvalidData(f"profile does not decompress: {error}") from error

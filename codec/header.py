@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from .. import limits
 from ..errors import BodyTooLarge, ChunkTooLong, EmptyChunk, MalformedContainer, TruncatedBody
+from .frame import unpack_frame
 from .layout import Kind, Layout
 from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec
 
@@ -332,14 +333,9 @@ def _packed_layout(layout: Layout) -> bytes:
 
 
 def _unpack_layout(packed: bytes) -> Layout:
-    try:
-        declared = zstandard.frame_content_size(packed)
-        if not 0 < declared <= limits.LAYOUT_BYTES_MAX:
-            raise MalformedContainer(f"layout declares {declared} bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        plain = zstandard.ZstdDecompressor().decompress(packed, max_output_size=declared, allow_extra_data=False)
-        return Layout.from_bytes(plain)
-    except zstandard.ZstdError as error:
-        raise MalformedContainer(f"layout does not decompress: {error}") from error
+    return Layout.from_bytes(
+        unpack_frame(packed, bytes_max=limits.LAYOUT_BYTES_MAX, what="layout", error=MalformedContainer)
+    )
 
 
 _layout: Callable[[bytes], Layout] = lru_cache(maxsize=64)(_unpack_layout)

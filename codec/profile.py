@@ -24,6 +24,7 @@ from ..errors import InvalidData
 from .blas import one_thread
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
+from .frame import unpack_frame
 from .layout import Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
 
@@ -194,7 +195,7 @@ class Profile:
             raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
         if layout_bytes > limits.LAYOUT_BYTES_MAX:
             raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        reader = _Reader(_decompress(data[_HEAD.size :]))
+        reader = _Reader(unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
         layout = Layout.from_bytes(reader.take(layout_bytes))
         block_layers, refinements, zero = _PARAMETERS.unpack(reader.take(_PARAMETERS.size))
         if not 1 <= block_layers <= min(255, len(layout.layers)) or refinements > REFINEMENTS_MAX or zero:
@@ -283,13 +284,3 @@ def _read_part(reader: _Reader) -> Part:
         if int(basis.min()) == -128:
             raise InvalidData("profile has -128 in a basis, whose numbers are -127 to 127")
     return Part(start, mean, origin_mean, scale, basis, classes, bool(adaptive))
-
-
-def _decompress(frame: bytes) -> bytes:
-    try:
-        declared = zstandard.frame_content_size(frame)
-        if not 0 <= declared <= limits.PROFILE_BYTES_MAX:
-            raise InvalidData(f"profile declares {declared} bytes, the limit is {limits.PROFILE_BYTES_MAX}")
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=declared, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise InvalidData(f"profile does not decompress: {error}") from error
