@@ -168,20 +168,23 @@ def part_of(first, mean, origin, scale, classes, basis, adaptive) -> dict:
 
 
 def generic_profile(layout: dict, plain: bytes) -> dict:
+    layers = layout["layers"]
+    step = max(1, min(1152 // max(layer["heads"] * sum(layer["dims"]) for layer in layers), len(layers)))
     blocks = []
-    for layer in layout["layers"]:
+    for start in range(0, len(layers), step):
         parts, at = [], 0
-        for dim, share in zip(layer["dims"], (0.175, 0.225), strict=True):
-            left = layer["heads"] * dim
-            while left:
-                own = min(left, 65_535)
-                zeros = np.zeros(own, np.float32)
-                parts.append(part_of(at, zeros, zeros, np.full(own, share, np.float32), [45] * own, None, True))
-                at, left = at + own, left - own
+        for layer in layers[start : start + step]:
+            for dim, share in zip(layer["dims"], (0.175, 0.225), strict=True):
+                left = layer["heads"] * dim
+                while left:
+                    own = min(left, 65_535)
+                    zeros = np.zeros(own, np.float32)
+                    parts.append(part_of(at, zeros, zeros, np.full(own, share, np.float32), [45] * own, None, True))
+                    at, left = at + own, left - own
         blocks.append(parts)
     return {
-        "name": blake3(b"kvloom generic profile 2" + plain).digest(),
-        "block": 1,
+        "name": blake3(b"kvloom generic profile 3" + plain).digest(),
+        "block": step,
         "refinements": 3,
         "blocks": blocks,
     }
