@@ -43,7 +43,7 @@ def test_quality(figures):
     assert report["agreement"]["first_20"]["prefix"] == 1.0
     assert report["kl"]["prefix"] < 1e-6
     assert report["kl"]["blend"] < 0.5
-    assert 1.5 < report["bits_per_value"] < 4
+    assert 0.8 < report["bits_per_value"] < 2.5
 
 
 def test_it_says_so_in_words(figures):
