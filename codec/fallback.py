@@ -27,8 +27,10 @@ __all__ = ["CodedChunk", "encode_channels"]
 FloatArray = NDArray[np.float32]
 
 SUSPECT_OCTAVES = 1.0
-"""Mean growth of the coefficients, over the calibration text's, from which a chunk is suspected: other text of the same kind
-grows them by 0.4 to 0.6 on SmolLM2."""
+"""Mean growth of the coefficients, over the calibration text's, from which a chunk is suspected.
+
+Other text of the same kind grows them by 0.4 to 0.6 on SmolLM2.
+"""
 _BITS_PER_NEPER = 0.5 / math.log(2.0)
 
 
