@@ -6,6 +6,7 @@ A learner is fed a sample at a time and keeps sums, but for some tokens on which
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -106,9 +107,9 @@ class _PartTransform:
     synthesis: WideArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class LearntBlock:
-    """All of a block's profile but the step."""
+    """All of a block's profile but the step. What does not depend on a step is computed once for all that are tried."""
 
     mean: WideArray
     origin: WideArray
@@ -120,28 +121,26 @@ class LearntBlock:
         """The KL divergence predicted for fine steps of ``step``, ``left`` refinements short of the finest level."""
         if self.sensitivity is None:
             return 0.0
-        gains = self._gains()
-        factors = gain_factors(gains)
+        factors = gain_factors(self._gains)
         error = np.zeros(len(self.tried))
-        for coefficients in self._coefficients():
+        for coefficients in self._coefficients:
             if float(np.abs(coefficients * factors).max(initial=0.0)) / step > COUNTED_STEPS_MAX:
                 continue  # steps this fine leave no error to speak of
-            symbols = quantise((coefficients / step).astype(np.float32), gains)
+            symbols = quantise((coefficients / step).astype(np.float32), self._gains)
             coarse = np.sign(symbols) * (np.abs(symbols) >> left)
             restored = reconstruct(coarse, left) * (unit(left) * step) / factors
             error += ((coefficients - restored) ** 2).sum(axis=0)
-        weights = np.exp(self.sensitivity.log_weights(self.tried, trial=True))
-        return 0.5 * self.sensitivity.reach * float(np.mean(weights * error))
+        return 0.5 * self.sensitivity.reach * float(np.mean(np.exp(self._trial_log_weights) * error))
 
     def block(self, step: float) -> Block:
         """The block with fine steps of ``step``."""
         parts: list[Part] = []
-        for item, coefficients in zip(self.transforms, self._coefficients(), strict=True):
+        for item, coefficients in zip(self.transforms, self._coefficients, strict=True):
             own = slice(item.channels.start, item.channels.stop)
             synthesis = item.synthesis * step
             scale = np.maximum(np.abs(synthesis).max(axis=1), 1e-30) / _BASIS_MAX
             basis = np.rint(synthesis / scale[:, None]).T.astype(np.int8)
-            classes = scale_classes((coefficients / step).astype(np.float32), np.ones(len(self.tried), np.float32))
+            classes = scale_classes((coefficients / step).astype(np.float32))
             mean, origin = self.mean[own].astype(np.float32), self.origin[own].astype(np.float32)
             parts.append(
                 Part(item.channels.start, mean, origin, scale.astype(np.float32), np.ascontiguousarray(basis), classes)
@@ -149,6 +148,7 @@ class LearntBlock:
         slope, bias = self._gain_rule()
         return Block(tuple(parts), slope, bias)
 
+    @cached_property
     def _coefficients(self) -> list[WideArray]:
         centred = self.tried - self.mean
         with one_thread():
@@ -163,6 +163,11 @@ class LearntBlock:
         bias = -octaves * float(np.mean(self.sensitivity.log_weights(self.tried)))
         return slope.astype(np.float32), float(np.float32(bias - float(slope @ self.sensitivity.usual.centre)))
 
+    @cached_property
+    def _trial_log_weights(self) -> WideArray:
+        return np.zeros(0) if self.sensitivity is None else self.sensitivity.log_weights(self.tried, trial=True)
+
+    @cached_property
     def _gains(self) -> NDArray[np.uint8]:
         slope, bias = self._gain_rule()
         gains: NDArray[np.uint8] = np.clip(np.rint(self.tried @ slope + bias), 0, GAIN_MAX).astype(np.uint8)

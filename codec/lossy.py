@@ -47,17 +47,9 @@ def quantise_blocks(profile: Profile, channels: Sequence[FloatArray], *, first_p
 
 def restored_channels(block: Block, symbols: BlockSymbols, left: int, first_position: int) -> FloatArray:
     """What a reader who does not read the ``left`` finest levels would make of a block's symbols."""
-    channels = np.empty((len(symbols.gains), block.width), np.float32)
-    for part, coded, how in zip(
-        block.parts, symbols.parts, _syntheses(block, symbols.gains, symbols.offsets, left, first_position), strict=True
-    ):
-        fine = quantise(coded.coefficients, coded.gains)
-        whole = np.sign(fine) * (np.abs(fine) >> left)
-        own = channels[:, part.start : part.stop]
-        own[...] = part.inverse(reconstruct(whole, left), how.factors)
-        own[0] += how.first_mean
-        own[1:] += how.mean
-    return channels
+    fine = [quantise(part.coefficients, part.gains) for part in symbols.parts]
+    coarse = [np.sign(part) * (np.abs(part) >> left) for part in fine]
+    return _synthesised(block, coarse, _syntheses(block, symbols.gains, symbols.offsets, left, first_position), left)
 
 
 def decode_lossy(
@@ -87,9 +79,9 @@ def decode_lossy(
                 room.fill(channels)
 
 
-def scale_classes(coefficients: FloatArray, factors: FloatArray) -> ByteArray:
-    """The fine-step scale class of each row of ``coefficients`` ``[width, tokens]``, each token times its factor."""
-    scale = np.abs(coefficients * factors).mean(axis=1) if coefficients.shape[1] else np.zeros(len(coefficients))
+def scale_classes(coefficients: FloatArray) -> ByteArray:
+    """The fine-step scale class of each row of ``coefficients`` ``[width, tokens]``, as of tokens of gain 0."""
+    scale = np.abs(coefficients).mean(axis=1) if coefficients.shape[1] else np.zeros(len(coefficients))
     octaves = np.log2(np.maximum(scale, 1e-9) / float(SCALE_LOW))
     classes: ByteArray = np.clip(np.rint(CLASSES_PER_OCTAVE * octaves), 0, FINE_CLASSES - 1).astype(np.uint8)
     return classes
@@ -114,9 +106,7 @@ def _quantise_block(profile: Profile, index: int, channels: FloatArray, first_po
         else:
             coefficients.append(part.forward(_centred(part, own, first_position)))
     gains = np.minimum(gains, np.min([largest_gains(item) for item in coefficients], axis=0))
-    # The class describes a token of gain 0.
-    ones = np.ones(len(channels), np.float32)
-    classes = tuple(scale_classes(item, ones) for item in coefficients)
+    classes = tuple(scale_classes(item) for item in coefficients)
     return BlockSymbols(tuple(symbols_of(coefficients, gains, profile.refinements)), gains, classes, tuple(offsets))
 
 
@@ -208,12 +198,18 @@ def _syntheses(
 
 def restore(block: Block, decoded: DecodedBlock, left: int, first_position: int) -> FloatArray:
     """The channels ``[tokens, width]`` of a block of which ``left`` levels were not read."""
-    channels = np.empty((len(decoded.gains), block.width), np.float32)
-    for index, (part, how) in enumerate(
-        zip(block.parts, _syntheses(block, decoded.gains, decoded.offsets, left, first_position), strict=True)
-    ):
+    symbols = [joined_symbols(decoded, index) for index in range(len(block.parts))]
+    return _synthesised(block, symbols, _syntheses(block, decoded.gains, decoded.offsets, left, first_position), left)
+
+
+def _synthesised(
+    block: Block, symbols: Sequence[NDArray[np.int32]], hows: Sequence[_Synthesis], left: int
+) -> FloatArray:
+    """The channels ``[tokens, width]`` that a level's symbols of each part stand for."""
+    channels = np.empty((len(hows[0].factors), block.width), np.float32)
+    for part, whole, how in zip(block.parts, symbols, hows, strict=True):
         own = channels[:, part.start : part.stop]
-        own[...] = part.inverse(reconstruct(joined_symbols(decoded, index), left), how.factors)
+        own[...] = part.inverse(reconstruct(whole, left), how.factors)
         own[0] += how.first_mean
         own[1:] += how.mean
     return channels

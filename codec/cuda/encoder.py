@@ -232,14 +232,13 @@ class _Encoder:
         flat = self._device.download(xp.concatenate([array.astype(np.float32) for array in wanted]))
         pieces = iter(np.split(flat, np.cumsum([len(array) for array in wanted])[:-1]))
         told = []
-        one = np.ones(1, np.float32)
         for number, block in enumerate(self._profile.blocks):
             gains = self._gains_of(number, pieces)
             classes: list[list[NDArray[np.uint8]]] = [[] for _ in self._spans]
             for _ in block.parts:
                 gains = np.minimum(gains, largest_gains(next(pieces)[None]))
                 for own in classes:
-                    own.append(scale_classes(next(pieces)[:, None], one))
+                    own.append(scale_classes(next(pieces)[:, None]))
             told.append(_Told(gains, classes))
         return told
 
