@@ -100,7 +100,7 @@ def encode(
     )
     if coded:
         for index, payloads in enumerate(coded.payloads):
-            for level, payload in zip(lossy, payloads, strict=False):
+            for level, payload in zip(lossy, payloads, strict=True):
                 writer.put(level, index * coded.profile.block_layers, None, payload)
     elif lossy and isinstance(profile, CacheGenProfile):
         for level in lossy:

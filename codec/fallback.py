@@ -45,21 +45,21 @@ class CodedChunk:
 def encode_channels(
     profile: Profile, channels: Sequence[FloatArray], *, first_position: int, levels: int
 ) -> CodedChunk:
-    """Code the blocks' channels ``[tokens, width]``, of which the ``levels`` coarsest will be kept."""
+    """Code the blocks' channels ``[tokens, width]``, to the ``levels`` coarsest levels."""
     symbols = quantise_blocks(profile, channels, first_position=first_position)
-    own = CodedChunk(profile, encode_blocks(profile.blocks, symbols, profile.refinements))
+    own = CodedChunk(profile, encode_blocks(profile.blocks, symbols, profile.refinements, levels=levels))
     if _growth_octaves(profile, symbols) < SUSPECT_OCTAVES:
         return own
     generic = generic_profile(profile.layout)
     layout, mine, its = profile.layout, profile.block_layers, generic.block_layers
     plain = quantise_blocks(generic, _regrouped(layout, channels, mine, its), first_position=first_position)
-    other = CodedChunk(generic, encode_blocks(generic.blocks, plain, generic.refinements))
+    other = CodedChunk(generic, encode_blocks(generic.blocks, plain, generic.refinements, levels=levels))
     own_error = _error(profile, channels, symbols, _restored(profile, symbols, levels, first_position))
     plain_restored = _regrouped(layout, _restored(generic, plain, levels, first_position), its, mine)
     other_error = _error(profile, channels, symbols, plain_restored)
     values = sum(item.size for item in channels)
     worse = values * _BITS_PER_NEPER * math.log(max(other_error, 1e-30) / max(own_error, 1e-30))
-    return own if _bits(own, levels) <= _bits(other, levels) + worse else other
+    return own if _bits(own) <= _bits(other) + worse else other
 
 
 def _growth_octaves(profile: Profile, symbols: Sequence[BlockSymbols]) -> float:
@@ -73,8 +73,8 @@ def _growth_octaves(profile: Profile, symbols: Sequence[BlockSymbols]) -> float:
     return float(np.concatenate(grown).mean()) / CLASSES_PER_OCTAVE if grown else 0.0
 
 
-def _bits(coded: CodedChunk, levels: int) -> int:
-    return 8 * sum(len(payload) for block in coded.payloads for payload in block[:levels])
+def _bits(coded: CodedChunk) -> int:
+    return 8 * sum(len(payload) for block in coded.payloads for payload in block)
 
 
 def _restored(profile: Profile, symbols: Sequence[BlockSymbols], levels: int, first_position: int) -> list[FloatArray]:

@@ -29,69 +29,102 @@ IntArray = NDArray[np.int32]
 ByteArray = NDArray[np.uint8]
 
 
-def encode_blocks(blocks: Sequence[Block], coded: Sequence[BlockSymbols], refinements: int) -> list[list[bytes]]:
-    """The payloads of each block, base first."""
-    drafts = [
-        segment for block, item in zip(blocks, coded, strict=True) for segment in _segments_of(block, item, refinements)
-    ]
-    side = encode_streams([item.side for item in drafts if item.side.symbols.size])
-    main = encode_streams([item.main for item in drafts if item.main.symbols.size])
-    sides, mains = iter(side), iter(main)
+def encode_blocks(
+    blocks: Sequence[Block], coded: Sequence[BlockSymbols], refinements: int, *, levels: int | None = None
+) -> list[list[bytes]]:
+    """The payloads of each block, base first; only the ``levels`` coarsest where that is given."""
+    depth = refinements + 1 if levels is None else min(levels, refinements + 1)
+    drafts: list[_Draft] = []
+    for block, item in zip(blocks, coded, strict=True):
+        plans = plan_segments(block, item, [part.peaks for part in item.parts], refinements)
+        drafts += _drafts(plans[:depth], item, refinements)
+    sides = iter(encode_streams([item.plan.side for item in drafts if item.plan.side.symbols.size]))
+    mains = iter(encode_streams([item.main for item in drafts if item.main.symbols.size]))
     payloads = [
-        item.payload(next(sides) if item.side.symbols.size else b"", next(mains) if item.main.symbols.size else b"")
+        item.plan.payload(
+            next(sides) if item.plan.side.symbols.size else b"",
+            item.escapes,
+            next(mains) if item.main.symbols.size else b"",
+        )
         for item in drafts
     ]
-    step = refinements + 1
-    return [payloads[start : start + step] for start in range(0, len(payloads), step)]
+    return [payloads[start : start + depth] for start in range(0, len(payloads), depth)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
-    """A segment with its streams still to be coded."""
+class SegmentPlan:
+    """A segment but for its main stream: ``active`` rows of each part, with scale ``classes``."""
 
     active: tuple[int, ...]
+    classes: ByteArray
+    lanes: int
     side: EncodeJob
-    main: EncodeJob
     tables: tuple[int, int, int]
     scales: bytes
-    escapes: IntArray
+    mean_escapes: IntArray
 
-    def payload(self, side: bytes, main: bytes) -> bytes:
+    def payload(self, side: bytes, escapes: IntArray, main: bytes) -> bytes:
+        """The segment's bytes with its streams coded; ``escapes`` are those of the main stream."""
         known = np.array(self.active, "<u2").tobytes() + self.scales + side
-        head = HEAD.pack(self.main.lanes.bit_length() - 1, *self.tables, len(self.escapes), len(known))
-        return head + known + self.escapes.astype("<i4").tobytes() + main
+        beyond = np.concatenate([self.mean_escapes, escapes])
+        head = HEAD.pack(self.lanes.bit_length() - 1, *self.tables, len(beyond), len(known))
+        return head + known + beyond.astype("<i4").tobytes() + main
 
 
-def _segments_of(block: Block, item: BlockSymbols, refinements: int) -> list[_Segment]:
-    sizes = [_last_rows(part.peaks, refinements) for part in item.parts]
-    segments: list[_Segment] = []
-    known = tuple(0 for _ in item.parts)
-    opened = np.zeros(0, np.uint8)
+def plan_segments(
+    block: Block, item: BlockSymbols, peaks: Sequence[NDArray[np.integer]], refinements: int
+) -> list[SegmentPlan]:
+    """The segments of a block, base first, all but the main streams, which an accelerator may code.
+
+    ``item`` needs no symbols: ``peaks`` ``[width]`` of each part are the largest magnitudes of its rows.
+    """
+    sizes = [_last_rows(peak.astype(np.int32), refinements) for peak in peaks]
+    plans: list[SegmentPlan] = []
+    known = tuple(0 for _ in peaks)
     for level in range(refinements + 1):
-        left = refinements - level
         active = tuple(rows[level] for rows in sizes)
-        symbols = np.concatenate([part.levels[level][:n] for part, n in zip(item.parts, active, strict=True)])
         classes = np.concatenate([c[:n] for c, n in zip(item.classes, active, strict=True)])
         fresh = [
             chosen[old:new].astype(np.int32) - part.classes[old:new]
             for part, chosen, old, new in zip(block.parts, item.classes, known, active, strict=True)
         ]
-        if level == 0:
-            escapes = _escape(symbols, classes, item, active)
-            main = _main_job(symbols, classes, item.gains, None, left)
-            means = [offset.means for offset in item.offsets]
-            side, tables, mean_escapes = _side_job(fresh, means, item.gains)
-            scales = b"".join(np.float32(offset.scale).tobytes() for offset in item.offsets)
-            segments.append(_Segment(active, side, main, tables, scales, np.concatenate([mean_escapes, escapes])))
+        offsets, gains = (item.offsets, item.gains) if level == 0 else ((), np.zeros(0, np.uint8))
+        side, tables, escapes = _side_job(fresh, [offset.means for offset in offsets], gains)
+        scales = b"".join(np.float32(offset.scale).tobytes() for offset in offsets)
+        lanes = lanes_for(len(classes) * len(item.gains))
+        plans.append(SegmentPlan(active, classes, lanes, side, tables, scales, escapes))
+        known = active
+    return plans
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A planned segment with its main stream still to be coded."""
+
+    plan: SegmentPlan
+    main: EncodeJob
+    escapes: IntArray
+
+
+def _drafts(plans: Sequence[SegmentPlan], item: BlockSymbols, refinements: int) -> list[_Draft]:
+    """The main streams of a block's planned segments."""
+    drafts: list[_Draft] = []
+    opened: ByteArray | None = None
+    known: tuple[int, ...] = ()
+    for level, plan in enumerate(plans):
+        symbols = np.concatenate([part.levels[level][:n] for part, n in zip(item.parts, plan.active, strict=True)])
+        left = refinements - level
+        if opened is None:
+            escapes = _escape(symbols, plan.classes, item, plan.active)
+            drafts.append(_Draft(plan, _main_job(symbols, plan.classes, item.gains, None, left), escapes))
             opened = (symbols != SYMBOL_ZERO).view(np.uint8)
         else:
-            opened = with_new_rows(opened, known, active)
-            main = _main_job(symbols, classes, item.gains, opened, left)
-            side, tables, _ = _side_job(fresh, [], np.zeros(0, np.uint8))
-            segments.append(_Segment(active, side, main, tables, b"", np.zeros(0, np.int32)))
+            opened = with_new_rows(opened, known, plan.active)
+            main = _main_job(symbols, plan.classes, item.gains, opened, left)
+            drafts.append(_Draft(plan, main, np.zeros(0, np.int32)))
             opened = opened | (symbols != 0).view(np.uint8)
-        known = active
-    return segments
+        known = plan.active
+    return drafts
 
 
 def _last_rows(peaks: IntArray, refinements: int) -> list[int]:
@@ -189,48 +222,3 @@ def _cheapest(numbers: IntArray, *, may_escape: bool) -> tuple[ByteArray, int, I
     escaped = (base_tables(0).frequencies[table, symbols] == 0) | (symbols == ESCAPE)
     symbols[escaped] = ESCAPE
     return symbols, table, numbers[escaped]
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentPlan:
-    """A segment whose main stream somebody else codes: ``active`` rows of each part, with scale ``classes``."""
-
-    active: tuple[int, ...]
-    classes: ByteArray
-    lanes: int
-    side: EncodeJob
-    tables: tuple[int, int, int]
-    scales: bytes
-    mean_escapes: IntArray
-
-    def payload(self, side: bytes, escapes: IntArray, main: bytes) -> bytes:
-        """The segment's bytes with its streams coded; ``escapes`` are those of the main stream."""
-        nothing = EncodeJob(np.zeros(0, np.uint8), base_tables(0), Runs.of_channels([], 0), self.lanes)
-        beyond = np.concatenate([self.mean_escapes, escapes])
-        return _Segment(self.active, self.side, nothing, self.tables, self.scales, beyond).payload(side, main)
-
-
-def plan_segments(
-    block: Block, item: BlockSymbols, peaks: Sequence[NDArray[np.integer]], refinements: int
-) -> list[SegmentPlan]:
-    """What :func:`encode_blocks` would code, base first, all but the main streams.
-
-    ``item`` needs no symbols: ``peaks`` ``[width]`` of each part are the largest magnitudes of its rows.
-    """
-    sizes = [_last_rows(peak.astype(np.int32), refinements) for peak in peaks]
-    plans: list[SegmentPlan] = []
-    known = tuple(0 for _ in peaks)
-    for level in range(refinements + 1):
-        active = tuple(rows[level] for rows in sizes)
-        classes = np.concatenate([c[:n] for c, n in zip(item.classes, active, strict=True)])
-        fresh = [
-            chosen[old:new].astype(np.int32) - part.classes[old:new]
-            for part, chosen, old, new in zip(block.parts, item.classes, known, active, strict=True)
-        ]
-        offsets, gains = (item.offsets, item.gains) if level == 0 else ((), np.zeros(0, np.uint8))
-        side, tables, escapes = _side_job(fresh, [offset.means for offset in offsets], gains)
-        scales = b"".join(np.float32(offset.scale).tobytes() for offset in offsets)
-        lanes = lanes_for(len(classes) * len(item.gains))
-        plans.append(SegmentPlan(active, classes, lanes, side, tables, scales, escapes))
-        known = active
-    return plans
