@@ -14,6 +14,7 @@ from ..codec.level import LossyCodec
 from ..errors import ConfigError, InvalidRequest
 from .atomic_file import create_file
 from .key import KEY_BYTES
+from .tier import OWNER_BYTES, OwnerId
 
 __all__ = ["Namespace", "derive_namespace", "load_or_create_root_secret"]
 
@@ -39,6 +40,11 @@ class Namespace:
             )
         if len(self.secret) != KEY_BYTES:
             raise InvalidRequest(f"namespace secret has {len(self.secret)} bytes, must have {KEY_BYTES}")
+
+    @property
+    def owner(self) -> OwnerId:
+        """Whose its records are: derived from the secret, so it tells neither the name nor the secret."""
+        return OwnerId(blake3(b"kvloom owner", key=self.secret).digest(OWNER_BYTES))
 
 
 def derive_namespace(root_secret: bytes, name: str, *, codec: LossyCodec = LossyCodec.KVLOOM) -> Namespace:

@@ -70,7 +70,9 @@ class Promoter:
             if not isinstance(found, Hit):
                 return
             info, payload = found.value.info, found.value.parts[0]
-            record = Record(info.storage_key, info.content_key, payload, info.stored_at_ms)
+            record = Record(
+                info.storage_key, info.content_key, payload, info.stored_at_ms, info.owner, info.expires_at_ms
+            )
             for tier in targets:
                 try:
                     await tier.put(record)

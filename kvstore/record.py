@@ -6,14 +6,16 @@ A record is this header and the payload, nothing else. All integers are little-e
 offset bytes field             contents
 ====== ===== ================= ==========================================================================
 0      4     magic             ``KVLR``
-4      2     format            1
+4      2     format            2
 6      2     flags             0
 8      32    storage key       where the record is kept: keyed BLAKE3 of the content key
 40     32    content key       what the payload is
-72     8     payload length    bytes after the header
-80     8     stored at         milliseconds since 1970-01-01 UTC
-88     8     payload checksum  first 8 bytes of BLAKE3-256 of the payload
-96     8     header checksum   first 8 bytes of BLAKE3-256 of bytes 0 to 95
+72     16    owner             whose it is: quotas go by it
+88     8     payload length    bytes after the header
+96     8     stored at         milliseconds since 1970-01-01 UTC
+104    8     expires at        milliseconds since 1970-01-01 UTC, or 0: never
+112    8     payload checksum  first 8 bytes of BLAKE3-256 of the payload
+120    8     header checksum   first 8 bytes of BLAKE3-256 of bytes 0 to 119
 ====== ===== ================= ==========================================================================
 
 Both keys stand in full and are compared on every read: a record that an index points to by mistake is a damaged
@@ -27,14 +29,14 @@ from .. import limits
 from ..codec.container import checksum
 from ..errors import InvalidData
 from .key import ContentKey, StorageKey
-from .tier import Buffer, Record, RecordInfo
+from .tier import Buffer, OwnerId, Record, RecordInfo
 
 __all__ = ["HEADER_BYTES", "RecordHeader", "check_payload", "encode_record", "parse_record_header"]
 
 MAGIC = b"KVLR"
-FORMAT = 1
+FORMAT = 2
 
-_FIELDS = struct.Struct("<4sHH32s32sQQ8s")
+_FIELDS = struct.Struct("<4sHH32s32s16sQQQ8s")
 _CHECKSUM_BYTES = 8
 HEADER_BYTES = _FIELDS.size + _CHECKSUM_BYTES
 
@@ -58,8 +60,10 @@ def encode_record(record: Record) -> bytes:
         0,
         record.storage_key,
         record.content_key,
+        record.owner,
         payload_bytes,
         record.stored_at_ms,
+        record.expires_at_ms,
         checksum(record.payload),
     )
     return b"".join((fields, checksum(fields), record.payload))
@@ -75,14 +79,18 @@ def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
     head = bytes(data[:HEADER_BYTES])
     if checksum(head[: _FIELDS.size]) != head[_FIELDS.size :]:
         raise InvalidData("record header does not match its checksum")
-    magic, form, flags, storage_key, content_key, payload_bytes, stored_at_ms, digest = _FIELDS.unpack_from(head)
+    magic, form, flags, storage_key, content_key, owner, payload_bytes, stored_at_ms, expires_at_ms, digest = (
+        _FIELDS.unpack_from(head)
+    )
     if magic != MAGIC or form != FORMAT or flags != 0:
         raise InvalidData(
-            f"record has magic {magic!r}, format {form}, flags {flags}; this kvloom reads {MAGIC!r}, 1, 0"
+            f"record has magic {magic!r}, format {form}, flags {flags}; this kvloom reads {MAGIC!r}, {FORMAT}, 0"
         )
     if payload_bytes > limits.RECORD_BYTES_MAX or HEADER_BYTES + payload_bytes != record_bytes:
         raise InvalidData(f"record declares {payload_bytes} payload bytes and has {record_bytes - HEADER_BYTES}")
-    info = RecordInfo(StorageKey(storage_key), ContentKey(content_key), payload_bytes, stored_at_ms)
+    info = RecordInfo(
+        StorageKey(storage_key), ContentKey(content_key), payload_bytes, stored_at_ms, OwnerId(owner), expires_at_ms
+    )
     return RecordHeader(info, digest)
 
 

@@ -38,7 +38,7 @@ from .ssd_files import (
 )
 from .ssd_format import DATABASES_MAX, FORMAT_KEY, FORMAT_VALUE, INDEX, META, RECORDS, IndexEntry
 from .ssd_writer import Databases, DeleteWork, FlushWork, PutWork, SsdWriter, Work
-from .tier import Buffer, Capacity, Record, RecordInfo, Slice, Tier
+from .tier import Buffer, Capacity, OwnerId, Record, RecordInfo, Slice, Tier
 
 __all__ = ["SsdTier"]
 
@@ -136,7 +136,7 @@ class SsdTier(Tier):
                 f"whose largest record is {self._record_bytes_max}"
             )
         value = await asyncio.get_running_loop().run_in_executor(self._readers, encode_record, record)
-        await self._submit(PutWork(record.storage_key, record.content_key, record.stored_at_ms, value))
+        await self._submit(PutWork(record.storage_key, record.info, value))
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
         """Copies of the ranges, read in a worker thread."""
@@ -229,7 +229,16 @@ class SsdTier(Tier):
                 entry = IndexEntry.from_bytes(cursor.value())
                 payload_bytes = entry.record_bytes - HEADER_BYTES
                 key, content_key = StorageKey(cursor.key()), ContentKey(entry.content_key)
-                page.append(RecordInfo(key, content_key, payload_bytes, entry.stored_at_ms))
+                page.append(
+                    RecordInfo(
+                        key,
+                        content_key,
+                        payload_bytes,
+                        entry.stored_at_ms,
+                        OwnerId(entry.owner),
+                        entry.expires_at_ms,
+                    )
+                )
                 found = cursor.next()
         return page
 
@@ -242,7 +251,8 @@ def _slice(key: StorageKey, entry: IndexEntry, value: memoryview, ranges: Sequen
     """Verify the record that ``value`` maps and copy the ranges out; :class:`InvalidData` where it does not hold."""
     header = parse_record_header(value, record_bytes=len(value))
     info = header.info
-    if info.storage_key != key or info.content_key != entry.content_key or entry.record_bytes != len(value):
+    listed = (entry.content_key, entry.owner, entry.expires_at_ms, entry.record_bytes)
+    if info.storage_key != key or (info.content_key, info.owner, info.expires_at_ms, len(value)) != listed:
         raise InvalidData("record is of another chunk than the index says")
     payload = value[HEADER_BYTES:]
     if ranges is None:

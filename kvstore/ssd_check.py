@@ -15,7 +15,7 @@ from typing import Final
 
 import lmdb
 
-from .ssd_format import DATABASES_MAX, FORMAT_KEY, INDEX, META, RECORDS, IndexEntry
+from .ssd_format import DATABASES_MAX, FORMAT_KEY, FORMAT_VALUE, INDEX, META, RECORDS, IndexEntry
 
 __all__ = ["DAMAGED_STATUS", "find_damage", "main"]
 
@@ -46,8 +46,11 @@ def _walk(environment: lmdb.Environment, file_bytes: int) -> str | None:
     # Pages past the end may be free ones that were never written, so a short file is only damaged if a record is there.
     touch = file_bytes < claimed_bytes
     walked = 0
-    if not _says_format(environment, meta):
+    form = _stated_format(environment, meta)
+    if form is None:
         return "it does not say its format"
+    if form != FORMAT_VALUE:
+        return None  # another kvloom's, whose records this one cannot judge; opening it says so
     with environment.begin(buffers=True) as transaction:
         counts = [transaction.stat(database)["entries"] for database in (records, index)]
         if counts[0] != counts[1]:
@@ -77,9 +80,9 @@ def _open_database(environment: lmdb.Environment, name: bytes) -> "lmdb._Databas
         return None
 
 
-def _says_format(environment: lmdb.Environment, meta: "lmdb._Database") -> bool:
+def _stated_format(environment: lmdb.Environment, meta: "lmdb._Database") -> bytes | None:
     with environment.begin() as transaction, transaction.cursor(db=meta) as cursor:
-        return FORMAT_KEY in dict(cursor)
+        return dict(cursor).get(FORMAT_KEY)
 
 
 def _touch(record: memoryview) -> None:

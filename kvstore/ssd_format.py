@@ -2,7 +2,7 @@
 
 * ``records`` storage key → record header and payload (:mod:`.record`)
 * ``index`` storage key → :class:`IndexEntry`, so that opening and scanning touch no payload page
-* ``meta`` ``format`` → 1 as text; ``sequence`` → a counter that every maintenance transaction moves on
+* ``meta`` ``format`` → 2 as text; ``sequence`` → a counter that every maintenance transaction moves on
 
 Kept free of imports beyond the standard library: the child process that checks a directory starts with it.
 """
@@ -18,10 +18,10 @@ INDEX: Final = b"index"
 META: Final = b"meta"
 DATABASES_MAX: Final = 3
 FORMAT_KEY: Final = b"format"
-FORMAT_VALUE: Final = b"1"
+FORMAT_VALUE: Final = b"2"
 SEQUENCE_KEY: Final = b"sequence"
 
-_ENTRY = struct.Struct("<32sQQQ")
+_ENTRY = struct.Struct("<32s16sQQQQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,22 @@ class IndexEntry:
     """One record as the index knows it; ``used_sequence`` orders records by last use."""
 
     content_key: bytes
+    owner: bytes
     record_bytes: int
     stored_at_ms: int
+    expires_at_ms: int
     used_sequence: int
 
     def to_bytes(self) -> bytes:
-        """The 56 bytes of the index value: content key, then three little-endian 64-bit integers."""
-        return _ENTRY.pack(self.content_key, self.record_bytes, self.stored_at_ms, self.used_sequence)
+        """The 80 bytes of the index value: content key, owner, then four little-endian 64-bit integers."""
+        return _ENTRY.pack(
+            self.content_key,
+            self.owner,
+            self.record_bytes,
+            self.stored_at_ms,
+            self.expires_at_ms,
+            self.used_sequence,
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> "IndexEntry":

@@ -12,15 +12,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import lmdb
 
 from .. import limits
 from ..errors import KvloomError, Overloaded, StorageFull, StorageUnavailable
-from .key import ContentKey, StorageKey
+from .key import StorageKey
 from .ssd_catalogue import SsdCatalogue, Victim, charged_bytes
 from .ssd_format import SEQUENCE_KEY, IndexEntry
+from .tier import RecordInfo
 
 __all__ = ["Databases", "DeleteWork", "FlushWork", "PutWork", "SsdWriter", "Work"]
 
@@ -51,8 +52,7 @@ class PutWork:
     """Keep ``value`` (record header and payload); the future tells when it is durable."""
 
     key: StorageKey
-    content_key: ContentKey
-    stored_at_ms: int
+    info: RecordInfo
     value: bytes
     done: Future[bool] = field(default_factory=Future)
 
@@ -196,7 +196,12 @@ class SsdWriter:
             for work in batch:
                 if isinstance(work, PutWork):
                     entry = IndexEntry(
-                        work.content_key, len(work.value), work.stored_at_ms, self._catalogue.next_sequence()
+                        work.info.content_key,
+                        work.info.owner,
+                        len(work.value),
+                        work.info.stored_at_ms,
+                        work.info.expires_at_ms,
+                        self._catalogue.next_sequence(),
                     )
                     transaction.put(work.key, entry.to_bytes(), db=databases.index)
                     results.append(transaction.put(work.key, work.value, db=databases.records))
@@ -208,8 +213,7 @@ class SsdWriter:
             for use in self._catalogue.take_uses():
                 value = transaction.get(use.key, db=databases.index)
                 if value is not None:
-                    entry = IndexEntry.from_bytes(value)
-                    moved = IndexEntry(entry.content_key, entry.record_bytes, entry.stored_at_ms, use.sequence)
+                    moved = replace(IndexEntry.from_bytes(value), used_sequence=use.sequence)
                     transaction.put(use.key, moved.to_bytes(), db=databases.index)
         return results
 

@@ -131,7 +131,7 @@ class TieredStore:
         try:
             async with self._locks.hold(place):
                 merged = await self._merged(place, key, header, payload)
-                record = Record(place, key, merged, self._clock_ms())
+                record = Record(place, key, merged, self._clock_ms(), namespace.owner)
                 if ack is Ack.DISK:
                     await self._put_durable(record)
                     await self._put_volatile(record)

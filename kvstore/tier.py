@@ -11,14 +11,34 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, NewType
 
 from ..codec.container import ByteRange
 from .key import ContentKey, StorageKey
 from .outcome import Outcome
 
-__all__ = ["Ack", "Buffer", "Capacity", "Record", "RecordInfo", "Slice", "Tier"]
+__all__ = [
+    "NEVER",
+    "OWNER_BYTES",
+    "UNOWNED",
+    "Ack",
+    "Buffer",
+    "Capacity",
+    "OwnerId",
+    "Record",
+    "RecordInfo",
+    "Slice",
+    "Tier",
+]
 
 Buffer = bytes | bytearray | memoryview
+OwnerId = NewType("OwnerId", bytes)
+"""Whose a record is, in :data:`OWNER_BYTES` bytes: quotas and isolated eviction go by it. Neither name nor secret."""
+OWNER_BYTES: Final = 16
+UNOWNED: Final = OwnerId(bytes(OWNER_BYTES))
+"""The owner of records that belong to no tenant."""
+NEVER: Final = 0
+"""The expiry of a record that does not expire."""
 
 
 class Ack(StrEnum):
@@ -37,11 +57,16 @@ class Record:
     content_key: ContentKey
     payload: Buffer
     stored_at_ms: int
+    owner: OwnerId = UNOWNED
+    expires_at_ms: int = NEVER
+    """From when on the record is absent, in milliseconds since 1970-01-01 UTC, or :data:`NEVER`."""
 
     @property
     def info(self) -> "RecordInfo":
         """The record without its payload."""
-        return RecordInfo(self.storage_key, self.content_key, len(self.payload), self.stored_at_ms)
+        return RecordInfo(
+            self.storage_key, self.content_key, len(self.payload), self.stored_at_ms, self.owner, self.expires_at_ms
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +77,8 @@ class RecordInfo:
     content_key: ContentKey
     payload_bytes: int
     stored_at_ms: int
+    owner: OwnerId = UNOWNED
+    expires_at_ms: int = NEVER
 
 
 @dataclass(frozen=True, slots=True)

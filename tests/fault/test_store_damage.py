@@ -19,6 +19,7 @@ from kvloom.kvstore.conformance import make_record
 from kvloom.kvstore.key import ContentKey, storage_key
 from kvloom.kvstore.namespace import derive_namespace
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss
+from kvloom.kvstore.record import HEADER_BYTES
 from kvloom.kvstore.ssd import SsdTier
 from kvloom.kvstore.store import TieredStore
 from kvloom.kvstore.tier import Ack
@@ -75,13 +76,14 @@ async def test_every_region_of_a_record_is_covered_by_a_check(
     flipped = 0
     async with opened(tmp_path) as store:
         tier = store._tiers[0]
-        for bit in range(0, 8 * (104 + len(payload)), 41):
+        for bit in range(0, 8 * (HEADER_BYTES + len(payload)), 41):
             await store.put(NAMESPACE, key, payload, ack=Ack.DISK)
             flipped += 1
             # Older copies lie on free pages; the time of the put, its number, tells this one from them.
-            fixed = storage_key(NAMESPACE.secret, key) + key + struct.pack("<QQ", len(payload), flipped)
+            fixed = storage_key(NAMESPACE.secret, key) + key + NAMESPACE.owner
+            fixed += struct.pack("<QQ", len(payload), flipped)
             content = data.read_bytes()
-            offset = content.index(b"KVLR\1\0\0\0" + fixed) + bit // 8
+            offset = content.index(b"KVLR\2\0\0\0" + fixed) + bit // 8
             with data.open("r+b") as file:
                 file.seek(offset)
                 file.write(bytes([content[offset] ^ 1 << bit % 8]))

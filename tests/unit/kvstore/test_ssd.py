@@ -2,6 +2,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -14,6 +15,7 @@ from kvloom.kvstore import ssd_catalogue
 from kvloom.kvstore.conformance import make_record
 from kvloom.kvstore.eviction import LruPolicy
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss
+from kvloom.kvstore.record import HEADER_BYTES
 from kvloom.kvstore.ssd import SsdTier
 from kvloom.kvstore.ssd_catalogue import SsdCatalogue, Use, Victim, charged_bytes
 from kvloom.kvstore.ssd_format import DATABASES_MAX, FORMAT_KEY, INDEX, META, RECORDS, IndexEntry
@@ -90,10 +92,10 @@ def test_too_small_a_limit_is_refused(tmp_path: Path) -> None:
 
 async def test_another_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     await SsdTier.open(tmp_path, LIMIT).close()
-    edit(tmp_path, META, FORMAT_KEY, b"2")
-    with pytest.raises(ConfigError, match="format b'2', this kvloom reads b'1'"):
-        SsdTier.open(tmp_path, LIMIT)
     edit(tmp_path, META, FORMAT_KEY, b"1")
+    with pytest.raises(ConfigError, match="format b'1', this kvloom reads b'2'"):
+        SsdTier.open(tmp_path, LIMIT)
+    edit(tmp_path, META, FORMAT_KEY, b"2")
     await SsdTier.open(tmp_path, LIMIT).close()
 
 
@@ -178,7 +180,9 @@ async def test_larger_quota_is_used_after_reopening(tmp_path: Path) -> None:
 
 
 async def test_record_too_large_for_the_tier_is_named(tier: SsdTier) -> None:
-    with pytest.raises(StorageFull, match=rf"record of {2 * MIB + 104} bytes does not fit the ssd tier, whose largest"):
+    with pytest.raises(
+        StorageFull, match=rf"record of {2 * MIB + HEADER_BYTES} bytes does not fit the ssd tier, whose largest"
+    ):
         await tier.put(make_record(1, 2 * MIB))
 
 
@@ -264,7 +268,7 @@ class TestDamage:
                 file.write(damaged)
             assert isinstance(await tier.get(record.storage_key), Corrupt)
             in_range = await tier.get(record.storage_key, [ByteRange(0, 10)])
-            assert isinstance(in_range, Corrupt if position < 8 * 104 else Hit)
+            assert isinstance(in_range, Corrupt if position < 8 * HEADER_BYTES else Hit)
         assert await tier.delete(record.storage_key)
         await tier.put(record)
         assert await is_right(tier, record)
@@ -289,7 +293,7 @@ class TestDamage:
         await tier.put(record)
         await tier.close()
         entry = IndexEntry.from_bytes(stored_value(tmp_path, INDEX, record.storage_key))
-        wrong = IndexEntry(bytes(32), entry.record_bytes, entry.stored_at_ms, entry.used_sequence)
+        wrong = replace(entry, content_key=bytes(32))
         edit(tmp_path, INDEX, record.storage_key, wrong.to_bytes())
         tier = SsdTier.open(tmp_path, LIMIT)
         assert isinstance(await tier.get(record.storage_key), Corrupt)
@@ -358,7 +362,7 @@ class TestCatalogue:
                 for number in range(count):
                     key = make_record(number, 0).storage_key
                     transaction.put(key, bytes(record_bytes), db=records)
-                    transaction.put(key, IndexEntry(bytes(32), 1, 2, 3).to_bytes(), db=index)
+                    transaction.put(key, IndexEntry(bytes(32), bytes(16), 1, 2, 0, 3).to_bytes(), db=index)
                 stats = [transaction.stat(database) for database in (records, index)]
         pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         page_bytes = stats[0]["psize"]
