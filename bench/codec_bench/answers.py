@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -56,11 +57,12 @@ class Answerer:
         rest = np.concatenate([prompt.token_ids[context:], self._template.tokenise(self._opening)])
         kv = self._subject.kv(ids)
         values = sum(item.size for item in (*kv.keys, *kv.values))
-        found = {REFERENCE: Answer(self._answer(kv, rest), 8.0 * kv.keys[0].itemsize)}
+        reference = self._said(kv, rest)
+        found = {REFERENCE: Answer(self._text(reference), 8.0 * kv.keys[0].itemsize)}
         for level in self._levels:
             coded = [self._through_codec(chunk.kv, chunk.start, level) for chunk in chunks_of(kv)]
-            text = self._answer(joined([item.kv for item in coded]), rest)
-            found[level.name] = Answer(text, 8 * sum(item.size_bytes for item in coded) / values)
+            said = self._said(joined([item.kv for item in coded]), rest, draft=reference)
+            found[level.name] = Answer(self._text(said), 8 * sum(item.size_bytes for item in coded) / values)
         return found
 
     def _documents(self, question: Question) -> list[Document]:
@@ -82,8 +84,12 @@ class Answerer:
         return _Coded(Kv(restored[0], restored[1]), len(cut))
 
     @torch.inference_mode()
-    def _answer(self, kv: Kv, rest: TokenIds) -> str:
-        """The first line of the greedy continuation of a cache and the tokens ``rest``."""
+    def _said(self, kv: Kv, rest: TokenIds, *, draft: Sequence[int] = ()) -> list[int]:
+        """The greedy continuation of a cache and the tokens ``rest``.
+
+        ``draft`` is what it may turn out to be: its tokens are run all at once, and where the model would have said
+        another the rest of them is forgotten (greedy speculative decoding; Leviathan et al. 2023).
+        """
         context = kv.keys[0].shape[1]
         cache = KvCache(self._subject.layout, context + len(rest) + self._answer_tokens)
         for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
@@ -91,13 +97,23 @@ class Answerer:
             room.keys[:, :context], room.values[:, :context] = keys, values
         cache.truncate(context)
         said: list[int] = []
-        tokens = torch.from_numpy(rest)[None]
-        while len(said) < self._answer_tokens:
-            output = self._subject.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            said.append(int(output.logits[0, -1].argmax()))
-            if said[-1] in self._ends:
-                break
-            tokens = torch.tensor([said[-1:]])
+        guessed = list(draft[: self._answer_tokens - 1])
+        tokens = torch.from_numpy(np.concatenate([rest, np.asarray(guessed, rest.dtype)]))[None]
+        while True:
+            output = self._subject.model(
+                input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=len(guessed) + 1
+            )
+            for token, guess in zip_longest(output.logits[0].argmax(-1).tolist(), guessed):
+                said.append(token)
+                if token in self._ends or len(said) == self._answer_tokens:
+                    return said
+                if token != guess:
+                    break
+            cache.truncate(context + len(rest) + len(said) - 1)
+            tokens, guessed = torch.tensor([said[-1:]]), []
+
+    def _text(self, said: Sequence[int]) -> str:
+        """The first line of what was said."""
         text: str = self._subject.tokenizer.decode(said, skip_special_tokens=True)
         return text.strip().partition("\n")[0].strip()
 
