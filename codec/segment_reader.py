@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidData
 from .entropy import DecodeJob, Runs, decode_streams
-from .entropy.model import CLASSES, ESCAPE, GAIN_MAX, SYMBOL_ZERO, base_tables, refinement_tables
+from .entropy.model import CLASSES, CLASSES_PER_GAIN, ESCAPE, GAIN_MAX, SYMBOL_ZERO, base_tables, refinement_tables
 from .entropy.stream import LANES_MAX
 from .profile import FINE_CLASSES, Block
 from .quantise import ESCAPE_MAX
-from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, contexts_of, tables_of_classes, with_new_rows
+from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, tables_of_classes, with_new_rows
 
 __all__ = ["BlockStreams", "SegmentStream", "decode_blocks", "read_streams"]
 
@@ -51,8 +51,10 @@ class _State:
         self.gains = np.zeros(0, np.uint8)
         self.levels: list[ByteArray] = []
         self.escapes: tuple[IntArray, ...] = ()
-        self.opened: ByteArray = np.zeros((0, 0), np.uint8)
-        """Which symbols of the last level are not zero ``[active, tokens]``."""
+        self.shifts: ByteArray | None = None
+        """By how many classes the gain of each token ``[tokens]`` shifts its tables; None where no token has any."""
+        self.opened: ByteArray = np.zeros(0, np.uint8)
+        """Which symbols of the last level are not zero ``[active * tokens]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,31 +187,31 @@ def _note_tokens(state: _State, symbols: ByteArray, numbers: IntArray, tokens: i
     if len(gains) and not (int(gains.min()) >= 0 and int(gains.max()) <= GAIN_MAX):
         raise InvalidData(f"lossy segment has a gain outside 0 to {GAIN_MAX}")
     state.gains = gains.astype(np.uint8) if len(gains) else np.zeros(tokens, np.uint8)
+    if len(gains):
+        state.shifts = np.uint8(CLASSES_PER_GAIN) * state.gains
 
 
 def _main_job(state: _State, level: int, tokens: int, left: int) -> DecodeJob:
     item = state.segments[level]
-    classes = state.classes[level]
-    tables = tables_of_classes(classes, left)
-    if level == 0:
-        contexts, count = contexts_of(state.gains, len(classes), None)
-        return DecodeJob(item.stream, base_tables(left), Runs.of_channels(tables, tokens), item.lanes, contexts, count)
-    _open(state, level, tokens)
-    contexts, count = contexts_of(state.gains, len(classes), state.opened.reshape(-1))
-    runs = Runs.of_channels(2 * tables, tokens)
-    return DecodeJob(item.stream, refinement_tables(left), runs, item.lanes, contexts, count)
-
-
-def _open(state: _State, level: int, tokens: int) -> None:
-    """Note which symbols of the level before ``level`` are not zero, with rows for coefficients that are new."""
-    before, symbols = state.segments[level - 1].active, state.levels[-1]
-    if level == 1:
-        state.opened = (symbols != SYMBOL_ZERO).view(np.uint8)
-        if any(len(escapes) for escapes in state.escapes):
-            state.opened[symbols == ESCAPE] = np.concatenate(state.escapes) != 0
-    else:
-        state.opened |= (symbols != 0).view(np.uint8)
-    state.opened = with_new_rows(state.opened, before, state.segments[level].active)
+    tables = tables_of_classes(state.classes[level], left)
+    contexts, shifts, count = None, state.shifts, 1 if state.shifts is None else CLASSES_PER_GAIN * GAIN_MAX + 1
+    if level:
+        contexts = with_new_rows(state.opened.reshape(-1, tokens), state.segments[level - 1].active, item.active)
+        contexts = contexts.reshape(-1)
+        tables, count = 2 * tables, 2 * count
+        shifts = None if shifts is None else np.uint8(2) * shifts
+    state.opened = np.empty(len(tables) * tokens, np.uint8)
+    return DecodeJob(
+        item.stream,
+        refinement_tables(left) if level else base_tables(left),
+        Runs(tables, np.full(len(tables), tokens, np.uint32)),
+        item.lanes,
+        contexts,
+        count,
+        shifts,
+        state.opened,
+        0 if level else SYMBOL_ZERO,
+    )
 
 
 def _place_escapes(state: _State) -> None:
@@ -224,6 +226,8 @@ def _place_escapes(state: _State) -> None:
         state.escapes = (item.escapes[:0],) * len(item.active)
         return
     ends = np.searchsorted(places, np.cumsum(item.active) * state.levels[0].shape[1])
+    # An encoder makes none of zero.
+    state.opened[places] = item.escapes[state.mean_escapes :] != 0
     state.escapes = tuple(np.split(item.escapes[state.mean_escapes :], ends[:-1]))
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "DESCRIPTION",
     "PATHS",
     "THREADS",
+    "address_of",
     "decode_streams",
     "encode_streams",
     "loaded",
@@ -47,12 +48,18 @@ class _Stream(ctypes.Structure):
         ("run_tables", ctypes.c_void_p),
         ("run_lengths", ctypes.c_void_p),
         ("contexts", ctypes.c_void_p),
+        ("shifts", ctypes.c_void_p),
+        ("search", ctypes.c_void_p),
         ("symbols", ctypes.c_void_p),
+        ("opened", ctypes.c_void_p),
         ("symbol_count", ctypes.c_uint64),
         ("runs", ctypes.c_uint32),
         ("lanes", ctypes.c_uint32),
         ("table_count", ctypes.c_uint32),
         ("context_count", ctypes.c_uint32),
+        ("period", ctypes.c_uint32),
+        ("form", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
         ("status", ctypes.c_int32),
         ("reserved", ctypes.c_uint32),
     ]
@@ -81,10 +88,23 @@ class _Batch:
                 stream.contexts = self.hold(np.ascontiguousarray(job.contexts))
                 stream.context_count = job.context_count
 
+    def describe(self, stream: _Stream, job: DecodeJob) -> None:
+        """What only a decoder is told."""
+        data = np.frombuffer(job.data, dtype=np.uint8)
+        stream.data, stream.data_bytes = self.hold(data), len(data)
+        if job.shifts is not None:
+            stream.shifts, stream.period = self.hold(np.ascontiguousarray(job.shifts)), len(job.shifts)
+            stream.context_count = job.context_count
+        if job.opened is not None:
+            stream.opened, stream.zero = self.hold(job.opened), job.zero
+        search = job.tables.search
+        if search is not None:
+            stream.search, stream.form = self.hold(search), job.tables.form
+
     def hold(self, array: NDArray[np.generic]) -> int:
         """The address of a contiguous ``array``, which is kept as long as the batch."""
         self._held.append(array)
-        return int(array.ctypes.data)
+        return address_of(array)
 
 
 def _load() -> ctypes.CDLL | None:
@@ -136,10 +156,9 @@ def decode_streams(jobs: Sequence[DecodeJob], *, threads: int = THREADS, path: s
     ends = list(accumulate(job.symbol_count for job in sorted_jobs))
     block = np.empty(ends[-1] if ends else 0, dtype=np.uint8)
     outputs = dict(zip(order, np.split(block, ends[:-1]), strict=True)) if ends else {}
-    address = block.ctypes.data
+    address = address_of(block)
     for stream, job, end in zip(batch.streams, sorted_jobs, ends, strict=True):
-        data = np.frombuffer(job.data, dtype=np.uint8)
-        stream.data, stream.data_bytes = batch.hold(data), len(data)
+        batch.describe(stream, job)
         stream.symbols = address + end - stream.symbol_count
     library.kvl_decode(ctypes.byref(batch.streams), len(jobs), threads, path_number(path))
     failed = [(index, stream.status) for stream, index in zip(batch.streams, order, strict=True) if stream.status]
@@ -156,7 +175,7 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: s
     # A symbol costs at most 12 bits, a lane its state and one word.
     ends = list(accumulate(2 * len(job.symbols) + 8 * job.lanes for job in jobs))
     block = np.empty(ends[-1] if ends else 0, dtype=np.uint8)
-    address = block.ctypes.data
+    address = address_of(block)
     for stream, job, start, end in zip(batch.streams, jobs, [0, *ends], ends, strict=False):
         stream.data, stream.data_bytes = address + start, end - start
         stream.symbols = batch.hold(np.ascontiguousarray(job.symbols, dtype=np.uint8))
@@ -165,6 +184,13 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: s
         if stream.status:
             raise ValueError(f"entropy job {index} {_STATUS[stream.status]}, or a symbol has no code in its table")
     return [block[end - stream.data_bytes : end].tobytes() for stream, end in zip(batch.streams, ends, strict=True)]
+
+
+def address_of(array: NDArray[np.generic]) -> int:
+    """Where the first item of ``array`` lies."""
+    # Far cheaper than `array.ctypes.data`, of which a chunk asks hundreds.
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def loaded() -> ctypes.CDLL:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...errors import InvalidData
 from . import native
 from .native import THREADS, loaded
+from .native import address_of as _address
 
 __all__ = [
     "PartJob",
@@ -275,8 +276,3 @@ def _fill_tensor(tensor: _Tensor, job: TensorJob, tokens: int) -> None:
             raise ValueError(f"cosines {job.cosines.shape} and sines {job.sines.shape} for {tokens} tokens")
         tensor.cosines, tensor.sines, tensor.pairs = _address(job.cosines), _address(job.sines), job.cosines.shape[1]
 
-
-def _address(array: NDArray[np.generic]) -> int:
-    # Far cheaper than `array.ctypes.data`, of which a chunk asks hundreds.
-    address: int = array.__array_interface__["data"][0]
-    return address

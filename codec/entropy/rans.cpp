@@ -3,6 +3,7 @@
 // A stream of hostile bytes ends in a status, never outside its buffers.
 #include "coder.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <utility>
 
@@ -28,6 +29,21 @@ void store_u32(uint8_t* p, uint32_t v) {
     for (int i = 0; i < 4; i++) p[i] = static_cast<uint8_t>(v >> (8 * i));
 }
 
+KVL_EVERY_CPU uint32_t largest(const uint8_t* bytes, uint64_t count) {
+    uint8_t most = 0;
+    for (uint64_t i = 0; i < count; i++) most = bytes[i] > most ? bytes[i] : most;
+    return most;
+}
+
+// What the next level's contexts are.
+KVL_EVERY_CPU void note_opened(const uint8_t* __restrict symbols, const uint8_t* __restrict contexts, uint8_t zero,
+                               uint64_t count, uint8_t* __restrict opened) {
+    if (contexts)
+        for (uint64_t i = 0; i < count; i++) opened[i] = (symbols[i] != zero) | (contexts[i] != 0);
+    else
+        for (uint64_t i = 0; i < count; i++) opened[i] = symbols[i] != zero;
+}
+
 bool job_is_sound(const Stream& s) {
     if (s.lanes == 0 || s.lanes > KVL_LANES_MAX || s.table_count > TABLES_MAX) return false;
     if (s.context_count == 0 || s.context_count > KVL_SYMBOLS) return false;
@@ -36,11 +52,32 @@ bool job_is_sound(const Stream& s) {
         if (static_cast<uint64_t>(s.run_tables[r]) + s.context_count > s.table_count) return false;
         total += s.run_lengths[r];
     }
-    if (total != s.symbol_count) return false;
-    uint8_t context_max = 0;
-    for (uint64_t i = 0; s.contexts && i < s.symbol_count; i++)
-        context_max = s.contexts[i] > context_max ? s.contexts[i] : context_max;
-    return context_max < s.context_count;
+    if (total != s.symbol_count || (s.shifts && s.period == 0)) return false;
+    const uint32_t most = (s.contexts ? largest(s.contexts, s.symbol_count) : 0u) +
+                          (s.shifts ? largest(s.shifts, s.period) : 0u);
+    return most < s.context_count;
+}
+
+// Whether a sound stream is of the form it says.
+bool form_holds(const Stream& s) {
+    uint32_t tables = 0;
+    for (uint32_t r = 0; r < s.runs; r++) {
+        if (s.form == FORM_REFINEMENT && s.run_tables[r] % 2) return false;
+        tables = std::max(tables, s.run_tables[r] >> (s.form == FORM_REFINEMENT));
+    }
+    if (tables >= SEARCH_CLASSES || !s.search) return false;
+    if (s.form == FORM_BASE) return !s.contexts;
+    for (uint32_t i = 0; s.shifts && i < s.period; i++)
+        if (s.shifts[i] % SHIFT_STEP || s.shifts[i] >= SHIFT_STEP * SEARCH_ENTRIES / 2) return false;
+    return s.contexts && largest(s.contexts, s.symbol_count) < 2;
+}
+
+// A base symbol is only searched for where its lanes have no shifts: not worth it where most groups have some.
+bool mostly_shifted(const Stream& s) {
+    uint32_t shifted = 0, groups = 0;
+    for (uint32_t start = 0; s.shifts && start < s.period; start += KVL_LANES_MAX, groups++)
+        shifted += largest(s.shifts + start, std::min<uint32_t>(KVL_LANES_MAX, s.period - start)) > 0;
+    return 4 * shifted > 3 * groups;
 }
 
 bool has_code(uint32_t entry) { return (entry & 0xFFFFu) - 1 < KVL_SLOTS - 1; }
@@ -66,9 +103,12 @@ struct ScalarDecoder {
     const uint8_t* at;
     const uint8_t* limit;
     const uint8_t* contexts;
+    ShiftCursor shifts;
+    const uint32_t* slots;
     uint8_t* symbols;
 
     void load(const Flight& f) {
+        shifts = f.shifts;
         lanes = f.stream->lanes;
         std::memcpy(states, f.states, sizeof states);
         at = f.at;
@@ -80,7 +120,13 @@ struct ScalarDecoder {
     void store(Flight& f) const {
         std::memcpy(f.states, states, sizeof states);
         f.at = at;
+        f.shifts = shifts;
     }
+
+    void enter(const RunCursor& runs) { slots = runs.slots(); }
+
+    // A symbol of every lane by the table of the run entered.
+    void group() { group(slots, nullptr); }
 
     // `bases` holds the first slot of each lane's table, counted from `table`; null where all use `table`.
     void group(const uint32_t* table, const uint32_t* bases) {
@@ -90,6 +136,7 @@ struct ScalarDecoder {
             uint32_t index = state & (KVL_SLOTS - 1);
             if (bases) index += bases[lane];
             if (contexts) index += static_cast<uint32_t>(contexts[lane]) << KVL_PROBABILITY_BITS;
+            if (shifts.at) index += static_cast<uint32_t>(shifts.at[lane]) << KVL_PROBABILITY_BITS;
             const uint32_t slot = table[index];
             symbols[lane] = static_cast<uint8_t>(kvl_slot_symbol(slot));
             const uint32_t next = kvl_decode_step(state, slot);
@@ -102,6 +149,7 @@ struct ScalarDecoder {
         at = from;
         symbols += lanes;
         if (contexts) contexts += lanes;
+        if (shifts.at) shifts.advance(lanes);
     }
 };
 
@@ -162,14 +210,25 @@ Path usable(uint32_t path) {
     return SCALAR;
 }
 
-DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t in_flight) {
+DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t in_flight,
+                           [[maybe_unused]] Form form) {
     DecodeKernel kernel = nullptr;
 #if KVL_X86
-    if (path == AVX512) kernel = decode_kernel_avx512(lanes, in_flight);
-    if (path >= AVX2 && !kernel) kernel = decode_kernel_avx2(lanes, in_flight);
+    if (path == AVX512) kernel = decode_kernel_avx512(lanes, in_flight, form);
+    if (path >= AVX2 && !kernel) kernel = decode_kernel_avx2(lanes, in_flight, form);
 #endif
-        if (kernel) return kernel;
+    if (kernel) return kernel;
     return lanes < 8 ? decode_groups_of<ScalarDecoder, 4>(in_flight) : decode_groups_of<ScalarDecoder, 1>(in_flight);
+}
+
+// How a stream will be decoded, whether or not it is sound.
+Form form_of([[maybe_unused]] Path path, [[maybe_unused]] const Stream& s) {
+#if KVL_X86
+    const Form form = static_cast<Form>(s.form);
+    const bool searched = path == AVX512 ? searches_avx512(s.lanes, form) : path == AVX2 && searches_avx2(s.lanes, form);
+    if (searched && form_holds(s) && !(form == FORM_BASE && mostly_shifted(s))) return form;
+#endif
+    return FORM_ANY;
 }
 
 // Whether the stream is under way; else its status is set.
@@ -178,6 +237,7 @@ bool begin(Flight& f, Stream& s) {
     if (s.status != OK) return false;
     f.stream = &s;
     f.runs.begin(s);
+    f.shifts.begin(s, f.shift_room);
     std::memset(f.states, 0, sizeof f.states);
     for (uint32_t lane = 0; lane < s.lanes; lane++) f.states[lane] = load_u32(s.data + 4 * lane);
     f.at = s.data + 4 * s.lanes;
@@ -195,7 +255,8 @@ bool begin(Flight& f, Stream& s) {
 Status finish(Flight& f) {
     const Stream& s = *f.stream;
     for (uint32_t lane = 0; f.done < s.symbol_count; lane++, f.done++) {
-        const uint32_t table = f.runs.table() + (s.contexts ? s.contexts[f.done] : 0u);
+        const uint32_t table = f.runs.table() + (s.contexts ? s.contexts[f.done] : 0u) +
+                               (s.shifts ? s.shifts[f.done % s.period] : 0u);
         const uint32_t slot = s.tables[static_cast<uint64_t>(table) * KVL_SLOTS + (f.states[lane] & (KVL_SLOTS - 1))];
         s.symbols[f.done] = static_cast<uint8_t>(kvl_slot_symbol(slot));
         uint32_t state = kvl_decode_step(f.states[lane], slot);
@@ -210,6 +271,7 @@ Status finish(Flight& f) {
     if (f.at != f.end) return TRAILING;
     for (uint32_t lane = 0; lane < s.lanes; lane++)
         if (f.states[lane] != KVL_STATE_LOW) return BAD_FINAL_STATE;
+    if (s.opened) note_opened(s.symbols, s.contexts, static_cast<uint8_t>(s.zero), s.symbol_count, s.opened);
     return OK;
 }
 
@@ -227,16 +289,21 @@ void decode(Stream* streams, uint32_t count, std::atomic<uint32_t>& next, uint32
     Flight* flights[IN_FLIGHT_MAX];  // the first `used` are under way
     for (int i = 0; i < IN_FLIGHT_MAX; i++) flights[i] = &room[i];
     uint32_t used = 0;
-    uint32_t lanes = 0;
-    uint32_t waiting = next.fetch_add(1, std::memory_order_relaxed);
+    uint32_t lanes = 0, waiting = 0;
+    Form form = FORM_ANY, wanted = FORM_ANY;  // of those under way, and of the one that waits
+    const auto take = [&] {
+        waiting = next.fetch_add(1, std::memory_order_relaxed);
+        if (waiting < count) wanted = form_of(path, streams[waiting]);
+    };
+    take();
     while (used > 0 || waiting < count) {
-        if (used == 0) lanes = streams[waiting].lanes;
-        while (waiting < count && streams[waiting].lanes == lanes && used < share && used < IN_FLIGHT_MAX &&
-               decode_kernel(path, lanes, used + 1)) {
+        if (used == 0) lanes = streams[waiting].lanes, form = wanted;
+        while (waiting < count && streams[waiting].lanes == lanes && wanted == form && used < share &&
+               used < IN_FLIGHT_MAX && decode_kernel(path, lanes, used + 1, form)) {
             if (begin(*flights[used], streams[waiting]) && proceeds(*flights[used])) used++;
-            waiting = next.fetch_add(1, std::memory_order_relaxed);
+            take();
         }
-        if (used > 0) decode_kernel(path, lanes, used)(flights);
+        if (used > 0) decode_kernel(path, lanes, used, form)(flights);
         for (uint32_t i = used; i-- > 0;)
             if (!proceeds(*flights[i])) std::swap(flights[i], flights[--used]);
     }

@@ -74,7 +74,11 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """A stream to decode, described as it was for :class:`EncodeJob`."""
+    """A stream to decode, described as it was for :class:`EncodeJob`.
+
+    ``shifts`` ``[period]`` uint8 are added to the contexts, over and over. Where ``opened`` ``[n]`` uint8 is given, it
+    is written: 1 where a symbol is not ``zero`` or its context, shifts aside, is not 0.
+    """
 
     data: bytes | memoryview
     tables: TableSet
@@ -82,9 +86,16 @@ class DecodeJob:
     lanes: int
     contexts: NDArray[np.uint8] | None = None
     context_count: int = 2
+    shifts: NDArray[np.uint8] | None = None
+    opened: NDArray[np.uint8] | None = None
+    zero: int = 0
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.shifts is not None and not (self.shifts.dtype == np.uint8 and self.shifts.ndim == 1 and len(self.shifts)):
+            raise ValueError(f"shifts {self.shifts.dtype} {self.shifts.shape}")
+        if self.opened is not None and not _is_of(self.opened, self.runs.symbol_count):
+            raise ValueError(f"opened {self.opened.dtype} {self.opened.shape} for {self.runs.symbol_count} symbols")
 
     @property
     def symbol_count(self) -> int:
@@ -95,6 +106,10 @@ class DecodeJob:
     def table_of_symbol(self) -> NDArray[np.uint32]:
         """The run's table of every symbol."""
         return np.repeat(self.runs.tables, self.runs.lengths)
+
+
+def _is_of(array: NDArray[np.uint8], count: int) -> bool:
+    return array.dtype == np.uint8 and array.shape == (count,) and array.flags.c_contiguous
 
 
 def _check(job: EncodeJob | DecodeJob) -> None:
