@@ -140,7 +140,7 @@ struct Ascent {
 };
 
 enum Path : uint32_t { SCALAR = 0, AVX2 = 1, AVX512 = 2 };
-enum { IN_FLIGHT_MAX = 4 };
+enum { IN_FLIGHT_MAX = 5 };
 
 // Takes groups from every flight until one of them is not `ready()`.
 using DecodeKernel = void (*)(Flight* const* flights);

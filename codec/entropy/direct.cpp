@@ -10,40 +10,15 @@
 
 namespace {
 
-enum { TILE = 128, SYMBOL_ZERO = 128 };
+enum { SYMBOL_ZERO = 128, AHEAD = 8 };
+
+inline void prefetch([[maybe_unused]] const void* place) {
+#if defined(__GNUC__)
+    __builtin_prefetch(place);
+#endif
+}
+
 constexpr uint32_t NOBODY = UINT32_MAX;
-
-// One level finer, as `join` in codec/quantise.py.
-inline int16_t grown(int16_t coarse, uint8_t refinement) {
-    const int16_t sign = static_cast<int16_t>(coarse >> 15);
-    const int16_t away = static_cast<int16_t>((refinement ^ sign) - sign);
-    return static_cast<int16_t>(2 * coarse + away - 3 * (refinement >> 1));
-}
-
-template <int LEVELS>
-KVL_EVERY_CPU void join_rows(const uint8_t* __restrict base, const uint8_t* __restrict first,
-                             const uint8_t* __restrict second, const uint8_t* __restrict third, uint32_t count,
-                             int16_t* __restrict out) {
-    for (uint32_t t = 0; t < count; t++) {
-        int16_t number = static_cast<int16_t>(base[t] - SYMBOL_ZERO);
-        if (LEVELS > 1) number = grown(number, first[t]);
-        if (LEVELS > 2) number = grown(number, second[t]);
-        if (LEVELS > 3) number = grown(number, third[t]);
-        out[t] = number;
-    }
-}
-
-KVL_EVERY_CPU void scale_numbers(const int16_t* __restrict numbers, const float* __restrict factors, uint32_t count,
-                                 float scale, float mean, float* __restrict out) {
-    for (uint32_t t = 0; t < count; t++) out[t] = static_cast<float>(numbers[t]) * (factors[t] * scale) + mean;
-}
-
-KVL_EVERY_CPU void quarter_numbers(int16_t* __restrict numbers, uint32_t count) {
-    for (uint32_t t = 0; t < count; t++) {
-        const int16_t number = numbers[t];
-        numbers[t] = static_cast<int16_t>(4 * number + (number > 0) - (number < 0));
-    }
-}
 
 KVL_EVERY_CPU void rotate_rows(float* __restrict real, float* __restrict imaginary, const float* __restrict cosines,
                                const float* __restrict sines, uint32_t count) {
@@ -65,9 +40,31 @@ TurnKernel turn_kernel([[maybe_unused]] uint32_t path) {
               uint32_t element) { turn_plainly(rows, stride, 0, dim, tokens, to, token_stride, element); };
 }
 
+RowKernel row_kernel([[maybe_unused]] uint32_t path) {
+    RowKernel kernel = nullptr;
+#if KVL_X86
+    if (path >= AVX512) kernel = row_kernel_avx512();
+    if (path >= AVX2 && !kernel) kernel = row_kernel_avx2();
+#endif
+    if (kernel) return kernel;
+    return [](const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t count,
+              float scale, float mean, float* out) {
+        take_row_plainly(symbols, levels, halved, factors, 0, count, scale, mean, out);
+    };
+}
+
 uint64_t padded(uint64_t count) { return (count + TURN - 1) / TURN * TURN; }
 
 }  // namespace
+
+void take_row_plainly(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t first,
+                      uint32_t count, float scale, float mean, float* out) {
+    for (uint32_t t = first; t < count; t++) {
+        int32_t number = symbols[0][t] - SYMBOL_ZERO;
+        for (uint32_t level = 1; level < levels; level++) number = joined(number, symbols[level][t]);
+        out[t] = static_cast<float>(reconstructed(number, halved)) * (factors[t] * scale) + mean;
+    }
+}
 
 void turn_plainly(const float* rows, uint64_t stride, uint32_t first, uint32_t dim, uint32_t tokens, uint8_t* to,
                   int64_t token_stride, uint32_t element) {
@@ -85,6 +82,7 @@ void turn_plainly(const float* rows, uint64_t stride, uint32_t first, uint32_t d
 void Direct::begin(const Restore& job) {
     job_ = &job;
     turn_ = turn_kernel(job.path);
+    row_ = row_kernel(job.path);
     angles_of_ = nullptr;
     owners_.assign(job.width, NOBODY);
     escapes_.resize(std::max<size_t>(escapes_.size(), job.part_count));
@@ -96,7 +94,6 @@ void Direct::begin(const Restore& job) {
     }
     zero_symbols_.assign(job.tokens, SYMBOL_ZERO);
     zeros_.assign(job.tokens, 0);
-    numbers_.resize(TILE);
 }
 
 bool Direct::covers(const Tensor& tensor) const {
@@ -146,18 +143,22 @@ void Direct::take_row(uint32_t channel, uint32_t token, uint32_t tokens, float* 
     const uint8_t* symbols[LEVELS_MAX] = {};
     for (uint32_t level = 0; level < part.levels; level++) {
         const uint8_t* idle = level ? zeros_.data() : zero_symbols_.data();
+        // Symbols of several megabytes have left the near caches; rows are read one after the other.
+        if (row < part.rows[level])
+            for (uint32_t at = 0; at < tokens; at += 64) prefetch(part.symbols[level] + static_cast<uint64_t>(row + AHEAD) * job_->tokens + token + at);
         symbols[level] = (row < part.rows[level] ? part.symbols[level] + static_cast<uint64_t>(row) * job_->tokens : idle) + token;
     }
-    decltype(&join_rows<1>) const join[] = {join_rows<1>, join_rows<2>, join_rows<3>, join_rows<4>};
-    join[part.levels - 1](symbols[0], symbols[1], symbols[2], symbols[3], tokens, numbers_.data());
-    if (part.left) quarter_numbers(numbers_.data(), tokens);
     const float scale = part.scale[row];
-    scale_numbers(numbers_.data(), part.factors + token, tokens, scale, part.mean[row], out);
+    row_(symbols, part.levels, part.left > 0, part.factors + token, tokens, scale, part.mean[row], out);
     const auto number_at = [&](uint32_t t, int32_t number) {
         const float mean = t == 0 ? part.first_mean[row] : part.mean[row];
         out[t - token] = static_cast<float>(number) * (part.factors[t] * scale) + mean;
     };
-    if (token == 0) number_at(0, numbers_[0]);
+    if (token == 0) {
+        int32_t number = symbols[0][0] - SYMBOL_ZERO;
+        for (uint32_t level = 1; level < part.levels; level++) number = joined(number, symbols[level][0]);
+        number_at(0, reconstructed(number, part.left));
+    }
     const std::vector<Escaped>& escapes = escapes_[index];
     if (part.escape_count == 0) return;
     auto at = std::lower_bound(escapes.begin(), escapes.end(), row, [](const Escaped& e, uint32_t r) { return e.row < r; });

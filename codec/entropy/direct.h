@@ -10,7 +10,16 @@
 using TurnKernel = void (*)(const float* rows, uint64_t stride, uint32_t dim, uint32_t tokens, uint8_t* to,
                             int64_t token_stride, uint32_t element);
 
-enum { TURN = 16 };
+// Writes what the symbols of `levels` levels of a row stand for, as `join` and `reconstruct` in codec/quantise.py, times
+// factor and scale, plus mean. `count` is at most TILE.
+using RowKernel = void (*)(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors,
+                           uint32_t count, float scale, float mean, float* out);
+
+enum { TURN = 16, ROW = 32, TILE = 256 };
+
+// From token `first` on, number by number.
+void take_row_plainly(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t first,
+                      uint32_t count, float scale, float mean, float* out);
 
 // From dimension `first` on, number by number.
 void turn_plainly(const float* rows, uint64_t stride, uint32_t first, uint32_t dim, uint32_t tokens, uint8_t* to,
@@ -19,6 +28,8 @@ void turn_plainly(const float* rows, uint64_t stride, uint32_t first, uint32_t d
 #if KVL_X86
 TurnKernel turn_kernel_avx2();    // null where the CPU has not what it takes
 TurnKernel turn_kernel_avx512();
+RowKernel row_kernel_avx2();
+RowKernel row_kernel_avx512();
 #endif
 
 // Which tensors of a job can be written without its channels, and what is needed for it.
@@ -43,10 +54,10 @@ private:
 
     const Restore* job_ = nullptr;
     TurnKernel turn_ = nullptr;
+    RowKernel row_ = nullptr;
     std::vector<uint32_t> owners_;  // [width] the part of each channel
     std::vector<std::vector<Escaped>> escapes_;
     std::vector<uint8_t> zero_symbols_, zeros_;  // [tokens] a row that is not active
-    std::vector<int16_t> numbers_;
     std::vector<float> rows_, cosines_, sines_;
     const float* angles_of_ = nullptr;
     uint64_t angle_stride_ = 0;

@@ -82,9 +82,49 @@ void turn(const float* rows, uint64_t stride, uint32_t dim, uint32_t tokens, uin
     turn_plainly(rows, stride, dim / SIDE * SIDE, dim, tokens, to, token_stride, element);
 }
 
+// Below 2^10 in magnitude: words are wide enough. Escapes come out wrong, and are put right by who asks.
+template <int LEVELS>
+KVL_TARGET void take_row_of(const uint8_t* const* symbols, bool halved, const float* factors, uint32_t count,
+                            float scale, float mean, float* out) {
+    const __m256i none = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
+    const __m256 scales = _mm256_set1_ps(scale), means = _mm256_set1_ps(mean);
+    const auto words = [&](int level, uint32_t t) KVL_TARGET {
+        return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(symbols[level] + t)));
+    };
+    for (uint32_t t = 0; t + 16 <= count; t += 16) {
+        __m256i number = _mm256_sub_epi16(words(0, t), _mm256_set1_epi16(128));
+        for (int level = 1; level < LEVELS; level++) {
+            const __m256i finer = words(level, t), sign = _mm256_srai_epi16(number, 15);
+            const __m256i away = _mm256_sub_epi16(_mm256_xor_si256(finer, sign), sign);
+            // All ones, which is -1, where the refinement is 2; a coarse zero with it would have come to 2.
+            const __m256i negative = _mm256_cmpgt_epi16(finer, one);
+            number = _mm256_blendv_epi8(_mm256_add_epi16(_mm256_add_epi16(number, number), away), negative, negative);
+        }
+        if (halved) {
+            const __m256i above = _mm256_cmpgt_epi16(number, none), below = _mm256_srai_epi16(number, 15);
+            number = _mm256_add_epi16(_mm256_sub_epi16(_mm256_slli_epi16(number, 2), above), below);
+        }
+        for (int half = 0; half < 2; half++) {
+            const __m128i eight = half ? _mm256_extracti128_si256(number, 1) : _mm256_castsi256_si128(number);
+            const __m256 whole = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight));
+            const __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(factors + t + 8 * half), scales);
+            _mm256_storeu_ps(out + t + 8 * half, _mm256_add_ps(_mm256_mul_ps(whole, factor), means));
+        }
+    }
+}
+
+void take_row(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t count,
+              float scale, float mean, float* out) {
+    decltype(&take_row_of<1>) const of[] = {take_row_of<1>, take_row_of<2>, take_row_of<3>, take_row_of<4>};
+    of[levels - 1](symbols, halved, factors, count, scale, mean, out);
+    take_row_plainly(symbols, levels, halved, factors, count / 16 * 16, count, scale, mean, out);
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+
 }  // namespace
 
-TurnKernel turn_kernel_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? turn : nullptr;
-}
+RowKernel row_kernel_avx2() { return has_avx2() ? take_row : nullptr; }
+
+TurnKernel turn_kernel_avx2() { return has_avx2() ? turn : nullptr; }
 #endif

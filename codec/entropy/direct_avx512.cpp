@@ -90,11 +90,55 @@ void turn(const float* rows, uint64_t stride, uint32_t dim, uint32_t tokens, uin
     turn_plainly(rows, stride, dim / TURN * TURN, dim, tokens, to, token_stride, element);
 }
 
+// Below 2^10 in magnitude: words are wide enough. Escapes come out wrong, and are put right by who asks.
+template <int LEVELS>
+KVL_TARGET void take_row_of(const uint8_t* const* symbols, bool halved, const float* factors, uint32_t count,
+                            float scale, float mean, float* out) {
+    const __m512i none = _mm512_setzero_si512(), one = _mm512_set1_epi16(1), minus_one = _mm512_set1_epi16(-1);
+    const __m512 scales = _mm512_set1_ps(scale), means = _mm512_set1_ps(mean);
+    const auto words = [&](int level, uint32_t t) KVL_TARGET {
+        return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(symbols[level] + t)));
+    };
+    for (uint32_t t = 0; t + ROW <= count; t += ROW) {
+        __m512i number = _mm512_sub_epi16(words(0, t), _mm512_set1_epi16(128));
+        for (int level = 1; level < LEVELS; level++) {
+            const __m512i finer = words(level, t), sign = _mm512_srai_epi16(number, 15);
+            const __m512i away = _mm512_sub_epi16(_mm512_xor_si512(finer, sign), sign);
+            const __mmask32 negative = _mm512_cmpgt_epi16_mask(finer, one);
+            number = _mm512_mask_mov_epi16(_mm512_add_epi16(_mm512_add_epi16(number, number), away), negative, minus_one);
+        }
+        if (halved) {
+            const __mmask32 above = _mm512_cmpgt_epi16_mask(number, none), below = _mm512_movepi16_mask(number);
+            number = _mm512_slli_epi16(number, 2);
+            number = _mm512_mask_add_epi16(number, above, number, one);
+            number = _mm512_mask_sub_epi16(number, below, number, one);
+        }
+        for (int half = 0; half < 2; half++) {
+            const __m256i sixteen = half ? _mm512_extracti64x4_epi64(number, 1) : _mm512_castsi512_si256(number);
+            const __m512 whole = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sixteen));
+            const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(factors + t + 16 * half), scales);
+            _mm512_storeu_ps(out + t + 16 * half, _mm512_add_ps(_mm512_mul_ps(whole, factor), means));
+        }
+    }
+}
+
+void take_row(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t count,
+              float scale, float mean, float* out) {
+    decltype(&take_row_of<1>) const of[] = {take_row_of<1>, take_row_of<2>, take_row_of<3>, take_row_of<4>};
+    of[levels - 1](symbols, halved, factors, count, scale, mean, out);
+    take_row_plainly(symbols, levels, halved, factors, count / ROW * ROW, count, scale, mean, out);
+}
+
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
 }  // namespace
 
+RowKernel row_kernel_avx512() { return has_avx512() ? take_row : nullptr; }
+
 TurnKernel turn_kernel_avx512() {
-    const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    return has ? turn : nullptr;
+    return has_avx512() ? turn : nullptr;
 }
 #endif

@@ -41,7 +41,7 @@ KVL_TARGET void decode_groups(Flight* const* flights) {
 // The loop for `in_flight` streams; null where more than `MOST` are asked for.
 template <class Lanes, int MOST>
 DecodeKernel decode_groups_of(uint32_t in_flight) {
-    static_assert(MOST == 1 || MOST == 2 || MOST == IN_FLIGHT_MAX, "a case below is missing");
+    static_assert(MOST == 1 || MOST == 2 || MOST == 4 || MOST == IN_FLIGHT_MAX, "a case below is missing");
     if (in_flight == 1) return decode_groups<Lanes, 0>;
     if constexpr (MOST >= 2)
         if (in_flight == 2) return decode_groups<Lanes, 0, 1>;
@@ -49,6 +49,8 @@ DecodeKernel decode_groups_of(uint32_t in_flight) {
         if (in_flight == 3) return decode_groups<Lanes, 0, 1, 2>;
         if (in_flight == 4) return decode_groups<Lanes, 0, 1, 2, 3>;
     }
+    if constexpr (MOST >= 5)
+        if (in_flight == 5) return decode_groups<Lanes, 0, 1, 2, 3, 4>;
     return nullptr;
 }
 

@@ -17,7 +17,15 @@
 #define KVL_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-enum Status : int32_t { OK = 0, TRUNCATED = 1, TRAILING = 2, BAD_FINAL_STATE = 3, BAD_JOB = 4, NO_ROOM = 5 };
+enum Status : int32_t {
+    OK = 0,
+    TRUNCATED = 1,
+    TRAILING = 2,
+    BAD_FINAL_STATE = 3,
+    BAD_JOB = 4,
+    NO_ROOM = 5,
+    BAD_ESCAPES = 6
+};
 
 // Mirrors `_Stream` in codec/entropy/native.py.
 struct Stream {
@@ -30,7 +38,9 @@ struct Stream {
     const uint8_t* shifts;      // [period] added to it besides, over and over; or null. Only decoders read it
     const uint16_t* search;     // decoder: see `Form`; or null
     uint8_t* symbols;           // decoder writes, encoder reads
-    uint8_t* opened;            // [symbols] decoder writes: 1 where the symbol is not `zero` or its context not 0; or null
+    uint8_t* opened;            // [symbols] decoder writes: 1 where the symbol is not `zero` or its context not 0; or null, or
+                                // `contexts`
+    uint32_t* places;           // [place_count] decoder writes: where the symbols 0 are, which must be as many; or null
     uint64_t symbol_count;
     uint32_t runs;
     uint32_t lanes;
@@ -39,14 +49,14 @@ struct Stream {
     uint32_t period;            // 0 without shifts
     uint32_t form;
     uint32_t zero;
+    uint32_t place_count;
     int32_t status;
-    uint32_t reserved;
 };
 
 // What is known of a stream's tables, so that a decoder may find symbols by searching a few registers instead of
 // reading slots from memory. `search` is [SEARCH_CLASSES][2][SEARCH_ENTRIES].
 //
-// FORM_BASE: table c codes the symbols from SEARCH_FIRST on; `search[c]` holds where each one's slots start, and how
+// FORM_BASE: table c, and any past the last class as that one, codes the symbols from SEARCH_FIRST on; `search[c]` holds where each one's slots start, and how
 // many there are: 0 for the first and the last entry, which stand for all symbols beyond, too.
 // FORM_REFINEMENT: run tables are 2 * c, contexts 0 or 1, shifts multiples of SHIFT_STEP up to 15 of them; for context
 // b and shift SHIFT_STEP * g, `search[c][0][b + 2 * g]` is where the slots of symbol 1 start, `search[c][1]` of 2.

@@ -34,6 +34,7 @@ _STATUS = {
     3: "does not end in its starting state",
     4: "does not fit its description",
     5: "does not fit its buffer",
+    6: "has another number of escapes than are listed",
 }
 
 THREADS = max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)))
@@ -52,6 +53,7 @@ class _Stream(ctypes.Structure):
         ("search", ctypes.c_void_p),
         ("symbols", ctypes.c_void_p),
         ("opened", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
         ("symbol_count", ctypes.c_uint64),
         ("runs", ctypes.c_uint32),
         ("lanes", ctypes.c_uint32),
@@ -60,8 +62,8 @@ class _Stream(ctypes.Structure):
         ("period", ctypes.c_uint32),
         ("form", ctypes.c_uint32),
         ("zero", ctypes.c_uint32),
+        ("place_count", ctypes.c_uint32),
         ("status", ctypes.c_int32),
-        ("reserved", ctypes.c_uint32),
     ]
 
 
@@ -74,16 +76,16 @@ class _Batch:
     def __init__(self, jobs: Sequence[DecodeJob | EncodeJob], tables: Sequence[NDArray[np.uint32]]) -> None:
         self.streams = (_Stream * len(jobs))()
         self._held: list[NDArray[np.generic]] = []
+        self._addresses: dict[int, int] = {}
         empty = [np.empty(0, dtype=np.uint32)]
         run_tables = self.hold(np.concatenate(empty + [job.runs.tables for job in jobs], dtype=np.uint32))
         run_lengths = self.hold(np.concatenate(empty + [job.runs.lengths for job in jobs], dtype=np.uint32))
-        addresses = {id(table): self.hold(np.ascontiguousarray(table)) for table in {id(t): t for t in tables}.values()}
-        first_run = 0
         for stream, job, table in zip(self.streams, jobs, tables, strict=True):
-            stream.tables, stream.table_count, stream.lanes = addresses[id(table)], len(table), job.lanes
-            stream.run_tables, stream.run_lengths = run_tables + 4 * first_run, run_lengths + 4 * first_run
-            stream.runs, stream.symbol_count, stream.context_count = len(job.runs.tables), job.runs.symbol_count, 1
-            first_run += len(job.runs.tables)
+            runs = len(job.runs.tables)
+            stream.tables, stream.table_count, stream.lanes = self.share(table), len(table), job.lanes
+            stream.run_tables, stream.run_lengths = run_tables, run_lengths
+            stream.runs, stream.symbol_count, stream.context_count = runs, job.runs.symbol_count, 1
+            run_tables, run_lengths = run_tables + 4 * runs, run_lengths + 4 * runs
             if job.contexts is not None:
                 stream.contexts = self.hold(np.ascontiguousarray(job.contexts))
                 stream.context_count = job.context_count
@@ -97,9 +99,19 @@ class _Batch:
             stream.context_count = job.context_count
         if job.opened is not None:
             stream.opened, stream.zero = self.hold(job.opened), job.zero
+        if job.places is not None:
+            stream.places, stream.place_count = self.hold(job.places), len(job.places)
         search = job.tables.search
         if search is not None:
-            stream.search, stream.form = self.hold(search), job.tables.form
+            stream.search, stream.form = self.share(search), job.tables.form
+
+    def share(self, array: NDArray[np.generic]) -> int:
+        """As :meth:`hold`, of an array that many jobs have."""
+        found = self._addresses.get(id(array))
+        if found is None:
+            found = self._addresses[id(array)] = self.hold(np.ascontiguousarray(array))
+            self._held.append(array)
+        return found
 
     def hold(self, array: NDArray[np.generic]) -> int:
         """The address of a contiguous ``array``, which is kept as long as the batch."""

@@ -35,13 +35,35 @@ KVL_EVERY_CPU uint32_t largest(const uint8_t* bytes, uint64_t count) {
     return most;
 }
 
-// What the next level's contexts are.
-KVL_EVERY_CPU void note_opened(const uint8_t* __restrict symbols, const uint8_t* __restrict contexts, uint8_t zero,
-                               uint64_t count, uint8_t* __restrict opened) {
-    if (contexts)
-        for (uint64_t i = 0; i < count; i++) opened[i] = (symbols[i] != zero) | (contexts[i] != 0);
-    else
-        for (uint64_t i = 0; i < count; i++) opened[i] = symbols[i] != zero;
+// What the next level's contexts are: of a level without any, and in the place of this level's.
+KVL_EVERY_CPU void note_opened(const uint8_t* __restrict symbols, uint8_t zero, uint64_t count,
+                               uint8_t* __restrict opened) {
+    for (uint64_t i = 0; i < count; i++) opened[i] = symbols[i] != zero;
+}
+
+KVL_EVERY_CPU void add_opened(const uint8_t* __restrict symbols, uint8_t zero, uint64_t count,
+                              uint8_t* __restrict opened) {
+    for (uint64_t i = 0; i < count; i++) opened[i] = (opened[i] != 0) | (symbols[i] != zero);
+}
+
+// Notes what a stream that was decoded is asked besides its symbols.
+Status note(const Stream& s) {
+    const uint8_t zero = static_cast<uint8_t>(s.zero);
+    if (s.opened && !s.contexts) note_opened(s.symbols, zero, s.symbol_count, s.opened);
+    if (s.opened && s.contexts) {
+        if (s.opened != s.contexts) std::memcpy(s.opened, s.contexts, s.symbol_count);
+        add_opened(s.symbols, zero, s.symbol_count, s.opened);
+    }
+    if (!s.places) return OK;
+    uint32_t found = 0;
+    for (uint64_t at = 0; at < s.symbol_count; at++, found++) {
+        const void* hit = std::memchr(s.symbols + at, 0, s.symbol_count - at);
+        if (!hit) break;
+        if (found == s.place_count) return BAD_ESCAPES;
+        at = static_cast<uint64_t>(static_cast<const uint8_t*>(hit) - s.symbols);
+        s.places[found] = static_cast<uint32_t>(at);
+    }
+    return found == s.place_count ? OK : BAD_ESCAPES;
 }
 
 bool job_is_sound(const Stream& s) {
@@ -53,9 +75,9 @@ bool job_is_sound(const Stream& s) {
         total += s.run_lengths[r];
     }
     if (total != s.symbol_count || (s.shifts && s.period == 0)) return false;
-    const uint32_t most = (s.contexts ? largest(s.contexts, s.symbol_count) : 0u) +
-                          (s.shifts ? largest(s.shifts, s.period) : 0u);
-    return most < s.context_count;
+    const uint32_t shift_max = s.shifts ? largest(s.shifts, s.period) : 0u;
+    return shift_max < s.context_count &&
+           (!s.contexts || largest(s.contexts, s.symbol_count) < s.context_count - shift_max);
 }
 
 // Whether a sound stream is of the form it says.
@@ -72,12 +94,11 @@ bool form_holds(const Stream& s) {
     return s.contexts && largest(s.contexts, s.symbol_count) < 2;
 }
 
-// A base symbol is only searched for where its lanes have no shifts: not worth it where most groups have some.
+// Base symbols are searched for with one table for all lanes: not worth it where many tokens have another.
 bool mostly_shifted(const Stream& s) {
-    uint32_t shifted = 0, groups = 0;
-    for (uint32_t start = 0; s.shifts && start < s.period; start += KVL_LANES_MAX, groups++)
-        shifted += largest(s.shifts + start, std::min<uint32_t>(KVL_LANES_MAX, s.period - start)) > 0;
-    return 4 * shifted > 3 * groups;
+    uint32_t shifted = 0;
+    for (uint32_t i = 0; s.shifts && i < s.period; i++) shifted += s.shifts[i] != 0;
+    return 8 * shifted > s.period;
 }
 
 bool has_code(uint32_t entry) { return (entry & 0xFFFFu) - 1 < KVL_SLOTS - 1; }
@@ -221,7 +242,7 @@ DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t 
     return lanes < 8 ? decode_groups_of<ScalarDecoder, 4>(in_flight) : decode_groups_of<ScalarDecoder, 1>(in_flight);
 }
 
-// How a stream will be decoded, whether or not it is sound.
+// How a sound stream will be decoded.
 Form form_of([[maybe_unused]] Path path, [[maybe_unused]] const Stream& s) {
 #if KVL_X86
     const Form form = static_cast<Form>(s.form);
@@ -233,7 +254,6 @@ Form form_of([[maybe_unused]] Path path, [[maybe_unused]] const Stream& s) {
 
 // Whether the stream is under way; else its status is set.
 bool begin(Flight& f, Stream& s) {
-    s.status = !job_is_sound(s) ? BAD_JOB : s.data_bytes < 4ull * s.lanes ? TRUNCATED : OK;
     if (s.status != OK) return false;
     f.stream = &s;
     f.runs.begin(s);
@@ -271,8 +291,7 @@ Status finish(Flight& f) {
     if (f.at != f.end) return TRAILING;
     for (uint32_t lane = 0; lane < s.lanes; lane++)
         if (f.states[lane] != KVL_STATE_LOW) return BAD_FINAL_STATE;
-    if (s.opened) note_opened(s.symbols, s.contexts, static_cast<uint8_t>(s.zero), s.symbol_count, s.opened);
-    return OK;
+    return note(s);
 }
 
 // Whether the stream can go on in a kernel; else its status is set.
@@ -283,25 +302,27 @@ bool proceeds(Flight& f) {
     return false;
 }
 
-// Decodes the streams that `next` hands out, several of one lane count at a time but no more than `share`.
-void decode(Stream* streams, uint32_t count, std::atomic<uint32_t>& next, uint32_t share, Path path) {
+struct Waiting {
+    Stream* stream;
+    Form form;
+};
+
+// Decodes the streams that `next` hands out, several of one lane count and form at a time but no more than `share`.
+void decode(const std::vector<Waiting>& streams, std::atomic<uint32_t>& next, uint32_t share, Path path) {
+    const uint32_t count = static_cast<uint32_t>(streams.size());
     Flight room[IN_FLIGHT_MAX];
     Flight* flights[IN_FLIGHT_MAX];  // the first `used` are under way
     for (int i = 0; i < IN_FLIGHT_MAX; i++) flights[i] = &room[i];
     uint32_t used = 0;
-    uint32_t lanes = 0, waiting = 0;
-    Form form = FORM_ANY, wanted = FORM_ANY;  // of those under way, and of the one that waits
-    const auto take = [&] {
-        waiting = next.fetch_add(1, std::memory_order_relaxed);
-        if (waiting < count) wanted = form_of(path, streams[waiting]);
-    };
-    take();
+    uint32_t lanes = 0;
+    Form form = FORM_ANY;
+    uint32_t waiting = next.fetch_add(1, std::memory_order_relaxed);
     while (used > 0 || waiting < count) {
-        if (used == 0) lanes = streams[waiting].lanes, form = wanted;
-        while (waiting < count && streams[waiting].lanes == lanes && wanted == form && used < share &&
-               used < IN_FLIGHT_MAX && decode_kernel(path, lanes, used + 1, form)) {
-            if (begin(*flights[used], streams[waiting]) && proceeds(*flights[used])) used++;
-            take();
+        if (used == 0) lanes = streams[waiting].stream->lanes, form = streams[waiting].form;
+        while (waiting < count && streams[waiting].stream->lanes == lanes && streams[waiting].form == form &&
+               used < share && used < IN_FLIGHT_MAX && decode_kernel(path, lanes, used + 1, form)) {
+            if (begin(*flights[used], *streams[waiting].stream) && proceeds(*flights[used])) used++;
+            waiting = next.fetch_add(1, std::memory_order_relaxed);
         }
         if (used > 0) decode_kernel(path, lanes, used, form)(flights);
         for (uint32_t i = used; i-- > 0;)
@@ -370,8 +391,18 @@ KVL_EXPORT void kvl_decode(Stream* streams, uint32_t count, uint32_t threads, ui
     const Path found = usable(path);
     const uint32_t workers = threads < 1 ? 1 : threads < count ? threads : count;
     const uint32_t share = count == 0 ? 0 : (count + workers - 1) / workers;
+    // Those of a form next to each other, as only they are decoded several at a time.
+    std::vector<Waiting> waiting(count);
+    for (uint32_t i = 0; i < count; i++) {
+        Stream& s = streams[i];
+        s.status = !job_is_sound(s) ? BAD_JOB : s.data_bytes < 4ull * s.lanes ? TRUNCATED : OK;
+        waiting[i] = {&s, s.status == OK ? form_of(found, s) : FORM_ANY};
+    }
+    std::stable_sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
+        return a.stream->lanes != b.stream->lanes ? a.stream->lanes > b.stream->lanes : a.form > b.form;
+    });
     std::atomic<uint32_t> next{0};
-    spread(workers, workers, [&](uint32_t) { decode(streams, count, next, share, found); });
+    spread(workers, workers, [&](uint32_t) { decode(waiting, next, share, found); });
 }
 
 KVL_EXPORT void kvl_encode(Stream* streams, uint32_t count, uint32_t threads, uint32_t path) {

@@ -128,25 +128,66 @@ struct SearchingDecoder : VectorDecoder<2> {
     }
 };
 
-// Base symbols: five steps of a binary search among the starts of 30 symbols around zero.
+// Base symbols: five steps of a binary search among the starts of 30 symbols around zero. What is beyond, and tokens with
+// tables of their own, are looked up one by one.
 struct BaseDecoder : SearchingDecoder {
+    enum { SINGLES_MAX = 8 };
+    const uint16_t* search_end;
     using VectorDecoder<2>::group;
 
+    KVL_STEP void enter(const RunCursor& runs) {
+        SearchingDecoder::enter(runs);
+        search_end = runs.stream->search + 2 * SEARCH_ENTRIES * (SEARCH_CLASSES - 1);
+    }
+
+    // The decoder slot's entry of a table `shift` after the run's.
+    KVL_STEP uint32_t entry_of(uint16_t slot, uint32_t shift) const {
+        const uint16_t* own = search + 2 * SEARCH_ENTRIES * shift;
+        own = own < search_end ? own : search_end;
+        const __m512i wanted = _mm512_set1_epi16(static_cast<short>(slot));
+        const uint32_t begun = _mm_popcnt_u32(_mm512_cmpge_epu16_mask(wanted, _mm512_loadu_si512(own)));
+        const uint32_t place = begun ? begun - 1 : 0;
+        const uint32_t count = own[SEARCH_ENTRIES + place];
+        if (count == 0) return slots[(shift << KVL_PROBABILITY_BITS) + slot];
+        return (SEARCH_FIRST + place) | count << 8 | static_cast<uint32_t>(slot - own[place]) << 20;
+    }
+
     KVL_STEP void group() {
-        if (shifts.at) {
-            const __m256i shift = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(shifts.at));
-            if (!_mm256_testz_si256(shift, shift)) return group(slots, nullptr);
-        }
         const __m512i slot = packed_slots();
+        __mmask32 single = 0;
+        if (shifts.at) {
+            const __m512i shift = spread_bytes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(shifts.at)));
+            single = _mm512_test_epi16_mask(shift, shift);
+        }
         const __m512i starts = _mm512_loadu_si512(search), counts = _mm512_loadu_si512(search + SEARCH_ENTRIES);
         __m512i found = _mm512_setzero_si512();
-#define KVL_HALVE(STEP)                                                                                            {                                                                                                                  const __m512i middle = _mm512_or_si512(found, _mm512_set1_epi16(STEP));                                        const __mmask32 above = _mm512_cmpge_epu16_mask(slot, _mm512_permutexvar_epi16(middle, starts));               found = _mm512_mask_mov_epi16(found, above, middle);                                                       }
+#define KVL_HALVE(STEP)                                                                                  \
+    {                                                                                                    \
+        const __m512i middle = _mm512_or_si512(found, _mm512_set1_epi16(STEP));                          \
+        const __mmask32 above = _mm512_cmpge_epu16_mask(slot, _mm512_permutexvar_epi16(middle, starts)); \
+        found = _mm512_mask_mov_epi16(found, above, middle);                                             \
+    }
         KVL_HALVE(16) KVL_HALVE(8) KVL_HALVE(4) KVL_HALVE(2) KVL_HALVE(1)
 #undef KVL_HALVE
-        const __m512i frequencies = _mm512_permutexvar_epi16(found, counts);
-        if (_mm512_testn_epi16_mask(frequencies, frequencies)) return group(slots, nullptr);
-        const __m512i biases = _mm512_sub_epi16(slot, _mm512_permutexvar_epi16(found, starts));
-        finish(_mm512_add_epi16(found, _mm512_set1_epi16(SEARCH_FIRST)), frequencies, biases);
+        __m512i frequencies = _mm512_permutexvar_epi16(found, counts);
+        __m512i biases = _mm512_sub_epi16(slot, _mm512_permutexvar_epi16(found, starts));
+        __m512i numbers = _mm512_add_epi16(found, _mm512_set1_epi16(SEARCH_FIRST));
+        single |= _mm512_testn_epi16_mask(frequencies, frequencies);
+        if (single) {
+            if (_mm_popcnt_u32(single) > SINGLES_MAX) return group(slots, nullptr);
+            alignas(64) uint16_t words[KVL_LANES_MAX];
+            _mm512_store_si512(words, slot);
+            for (uint32_t left = single; left; left &= left - 1) {
+                const uint32_t word = static_cast<uint32_t>(__builtin_ctz(left));
+                const uint32_t lane = (word >> 3 << 2) + (word & 3) + (word << 2 & 16);
+                const uint32_t entry = entry_of(words[word], shifts.at ? shifts.at[lane] : 0u);
+                const __mmask32 here = 1u << word;
+                numbers = _mm512_mask_set1_epi16(numbers, here, static_cast<short>(kvl_slot_symbol(entry)));
+                frequencies = _mm512_mask_set1_epi16(frequencies, here, static_cast<short>(kvl_slot_frequency(entry)));
+                biases = _mm512_mask_set1_epi16(biases, here, static_cast<short>(kvl_slot_bias(entry)));
+            }
+        }
+        finish(numbers, frequencies, biases);
     }
 };
 
@@ -241,8 +282,8 @@ struct VectorEncoder {
 bool searches_avx512(uint32_t lanes, Form form) { return lanes == 32 && form != FORM_ANY; }
 
 DecodeKernel decode_kernel_avx512(uint32_t lanes, uint32_t in_flight, Form form) {
-    if (lanes == 32 && form == FORM_BASE) return decode_groups_of<BaseDecoder, 4>(in_flight);
-    if (lanes == 32 && form == FORM_REFINEMENT) return decode_groups_of<RefinementDecoder, 4>(in_flight);
+    if (lanes == 32 && form == FORM_BASE) return decode_groups_of<BaseDecoder, 5>(in_flight);
+    if (lanes == 32 && form == FORM_REFINEMENT) return decode_groups_of<RefinementDecoder, 5>(in_flight);
     if (lanes == 32) return decode_groups_of<VectorDecoder<2>, 2>(in_flight);
     if (lanes == 16) return decode_groups_of<VectorDecoder<1>, 4>(in_flight);
     return nullptr;

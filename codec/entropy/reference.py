@@ -74,9 +74,13 @@ def _decode(job: DecodeJob) -> NDArray[np.uint8]:
     if not (state == STATE_LOW).all():
         raise InvalidData("entropy stream does not end in its starting state")
     if job.opened is not None:
-        job.opened[...] = symbols != job.zero
-        if job.contexts is not None:
-            job.opened[...] |= job.contexts != 0
+        parents = False if job.contexts is None else job.contexts != 0
+        job.opened[...] = (symbols != job.zero) | parents
+    if job.places is not None:
+        places = np.flatnonzero(symbols == 0)
+        if len(places) != len(job.places):
+            raise InvalidData(f"entropy stream has {len(places)} escapes, {len(job.places)} are listed")
+        job.places[...] = places
     return symbols
 
 
