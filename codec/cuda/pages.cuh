@@ -51,7 +51,7 @@ KVL_DEVICE float kvl_from_half(uint16_t half) {
 KVL_DEVICE uint16_t kvl_to_bfloat(float value) {
     const uint32_t bits = kvl_bits(value);
     if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-    if ((bits & 0x7FFFFFFFu) > 0x7F7F0000u) return static_cast<uint16_t>(bits >> 16 & 0x8000u | 0x7F7Fu);
+    if ((bits & 0x7FFFFFFFu) > 0x7F7F0000u) return static_cast<uint16_t>((bits >> 16 & 0x8000u) | 0x7F7Fu);
     return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
