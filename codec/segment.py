@@ -100,8 +100,7 @@ class DecodedBlock:
 def joined_symbols(block: DecodedBlock, part: int) -> IntArray:
     """The symbols int32 ``[active, tokens]`` of a part at the finest level decoded."""
     coded, *finer = (
-        level[sum(rows[:part]) : sum(rows[: part + 1])]
-        for level, rows in zip(block.levels, block.active, strict=True)
+        level[sum(rows[:part]) : sum(rows[: part + 1])] for level, rows in zip(block.levels, block.active, strict=True)
     )
     symbols = coded.astype(np.int32) - SYMBOL_ZERO
     start = sum(block.escape_counts[:part])

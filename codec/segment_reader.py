@@ -15,7 +15,16 @@ from .entropy.model import CLASSES, CLASSES_PER_GAIN, ESCAPE, GAIN_MAX, SYMBOL_Z
 from .entropy.stream import LANES_MAX
 from .profile import FINE_CLASSES, Block
 from .quantise import ESCAPE_MAX
-from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, refinement_tables_of_classes, tables_of_classes, with_new_rows
+from .segment import (
+    HEAD,
+    NO_TABLE,
+    SIDE_LANES,
+    DecodedBlock,
+    Offset,
+    refinement_tables_of_classes,
+    tables_of_classes,
+    with_new_rows,
+)
 
 __all__ = ["BlockStreams", "SegmentStream", "decode_blocks", "read_streams"]
 

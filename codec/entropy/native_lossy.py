@@ -114,8 +114,10 @@ class _Quantise(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class PartTable:
-    """The parts of a block, which cover its channels in order: ``widths`` uint64, ``bases`` as :func:`pack_basis` made
-    them, or None."""
+    """The parts of a block, which cover its channels in order.
+
+    ``widths`` uint64; ``bases`` as :func:`pack_basis` made them, or None.
+    """
 
     widths: NDArray[np.uint64]
     bases: tuple[ByteArray | None, ...]
@@ -150,9 +152,9 @@ class TensorJob:
 class RestoreJob:
     """One block of layers; ``channels`` float32 ``[tokens, width]`` is written where it is wanted.
 
-    ``symbols`` uint8 ``[rows, tokens]`` of each level read and the ``rows`` of each part, ``escapes`` int32 and how many
-    are each part's, as in :class:`kvloom.codec.segment.DecodedBlock`; ``left`` levels were not read. ``factors`` float32
-    ``[parts, tokens]``; ``scale``, ``mean`` and ``first_mean``, that of the first token, float32 ``[width]``.
+    ``symbols`` uint8 ``[rows, tokens]`` of each level read and the ``rows`` of each part, ``escapes`` int32 and how
+    many are each part's, as in :class:`kvloom.codec.segment.DecodedBlock`; ``left`` levels were not read. ``factors``
+    float32 ``[parts, tokens]``; ``scale``, ``mean`` and ``first_mean``, that of the first token, float32 ``[width]``.
     """
 
     parts: PartTable
@@ -299,4 +301,3 @@ def _fill_tensor(tensor: _Tensor, job: TensorJob, tokens: int) -> None:
         if not job.cosines.shape == job.sines.shape == (tokens, job.cosines.shape[1]):
             raise ValueError(f"cosines {job.cosines.shape} and sines {job.sines.shape} for {tokens} tokens")
         tensor.cosines, tensor.sines, tensor.pairs = _address(job.cosines), _address(job.sines), job.cosines.shape[1]
-

@@ -103,7 +103,9 @@ class DecodeJob:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.shifts is not None and not (self.shifts.dtype == np.uint8 and self.shifts.ndim == 1 and len(self.shifts)):
+        if self.shifts is not None and not (
+            self.shifts.dtype == np.uint8 and self.shifts.ndim == 1 and len(self.shifts)
+        ):
             raise ValueError(f"shifts {self.shifts.dtype} {self.shifts.shape}")
         if self.opened is not None and not _is_of(self.opened, self.runs.symbol_count):
             raise ValueError(f"opened {self.opened.dtype} {self.opened.shape} for {self.runs.symbol_count} symbols")

@@ -68,7 +68,6 @@ def table() -> np.ndarray:
 @pytest.mark.parametrize("order", list(PageOrder))
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("level", [str(level) for level in LOSSY_LEVELS])
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_chunks_decode_into_pages_as_numpy_decodes_them(
     device, layout, profile, reference, draw_kv, table, level, dtype, order
 ):

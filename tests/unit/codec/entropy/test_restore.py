@@ -181,6 +181,46 @@ def test_blocks_of_several_parts_become_rotated_tensors(dtype, interleaved, thre
     assert not wide[:, :, tokens + 2 :].any()
 
 
+@pytest.mark.parametrize("path", native.PATHS)
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_parts_without_a_basis_go_straight_to_tensors(path, left, dtype, interleaved):
+    """More tokens than are taken at a time, parts that end within a tensor, escapes, rows that are not active."""
+    rng = np.random.default_rng(left)
+    tokens, heads, dim = 531, 2, 44
+    rope = Rope(tuple(float(x) for x in rng.random(16)), interleaved=interleaved, first_dim=5)
+    parts, pieces, start = [], [], 0
+    for width in (50, 80, 2 * heads * dim - 130):
+        mean, origin, scale = rng.normal(size=(3, width)).astype(np.float32)
+        parts.append(Part(start, mean, origin, np.abs(scale), None, np.zeros(width, np.uint8)))
+        pieces.append(decoded_part(rng, width, tokens, 3, 0.001 * (start > 0)))
+        start += width
+    factors = rng.random((3, tokens)).astype(np.float32)
+    jobs = [
+        PartJob(item.levels, item.escapes, left, None, own, part.scale, part.mean, part.origin_mean)
+        for item, own, part in zip(pieces, factors, parts, strict=True)
+    ]
+    cos, sin = cos_sin(rope, np.arange(tokens))
+    keys, values = np.zeros((2, heads, tokens, dim), dtype)
+    rooms = [Room(keys, 0, rope, cos, sin), Room(values, heads * dim)]
+    native_lossy.restore([job_of(jobs, [room.job() for room in rooms])], path=path)
+    channels = np.concatenate(
+        [
+            part.inverse(reconstruct(joined_symbols(item, 0), left), own) + part.mean
+            for part, item, own in zip(parts, pieces, factors, strict=True)
+        ],
+        axis=1,
+    )
+    channels[0] += np.concatenate([part.origin_mean - part.mean for part in parts])
+    for room in rooms:
+        wanted = np.zeros_like(room.out)
+        replace(room, out=wanted).fill(channels)
+        found, expected = room.out.astype(np.float32), wanted.astype(np.float32)
+        assert np.array_equal(found[:, 1:], expected[:, 1:])
+        assert np.allclose(found[:, 0], expected[:, 0], rtol=2**-7, atol=1e-5 * np.abs(channels[0]).max())
+
+
 def drawn_numbers() -> np.ndarray:
     """Numbers of all magnitudes, ties among them, and the edges of the two-byte floats: finite ones ``[n, 1000]``."""
     bits = np.random.default_rng(0).integers(0, 2**32, 64 * 1024, dtype=np.uint64).astype(np.uint32)
