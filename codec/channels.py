@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import NonFiniteTensor
 from .entropy import native, native_lossy
-from .layout import Kind, Layout, Rope
+from .layout import Kind, KvDtype, Layout, Rope
 from .rope import cos_sin, rotate_into
 
 __all__ = ["Angles", "KvArrays", "Room", "gather_channels", "rooms_of"]
@@ -21,7 +21,7 @@ __all__ = ["Angles", "KvArrays", "Room", "gather_channels", "rooms_of"]
 KvArrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
 """Per layer ``[kv_heads, tokens, head_dim]``: a list, or one array ``[layers, kv_heads, tokens, head_dim]``."""
 FloatArray = NDArray[np.float32]
-_LARGEST = {"float16": 65504.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
+_LARGEST = {dtype.value: np.float32(dtype.largest) for dtype in KvDtype if dtype is not KvDtype.FLOAT32}
 """The largest finite number of the dtypes that KV may exceed once it has been quantised."""
 
 

@@ -204,7 +204,7 @@ def decode_into(
     decode_lossy(
         profile,
         [start // profile.block_layers for start in starts],
-        [[container.segment(level, start) for level in read] for start in starts],
+        container.blocks(read, starts),
         [rooms_of(header.layout, block, angles, by_place) for block in blocks],
         tokens=header.tokens,
         first_position=header.first_position,

@@ -171,6 +171,19 @@ class Container:
         found = segments[index]
         return self.data[found.offset : found.byte_range.stop]
 
+    def blocks(self, levels: Sequence[Level], starts: Sequence[int]) -> list[list[memoryview]]:
+        """As :meth:`segment`, of the blocks that start at ``starts``, each at all of ``levels``."""
+        found = {(item.level.code, item.layer): item for item in self.header.segments if item.kind is None}
+        payloads: list[list[memoryview]] = []
+        for start in starts:
+            own = [found.get((level.code, start)) for level in levels]
+            payloads.append([])
+            for level, item in zip(levels, own, strict=True):
+                if item is None:
+                    raise LevelNotStored(f"layer {start} is not stored at level {level}")
+                payloads[-1].append(self.data[item.offset : item.offset + item.length])
+        return payloads
+
     def truncate(self, level: Level) -> bytes:
         """The container cut down to ``level``: with all coarser ones, but ``exact`` and CacheGen's levels alone."""
         selection = select(self.header, level=level)

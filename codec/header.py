@@ -46,7 +46,7 @@ _CACHEGEN_FLAG = 1
 _BLOCK_KIND = 2
 _ENTRY = struct.Struct("<BBHI8s")
 _CHECKSUM_BYTES = 8
-_GENERIC_NAME = b"kvloom generic profile 3"
+_GENERIC_NAME = b"kvloom generic profile 4"
 Buffer = bytes | bytearray | memoryview
 
 

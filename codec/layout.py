@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,7 @@ class KvDtype(StrEnum):
     @property
     def numpy(self) -> "np.dtype[np.generic]":
         """The NumPy dtype; that of ``ml_dtypes`` where NumPy has none of its own."""
-        # Here, so that a client that only moves containers loads no NumPy.
-        import ml_dtypes
-        import numpy as np
-
-        return np.dtype(getattr(ml_dtypes, self.value, self.value))
+        return _numpy_dtype(self.value)
 
     @property
     def largest(self) -> float:
@@ -323,3 +320,12 @@ def _check_rope(index: int, rope: Rope | None, head_dim: int) -> None:
 def _check(what: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise LayoutMismatch(f"{what} is {value}, must be {low} to {high}")
+
+
+@cache
+def _numpy_dtype(name: str) -> "np.dtype[np.generic]":
+    # Here, so that a client that only moves containers loads no NumPy.
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype(getattr(ml_dtypes, name, name))

@@ -224,22 +224,19 @@ def _restore_native(
 ) -> None:
     jobs: list[native_lossy.RestoreJob] = []
     for block, item, wanted in zip(blocks, decoded, rooms, strict=True):
-        parts = [
-            native_lossy.PartJob(
-                tuple(level[index] for level in item.levels),
-                item.escapes[index],
-                left,
-                part.start,
-                part.packed,
-                how.factors,
-                how.scale,
-                how.mean,
-                how.first_mean,
-            )
-            for index, (part, how) in enumerate(
-                zip(block.parts, _syntheses(block, item.gains, item.offsets, left, first_position), strict=True)
-            )
-        ]
-        tensors = [room.job() for room in wanted]
-        jobs.append(native_lossy.RestoreJob(parts, tensors, len(item.gains), block.width))
+        hows = _syntheses(block, item.gains, item.offsets, left, first_position)
+        job = native_lossy.RestoreJob(
+            block.table,
+            item.levels,
+            item.active,
+            item.escapes,
+            item.escape_counts,
+            left,
+            np.array([how.factors for how in hows]),
+            np.concatenate([how.scale for how in hows]),
+            np.concatenate([how.mean for how in hows]),
+            np.concatenate([how.first_mean for how in hows]),
+            [room.job() for room in wanted],
+        )
+        jobs.append(job)
     native_lossy.restore(jobs)

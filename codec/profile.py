@@ -140,6 +140,12 @@ class Block:
         """Channels."""
         return self.parts[-1].stop
 
+    @cached_property
+    def table(self) -> native_lossy.PartTable:
+        """The parts as the compiled core wants them."""
+        widths = np.array([part.width for part in self.parts], np.uint64)
+        return native_lossy.PartTable(widths, tuple(part.packed for part in self.parts))
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:

@@ -45,6 +45,7 @@ __all__ = [
     "contexts_of",
     "joined_symbols",
     "overhead_bytes",
+    "refinement_tables_of_classes",
     "tables_of_classes",
     "with_new_rows",
 ]
@@ -82,38 +83,54 @@ class BlockSymbols:
 
 @dataclass(frozen=True, slots=True)
 class DecodedBlock:
-    """A block as decoded: ``levels`` holds each part's symbols uint8 ``[active, tokens]``, coarse to fine.
+    """A block as decoded: ``levels`` holds the symbols uint8 ``[rows, tokens]`` of each, coarse to fine.
 
-    ``escapes`` int32 of each part: what its base symbols :data:`ESCAPE` stand for, in order.
+    The rows are the ``active`` ones of each part, one part after the other. ``escapes`` int32: what the base symbols
+    :data:`ESCAPE` stand for, in order; ``escape_counts``: how many of them are each part's.
     """
 
-    levels: tuple[tuple[ByteArray, ...], ...]
-    escapes: tuple[IntArray, ...]
+    levels: tuple[ByteArray, ...]
+    active: tuple[tuple[int, ...], ...]
+    escapes: IntArray
+    escape_counts: tuple[int, ...]
     gains: ByteArray
     offsets: tuple[Offset, ...]
 
 
 def joined_symbols(block: DecodedBlock, part: int) -> IntArray:
     """The symbols int32 ``[active, tokens]`` of a part at the finest level decoded."""
-    coded = block.levels[0][part]
+    coded, *finer = (
+        level[sum(rows[:part]) : sum(rows[: part + 1])] for level, rows in zip(block.levels, block.active, strict=True)
+    )
     symbols = coded.astype(np.int32) - SYMBOL_ZERO
-    symbols[coded == ESCAPE] = block.escapes[part]
-    for level in block.levels[1:]:
-        grown = np.zeros(level[part].shape, np.int32)
+    start = sum(block.escape_counts[:part])
+    symbols[coded == ESCAPE] = block.escapes[start : start + block.escape_counts[part]]
+    for refinement in finer:
+        grown = np.zeros(refinement.shape, np.int32)
         grown[: len(symbols)] = symbols
-        symbols = join(grown, level[part])
+        symbols = join(grown, refinement)
     return symbols
 
 
 def tables_of_classes(classes: ByteArray, left: int) -> NDArray[np.uint32]:
     """The table of each fine-step class at a level that ``left`` refinements would follow."""
-    return _table_of_class(left)[classes]
+    return _table_of_class(left).take(classes)
+
+
+def refinement_tables_of_classes(classes: ByteArray, left: int) -> NDArray[np.uint32]:
+    """The same of a refinement: the table of parents that are zero."""
+    return _refinement_table_of_class(left).take(classes)
 
 
 @lru_cache(maxsize=REFINEMENTS_MAX + 1)
 def _table_of_class(left: int) -> NDArray[np.uint32]:
     classes = np.arange(np.iinfo(np.uint8).max + 1) - CLASSES_PER_OCTAVE * left
     return np.clip(classes, 0, CLASSES - 1).astype(np.uint32)
+
+
+@lru_cache(maxsize=REFINEMENTS_MAX + 1)
+def _refinement_table_of_class(left: int) -> NDArray[np.uint32]:
+    return 2 * _table_of_class(left)
 
 
 def overhead_bytes(payload: memoryview) -> int:

@@ -1,6 +1,7 @@
 """Reads the segments of the lossy levels, trusting nothing; :mod:`.segment` says what is in them."""
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,16 +11,26 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidData
 from .entropy import DecodeJob, Runs, decode_streams
-from .entropy.model import CLASSES, ESCAPE, GAIN_MAX, SYMBOL_ZERO, base_tables, refinement_tables
+from .entropy.model import CLASSES, CLASSES_PER_GAIN, ESCAPE, GAIN_MAX, SYMBOL_ZERO, base_tables, refinement_tables
 from .entropy.stream import LANES_MAX
 from .profile import FINE_CLASSES, Block
 from .quantise import ESCAPE_MAX
-from .segment import HEAD, NO_TABLE, SIDE_LANES, DecodedBlock, Offset, contexts_of, tables_of_classes, with_new_rows
+from .segment import (
+    HEAD,
+    NO_TABLE,
+    SIDE_LANES,
+    DecodedBlock,
+    Offset,
+    refinement_tables_of_classes,
+    tables_of_classes,
+    with_new_rows,
+)
 
 __all__ = ["BlockStreams", "SegmentStream", "decode_blocks", "read_streams"]
 
 IntArray = NDArray[np.int32]
 ByteArray = NDArray[np.uint8]
+_NO_ESCAPES = np.zeros(0, np.int32)
 
 
 def decode_blocks(
@@ -32,9 +43,10 @@ def decode_blocks(
         jobs = [_main_job(state, level, tokens, refinements - level) for state in states]
         for state, symbols in zip(states, _streams(jobs), strict=True):
             state.levels.append(symbols.reshape(-1, tokens))
-            if level == 0:
-                _place_escapes(state)
-    return [_finished(state) for state in states]
+            if level == 0 and len(state.places) and len(state.opened):
+                # An encoder makes none of zero.
+                state.opened[state.places] = state.segments[0].escapes[state.mean_escapes :] != 0
+    return [_finished(state, tokens) for state in states]
 
 
 class _State:
@@ -50,9 +62,12 @@ class _State:
         self.mean_escapes = 0
         self.gains = np.zeros(0, np.uint8)
         self.levels: list[ByteArray] = []
-        self.escapes: tuple[IntArray, ...] = ()
-        self.opened: ByteArray = np.zeros((0, 0), np.uint8)
-        """Which symbols of the last level are not zero ``[active, tokens]``."""
+        self.places = np.zeros(0, np.uint32)
+        """Where the base symbols are that escape."""
+        self.shifts: ByteArray | None = None
+        """By how many classes the gain of each token ``[tokens]`` shifts its tables; None where no token has any."""
+        self.opened: ByteArray = np.zeros(0, np.uint8)
+        """Which symbols of the last level are not zero ``[active * tokens]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +76,8 @@ class _Parsed:
 
     lanes: int
     tables: tuple[int, int, int]
-    active: list[int]
-    scales: list[float]
+    active: tuple[int, ...]
+    scales: tuple[float, ...]
     side: memoryview
     escapes: IntArray
     stream: memoryview
@@ -70,14 +85,14 @@ class _Parsed:
 
 def _parse_block(block: Block, payloads: Sequence[memoryview], tokens: int) -> list[_Parsed]:
     segments: list[_Parsed] = []
-    active = [0] * len(block.parts)
+    active: tuple[int, ...] = (0,) * len(block.parts)
     for payload in payloads:
         segments.append(_parse(payload, block, active, tokens, base=not segments))
         active = segments[-1].active
     return segments
 
 
-def _parse(payload: memoryview, block: Block, known: list[int], tokens: int, *, base: bool) -> _Parsed:
+def _parse(payload: memoryview, block: Block, known: Sequence[int], tokens: int, *, base: bool) -> _Parsed:
     adaptive = sum(part.adaptive for part in block.parts) if base else 0
     fixed = HEAD.size + 2 * len(block.parts) + 4 * adaptive
     if len(payload) < fixed:
@@ -88,11 +103,11 @@ def _parse(payload: memoryview, block: Block, known: list[int], tokens: int, *, 
     for table in (differences, gains, means):
         if table >= CLASSES and table != NO_TABLE:
             raise InvalidData(f"lossy segment declares side table {table}, there are {CLASSES}")
-    active = np.frombuffer(payload, "<u2", len(block.parts), HEAD.size).tolist()
+    active = struct.unpack_from(f"<{len(block.parts)}H", payload, HEAD.size)
     for part, old, new in zip(block.parts, known, active, strict=True):
-        if not old <= new <= part.width:
+        if not old <= new <= len(part.mean):
             raise InvalidData(f"lossy segment has {new} active coefficients of {part.width}, {old} were active before")
-    numbers = sum(active) * tokens + sum(part.width for part in block.parts if part.adaptive)
+    numbers = sum(active) * tokens + (sum(part.width for part in block.parts if part.adaptive) if base else 0)
     side_end = HEAD.size + side_bytes
     if escape_count > numbers or (escape_count and not base):
         raise InvalidData(f"lossy segment declares {escape_count} escapes among {numbers} numbers")
@@ -100,17 +115,19 @@ def _parse(payload: memoryview, block: Block, known: list[int], tokens: int, *, 
         raise InvalidData(
             f"lossy segment of {len(payload)} bytes declares {side_bytes} side bytes and {escape_count} escapes"
         )
-    scales = np.frombuffer(payload, "<f4", adaptive, fixed - 4 * adaptive).tolist()
+    scales = struct.unpack_from(f"<{adaptive}f", payload, fixed - 4 * adaptive)
     if not all(0 < scale < math.inf for scale in scales):
         raise InvalidData("lossy segment has a scale that is not a positive number")
-    escapes = np.frombuffer(payload, "<i4", escape_count, side_end).astype(np.int32)
-    if escape_count and not (np.abs(escapes.astype(np.int64)) < ESCAPE_MAX).all():
-        raise InvalidData("lossy segment has an escape of 2^27 steps or more")
+    escapes = _NO_ESCAPES
+    if escape_count:
+        escapes = np.frombuffer(payload, "<i4", escape_count, side_end).astype(np.int32)
+        if not (np.abs(escapes.astype(np.int64)) < ESCAPE_MAX).all():
+            raise InvalidData("lossy segment has an escape of 2^27 steps or more")
     return _Parsed(
         1 << lanes_log2,
         (differences, gains, means),
         active,
-        [float(scale) for scale in scales],
+        scales,
         payload[fixed:side_end],
         escapes,
         payload[side_end + 4 * escape_count :],
@@ -125,6 +142,9 @@ def _read_side(states: Sequence[_State], tokens: int) -> None:
     for state in states:
         for level in range(len(state.segments)):
             job, fresh = next(told)
+            if level and not job:
+                state.classes.append(state.classes[-1])
+                continue
             symbols = next(decoded) if job else np.zeros(0, np.uint8)
             numbers = symbols.astype(np.int32) - SYMBOL_ZERO
             _note_classes(state, level, symbols[:fresh], numbers[:fresh])
@@ -136,6 +156,8 @@ def _side_runs(state: _State, level: int, tokens: int) -> tuple[DecodeJob | None
     """The side stream of a level, None where it has nothing to tell, and how many class differences it starts with."""
     item = state.segments[level]
     fresh = sum(item.active) - (sum(state.segments[level - 1].active) if level else 0)
+    if level and not fresh and item.tables == (NO_TABLE, NO_TABLE, NO_TABLE) and not len(item.side):
+        return None, 0
     means = state.means_expected if level == 0 else 0
     gains = tokens if level == 0 and item.tables[1] != NO_TABLE else 0
     runs = ((item.tables[0], fresh), (item.tables[2], means), (item.tables[1], gains))
@@ -153,12 +175,9 @@ def _side_runs(state: _State, level: int, tokens: int) -> tuple[DecodeJob | None
 
 def _note_classes(state: _State, level: int, symbols: ByteArray, numbers: IntArray) -> None:
     """The classes of a level: the last level's, and those of coefficients that are active for the first time."""
-    if level and not len(symbols):
-        state.classes.append(state.classes[-1])
-        return
     if (symbols == ESCAPE).any():
         raise InvalidData("lossy segment has a class difference that escapes")
-    known = list(state.segments[level - 1].active) if level else [0] * len(state.block.parts)
+    known = state.segments[level - 1].active if level else (0,) * len(state.block.parts)
     classes: list[NDArray[np.integer]] = []
     at = before = 0
     for part, old, new in zip(state.block.parts, known, state.segments[level].active, strict=True):
@@ -185,61 +204,48 @@ def _note_tokens(state: _State, symbols: ByteArray, numbers: IntArray, tokens: i
     if len(gains) and not (int(gains.min()) >= 0 and int(gains.max()) <= GAIN_MAX):
         raise InvalidData(f"lossy segment has a gain outside 0 to {GAIN_MAX}")
     state.gains = gains.astype(np.uint8) if len(gains) else np.zeros(tokens, np.uint8)
+    if len(gains):
+        state.shifts = np.uint8(CLASSES_PER_GAIN) * state.gains
 
 
 def _main_job(state: _State, level: int, tokens: int, left: int) -> DecodeJob:
-    item = state.segments[level]
-    classes = state.classes[level]
-    tables = tables_of_classes(classes, left)
+    item, classes, shifts = state.segments[level], state.classes[level], state.shifts
+    count = 1 if shifts is None else CLASSES_PER_GAIN * GAIN_MAX + 1
+    last = level == len(state.segments) - 1
     if level == 0:
-        contexts, count = contexts_of(state.gains, len(classes), None)
-        return DecodeJob(item.stream, base_tables(left), Runs.of_channels(tables, tokens), item.lanes, contexts, count)
-    _open(state, level, tokens)
-    contexts, count = contexts_of(state.gains, len(classes), state.opened.reshape(-1))
-    runs = Runs.of_channels(2 * tables, tokens)
-    return DecodeJob(item.stream, refinement_tables(left), runs, item.lanes, contexts, count)
-
-
-def _open(state: _State, level: int, tokens: int) -> None:
-    """Note which symbols of the level before ``level`` are not zero, with rows for coefficients that are new."""
-    before, symbols = state.segments[level - 1].active, state.levels[-1]
-    if level == 1:
-        state.opened = (symbols != SYMBOL_ZERO).view(np.uint8)
-        if any(len(escapes) for escapes in state.escapes):
-            state.opened[symbols == ESCAPE] = np.concatenate(state.escapes) != 0
-    else:
-        state.opened |= (symbols != 0).view(np.uint8)
-    state.opened = with_new_rows(state.opened, before, state.segments[level].active)
-
-
-def _place_escapes(state: _State) -> None:
-    """Share the escapes of the base symbols out to the parts."""
-    item, symbols = state.segments[0], state.levels[0].reshape(-1)
-    places = np.flatnonzero(symbols == ESCAPE)
-    if len(places) + state.mean_escapes != len(item.escapes):
-        raise InvalidData(
-            f"lossy segment has {len(item.escapes)} escapes, its streams ask for {len(places) + state.mean_escapes}"
+        runs = Runs.equal(tables_of_classes(classes, left), tokens)
+        state.places = np.empty(max(0, len(item.escapes) - state.mean_escapes), np.uint32)
+        state.opened = np.empty(0 if last else runs.symbol_count, np.uint8)
+        opened = None if last else state.opened
+        return DecodeJob(
+            item.stream, base_tables(left), runs, item.lanes, None, count, shifts, opened, SYMBOL_ZERO, state.places
         )
-    if not len(places):
-        state.escapes = (item.escapes[:0],) * len(item.active)
-        return
-    ends = np.searchsorted(places, np.cumsum(item.active) * state.levels[0].shape[1])
-    state.escapes = tuple(np.split(item.escapes[state.mean_escapes :], ends[:-1]))
+    runs = Runs.equal(refinement_tables_of_classes(classes, left), tokens)
+    before = state.segments[level - 1].active
+    if before != item.active:
+        state.opened = with_new_rows(state.opened.reshape(-1, tokens), before, item.active).reshape(-1)
+    shifts = None if shifts is None else np.uint8(2) * shifts
+    opened = None if last else state.opened
+    return DecodeJob(item.stream, refinement_tables(left), runs, item.lanes, state.opened, 2 * count, shifts, opened)
 
 
-def _finished(state: _State) -> DecodedBlock:
-    levels: list[tuple[ByteArray, ...]] = []
-    for item, symbols in zip(state.segments, state.levels, strict=True):
-        ends = list(accumulate(item.active))
-        levels.append(tuple(symbols[end - rows : end] for end, rows in zip(ends, item.active, strict=True)))
+def _finished(state: _State, tokens: int) -> DecodedBlock:
+    active = tuple(item.active for item in state.segments)
+    counts = (0,) * len(active[0])
+    if len(state.places):
+        ends = np.searchsorted(state.places, np.cumsum(active[0]) * tokens)
+        counts = tuple(np.diff(ends, prepend=0).tolist())
     offsets = _offsets(state.block, state.means, state.segments[0].scales)
-    return DecodedBlock(tuple(levels), state.escapes, state.gains, offsets)
+    escapes = state.segments[0].escapes[state.mean_escapes :]
+    return DecodedBlock(tuple(state.levels), active, escapes, counts, state.gains, offsets)
 
 
 def _streams(jobs: Sequence[DecodeJob], what: str = "symbols") -> list[ByteArray]:
     for job in jobs:
         if not job.symbol_count and len(job.data):
             raise InvalidData(f"lossy segment has {len(job.data)} bytes of {what}, and none to decode")
+        if not job.symbol_count and job.places is not None and len(job.places):
+            raise InvalidData(f"lossy segment has {len(job.places)} escapes, and no symbols")
     decoded = iter(decode_streams([job for job in jobs if job.symbol_count]))
     return [next(decoded) if job.symbol_count else np.zeros(0, np.uint8) for job in jobs]
 

@@ -31,10 +31,11 @@ struct KvlPages {
 
 enum { KVL_PAGE_THREADS = 256 };
 
+// Half a step past the largest finite number must not become infinity.
 KVL_DEVICE uint16_t kvl_to_half(float value) {
     const uint32_t bits = kvl_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
     if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
-    if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65,520 and more round to infinity
+    if (magnitude >= 0x477FE000u) return static_cast<uint16_t>(sign | 0x7BFFu);
     if (magnitude < 0x38800000u)  // subnormal: next to 0.5 a float32 has just the same step
         return static_cast<uint16_t>(sign | (kvl_bits(kvl_add(kvl_float(magnitude), 0.5f)) - 0x3F000000u));
     return static_cast<uint16_t>(sign | (magnitude + 0xFFFu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13);
@@ -50,6 +51,7 @@ KVL_DEVICE float kvl_from_half(uint16_t half) {
 KVL_DEVICE uint16_t kvl_to_bfloat(float value) {
     const uint32_t bits = kvl_bits(value);
     if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    if ((bits & 0x7FFFFFFFu) > 0x7F7F0000u) return static_cast<uint16_t>((bits >> 16 & 0x8000u) | 0x7F7Fu);
     return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 

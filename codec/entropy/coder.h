@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <vector>
 
 #include "jobs.h"
 #include "rans.h"
@@ -25,6 +26,9 @@ struct RunCursor {
         while (left == 0 && run + 1 < stream->runs) left = stream->run_lengths[++run];
     }
     uint32_t table() const { return stream->run_tables[run]; }
+    const uint16_t* search() const {
+        return stream->search + static_cast<uint64_t>(table() >> (stream->form == FORM_REFINEMENT)) * 2 * SEARCH_ENTRIES;
+    }
     const uint32_t* slots() const { return stream->tables + static_cast<uint64_t>(table()) * KVL_SLOTS; }
     void advance(uint64_t count) {
         left -= count;
@@ -68,6 +72,33 @@ struct ReverseCursor {
     }
 };
 
+// Walks a stream's shifts, which start again and again. Up to KVL_LANES_MAX of them may be read from `at` on, and so
+// may they at `at + other`, divided by half a SHIFT_STEP.
+struct ShiftCursor {
+    const uint8_t* at = nullptr;  // null without shifts
+    const uint8_t* end = nullptr;
+    uint64_t turn = 0;            // a multiple of the period
+    uint64_t other = 0;
+
+    void begin(const Stream& s, std::vector<uint8_t>& room) {
+        *this = ShiftCursor{};
+        if (!s.shifts) return;
+        turn = (KVL_LANES_MAX + s.period - 1) / s.period * s.period;
+        other = turn + KVL_LANES_MAX;
+        room.resize(2 * other);
+        for (uint64_t i = 0; i < other; i++) {
+            room[i] = s.shifts[i % s.period];
+            room[other + i] = static_cast<uint8_t>(room[i] / (SHIFT_STEP / 2));
+        }
+        at = room.data();
+        end = at + turn;
+    }
+    void advance(uint64_t count) {  // no more than a turn
+        at += count;
+        if (at >= end) at -= turn;
+    }
+};
+
 // A stream on its way through the decoder. A kernel may take a group while `at <= limit`: from there it may read
 // READ_AHEAD bytes. Near the end the stream goes on in `tail`, a padded copy of its last bytes, where `limit` is the
 // true end, so that a stream that asks for more words than it has is found out after the group that did.
@@ -76,6 +107,7 @@ struct Flight {
 
     Stream* stream = nullptr;
     RunCursor runs;
+    ShiftCursor shifts;
     const uint8_t* at = nullptr;
     const uint8_t* limit = nullptr;
     const uint8_t* end = nullptr;
@@ -83,6 +115,7 @@ struct Flight {
     bool in_tail = false;
     alignas(64) uint32_t states[KVL_LANES_MAX];
     uint8_t tail[2 * READ_AHEAD];
+    std::vector<uint8_t> shift_room;
 
     uint64_t groups_left() const { return (stream->symbol_count - done) / stream->lanes; }
     bool ready() const { return at <= limit && stream->symbol_count - done >= stream->lanes; }
@@ -107,7 +140,7 @@ struct Ascent {
 };
 
 enum Path : uint32_t { SCALAR = 0, AVX2 = 1, AVX512 = 2 };
-enum { IN_FLIGHT_MAX = 4 };
+enum { IN_FLIGHT_MAX = 5 };
 
 // Takes groups from every flight until one of them is not `ready()`.
 using DecodeKernel = void (*)(Flight* const* flights);
@@ -115,9 +148,13 @@ using DecodeKernel = void (*)(Flight* const* flights);
 using EncodeKernel = void (*)(Ascent& ascent);
 
 #if KVL_X86
-// The kernel for a lane count and, in the decoder, a number of streams in flight from 1 on; null where there is none.
-DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight);
-DecodeKernel decode_kernel_avx512(uint32_t lanes, uint32_t in_flight);
+// The kernel for a lane count and, in the decoder, a number of streams in flight from 1 on, all of one form; null where
+// there is none.
+DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight, Form form);
+DecodeKernel decode_kernel_avx512(uint32_t lanes, uint32_t in_flight, Form form);
+// Whether the path has kernels for a form besides those for any.
+bool searches_avx2(uint32_t lanes, Form form);
+bool searches_avx512(uint32_t lanes, Form form);
 EncodeKernel encode_kernel_avx2(uint32_t lanes);
 EncodeKernel encode_kernel_avx512(uint32_t lanes);
 #endif

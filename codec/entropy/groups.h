@@ -14,19 +14,18 @@ template <class Lanes, int... K>
 KVL_TARGET void decode_groups(Flight* const* flights) {
     const uint32_t group = flights[0]->stream->lanes;
     Lanes lanes[sizeof...(K)];
-    const uint32_t* table[sizeof...(K)];
     uint64_t all = UINT64_MAX;
     ((lanes[K].load(*flights[K]), all = smaller(all, flights[K]->groups_left())), ...);
     uint64_t groups = all;
     bool fed = true;
     while (groups > 0 && fed) {
         uint64_t steps = groups;
-        ((table[K] = flights[K]->runs.slots(), steps = smaller(steps, flights[K]->runs.left / group)), ...);
+        ((lanes[K].enter(flights[K]->runs), steps = smaller(steps, flights[K]->runs.left / group)), ...);
         uint64_t taken = 0;
         for (; taken < steps; taken++) {
             fed = ((lanes[K].at <= lanes[K].limit) & ...);
             if (!fed) break;
-            (lanes[K].group(table[K], nullptr), ...);
+            (lanes[K].group(), ...);
         }
         (flights[K]->runs.advance(taken * group), ...);
         if (steps == 0 && (fed = ((lanes[K].at <= lanes[K].limit) & ...))) {  // a run ends within this group
@@ -42,7 +41,7 @@ KVL_TARGET void decode_groups(Flight* const* flights) {
 // The loop for `in_flight` streams; null where more than `MOST` are asked for.
 template <class Lanes, int MOST>
 DecodeKernel decode_groups_of(uint32_t in_flight) {
-    static_assert(MOST == 1 || MOST == 2 || MOST == IN_FLIGHT_MAX, "a case below is missing");
+    static_assert(MOST == 1 || MOST == 2 || MOST == 4 || MOST == IN_FLIGHT_MAX, "a case below is missing");
     if (in_flight == 1) return decode_groups<Lanes, 0>;
     if constexpr (MOST >= 2)
         if (in_flight == 2) return decode_groups<Lanes, 0, 1>;
@@ -50,6 +49,8 @@ DecodeKernel decode_groups_of(uint32_t in_flight) {
         if (in_flight == 3) return decode_groups<Lanes, 0, 1, 2>;
         if (in_flight == 4) return decode_groups<Lanes, 0, 1, 2, 3>;
     }
+    if constexpr (MOST >= 5)
+        if (in_flight == 5) return decode_groups<Lanes, 0, 1, 2, 3, 4>;
     return nullptr;
 }
 

@@ -11,6 +11,7 @@ stream. A refinement halves the step: the cell at zero parts in three, any other
 
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
+from enum import IntEnum
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "SYMBOL_MAX",
     "SYMBOL_ZERO",
     "TABLE_CLASSES",
+    "TableForm",
     "TableSet",
     "base_tables",
     "normalise",
@@ -58,6 +60,19 @@ ROUNDING = Decimal("0.375")
 1996; 0.10-0.15 below a half measured best on SmolLM2)."""
 
 
+class TableForm(IntEnum):
+    """What the compiled coder may take for granted of the tables of a set (`Form` in ``jobs.h``)."""
+
+    ANY = 0
+    BASE = 1
+    REFINEMENT = 2
+
+
+SEARCH_ENTRIES = 32
+SEARCH_FIRST = SYMBOL_ZERO - SEARCH_ENTRIES // 2
+"""As in ``jobs.h``."""
+
+
 @dataclass(frozen=True)
 class TableSet:
     """Frequencies of some tables ``[tables, 256]`` uint16, and what the two directions of the coder look up.
@@ -66,6 +81,7 @@ class TableSet:
     """
 
     frequencies: NDArray[np.uint16]
+    form: TableForm = TableForm.ANY
 
     @classmethod
     def with_decoder(cls, frequencies: NDArray[np.uint16], decoder: NDArray[np.uint32]) -> "TableSet":
@@ -92,17 +108,38 @@ class TableSet:
         slots = np.arange(len(self.frequencies) * SLOTS, dtype=np.uint32) << 20
         return np.asarray(slots + np.repeat(heads, flat), dtype=np.uint32).reshape(-1, SLOTS)
 
+    @cached_property
+    def search(self) -> NDArray[np.uint16] | None:
+        """What a vector of lanes searches for its symbols ``[CLASSES, 2, SEARCH_ENTRIES]``, where ``form`` allows it.
+
+        Of base tables the starts and the counts of the symbols around zero, the outermost two without counts: they
+        stand for all beyond. Of refinements, for zeros and others of each gain, where symbols 1 and 2 start.
+        """
+        if self.form == TableForm.BASE:
+            found = np.zeros((CLASSES, 2, SEARCH_ENTRIES), np.uint16)
+            near = slice(SEARCH_FIRST, SEARCH_FIRST + SEARCH_ENTRIES)
+            wide = self.frequencies[:CLASSES].astype(np.uint32)
+            found[:, 0] = (np.cumsum(wide, axis=1) - wide)[:, near]
+            found[:, 1, 1:-1] = self.frequencies[:CLASSES, near][:, 1:-1]
+            return found
+        if self.form == TableForm.REFINEMENT:
+            contexts = 2 * CLASSES_PER_GAIN * np.arange(GAIN_MAX + 1)[:, None] + np.arange(2)
+            tables = 2 * np.arange(CLASSES)[:, None] + contexts.reshape(-1)
+            starts = np.cumsum(self.frequencies[tables, :2], axis=2, dtype=np.uint16)
+            return np.ascontiguousarray(starts.transpose(0, 2, 1))
+        return None
+
     def cost_bits(self) -> NDArray[np.float64]:
         """Ideal code length of each symbol ``[tables, 256]``, infinite where a symbol has no code."""
         with np.errstate(divide="ignore"):
             return PROBABILITY_BITS - np.log2(self.frequencies.astype(np.float64))
 
 
-def table_set(frequencies: NDArray[np.uint16]) -> TableSet:
+def table_set(frequencies: NDArray[np.uint16], form: TableForm = TableForm.ANY) -> TableSet:
     """The set of ``frequencies`` ``[tables, 256]``; :class:`ValueError` where they are not as they must be."""
     if not (frequencies.sum(axis=1, dtype=np.int64) == SLOTS).all() or int(frequencies.max(initial=0)) >= SLOTS:
         raise ValueError("frequencies must sum to 4096 over at least two symbols")
-    return TableSet(frequencies)
+    return TableSet(frequencies, form)
 
 
 def normalise(weights: list[int]) -> list[int]:
@@ -141,7 +178,7 @@ def base_tables(refinements: int) -> TableSet:
             symbols = sorted(weights)
             frequencies[index, symbols] = normalise([max(1, int(weights[symbol] * 10**30)) for symbol in symbols])
     frequencies[CLASSES:] = frequencies[CLASSES - 1]
-    return table_set(frequencies)
+    return table_set(frequencies, TableForm.BASE)
 
 
 @lru_cache(maxsize=REFINEMENTS_MAX)
@@ -162,7 +199,7 @@ def refinement_tables(left: int) -> TableSet:
                 frequencies[table, : len(parts)] = normalise([max(1, int(part * 10**30)) for part in parts])
     frequencies[2 * CLASSES :: 2] = frequencies[2 * CLASSES - 2]
     frequencies[2 * CLASSES + 1 :: 2] = frequencies[2 * CLASSES - 1]
-    return table_set(frequencies)
+    return table_set(frequencies, TableForm.REFINEMENT)
 
 
 def _power(decay: Decimal, steps: Decimal) -> Decimal:

@@ -21,6 +21,7 @@ __all__ = [
     "DESCRIPTION",
     "PATHS",
     "THREADS",
+    "address_of",
     "decode_streams",
     "encode_streams",
     "loaded",
@@ -33,6 +34,7 @@ _STATUS = {
     3: "does not end in its starting state",
     4: "does not fit its description",
     5: "does not fit its buffer",
+    6: "has another number of escapes than are listed",
 }
 
 THREADS = max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)))
@@ -47,14 +49,21 @@ class _Stream(ctypes.Structure):
         ("run_tables", ctypes.c_void_p),
         ("run_lengths", ctypes.c_void_p),
         ("contexts", ctypes.c_void_p),
+        ("shifts", ctypes.c_void_p),
+        ("search", ctypes.c_void_p),
         ("symbols", ctypes.c_void_p),
+        ("opened", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
         ("symbol_count", ctypes.c_uint64),
         ("runs", ctypes.c_uint32),
         ("lanes", ctypes.c_uint32),
         ("table_count", ctypes.c_uint32),
         ("context_count", ctypes.c_uint32),
+        ("period", ctypes.c_uint32),
+        ("form", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
+        ("place_count", ctypes.c_uint32),
         ("status", ctypes.c_int32),
-        ("reserved", ctypes.c_uint32),
     ]
 
 
@@ -67,24 +76,47 @@ class _Batch:
     def __init__(self, jobs: Sequence[DecodeJob | EncodeJob], tables: Sequence[NDArray[np.uint32]]) -> None:
         self.streams = (_Stream * len(jobs))()
         self._held: list[NDArray[np.generic]] = []
+        self._addresses: dict[int, int] = {}
         empty = [np.empty(0, dtype=np.uint32)]
         run_tables = self.hold(np.concatenate(empty + [job.runs.tables for job in jobs], dtype=np.uint32))
         run_lengths = self.hold(np.concatenate(empty + [job.runs.lengths for job in jobs], dtype=np.uint32))
-        addresses = {id(table): self.hold(np.ascontiguousarray(table)) for table in {id(t): t for t in tables}.values()}
-        first_run = 0
         for stream, job, table in zip(self.streams, jobs, tables, strict=True):
-            stream.tables, stream.table_count, stream.lanes = addresses[id(table)], len(table), job.lanes
-            stream.run_tables, stream.run_lengths = run_tables + 4 * first_run, run_lengths + 4 * first_run
-            stream.runs, stream.symbol_count, stream.context_count = len(job.runs.tables), job.runs.symbol_count, 1
-            first_run += len(job.runs.tables)
+            runs = len(job.runs.tables)
+            stream.tables, stream.table_count, stream.lanes = self.share(table), len(table), job.lanes
+            stream.run_tables, stream.run_lengths = run_tables, run_lengths
+            stream.runs, stream.symbol_count, stream.context_count = runs, job.runs.symbol_count, 1
+            run_tables, run_lengths = run_tables + 4 * runs, run_lengths + 4 * runs
             if job.contexts is not None:
                 stream.contexts = self.hold(np.ascontiguousarray(job.contexts))
                 stream.context_count = job.context_count
 
+    def describe(self, stream: _Stream, job: DecodeJob) -> None:
+        """What only a decoder is told."""
+        data = np.frombuffer(job.data, dtype=np.uint8)
+        stream.data, stream.data_bytes = self.hold(data), len(data)
+        if job.shifts is not None:
+            stream.shifts, stream.period = self.hold(np.ascontiguousarray(job.shifts)), len(job.shifts)
+            stream.context_count = job.context_count
+        if job.opened is not None:
+            stream.opened, stream.zero = self.hold(job.opened), job.zero
+        if job.places is not None:
+            stream.places, stream.place_count = self.hold(job.places), len(job.places)
+        search = job.tables.search
+        if search is not None:
+            stream.search, stream.form = self.share(search), job.tables.form
+
+    def share(self, array: NDArray[np.generic]) -> int:
+        """As :meth:`hold`, of an array that many jobs have."""
+        found = self._addresses.get(id(array))
+        if found is None:
+            found = self._addresses[id(array)] = self.hold(np.ascontiguousarray(array))
+            self._held.append(array)
+        return found
+
     def hold(self, array: NDArray[np.generic]) -> int:
         """The address of a contiguous ``array``, which is kept as long as the batch."""
         self._held.append(array)
-        return int(array.ctypes.data)
+        return address_of(array)
 
 
 def _load() -> ctypes.CDLL | None:
@@ -136,10 +168,9 @@ def decode_streams(jobs: Sequence[DecodeJob], *, threads: int = THREADS, path: s
     ends = list(accumulate(job.symbol_count for job in sorted_jobs))
     block = np.empty(ends[-1] if ends else 0, dtype=np.uint8)
     outputs = dict(zip(order, np.split(block, ends[:-1]), strict=True)) if ends else {}
-    address = block.ctypes.data
+    address = address_of(block)
     for stream, job, end in zip(batch.streams, sorted_jobs, ends, strict=True):
-        data = np.frombuffer(job.data, dtype=np.uint8)
-        stream.data, stream.data_bytes = batch.hold(data), len(data)
+        batch.describe(stream, job)
         stream.symbols = address + end - stream.symbol_count
     library.kvl_decode(ctypes.byref(batch.streams), len(jobs), threads, path_number(path))
     failed = [(index, stream.status) for stream, index in zip(batch.streams, order, strict=True) if stream.status]
@@ -156,7 +187,7 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: s
     # A symbol costs at most 12 bits, a lane its state and one word.
     ends = list(accumulate(2 * len(job.symbols) + 8 * job.lanes for job in jobs))
     block = np.empty(ends[-1] if ends else 0, dtype=np.uint8)
-    address = block.ctypes.data
+    address = address_of(block)
     for stream, job, start, end in zip(batch.streams, jobs, [0, *ends], ends, strict=False):
         stream.data, stream.data_bytes = address + start, end - start
         stream.symbols = batch.hold(np.ascontiguousarray(job.symbols, dtype=np.uint8))
@@ -165,6 +196,13 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: s
         if stream.status:
             raise ValueError(f"entropy job {index} {_STATUS[stream.status]}, or a symbol has no code in its table")
     return [block[end - stream.data_bytes : end].tobytes() for stream, end in zip(batch.streams, ends, strict=True)]
+
+
+def address_of(array: NDArray[np.generic]) -> int:
+    """Where the first item of ``array`` lies."""
+    # Far cheaper than `array.ctypes.data`, of which a chunk asks hundreds.
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def loaded() -> ctypes.CDLL:

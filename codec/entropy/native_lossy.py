@@ -7,7 +7,7 @@ may differ in its last bits.
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from ...errors import InvalidData
 from . import native
 from .native import THREADS, loaded
+from .native import address_of as _address
 
 __all__ = [
-    "PartJob",
+    "PartTable",
     "RestoreJob",
     "TensorJob",
     "can_reach",
@@ -36,22 +37,23 @@ ByteArray = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 
 
-class _Part(ctypes.Structure):
-    _fields_ = [
-        ("symbols", ctypes.c_void_p * LEVELS_MAX),
-        ("escapes", ctypes.c_void_p),
-        ("basis", ctypes.c_void_p),
-        ("factors", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("mean", ctypes.c_void_p),
-        ("first_mean", ctypes.c_void_p),
-        ("escape_count", ctypes.c_uint64),
-        ("rows", ctypes.c_uint32 * LEVELS_MAX),
-        ("levels", ctypes.c_uint32),
-        ("left", ctypes.c_uint32),
-        ("start", ctypes.c_uint32),
-        ("width", ctypes.c_uint32),
+_PART = np.dtype(
+    [
+        ("symbols", np.uint64, LEVELS_MAX),
+        ("escapes", np.uint64),
+        ("basis", np.uint64),
+        ("factors", np.uint64),
+        ("scale", np.uint64),
+        ("mean", np.uint64),
+        ("first_mean", np.uint64),
+        ("escape_count", np.uint64),
+        ("rows", np.uint32, LEVELS_MAX),
+        ("levels", np.uint32),
+        ("left", np.uint32),
+        ("start", np.uint32),
+        ("width", np.uint32),
     ]
+)  # `Part`
 
 
 class _Tensor(ctypes.Structure):
@@ -111,22 +113,23 @@ class _Quantise(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class PartJob:
-    """A part of a block: symbols uint8 ``[active, tokens]`` of each level read, and what they are turned into.
+class PartTable:
+    """The parts of a block, which cover its channels in order.
 
-    ``basis`` as :func:`pack_basis` made it, or None; ``factors`` float32 ``[tokens]``; ``scale``, ``mean`` and
-    ``first_mean`` float32 ``[width]``, the last of the first token; ``left`` levels were not read.
+    ``widths`` uint64; ``bases`` as :func:`pack_basis` made them, or None.
     """
 
-    symbols: tuple[ByteArray, ...]
-    escapes: NDArray[np.int32]
-    left: int
-    start: int
-    basis: ByteArray | None
-    factors: FloatArray
-    scale: FloatArray
-    mean: FloatArray
-    first_mean: FloatArray
+    widths: NDArray[np.uint64]
+    bases: tuple[ByteArray | None, ...]
+    starts: NDArray[np.uint64] = field(init=False)
+    addresses: NDArray[np.uint64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.widths.dtype != np.uint64 or self.widths.shape != (len(self.bases),):
+            raise ValueError(f"widths {self.widths.dtype} {self.widths.shape} of {len(self.bases)} parts")
+        addresses = np.array([0 if basis is None else _address(basis) for basis in self.bases], np.uint64)
+        object.__setattr__(self, "starts", np.cumsum(self.widths) - self.widths)
+        object.__setattr__(self, "addresses", addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +150,24 @@ class TensorJob:
 
 @dataclass(frozen=True, slots=True)
 class RestoreJob:
-    """One block of layers; ``channels`` float32 ``[tokens, width]`` is written where it is wanted."""
+    """One block of layers; ``channels`` float32 ``[tokens, width]`` is written where it is wanted.
 
-    parts: Sequence[PartJob]
+    ``symbols`` uint8 ``[rows, tokens]`` of each level read and the ``rows`` of each part, ``escapes`` int32 and how
+    many are each part's, as in :class:`kvloom.codec.segment.DecodedBlock`; ``left`` levels were not read. ``factors``
+    float32 ``[parts, tokens]``; ``scale``, ``mean`` and ``first_mean``, that of the first token, float32 ``[width]``.
+    """
+
+    parts: PartTable
+    symbols: Sequence[ByteArray]
+    rows: Sequence[Sequence[int]]
+    escapes: NDArray[np.int32]
+    escape_counts: Sequence[int]
+    left: int
+    factors: FloatArray
+    scale: FloatArray
+    mean: FloatArray
+    first_mean: FloatArray
     tensors: Sequence[TensorJob]
-    tokens: int
-    width: int
     channels: FloatArray | None = None
 
 
@@ -182,19 +197,18 @@ def restore(jobs: Sequence[RestoreJob], *, threads: int = THREADS, path: str = "
     raw = (_Restore * len(jobs))()
     held: list[object] = []
     for item, job in zip(raw, jobs, strict=True):
-        parts = (_Part * len(job.parts))()
+        tokens, width = job.factors.shape[1], len(job.scale)
+        parts = _described(job, tokens, width)
         tensors = (_Tensor * len(job.tensors))()
         held += [parts, tensors]
-        for part, described in zip(parts, job.parts, strict=True):
-            _fill_part(part, described, job.tokens, held)
         for tensor, wanted in zip(tensors, job.tensors, strict=True):
-            _fill_tensor(tensor, wanted, job.tokens)
-        item.parts, item.tensors = ctypes.addressof(parts), ctypes.addressof(tensors)
+            _fill_tensor(tensor, wanted, tokens)
+        item.parts, item.tensors = parts.ctypes.data, ctypes.addressof(tensors)
         item.part_count, item.tensor_count = len(parts), len(tensors)
-        item.tokens, item.width, item.path = job.tokens, job.width, number
+        item.tokens, item.width, item.path = tokens, width, number
         if job.channels is not None:
-            if job.channels.shape != (job.tokens, job.width) or not job.channels.flags.c_contiguous:
-                raise ValueError(f"channels {job.channels.shape} for {job.tokens} tokens of {job.width}")
+            if job.channels.shape != (tokens, width) or not job.channels.flags.c_contiguous:
+                raise ValueError(f"channels {job.channels.shape} for {tokens} tokens of {width}")
             item.channels = _address(job.channels)
     loaded().kvl_restore(ctypes.byref(raw), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
     if any(item.status for item in raw):
@@ -243,24 +257,37 @@ def quantise(
     return None if any(job.status for job in raw) else results
 
 
-def _fill_part(part: _Part, job: PartJob, tokens: int, held: list[object]) -> None:
-    width = len(job.scale)
-    if not 1 <= len(job.symbols) <= LEVELS_MAX - job.left:
-        raise ValueError(f"{len(job.symbols)} levels of symbols, {job.left} left of {LEVELS_MAX}")
+def _described(job: RestoreJob, tokens: int, width: int) -> NDArray[np.void]:
+    """The parts of a block, with the addresses of what the job holds."""
+    table, levels = job.parts, len(job.symbols)
+    parts = np.zeros(len(table.bases), _PART)
+    if not 1 <= levels <= LEVELS_MAX - job.left:
+        raise ValueError(f"{levels} levels of symbols, {job.left} left of {LEVELS_MAX}")
+    rows = np.array(job.rows, np.uint64)
+    ends = rows.cumsum(axis=1)
     for level, symbols in enumerate(job.symbols):
-        if symbols.shape[1:] != (tokens,) or not symbols.flags.c_contiguous:
-            raise ValueError(f"symbols {symbols.shape} for {tokens} tokens")
-        part.symbols[level], part.rows[level] = _address(symbols), len(symbols)
-    arrays = [np.ascontiguousarray(a, np.float32) for a in (job.factors, job.scale, job.mean, job.first_mean)]
-    escapes = np.ascontiguousarray(job.escapes, np.int32)
-    held += [*arrays, escapes]
-    if [len(array) for array in arrays] != [tokens, width, width, width]:
-        raise ValueError(f"factors and means {[len(array) for array in arrays]} for {tokens} tokens of {width}")
-    part.factors, part.scale, part.mean, part.first_mean = (_address(array) for array in arrays)
-    part.escapes, part.escape_count = _address(escapes), len(escapes)
-    if job.basis is not None:
-        part.basis = _address(job.basis)
-    part.levels, part.left, part.start, part.width = len(job.symbols), job.left, job.start, width
+        if symbols.shape != (int(ends[level, -1]), tokens) or not _dense(symbols, np.uint8):
+            raise ValueError(f"symbols {symbols.shape} for {ends[level, -1]} rows of {tokens} tokens")
+        parts["symbols"][:, level] = _address(symbols) + tokens * (ends[level] - rows[level])
+    parts["rows"][:, :levels] = rows.T
+    counts = np.array(job.escape_counts, np.uint64)
+    if int(counts.sum()) != len(job.escapes) or not _dense(job.escapes, np.int32):
+        raise ValueError(f"{len(job.escapes)} escapes, the parts have {counts.sum()}")
+    parts["escapes"], parts["escape_count"] = _address(job.escapes) + 4 * (counts.cumsum() - counts), counts
+    if job.factors.shape != (len(parts), tokens) or not _dense(job.factors, np.float32):
+        raise ValueError(f"factors {job.factors.shape} for {tokens} tokens of {len(parts)} parts")
+    parts["factors"] = _address(job.factors) + 4 * tokens * np.arange(len(parts), dtype=np.uint64)
+    for name, array in (("scale", job.scale), ("mean", job.mean), ("first_mean", job.first_mean)):
+        if array.shape != (width,) or not _dense(array, np.float32):
+            raise ValueError(f"{name} {array.dtype} {array.shape} of {width} channels")
+        parts[name] = _address(array) + 4 * table.starts
+    parts["basis"], parts["start"], parts["width"] = table.addresses, table.starts, table.widths
+    parts["levels"], parts["left"] = levels, job.left
+    return parts
+
+
+def _dense(array: NDArray[np.generic], dtype: type[np.generic]) -> bool:
+    return array.dtype == dtype and array.flags.c_contiguous
 
 
 def _fill_tensor(tensor: _Tensor, job: TensorJob, tokens: int) -> None:
@@ -274,9 +301,3 @@ def _fill_tensor(tensor: _Tensor, job: TensorJob, tokens: int) -> None:
         if not job.cosines.shape == job.sines.shape == (tokens, job.cosines.shape[1]):
             raise ValueError(f"cosines {job.cosines.shape} and sines {job.sines.shape} for {tokens} tokens")
         tensor.cosines, tensor.sines, tensor.pairs = _address(job.cosines), _address(job.sines), job.cosines.shape[1]
-
-
-def _address(array: NDArray[np.generic]) -> int:
-    # Far cheaper than `array.ctypes.data`, of which a chunk asks hundreds.
-    address: int = array.__array_interface__["data"][0]
-    return address

@@ -3,6 +3,7 @@
 // A stream of hostile bytes ends in a status, never outside its buffers.
 #include "coder.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <utility>
 
@@ -28,6 +29,43 @@ void store_u32(uint8_t* p, uint32_t v) {
     for (int i = 0; i < 4; i++) p[i] = static_cast<uint8_t>(v >> (8 * i));
 }
 
+KVL_EVERY_CPU uint32_t largest(const uint8_t* bytes, uint64_t count) {
+    uint8_t most = 0;
+    for (uint64_t i = 0; i < count; i++) most = bytes[i] > most ? bytes[i] : most;
+    return most;
+}
+
+// What the next level's contexts are: of a level without any, and in the place of this level's.
+KVL_EVERY_CPU void note_opened(const uint8_t* __restrict symbols, uint8_t zero, uint64_t count,
+                               uint8_t* __restrict opened) {
+    for (uint64_t i = 0; i < count; i++) opened[i] = symbols[i] != zero;
+}
+
+KVL_EVERY_CPU void add_opened(const uint8_t* __restrict symbols, uint8_t zero, uint64_t count,
+                              uint8_t* __restrict opened) {
+    for (uint64_t i = 0; i < count; i++) opened[i] = (opened[i] != 0) | (symbols[i] != zero);
+}
+
+// Notes what a stream that was decoded is asked besides its symbols.
+Status note(const Stream& s) {
+    const uint8_t zero = static_cast<uint8_t>(s.zero);
+    if (s.opened && !s.contexts) note_opened(s.symbols, zero, s.symbol_count, s.opened);
+    if (s.opened && s.contexts) {
+        if (s.opened != s.contexts) std::memcpy(s.opened, s.contexts, s.symbol_count);
+        add_opened(s.symbols, zero, s.symbol_count, s.opened);
+    }
+    if (!s.places) return OK;
+    uint32_t found = 0;
+    for (uint64_t at = 0; at < s.symbol_count; at++, found++) {
+        const void* hit = std::memchr(s.symbols + at, 0, s.symbol_count - at);
+        if (!hit) break;
+        if (found == s.place_count) return BAD_ESCAPES;
+        at = static_cast<uint64_t>(static_cast<const uint8_t*>(hit) - s.symbols);
+        s.places[found] = static_cast<uint32_t>(at);
+    }
+    return found == s.place_count ? OK : BAD_ESCAPES;
+}
+
 bool job_is_sound(const Stream& s) {
     if (s.lanes == 0 || s.lanes > KVL_LANES_MAX || s.table_count > TABLES_MAX) return false;
     if (s.context_count == 0 || s.context_count > KVL_SYMBOLS) return false;
@@ -36,11 +74,31 @@ bool job_is_sound(const Stream& s) {
         if (static_cast<uint64_t>(s.run_tables[r]) + s.context_count > s.table_count) return false;
         total += s.run_lengths[r];
     }
-    if (total != s.symbol_count) return false;
-    uint8_t context_max = 0;
-    for (uint64_t i = 0; s.contexts && i < s.symbol_count; i++)
-        context_max = s.contexts[i] > context_max ? s.contexts[i] : context_max;
-    return context_max < s.context_count;
+    if (total != s.symbol_count || (s.shifts && s.period == 0)) return false;
+    const uint32_t shift_max = s.shifts ? largest(s.shifts, s.period) : 0u;
+    return shift_max < s.context_count &&
+           (!s.contexts || largest(s.contexts, s.symbol_count) < s.context_count - shift_max);
+}
+
+// Whether a sound stream is of the form it says.
+bool form_holds(const Stream& s) {
+    uint32_t tables = 0;
+    for (uint32_t r = 0; r < s.runs; r++) {
+        if (s.form == FORM_REFINEMENT && s.run_tables[r] % 2) return false;
+        tables = std::max(tables, s.run_tables[r] >> (s.form == FORM_REFINEMENT));
+    }
+    if (tables >= SEARCH_CLASSES || !s.search) return false;
+    if (s.form == FORM_BASE) return !s.contexts;
+    for (uint32_t i = 0; s.shifts && i < s.period; i++)
+        if (s.shifts[i] % SHIFT_STEP || s.shifts[i] >= SHIFT_STEP * SEARCH_ENTRIES / 2) return false;
+    return s.contexts && largest(s.contexts, s.symbol_count) < 2;
+}
+
+// Base symbols are searched for with one table for all lanes: not worth it where many tokens have another.
+bool mostly_shifted(const Stream& s) {
+    uint32_t shifted = 0;
+    for (uint32_t i = 0; s.shifts && i < s.period; i++) shifted += s.shifts[i] != 0;
+    return 8 * shifted > s.period;
 }
 
 bool has_code(uint32_t entry) { return (entry & 0xFFFFu) - 1 < KVL_SLOTS - 1; }
@@ -66,9 +124,12 @@ struct ScalarDecoder {
     const uint8_t* at;
     const uint8_t* limit;
     const uint8_t* contexts;
+    ShiftCursor shifts;
+    const uint32_t* slots;
     uint8_t* symbols;
 
     void load(const Flight& f) {
+        shifts = f.shifts;
         lanes = f.stream->lanes;
         std::memcpy(states, f.states, sizeof states);
         at = f.at;
@@ -80,7 +141,13 @@ struct ScalarDecoder {
     void store(Flight& f) const {
         std::memcpy(f.states, states, sizeof states);
         f.at = at;
+        f.shifts = shifts;
     }
+
+    void enter(const RunCursor& runs) { slots = runs.slots(); }
+
+    // A symbol of every lane by the table of the run entered.
+    void group() { group(slots, nullptr); }
 
     // `bases` holds the first slot of each lane's table, counted from `table`; null where all use `table`.
     void group(const uint32_t* table, const uint32_t* bases) {
@@ -90,6 +157,7 @@ struct ScalarDecoder {
             uint32_t index = state & (KVL_SLOTS - 1);
             if (bases) index += bases[lane];
             if (contexts) index += static_cast<uint32_t>(contexts[lane]) << KVL_PROBABILITY_BITS;
+            if (shifts.at) index += static_cast<uint32_t>(shifts.at[lane]) << KVL_PROBABILITY_BITS;
             const uint32_t slot = table[index];
             symbols[lane] = static_cast<uint8_t>(kvl_slot_symbol(slot));
             const uint32_t next = kvl_decode_step(state, slot);
@@ -102,6 +170,7 @@ struct ScalarDecoder {
         at = from;
         symbols += lanes;
         if (contexts) contexts += lanes;
+        if (shifts.at) shifts.advance(lanes);
     }
 };
 
@@ -162,22 +231,33 @@ Path usable(uint32_t path) {
     return SCALAR;
 }
 
-DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t in_flight) {
+DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t in_flight,
+                           [[maybe_unused]] Form form) {
     DecodeKernel kernel = nullptr;
 #if KVL_X86
-    if (path == AVX512) kernel = decode_kernel_avx512(lanes, in_flight);
-    if (path >= AVX2 && !kernel) kernel = decode_kernel_avx2(lanes, in_flight);
+    if (path == AVX512) kernel = decode_kernel_avx512(lanes, in_flight, form);
+    if (path >= AVX2 && !kernel) kernel = decode_kernel_avx2(lanes, in_flight, form);
 #endif
-        if (kernel) return kernel;
+    if (kernel) return kernel;
     return lanes < 8 ? decode_groups_of<ScalarDecoder, 4>(in_flight) : decode_groups_of<ScalarDecoder, 1>(in_flight);
+}
+
+// How a sound stream will be decoded.
+Form form_of([[maybe_unused]] Path path, [[maybe_unused]] const Stream& s) {
+#if KVL_X86
+    const Form form = static_cast<Form>(s.form);
+    const bool searched = path == AVX512 ? searches_avx512(s.lanes, form) : path == AVX2 && searches_avx2(s.lanes, form);
+    if (searched && form_holds(s) && !(form == FORM_BASE && mostly_shifted(s))) return form;
+#endif
+    return FORM_ANY;
 }
 
 // Whether the stream is under way; else its status is set.
 bool begin(Flight& f, Stream& s) {
-    s.status = !job_is_sound(s) ? BAD_JOB : s.data_bytes < 4ull * s.lanes ? TRUNCATED : OK;
     if (s.status != OK) return false;
     f.stream = &s;
     f.runs.begin(s);
+    f.shifts.begin(s, f.shift_room);
     std::memset(f.states, 0, sizeof f.states);
     for (uint32_t lane = 0; lane < s.lanes; lane++) f.states[lane] = load_u32(s.data + 4 * lane);
     f.at = s.data + 4 * s.lanes;
@@ -195,7 +275,8 @@ bool begin(Flight& f, Stream& s) {
 Status finish(Flight& f) {
     const Stream& s = *f.stream;
     for (uint32_t lane = 0; f.done < s.symbol_count; lane++, f.done++) {
-        const uint32_t table = f.runs.table() + (s.contexts ? s.contexts[f.done] : 0u);
+        const uint32_t table = f.runs.table() + (s.contexts ? s.contexts[f.done] : 0u) +
+                               (s.shifts ? s.shifts[f.done % s.period] : 0u);
         const uint32_t slot = s.tables[static_cast<uint64_t>(table) * KVL_SLOTS + (f.states[lane] & (KVL_SLOTS - 1))];
         s.symbols[f.done] = static_cast<uint8_t>(kvl_slot_symbol(slot));
         uint32_t state = kvl_decode_step(f.states[lane], slot);
@@ -210,7 +291,7 @@ Status finish(Flight& f) {
     if (f.at != f.end) return TRAILING;
     for (uint32_t lane = 0; lane < s.lanes; lane++)
         if (f.states[lane] != KVL_STATE_LOW) return BAD_FINAL_STATE;
-    return OK;
+    return note(s);
 }
 
 // Whether the stream can go on in a kernel; else its status is set.
@@ -221,22 +302,29 @@ bool proceeds(Flight& f) {
     return false;
 }
 
-// Decodes the streams that `next` hands out, several of one lane count at a time but no more than `share`.
-void decode(Stream* streams, uint32_t count, std::atomic<uint32_t>& next, uint32_t share, Path path) {
+struct Waiting {
+    Stream* stream;
+    Form form;
+};
+
+// Decodes the streams that `next` hands out, several of one lane count and form at a time but no more than `share`.
+void decode(const std::vector<Waiting>& streams, std::atomic<uint32_t>& next, uint32_t share, Path path) {
+    const uint32_t count = static_cast<uint32_t>(streams.size());
     Flight room[IN_FLIGHT_MAX];
     Flight* flights[IN_FLIGHT_MAX];  // the first `used` are under way
     for (int i = 0; i < IN_FLIGHT_MAX; i++) flights[i] = &room[i];
     uint32_t used = 0;
     uint32_t lanes = 0;
+    Form form = FORM_ANY;
     uint32_t waiting = next.fetch_add(1, std::memory_order_relaxed);
     while (used > 0 || waiting < count) {
-        if (used == 0) lanes = streams[waiting].lanes;
-        while (waiting < count && streams[waiting].lanes == lanes && used < share && used < IN_FLIGHT_MAX &&
-               decode_kernel(path, lanes, used + 1)) {
-            if (begin(*flights[used], streams[waiting]) && proceeds(*flights[used])) used++;
+        if (used == 0) lanes = streams[waiting].stream->lanes, form = streams[waiting].form;
+        while (waiting < count && streams[waiting].stream->lanes == lanes && streams[waiting].form == form &&
+               used < share && used < IN_FLIGHT_MAX && decode_kernel(path, lanes, used + 1, form)) {
+            if (begin(*flights[used], *streams[waiting].stream) && proceeds(*flights[used])) used++;
             waiting = next.fetch_add(1, std::memory_order_relaxed);
         }
-        if (used > 0) decode_kernel(path, lanes, used)(flights);
+        if (used > 0) decode_kernel(path, lanes, used, form)(flights);
         for (uint32_t i = used; i-- > 0;)
             if (!proceeds(*flights[i])) std::swap(flights[i], flights[--used]);
     }
@@ -303,8 +391,18 @@ KVL_EXPORT void kvl_decode(Stream* streams, uint32_t count, uint32_t threads, ui
     const Path found = usable(path);
     const uint32_t workers = threads < 1 ? 1 : threads < count ? threads : count;
     const uint32_t share = count == 0 ? 0 : (count + workers - 1) / workers;
+    // Those of a form next to each other, as only they are decoded several at a time.
+    std::vector<Waiting> waiting(count);
+    for (uint32_t i = 0; i < count; i++) {
+        Stream& s = streams[i];
+        s.status = !job_is_sound(s) ? BAD_JOB : s.data_bytes < 4ull * s.lanes ? TRUNCATED : OK;
+        waiting[i] = {&s, s.status == OK ? form_of(found, s) : FORM_ANY};
+    }
+    std::stable_sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
+        return a.stream->lanes != b.stream->lanes ? a.stream->lanes > b.stream->lanes : a.form > b.form;
+    });
     std::atomic<uint32_t> next{0};
-    spread(workers, workers, [&](uint32_t) { decode(streams, count, next, share, found); });
+    spread(workers, workers, [&](uint32_t) { decode(waiting, next, share, found); });
 }
 
 KVL_EXPORT void kvl_encode(Stream* streams, uint32_t count, uint32_t threads, uint32_t path) {

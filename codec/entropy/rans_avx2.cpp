@@ -54,9 +54,12 @@ struct VectorDecoder {
     const uint8_t* at;
     const uint8_t* limit;
     const uint8_t* contexts;
+    ShiftCursor shifts;
+    const uint32_t* slots;
     uint8_t* symbols;
 
     KVL_STEP void load(const Flight& f) {
+        shifts = f.shifts;
         for (int v = 0; v < VECTORS; v++) x[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(f.states + 8 * v));
         at = f.at;
         limit = f.limit;
@@ -67,7 +70,13 @@ struct VectorDecoder {
     KVL_STEP void store(Flight& f) const {
         for (int v = 0; v < VECTORS; v++) _mm256_store_si256(reinterpret_cast<__m256i*>(f.states + 8 * v), x[v]);
         f.at = at;
+        f.shifts = shifts;
     }
+
+    KVL_STEP void enter(const RunCursor& runs) { slots = runs.slots(); }
+
+    // A symbol of every lane by the table of the run entered.
+    KVL_STEP void group() { group(slots, nullptr); }
 
     // `bases` holds the first slot of each lane's table, counted from `table`; null where all use `table`.
     KVL_STEP void group(const uint32_t* table, const uint32_t* bases) {
@@ -84,6 +93,10 @@ struct VectorDecoder {
             if (contexts) {
                 const __m128i context = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(contexts + 8 * v));
                 index = _mm256_add_epi32(index, _mm256_slli_epi32(_mm256_cvtepu8_epi32(context), KVL_PROBABILITY_BITS));
+            }
+            if (shifts.at) {
+                const __m128i shift = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(shifts.at + 8 * v));
+                index = _mm256_add_epi32(index, _mm256_slli_epi32(_mm256_cvtepu8_epi32(shift), KVL_PROBABILITY_BITS));
             }
             const __m256i slot = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
             const __m256i bytes = _mm256_shuffle_epi8(slot, low_bytes);
@@ -104,6 +117,7 @@ struct VectorDecoder {
         }
         symbols += 8 * VECTORS;
         if (contexts) contexts += 8 * VECTORS;
+        if (shifts.at) shifts.advance(8 * VECTORS);
     }
 };
 
@@ -177,7 +191,9 @@ struct VectorEncoder {
 
 }  // namespace
 
-DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight) {
+bool searches_avx2(uint32_t, Form) { return false; }
+
+DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight, Form) {
     if (lanes == 32) return decode_groups_of<VectorDecoder<4>, 1>(in_flight);
     if (lanes == 16) return decode_groups_of<VectorDecoder<2>, 2>(in_flight);
     if (lanes == 8) return decode_groups_of<VectorDecoder<1>, 4>(in_flight);

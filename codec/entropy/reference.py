@@ -32,15 +32,21 @@ def encode_streams(jobs: Sequence[EncodeJob]) -> list[bytes]:
 
 def _tables_of(job: DecodeJob | EncodeJob, error: type[Exception]) -> NDArray[np.int64]:
     """Every symbol's table: its run's plus its context. All that could be named must exist, whether used or not."""
-    contexts = 1 if job.contexts is None else job.context_count
+    shifts = job.shifts if isinstance(job, DecodeJob) else None
+    contexts = 1 if job.contexts is None and shifts is None else job.context_count
     if len(job.runs.tables) and int(job.runs.tables.max()) + contexts > len(job.tables.frequencies):
         raise error(f"table {int(job.runs.tables.max()) + contexts - 1} of {len(job.tables.frequencies)}")
     chosen = job.table_of_symbol.astype(np.int64)
-    if job.contexts is None:
-        return chosen
-    if len(job.contexts) and int(job.contexts.max()) >= contexts:
-        raise error(f"context {int(job.contexts.max())} of {contexts}")
-    return chosen + job.contexts
+    most = 0
+    if job.contexts is not None and len(job.contexts):
+        chosen += job.contexts
+        most += int(job.contexts.max())
+    if shifts is not None:
+        chosen += np.resize(shifts, len(chosen))
+        most += int(shifts.max())
+    if most >= contexts:
+        raise error(f"context {most} of {contexts}")
+    return chosen
 
 
 def _decode(job: DecodeJob) -> NDArray[np.uint8]:
@@ -67,6 +73,14 @@ def _decode(job: DecodeJob) -> NDArray[np.uint8]:
         raise InvalidData(f"entropy stream has {len(words) - used} words left over")
     if not (state == STATE_LOW).all():
         raise InvalidData("entropy stream does not end in its starting state")
+    if job.opened is not None:
+        parents = False if job.contexts is None else job.contexts != 0
+        job.opened[...] = (symbols != job.zero) | parents
+    if job.places is not None:
+        places = np.flatnonzero(symbols == 0)
+        if len(places) != len(job.places):
+            raise InvalidData(f"entropy stream has {len(places)} escapes, {len(job.places)} are listed")
+        job.places[...] = places
     return symbols
 
 

@@ -1,6 +1,7 @@
 // KV tensors and channels that know no position: heads turned by their angles on the way; see codec/rope.py.
 #include <cstring>
 
+#include "rounding.h"
 #include "spread.h"
 #include "synthesis.h"
 
@@ -22,34 +23,12 @@ KVL_EVERY_CPU void turn_neighbours(const float* __restrict from, const float* __
     }
 }
 
-// To the nearest, ties to even; NaN stays one.
 KVL_EVERY_CPU void to_bfloat16(const float* __restrict from, uint32_t count, uint16_t* __restrict to) {
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t bits;
-        std::memcpy(&bits, from + i, 4);
-        const uint32_t nearest = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-        const uint32_t not_a_number = (bits >> 16 & 0x8000u) | 0x7FC0u;
-        to[i] = static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? not_a_number : nearest);
-    }
+    for (uint32_t i = 0; i < count; i++) to[i] = bfloat16_of(from[i]);
 }
 
-// To the nearest, ties to even. Below the normal numbers a float addition does the rounding.
 KVL_EVERY_CPU void to_float16(const float* __restrict from, uint32_t count, uint16_t* __restrict to) {
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t bits;
-        std::memcpy(&bits, from + i, 4);
-        const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
-        const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
-        float small;
-        std::memcpy(&small, &magnitude, 4);
-        small += 0.5f;
-        uint32_t small_bits;
-        std::memcpy(&small_bits, &small, 4);
-        const uint32_t subnormal = small_bits - 0x3F000000u;
-        const uint32_t infinite = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
-        const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-        to[i] = static_cast<uint16_t>(sign | (magnitude >= 0x477FF000u ? infinite : finite));
-    }
+    for (uint32_t i = 0; i < count; i++) to[i] = float16_of(from[i]);
 }
 
 void turn_head(const Tensor& tensor, const float* from, uint64_t token, float* to) {

@@ -34,6 +34,15 @@ class Runs:
         object.__setattr__(self, "symbol_count", int(self.lengths.sum(dtype=np.int64)))
 
     @classmethod
+    def equal(cls, tables: NDArray[np.uint32], symbols_each: int) -> "Runs":
+        """As many symbols with each of ``tables``."""
+        runs = cls.__new__(cls)
+        object.__setattr__(runs, "tables", tables)
+        object.__setattr__(runs, "lengths", np.full(len(tables), symbols_each, np.uint32))
+        object.__setattr__(runs, "symbol_count", len(tables) * symbols_each)
+        return runs
+
+    @classmethod
     def of_channels(cls, table_of_channel: Sequence[int] | NDArray[np.integer], symbols_per_channel: int) -> "Runs":
         """One run per stretch of channels that share a table."""
         tables = np.asarray(table_of_channel, dtype=np.uint32)
@@ -74,7 +83,12 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """A stream to decode, described as it was for :class:`EncodeJob`."""
+    """A stream to decode, described as it was for :class:`EncodeJob`.
+
+    ``shifts`` ``[period]`` uint8 are added to the contexts, over and over. Where ``opened`` ``[n]`` uint8 is given, it
+    is written: 1 where a symbol is not ``zero`` or its context, shifts aside, is not 0; it may be ``contexts``. Where
+    ``places`` uint32 is given, the places of the symbols 0 are written; there must be as many.
+    """
 
     data: bytes | memoryview
     tables: TableSet
@@ -82,9 +96,19 @@ class DecodeJob:
     lanes: int
     contexts: NDArray[np.uint8] | None = None
     context_count: int = 2
+    shifts: NDArray[np.uint8] | None = None
+    opened: NDArray[np.uint8] | None = None
+    zero: int = 0
+    places: NDArray[np.uint32] | None = None
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.shifts is not None and not (
+            self.shifts.dtype == np.uint8 and self.shifts.ndim == 1 and len(self.shifts)
+        ):
+            raise ValueError(f"shifts {self.shifts.dtype} {self.shifts.shape}")
+        if self.opened is not None and not _is_of(self.opened, self.runs.symbol_count):
+            raise ValueError(f"opened {self.opened.dtype} {self.opened.shape} for {self.runs.symbol_count} symbols")
 
     @property
     def symbol_count(self) -> int:
@@ -95,6 +119,10 @@ class DecodeJob:
     def table_of_symbol(self) -> NDArray[np.uint32]:
         """The run's table of every symbol."""
         return np.repeat(self.runs.tables, self.runs.lengths)
+
+
+def _is_of(array: NDArray[np.uint8], count: int) -> bool:
+    return array.dtype == np.uint8 and array.shape == (count,) and array.flags.c_contiguous
 
 
 def _check(job: EncodeJob | DecodeJob) -> None:

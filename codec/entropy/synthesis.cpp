@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "coder.h"
+#include "direct.h"
+#include "rounding.h"
 #include "spread.h"
 #if KVL_X86
 #include <emmintrin.h>
@@ -56,15 +58,6 @@ struct Scratch {
     std::vector<uint32_t> counts[DIGITS_MAX];  // [token tiles]
     bool used[DIGITS_MAX];
 };
-
-int32_t joined(int32_t coarse, int32_t refinement) {
-    if (coarse == 0) return refinement == 2 ? -1 : refinement;
-    return 2 * coarse + (coarse < 0 ? -refinement : refinement);
-}
-
-int32_t reconstructed(int32_t symbol, uint32_t left) {
-    return left == 0 ? symbol : 4 * symbol + (symbol > 0) - (symbol < 0);
-}
 
 KVL_EVERY_CPU void open_row(const uint8_t* __restrict base, uint32_t tokens, int32_t* __restrict out) {
     for (uint32_t t = 0; t < tokens; t++) out[t] = static_cast<int32_t>(base[t]) - 128;
@@ -291,8 +284,11 @@ bool fits(const Part& part, uint32_t width, uint32_t tokens) {
     uint32_t before = 0;
     for (uint32_t level = 0; level < part.levels; before = part.rows[level++])
         if (part.rows[level] < before || part.rows[level] > part.width) return false;
-    const uint64_t numbers = static_cast<uint64_t>(part.rows[0]) * tokens;
-    return static_cast<uint64_t>(std::count(part.symbols[0], part.symbols[0] + numbers, 0)) == part.escape_count;
+    const uint8_t* at = part.symbols[0];
+    const uint8_t* end = at + static_cast<uint64_t>(part.rows[0]) * tokens;
+    uint64_t escapes = 0;
+    for (; at < end && (at = static_cast<const uint8_t*>(std::memchr(at, 0, static_cast<size_t>(end - at)))); at++) escapes++;
+    return escapes == part.escape_count;
 }
 
 Status restore(const Restore& job) {
@@ -302,21 +298,30 @@ Status restore(const Restore& job) {
         if (!fits(job.tensors[i], job.width)) return BAD_JOB;
     if (job.tokens == 0) return BAD_JOB;
     thread_local Scratch scratch;
+    thread_local Direct direct;
     thread_local std::vector<float> room;
+    direct.begin(job);
+    const auto needs_channels = [&](const Tensor& tensor) { return !direct.covers(tensor); };
+    const bool any = job.channels || std::any_of(job.tensors, job.tensors + job.tensor_count, needs_channels);
     float* channels = job.channels;
-    if (!channels) {
+    if (any && !channels) {
         room.resize(static_cast<size_t>(job.tokens) * job.width);
         channels = room.data();
     }
     const Product product = product_of(job.path);
-    for (uint32_t i = 0; i < job.part_count; i++) {
+    for (uint32_t i = 0; any && i < job.part_count; i++) {
         const Part& part = job.parts[i];
         if (part.basis)
             synthesise(part, product, job.tokens, scratch, channels, job.width);
         else
             place_channels(part, job.tokens, scratch, channels, job.width);
     }
-    for (uint32_t i = 0; i < job.tensor_count; i++) scatter(job.tensors[i], channels, job.width, job.tokens);
+    for (uint32_t i = 0; i < job.tensor_count; i++) {
+        if (direct.covers(job.tensors[i]))
+            direct.write(job.tensors[i]);
+        else
+            scatter(job.tensors[i], channels, job.width, job.tokens);
+    }
     return OK;
 }
 

@@ -179,11 +179,11 @@ def generic_profile(layout: dict, plain: bytes) -> dict:
                 while left:
                     own = min(left, 65_535)
                     zeros = np.zeros(own, np.float32)
-                    parts.append(part_of(at, zeros, zeros, np.full(own, share, np.float32), [45] * own, None, True))
+                    parts.append(part_of(at, zeros, zeros, np.full(own, share, np.float32), [33] * own, None, True))
                     at, left = at + own, left - own
         blocks.append(parts)
     return {
-        "name": blake3(b"kvloom generic profile 3" + plain).digest(),
+        "name": blake3(b"kvloom generic profile 4" + plain).digest(),
         "block": step,
         "refinements": 3,
         "blocks": blocks,

@@ -83,7 +83,7 @@ def cases(draw) -> Case:
 
 
 def rows_of(found: DecodedBlock) -> list[np.ndarray]:
-    return [joined_symbols(found, part) for part in range(len(found.escapes))]
+    return [joined_symbols(found, part) for part in range(len(found.escape_counts))]
 
 
 def whole(found: DecodedBlock, case: Case) -> list[np.ndarray]:

@@ -3,15 +3,28 @@
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvloom.codec.entropy import native, reference
-from kvloom.codec.entropy.model import SLOTS, TableSet, base_tables, normalise, refinement_tables, table_set
+from kvloom.codec.entropy.model import (
+    CLASSES,
+    CLASSES_PER_GAIN,
+    ESCAPE,
+    GAIN_MAX,
+    SLOTS,
+    SYMBOL_ZERO,
+    TableSet,
+    base_tables,
+    normalise,
+    refinement_tables,
+    table_set,
+)
 from kvloom.codec.entropy.stream import CONTEXTS_MAX, DecodeJob, EncodeJob, Runs
 from kvloom.errors import InvalidData
 
@@ -225,3 +238,58 @@ def test_a_call_lets_go_of_the_gil(monkeypatch):
     finally:
         sys.setswitchinterval(interval)
     assert any(seen)
+
+
+@given(
+    data=st.data(),
+    rows=st.integers(1, 12),
+    period=st.sampled_from([1, 5, 31, 32, 33, 64, 100, 256]),
+    refinement=st.booleans(),
+    shifted=st.sampled_from([0.0, 0.03, 0.5, 1.0]),
+    lanes=st.sampled_from([8, 16, 32, 32, 32]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_path_knows_shifts_and_notes_what_the_next_level_asks(
+    data: st.DataObject, rows: int, period: int, refinement: bool, shifted: float, lanes: int, seed: int
+):
+    """Rows of scale classes, tokens of gains: what the lossy levels decode, searched or looked up."""
+    rng = np.random.default_rng(seed)
+    count = rows * period
+    classes = rng.integers(0, CLASSES, rows).astype(np.uint32)
+    gains = np.where(rng.random(period) < shifted, rng.integers(0, GAIN_MAX + 1, period), 0).astype(np.uint8)
+    step = CLASSES_PER_GAIN * (2 if refinement else 1)
+    shifts = np.uint8(step) * gains
+    tables = refinement_tables(1) if refinement else base_tables(2)
+    runs = Runs.equal(2 * classes if refinement else classes, period)
+    parents = rng.integers(0, 2, count).astype(np.uint8) if refinement else None
+    contexts = np.tile(shifts, rows) + (0 if parents is None else parents)
+    context_count = (2 if refinement else 1) * CLASSES_PER_GAIN * GAIN_MAX + (2 if refinement else 1)
+    symbols = draw_symbols(tables, runs.tables.repeat(period).astype(np.int64) + contexts, seed + 1)
+    far = data.draw(st.sampled_from([0.0, 0.2]))
+    if not refinement:
+        symbols[rng.random(count) < far] = ESCAPE
+    stream = reference.encode_streams([EncodeJob(symbols, tables, runs, lanes, contexts, context_count)])[0]
+    places = np.flatnonzero(symbols == 0)
+    zero = 0 if refinement else SYMBOL_ZERO
+    wanted = (symbols != zero) | (False if parents is None else parents != 0)
+
+    def job(parents: np.ndarray | None, opened: np.ndarray, room: np.ndarray) -> DecodeJob:
+        return DecodeJob(stream, tables, runs, lanes, parents, context_count, shifts, opened, zero, room)
+
+    for path in (None, *native.PATHS):
+        decode = reference.decode_streams if path is None else partial(native.decode_streams, path=path)
+        for in_place in (False, True) if refinement else (False,):
+            own = None if parents is None else parents.copy()
+            opened = own if in_place and own is not None else np.full(count, 9, np.uint8)
+            found = np.full(len(places), 9, np.uint32)
+            several = [job(own, opened, found)]
+            if path and not in_place:
+                several += [job(own, np.empty(count, np.uint8), np.empty(len(places), np.uint32)) for _ in range(6)]
+            for decoded in decode(several):
+                assert np.array_equal(decoded, symbols), path
+            assert np.array_equal(opened, wanted), path
+            assert np.array_equal(found, places), path
+        for listed in {max(0, len(places) - 1), len(places) + 1} - {len(places)}:
+            with pytest.raises(InvalidData, match="escapes"):
+                decode([job(parents, np.empty(count, np.uint8), np.empty(listed, np.uint32))])

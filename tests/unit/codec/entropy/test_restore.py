@@ -1,6 +1,6 @@
 """Every path of the compiled core turns symbols into the very sums of the reference, and rotates and rounds like it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvloom.codec.channels import Room
 from kvloom.codec.entropy import native, native_lossy
 from kvloom.codec.entropy.model import ESCAPE, SYMBOL_ZERO
-from kvloom.codec.entropy.native_lossy import PartJob, RestoreJob, TensorJob
+from kvloom.codec.entropy.native_lossy import PartTable, RestoreJob, TensorJob
 from kvloom.codec.layout import Rope
 from kvloom.codec.lossy import restore
 from kvloom.codec.profile import Block, Part
@@ -25,6 +25,37 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@dataclass(frozen=True)
+class PartJob:
+    """A part of a block by itself, with its symbols ``[rows, tokens]`` of each level."""
+
+    symbols: tuple[np.ndarray, ...]
+    escapes: np.ndarray
+    left: int
+    basis: np.ndarray | None
+    factors: np.ndarray
+    scale: np.ndarray
+    mean: np.ndarray
+    first_mean: np.ndarray
+
+
+def job_of(parts: list[PartJob], tensors: list[TensorJob], channels: np.ndarray | None = None) -> RestoreJob:
+    """A block of parts that stand one after the other."""
+    table = PartTable(np.array([len(part.scale) for part in parts], np.uint64), tuple(part.basis for part in parts))
+    return RestoreJob(
+        table,
+        [np.concatenate(level) for level in zip(*[part.symbols for part in parts], strict=True)],
+        [[len(rows) for rows in level] for level in zip(*[part.symbols for part in parts], strict=True)],
+        np.concatenate([part.escapes for part in parts]),
+        [len(part.escapes) for part in parts],
+        parts[0].left,
+        np.array([part.factors for part in parts]),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("scale", "mean", "first_mean")),
+        tensors,
+        channels,
+    )
+
+
 def decoded_part(rng, width, tokens, levels, escape_share):
     """Symbols of some levels as an encoder could have made them, escapes among them up to the largest."""
     rows = np.sort(rng.integers(0, width + 1, levels))
@@ -34,12 +65,12 @@ def decoded_part(rng, width, tokens, levels, escape_share):
     count = int((base == ESCAPE).sum())
     edges = np.array([0, 1, 127, 128, -128, -129, 32767, 32768, ESCAPE_MAX - 1, 1 - ESCAPE_MAX])
     escapes = rng.choice(edges, count).astype(np.int32)
-    block = DecodedBlock(((base,),), (escapes,), np.zeros(tokens, np.uint8), ())
+    block = DecodedBlock((base,), ((len(base),),), escapes, (count,), np.zeros(tokens, np.uint8), ())
     for size in rows[1:]:
         known = joined_symbols(block, 0) != 0
         refinement = rng.integers(0, 3, (size, tokens)).astype(np.uint8)
         refinement[: len(known)][known] &= 1
-        block = replace(block, levels=(*block.levels, (refinement,)))
+        block = replace(block, levels=(*block.levels, refinement), active=(*block.active, (int(size),)))
     return block
 
 
@@ -48,11 +79,12 @@ def whole_numbers(part, block, left, path):
     tokens = len(block.gains)
     ones, zeros = np.ones(part.width, np.float32), np.zeros(part.width, np.float32)
     basis = None if part.basis is None else native_lossy.pack_basis(part.basis, path=path)
-    symbols = tuple(level[0] for level in block.levels)
     factors = np.ones(tokens, np.float32)
-    job = PartJob(symbols, block.escapes[0], left, 0, basis, factors, ones, zeros, zeros)
+    job = PartJob(block.levels, block.escapes, left, basis, factors, ones, zeros, zeros)
     channels = np.full((tokens, part.width), np.nan, np.float32)
-    native_lossy.restore([RestoreJob([job], [], tokens, part.width, channels)], path=path)
+    tensor = np.full((1, tokens, part.width), np.nan, np.float32)
+    native_lossy.restore([job_of([job], [TensorJob(tensor, 0)], channels)], path=path)
+    assert np.array_equal(tensor[0], channels)
     return channels
 
 
@@ -86,7 +118,7 @@ def test_sums_of_the_widest_basis_do_not_overflow(path):
     base[:, 1] = SYMBOL_ZERO + 127
     base[:, 2] = ESCAPE
     escapes = np.full(width, ESCAPE_MAX - 1, np.int32)
-    block = DecodedBlock(((base,),), (escapes,), np.zeros(tokens, np.uint8), ())
+    block = DecodedBlock((base,), ((width,),), escapes, (width,), np.zeros(tokens, np.uint8), ())
     expected = part.inverse(reconstruct(joined_symbols(block, 0), 3), np.ones(tokens, np.float32))
     assert np.array_equal(whole_numbers(part, block, 3, path), expected)
 
@@ -108,8 +140,10 @@ def test_blocks_of_several_parts_become_rotated_tensors(dtype, interleaved, thre
     pieces = [decoded_part(rng, part.width, tokens, 3, 0.0) for part in parts]
     gains = rng.integers(0, 6, tokens).astype(np.uint8)
     decoded = DecodedBlock(
-        tuple(zip(*[[level[0] for level in item.levels] for item in pieces], strict=True)),
-        tuple(item.escapes[0] for item in pieces),
+        tuple(np.concatenate(level) for level in zip(*[item.levels for item in pieces], strict=True)),
+        tuple(zip(*[[rows for (rows,) in item.active] for item in pieces], strict=True)),
+        np.concatenate([item.escapes for item in pieces]),
+        tuple(len(item.escapes) for item in pieces),
         gains,
         (),
     )
@@ -117,10 +151,9 @@ def test_blocks_of_several_parts_become_rotated_tensors(dtype, interleaved, thre
     factors = np.float32(0.5) / np.exp2(gains / np.float32(2)).astype(np.float32)
     jobs = [
         PartJob(
-            tuple(level[i] for level in decoded.levels),
-            decoded.escapes[i],
+            pieces[i].levels,
+            pieces[i].escapes,
             1,
-            part.start,
             part.packed,
             factors,
             part.scale,
@@ -134,7 +167,7 @@ def test_blocks_of_several_parts_become_rotated_tensors(dtype, interleaved, thre
     keys, values = (item[:heads, 2 : tokens + 2] for item in wide)
     rooms = [Room(keys, 0, rope, cos, sin), Room(values[::-1], heads * dim)]
     channels = np.zeros_like(expected)
-    job = RestoreJob(jobs, [room.job() for room in rooms], tokens, block.width, channels)
+    job = job_of(jobs, [room.job() for room in rooms], channels)
     native_lossy.restore([job] * threads, threads=threads)
     assert np.abs(channels - expected).max() <= 1e-5 * np.abs(expected).max()
     for room in rooms:
@@ -148,49 +181,118 @@ def test_blocks_of_several_parts_become_rotated_tensors(dtype, interleaved, thre
     assert not wide[:, :, tokens + 2 :].any()
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_rounding_to_two_bytes_is_numpys(dtype):
+@pytest.mark.parametrize("path", native.PATHS)
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_parts_without_a_basis_go_straight_to_tensors(path, left, dtype, interleaved):
+    """More tokens than are taken at a time, parts that end within a tensor, escapes, rows that are not active."""
+    rng = np.random.default_rng(left)
+    tokens, heads, dim = 531, 2, 44
+    rope = Rope(tuple(float(x) for x in rng.random(16)), interleaved=interleaved, first_dim=5)
+    parts, pieces, start = [], [], 0
+    for width in (50, 80, 2 * heads * dim - 130):
+        mean, origin, scale = rng.normal(size=(3, width)).astype(np.float32)
+        parts.append(Part(start, mean, origin, np.abs(scale), None, np.zeros(width, np.uint8)))
+        pieces.append(decoded_part(rng, width, tokens, 3, 0.001 * (start > 0)))
+        start += width
+    factors = rng.random((3, tokens)).astype(np.float32)
+    jobs = [
+        PartJob(item.levels, item.escapes, left, None, own, part.scale, part.mean, part.origin_mean)
+        for item, own, part in zip(pieces, factors, parts, strict=True)
+    ]
+    cos, sin = cos_sin(rope, np.arange(tokens))
+    keys, values = np.zeros((2, heads, tokens, dim), dtype)
+    rooms = [Room(keys, 0, rope, cos, sin), Room(values, heads * dim)]
+    native_lossy.restore([job_of(jobs, [room.job() for room in rooms])], path=path)
+    channels = np.concatenate(
+        [
+            part.inverse(reconstruct(joined_symbols(item, 0), left), own) + part.mean
+            for part, item, own in zip(parts, pieces, factors, strict=True)
+        ],
+        axis=1,
+    )
+    channels[0] += np.concatenate([part.origin_mean - part.mean for part in parts])
+    for room in rooms:
+        wanted = np.zeros_like(room.out)
+        replace(room, out=wanted).fill(channels)
+        found, expected = room.out.astype(np.float32), wanted.astype(np.float32)
+        assert np.array_equal(found[:, 1:], expected[:, 1:])
+        assert np.allclose(found[:, 0], expected[:, 0], rtol=2**-7, atol=1e-5 * np.abs(channels[0]).max())
+
+
+def drawn_numbers() -> np.ndarray:
+    """Numbers of all magnitudes, ties among them, and the edges of the two-byte floats: finite ones ``[n, 1000]``."""
     bits = np.random.default_rng(0).integers(0, 2**32, 64 * 1024, dtype=np.uint64).astype(np.uint32)
-    edges = np.array([0x38800000, 0x387FFFFF, 0x33000000, 0x33000001, 0x477FEFFF, 0x477FF000, 0x7F7FFFFF], np.uint32)
+    edges = [0x38800000, 0x387FFFFF, 0x33000000, 0x33000001, 0x477FEFFF, 0x477FF000, 0x7F7FFFFF, 0x7F7F0000, 0x7F7F8000]
+    edge = np.array(edges, np.uint32)
     ties = (np.arange(0x3800, 0x7000, dtype=np.uint32) << 13) + 0x1000
-    numbers = np.concatenate([bits, edges, edges | 0x80000000, ties, ties << 3]).view(np.float32)
-    numbers = np.ascontiguousarray(numbers[np.isfinite(numbers)])
-    width = 1000
-    numbers = numbers[: len(numbers) // width * width].reshape(-1, width)
-    with np.errstate(over="ignore"):
-        expected = numbers.astype(dtype)
-    zeros = np.zeros(width, np.float32)
-    symbols = np.full((width, 1), SYMBOL_ZERO, np.uint8)
-    out = np.zeros((1, 1, width), dtype)
-    for row, wanted in zip(numbers, expected, strict=True):
-        part = PartJob((symbols,), np.zeros(0, np.int32), 0, 0, None, np.ones(1, np.float32), zeros, row, row)
-        native_lossy.restore([RestoreJob([part], [TensorJob(out, 0)], 1, width)])
-        assert np.array_equal(out.reshape(-1).view(np.uint16) & 0x7FFF, wanted.view(np.uint16) & 0x7FFF)
+    numbers = np.concatenate([edge, edge | 0x80000000, bits, ties, ties << 3]).view(np.float32)
+    numbers = numbers[np.isfinite(numbers)]
+    return np.ascontiguousarray(numbers[: len(numbers) // 1000 * 1000].reshape(-1, 1000))
+
+
+def as_written(numbers: np.ndarray, dtype: type, path: str, *, has_basis: bool) -> np.ndarray:
+    """What a path of the core writes for channels that are ``numbers`` ``[n, width]``, each row a block of a token."""
+    out = np.zeros((len(numbers), 1, 1, numbers.shape[1]), dtype)
+    zeros = np.zeros(numbers.shape[1], np.float32)
+    basis = np.zeros((numbers.shape[1],) * 2, np.int8)
+    packed = native_lossy.pack_basis(basis, path=path) if has_basis else None
+    symbols = np.full((numbers.shape[1], 1), SYMBOL_ZERO, np.uint8)
+    for row, room in zip(numbers, out, strict=True):
+        part = PartJob((symbols,), np.zeros(0, np.int32), 0, packed, np.ones(1, np.float32), zeros, row, row)
+        native_lossy.restore([job_of([part], [TensorJob(room, 0)])], path=path)
+    return out.reshape(numbers.shape)
+
+
+@pytest.mark.parametrize("has_basis", [False, True])
+@pytest.mark.parametrize("path", native.PATHS)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_rounding_to_two_bytes_is_numpys_and_stays_finite(dtype, path, has_basis):
+    numbers = drawn_numbers()
+    largest = np.float32(ml_dtypes.finfo(dtype).max)
+    assert (np.abs(numbers) > largest).any()
+    expected = np.clip(numbers, -largest, largest).astype(dtype)
+    found = as_written(numbers, dtype, path, has_basis=has_basis)
+    assert np.array_equal(found.view(np.uint16) & 0x7FFF, expected.view(np.uint16) & 0x7FFF)
+    assert (np.sign(found.astype(np.float32)) == np.sign(expected.astype(np.float32))).all()
+    room = np.zeros((1, *numbers.shape), dtype)
+    Room(room, 0).fill(numbers)
+    assert np.array_equal(room[0].view(np.uint16), expected.view(np.uint16))
 
 
 def test_what_does_not_fit_is_refused():
     symbols = np.full((3, 4), SYMBOL_ZERO, np.uint8)
     ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
-    part = PartJob((symbols,), np.zeros(0, np.int32), 0, 0, None, np.ones(4, np.float32), ones, zeros, zeros)
+    part = PartJob((symbols,), np.zeros(0, np.int32), 0, None, np.ones(4, np.float32), ones, zeros, zeros)
     out = np.zeros((1, 4, 3), np.float32)
-    native_lossy.restore([RestoreJob([part], [TensorJob(out, 0)], 4, 3)])
+    native_lossy.restore([job_of([part], [TensorJob(out, 0)])])
     escaped = symbols.copy()
     escaped[1, 2] = ESCAPE
     for bad in (
         replace(part, symbols=(escaped,)),
         replace(part, escapes=np.ones(1, np.int32)),
-        replace(part, start=1),
         replace(part, symbols=(symbols, symbols[:2])),
         replace(part, symbols=(np.full((4, 4), SYMBOL_ZERO, np.uint8),)),
     ):
         with pytest.raises(InvalidData, match="does not fit"):
-            native_lossy.restore([RestoreJob([bad], [], 4, 3)])
+            native_lossy.restore([job_of([bad], [])])
     for bad_tensor in (
         TensorJob(out, 1),
         TensorJob(out, 0, np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)),
         TensorJob(out, 0, np.ones((4, 1), np.float32), np.ones((4, 1), np.float32), first_dim=2),
     ):
         with pytest.raises(InvalidData, match="does not fit"):
-            native_lossy.restore([RestoreJob([part], [bad_tensor], 4, 3)])
+            native_lossy.restore([job_of([part], [bad_tensor])])
     with pytest.raises(ValueError, match="tokens"):
-        native_lossy.restore([RestoreJob([part], [TensorJob(out[:, :3], 0)], 4, 3)])
+        native_lossy.restore([job_of([part], [TensorJob(out[:, :3], 0)])])
+    good = job_of([part], [])
+    for wrong in (
+        replace(good, rows=[[2]]),
+        replace(good, escape_counts=[1]),
+        replace(good, factors=np.ones((2, 4), np.float32)),
+        replace(good, mean=np.zeros(2, np.float32)),
+        replace(good, left=4),
+    ):
+        with pytest.raises(ValueError, match=r"symbols|escapes|factors|mean|levels"):
+            native_lossy.restore([wrong])
