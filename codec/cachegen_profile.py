@@ -32,7 +32,7 @@ from .. import limits
 from ..errors import ConfigError, InvalidData, InvalidTensor, UnknownLevel
 from .cachegen_quantise import ANCHOR_LIMIT, GROUP_TOKENS, CacheGenSymbols, bin_of_layer, quantise
 from .calibration import KvSample
-from .frame import unpack_frame
+from .frame import FrameReader, unpack_frame
 from .layout import Kind, Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
 
@@ -149,14 +149,15 @@ class CacheGenProfile:
             raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
         if layout_bytes > limits.LAYOUT_BYTES_MAX:
             raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        reader = _Reader(unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
+        content = unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile")
+        reader = FrameReader(content, what="profile")
         layout = Layout.from_bytes(reader.take(layout_bytes))
         (levels,) = _COUNT.unpack(reader.take(_COUNT.size))
         if not 1 <= levels <= limits.LOSSY_LEVELS_MAX:
             raise InvalidData(f"profile declares {levels} levels, must be 1 to {limits.LOSSY_LEVELS_MAX}")
         scales = tuple(float(item) for item in np.frombuffer(reader.take(4 * levels), "<f4"))
         tables = tuple(_read_tables(reader, spec.width_of(kind), levels) for spec in layout.layers for kind in Kind)
-        reader.finish()
+        reader.expect_end()
         profile = cls(layout, scales, tables)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
         return profile
@@ -237,25 +238,7 @@ def _frequencies(seen: NDArray[np.int32], limit: int, *, beyond: bool) -> Freque
     return frequencies
 
 
-class _Reader:
-    """Takes bytes off the front of a profile's content."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._offset = 0
-
-    def take(self, count: int) -> bytes:
-        if count > len(self._content) - self._offset:
-            raise InvalidData(f"profile holds {len(self._content)} bytes, at least {self._offset + count} are needed")
-        self._offset += count
-        return self._content[self._offset - count : self._offset]
-
-    def finish(self) -> None:
-        if self._offset != len(self._content):
-            raise InvalidData(f"profile holds {len(self._content)} bytes, its layout needs {self._offset}")
-
-
-def _read_tables(reader: _Reader, width: int, levels: int) -> CacheGenTables:
+def _read_tables(reader: FrameReader, width: int, levels: int) -> CacheGenTables:
     anchors = _read_frequencies(reader, width, 2 * ANCHOR_LIMIT + 1)
     deltas: list[DeltaTable] = []
     for _ in range(levels):
@@ -266,7 +249,7 @@ def _read_tables(reader: _Reader, width: int, levels: int) -> CacheGenTables:
     return CacheGenTables(anchors, tuple(deltas))
 
 
-def _read_frequencies(reader: _Reader, width: int, cells: int) -> Frequencies:
+def _read_frequencies(reader: FrameReader, width: int, cells: int) -> Frequencies:
     found = np.frombuffer(reader.take(2 * width * cells), "<u2").astype(np.uint16).reshape(width, cells)
     if not found.all():
         raise InvalidData("profile holds a frequency of 0; every symbol must be codable")

@@ -24,7 +24,7 @@ from ..errors import InvalidData
 from .blas import one_thread
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
-from .frame import unpack_frame
+from .frame import FrameReader, unpack_frame
 from .layout import Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
 
@@ -195,7 +195,8 @@ class Profile:
             raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
         if layout_bytes > limits.LAYOUT_BYTES_MAX:
             raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        reader = _Reader(unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
+        content = unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile")
+        reader = FrameReader(content, what="profile")
         layout = Layout.from_bytes(reader.take(layout_bytes))
         block_layers, refinements, zero = _PARAMETERS.unpack(reader.take(_PARAMETERS.size))
         if not 1 <= block_layers <= min(255, len(layout.layers)) or refinements > REFINEMENTS_MAX or zero:
@@ -225,35 +226,11 @@ def block_width(layout: Layout, layers: range) -> int:
     return sum(layout.layers[index].key_width + layout.layers[index].value_width for index in layers)
 
 
-class _Reader:
-    """Takes bytes off the front of a profile's content, never more than there are."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        if count > len(self._content) - self._at:
-            raise InvalidData(f"profile ends after {len(self._content)} bytes, {self._at + count} are needed")
-        self._at += count
-        return self._content[self._at - count : self._at]
-
-    def floats(self, count: int) -> FloatArray:
-        array = np.frombuffer(self.take(4 * count), "<f4").astype(np.float32)
-        if not np.isfinite(array).all():
-            raise InvalidData("profile holds a number that is not finite")
-        return array
-
-    def expect_end(self) -> None:
-        if self._at != len(self._content):
-            raise InvalidData(f"profile has {len(self._content) - self._at} bytes left over")
-
-
-def _read_block(reader: _Reader, width: int) -> Block:
+def _read_block(reader: FrameReader, width: int) -> Block:
     count, has_gains, gain_bias = struct.unpack("<HHf", reader.take(8))
     if not 1 <= count <= limits.BLOCK_PARTS_MAX or has_gains > 1 or not math.isfinite(gain_bias):
         raise InvalidData(f"profile has a block of {count} parts, the limit is {limits.BLOCK_PARTS_MAX}")
-    gain_weights = reader.floats(width if has_gains else 0)
+    gain_weights = _read_floats(reader, width if has_gains else 0)
     parts: list[Part] = []
     for _ in range(count):
         part = _read_part(reader)
@@ -265,14 +242,14 @@ def _read_block(reader: _Reader, width: int) -> Block:
     return Block(tuple(parts), gain_weights, gain_bias)
 
 
-def _read_part(reader: _Reader) -> Part:
+def _read_part(reader: FrameReader) -> Part:
     start, width, has_basis, adaptive, zero = _PART.unpack(reader.take(_PART.size))
     most = limits.TRANSFORM_WIDTH_MAX if has_basis else limits.PART_CHANNELS_MAX
     if not 1 <= width <= most or has_basis > 1 or adaptive > 1 or zero:
         raise InvalidData(f"profile has a part of {width} channels, the limit is {most}")
     if has_basis and adaptive:
         raise InvalidData("profile has a part that is adaptive and has a basis, it can have one of the two")
-    mean, origin_mean, scale = (reader.floats(width) for _ in range(3))
+    mean, origin_mean, scale = (_read_floats(reader, width) for _ in range(3))
     if not (scale > 0).all():
         raise InvalidData("profile holds a scale that is not positive")
     classes = np.frombuffer(reader.take(width), np.uint8)
@@ -284,3 +261,10 @@ def _read_part(reader: _Reader) -> Part:
         if int(basis.min()) == -128:
             raise InvalidData("profile has -128 in a basis, whose numbers are -127 to 127")
     return Part(start, mean, origin_mean, scale, basis, classes, bool(adaptive))
+
+
+def _read_floats(reader: FrameReader, count: int) -> FloatArray:
+    array = np.frombuffer(reader.take(4 * count), "<f4").astype(np.float32)
+    if not np.isfinite(array).all():
+        raise InvalidData("profile holds a number that is not finite")
+    return array
