@@ -24,7 +24,6 @@ from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
-import zstandard
 from blake3 import blake3
 from numpy.typing import NDArray
 
@@ -32,9 +31,10 @@ from .. import limits
 from ..errors import ConfigError, InvalidData, InvalidTensor, UnknownLevel
 from .cachegen_quantise import ANCHOR_LIMIT, GROUP_TOKENS, CacheGenSymbols, bin_of_layer, quantise
 from .calibration import KvSample
-from .frame import FrameReader, unpack_frame
+from .frame import FrameReader
 from .layout import Kind, Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
+from .profile_file import read_profile, write_profile
 
 __all__ = [
     "BIN_SCALES",
@@ -58,12 +58,10 @@ BIN_MAX = 1e20
 PRIOR_TOKENS = 128
 FREQUENCY_TOTAL = 2**16 - 512
 
-_HEAD = struct.Struct("<4sHHI")
 _COUNT = struct.Struct("<I")
 _TABLE = struct.Struct("<fI")
 _MAGIC = b"KVLG"
 _FORMAT = 1
-_ZSTD_LEVEL = 3
 
 Frequencies = NDArray[np.uint16]
 
@@ -124,15 +122,13 @@ class CacheGenProfile:
     @cached_property
     def data(self) -> bytes:
         """The profile as a file."""
-        layout = self.layout.to_bytes()
-        parts = [layout, _COUNT.pack(len(self.bin_scales)), np.asarray(self.bin_scales, "<f4").tobytes()]
+        parts = [_COUNT.pack(len(self.bin_scales)), np.asarray(self.bin_scales, "<f4").tobytes()]
         for tables in self.tables:
             parts.append(tables.anchors.astype("<u2").tobytes())
             for item in tables.deltas:
                 parts.append(_TABLE.pack(item.bin_size, item.limit))
                 parts.append(item.frequencies.astype("<u2").tobytes())
-        frame = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(b"".join(parts))
-        return _HEAD.pack(_MAGIC, _FORMAT, 0, len(layout)) + frame
+        return write_profile(_MAGIC, _FORMAT, self.layout, parts)
 
     @cached_property
     def digest(self) -> bytes:
@@ -142,16 +138,8 @@ class CacheGenProfile:
     @classmethod
     def from_bytes(cls, data: bytes) -> "CacheGenProfile":
         """Parse a profile file; anything else raises :class:`InvalidData`."""
-        if not _HEAD.size <= len(data) <= limits.PROFILE_BYTES_MAX:
-            raise InvalidData(f"profile has {len(data)} bytes, must have {_HEAD.size} to {limits.PROFILE_BYTES_MAX}")
-        magic, form, flags, layout_bytes = _HEAD.unpack_from(data)
-        if magic != _MAGIC or form != _FORMAT or flags != 0:
-            raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
-        if layout_bytes > limits.LAYOUT_BYTES_MAX:
-            raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        content = unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile")
-        reader = FrameReader(content, what="profile")
-        layout = Layout.from_bytes(reader.take(layout_bytes))
+        content = read_profile(data, _MAGIC, _FORMAT)
+        layout, reader = content.layout, content.reader
         (levels,) = _COUNT.unpack(reader.take(_COUNT.size))
         if not 1 <= levels <= limits.LOSSY_LEVELS_MAX:
             raise InvalidData(f"profile declares {levels} levels, must be 1 to {limits.LOSSY_LEVELS_MAX}")

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-import zstandard
 from blake3 import blake3
 from numpy.typing import NDArray
 
@@ -24,9 +23,10 @@ from ..errors import InvalidData
 from .blas import one_thread
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
-from .frame import FrameReader, unpack_frame
+from .frame import FrameReader
 from .layout import Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
+from .profile_file import read_profile, write_profile
 
 __all__ = [
     "BLOCK_CHANNELS",
@@ -39,12 +39,10 @@ __all__ = [
     "block_width",
 ]
 
-_HEAD = struct.Struct("<4sHHI")
 _PARAMETERS = struct.Struct("<HBB")
 _PART = struct.Struct("<IIBBH")
 _MAGIC = b"KVLP"
 _FORMAT = 2
-_ZSTD_LEVEL = 3
 _INVERSE_ERROR_MAX = 1e-3
 BLOCK_CHANNELS = 1152
 """Channels that a block of layers has at most, unless one layer has more: three layers of SmolLM2."""
@@ -168,8 +166,7 @@ class Profile:
     @cached_property
     def data(self) -> bytes:
         """The profile as a file."""
-        layout = self.layout.to_bytes()
-        parts = [layout, _PARAMETERS.pack(self.block_layers, self.refinements, 0)]
+        parts = [_PARAMETERS.pack(self.block_layers, self.refinements, 0)]
         for block in self.blocks:
             parts.append(struct.pack("<HHf", len(block.parts), bool(block.gain_weights.size), block.gain_bias))
             parts.append(block.gain_weights.astype("<f4").tobytes())
@@ -177,8 +174,7 @@ class Profile:
                 parts.append(_PART.pack(item.start, item.width, item.basis is not None, item.adaptive, 0))
                 parts += [array.astype("<f4").tobytes() for array in (item.mean, item.origin_mean, item.scale)]
                 parts += [item.classes.tobytes(), b"" if item.basis is None else item.basis.tobytes()]
-        frame = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(b"".join(parts))
-        return _HEAD.pack(_MAGIC, _FORMAT, 0, len(layout)) + frame
+        return write_profile(_MAGIC, _FORMAT, self.layout, parts)
 
     @cached_property
     def digest(self) -> bytes:
@@ -188,16 +184,8 @@ class Profile:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Profile":
         """Parse a profile file; anything else raises :class:`InvalidData`."""
-        if len(data) < _HEAD.size or len(data) > limits.PROFILE_BYTES_MAX:
-            raise InvalidData(f"profile has {len(data)} bytes, must have {_HEAD.size} to {limits.PROFILE_BYTES_MAX}")
-        magic, form, flags, layout_bytes = _HEAD.unpack_from(data)
-        if magic != _MAGIC or form != _FORMAT or flags != 0:
-            raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
-        if layout_bytes > limits.LAYOUT_BYTES_MAX:
-            raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        content = unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile")
-        reader = FrameReader(content, what="profile")
-        layout = Layout.from_bytes(reader.take(layout_bytes))
+        content = read_profile(data, _MAGIC, _FORMAT)
+        layout, reader = content.layout, content.reader
         block_layers, refinements, zero = _PARAMETERS.unpack(reader.take(_PARAMETERS.size))
         if not 1 <= block_layers <= min(255, len(layout.layers)) or refinements > REFINEMENTS_MAX or zero:
             raise InvalidData(f"profile has blocks of {block_layers} layers and {refinements} refinements")
