@@ -36,6 +36,7 @@ __all__ = [
     "Profile",
     "block_layers_within",
     "block_range",
+    "block_ranges",
     "block_width",
 ]
 
@@ -189,8 +190,8 @@ class Profile:
         block_layers, refinements, zero = _PARAMETERS.unpack(reader.take(_PARAMETERS.size))
         if not 1 <= block_layers <= min(255, len(layout.layers)) or refinements > REFINEMENTS_MAX or zero:
             raise InvalidData(f"profile has blocks of {block_layers} layers and {refinements} refinements")
-        starts = range(0, len(layout.layers), block_layers)
-        blocks = tuple(_read_block(reader, block_width(layout, block_range(layout, s, block_layers))) for s in starts)
+        widths = [block_width(layout, layers) for layers in block_ranges(layout, block_layers)]
+        blocks = tuple(_read_block(reader, width) for width in widths)
         reader.expect_end()
         profile = cls(layout, block_layers, refinements, blocks)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
@@ -200,6 +201,11 @@ class Profile:
 def block_range(layout: Layout, first: int, block_layers: int) -> range:
     """The layers of the block that starts at ``first``."""
     return range(first, min(first + block_layers, len(layout.layers)))
+
+
+def block_ranges(layout: Layout, block_layers: int) -> list[range]:
+    """The layers of every block, in order."""
+    return [block_range(layout, first, block_layers) for first in range(0, len(layout.layers), block_layers)]
 
 
 def block_layers_within(layout: Layout, channels: int) -> int:
