@@ -30,13 +30,19 @@ def merge_containers(old: Buffer, new: Buffer) -> Buffer:
     """One container with what both hold; ``old`` or ``new`` itself where that already is it.
 
     Both must be whole containers of one chunk. Raises :class:`LayoutMismatch` where they cannot become one: another
-    layout or length, or layers of which neither holds the other's.
+    layout, length or first position, or layers of which neither holds the other's.
     """
     old_header, new_header = verify(old), verify(new)
     if covers(new_header, old_header):
         return new
     if new_header.tokens != old_header.tokens:
         raise LayoutMismatch(f"chunk is stored with {old_header.tokens} tokens, the container has {new_header.tokens}")
+    if new_header.first_position != old_header.first_position:
+        # A header has one position for all that is in it, and ``exact`` keys are rotated to theirs.
+        raise LayoutMismatch(
+            f"chunk is stored as computed at position {old_header.first_position}, "
+            f"the container at {new_header.first_position}"
+        )
     if new_header.layout != old_header.layout:
         raise LayoutMismatch(
             f"chunk is stored with layout {old_header.layout.digest().hex()[:16]}…, "
