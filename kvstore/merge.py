@@ -58,16 +58,7 @@ def merge_containers(old: Buffer, new: Buffer) -> Buffer:
     sides = (_Side(new_header, memoryview(new)), _Side(old_header, memoryview(old)))
     lossy = _lossy_sides(*sides)
     exact = next((side for side in sides if EXACT in side.header.levels), None)
-    fields = (next(iter(lossy.values())) if lossy else sides[0]).header
-    writer = ContainerWriter(
-        fields.layout,
-        tokens=fields.tokens,
-        first_position=fields.first_position,
-        block_layers=fields.block_layers,
-        content_key=fields.content_key,
-        profile_digest=fields.profile_digest,
-        codec=fields.codec,
-    )
+    writer = ContainerWriter.like((next(iter(lossy.values())) if lossy else sides[0]).header)
     for level, side in lossy.items():
         _put_all(writer, side, (item for item in side.header.segments if item.level == level))
     if exact is not None:
