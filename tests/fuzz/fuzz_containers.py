@@ -6,7 +6,8 @@ The invariant: reading either raises :class:`InvalidData` (or one of its kin tha
 line, or gives tensors of exactly the shapes that the header declares and writes to no place beside them; and it never
 holds much more memory than tensors of that size take. Reading is everything that is done with bytes from outside: a
 profile parsed, a container verified, decoded into fresh or the caller's arrays, where it was computed or elsewhere,
-read as streams for a GPU, cut, and merged with what a store holds. A failing case names the seed that makes it again.
+read as streams for a GPU, cut, and merged with what a store holds; some of it by the NumPy reference as well, which
+must take the same containers. A failing case names the seed that makes it again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import resource
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from kvloom.codec import EXACT, Kind, LossyCodec
 from kvloom.codec.channels import KvArrays
 from kvloom.codec.codec import profile_for
 from kvloom.codec.container import Container, ContainerHeader, parse_header, select, verify
+from kvloom.codec.entropy import native
 from kvloom.codec.frame import unpack_frame
 from kvloom.codec.profiles import AnyProfile, parse_profile
 from kvloom.codec.segment_reader import read_streams
@@ -45,6 +48,8 @@ LINE_CHARACTERS_MAX = 400
 PROGRESS_CASES = 50_000
 VALUES_DECODED_MAX = 2_000_000
 """Values of a mutant that is decoded; larger ones are legal, and slow."""
+TWIN_ONE_IN = 8
+"""Every how many plain decodes are done by the NumPy reference too, which is slow."""
 GUARD_TOKENS = 2
 """Rows before and after a chunk in a longer cache, which decoding into it must leave alone."""
 INTERESTING = (0, 1, 2, 3, 6, 12, 31, 32, 63, 64, 127, 128, 254, 255, 256, 4095, 4096, 65535, 65536)
@@ -158,6 +163,8 @@ class Attempt:
         profile = parse_profile(self.profile) if isinstance(self.profile, bytes) else self.profile
         level = header.levels[int(self.rng.integers(len(header.levels)))]
         match int(self.rng.integers(8)):
+            case 0 | 1 if native.AVAILABLE and self.rng.integers(TWIN_ONE_IN) == 0:
+                self._compare_with_the_reference(profile, level)
             case 0 | 1 | 2:
                 check_shapes(header, *codec.decode(self.blob, profile=profile, level=level))
             case 3:
@@ -171,6 +178,27 @@ class Attempt:
             case 7:
                 self._read_streams(header, profile, level)
         return True
+
+    def _compare_with_the_reference(self, profile: AnyProfile | None, level: codec.Level) -> None:
+        """Both executions take or refuse the same containers, and agree in what ``exact`` gives to the last bit."""
+        outcomes: list[list[np.ndarray] | KvloomError] = []
+        for compiled in (True, False):
+            native.AVAILABLE = compiled
+            try:
+                outcomes.append(
+                    [item for kind in codec.decode(self.blob, profile=profile, level=level) for item in kind]
+                )
+            except TYPED as error:
+                outcomes.append(error)
+            finally:
+                native.AVAILABLE = True
+        first, second = outcomes
+        if isinstance(first, KvloomError) and isinstance(second, KvloomError):
+            raise first
+        if isinstance(first, KvloomError) or isinstance(second, KvloomError):
+            raise AssertionError(f"one execution decodes what the other does not: {outcomes!r:.300}")
+        if level == EXACT and any(a.tobytes() != b.tobytes() for a, b in zip(first, second, strict=True)):
+            raise AssertionError("the two executions differ in exact")
 
     def _decode_into_a_cache(self, header: ContainerHeader, profile: AnyProfile | None, level: codec.Level) -> None:
         caches, rooms = [], []
@@ -235,6 +263,7 @@ def case(number: int, seed: int, seeds: list[Seed]) -> bool:
 
 def shard(first: int, count: int, step: int, seed: int) -> int:
     """Run every ``step``-th case from ``first``; the cases accepted."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # which says that the reference is slow
     seeds = corpus()
     rng = np.random.default_rng(0)
     for item in seeds * 4:
