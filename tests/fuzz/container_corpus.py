@@ -10,6 +10,7 @@ from kvloom import codec
 from kvloom.codec import EXACT, LOSSY_LEVELS, KvDtype, LayerLayout, Layout, Level, Profile, Rope
 from kvloom.codec.cachegen import CacheGenProfile, calibrate_cachegen
 from kvloom.codec.layout import AttentionKind
+from kvloom.errors import InvalidTensor
 
 __all__ = ["Seed", "corpus"]
 
@@ -42,7 +43,7 @@ def _layouts() -> list[tuple[LayerLayout, ...]]:
 
 
 def corpus() -> list[Seed]:
-    """Every layout in every element type: exact alone, and lossy levels by each sort of profile, some with exact."""
+    """Every layout in every element type: exact alone, and lossy levels by each sort of profile; wild KV."""
     rng = np.random.default_rng(1)
     seeds: list[Seed] = []
     for layers in _layouts():
@@ -59,7 +60,22 @@ def corpus() -> list[Seed]:
                     keys, values, layout=layout, profile=profile, levels=levels, first_position=position
                 )
                 seeds.append(Seed(blob, profile))
+                if dtype is KvDtype.FLOAT32:
+                    seeds.append(Seed(_wild(layout, profile, rng), profile))
     return seeds
+
+
+def _wild(layout: Layout, profile: Profile | CacheGenProfile, rng: np.random.Generator) -> bytes:
+    """KV of every magnitude, as large as the codec takes it: escapes to their limit, gains and classes of all sizes."""
+    for octaves in range(40, 0, -2):
+        keys, values = _drawn(layout, 33, rng)
+        for item in (*keys, *values):
+            item *= np.exp2(rng.uniform(-octaves, octaves, item.shape)).astype(np.float32)
+        try:
+            return codec.encode(keys, values, layout=layout, profile=profile)
+        except InvalidTensor:
+            continue
+    raise AssertionError("no wild KV was taken")
 
 
 def _codings(layout: Layout, rng: np.random.Generator) -> Iterator[tuple[Profile | CacheGenProfile, list[Level]]]:

@@ -13,6 +13,7 @@ must take the same containers. A failing case names the seed that makes it again
 import argparse
 import multiprocessing
 import resource
+import struct
 import sys
 import time
 import traceback
@@ -40,6 +41,8 @@ from kvloom.kvstore.merge import merge_containers
 TYPED = (InvalidData, InvalidTensor, BodyTooLarge, LayoutMismatch, ProfileMismatch)
 FIXED_BYTES, ENTRY_BYTES, CHECKSUM_BYTES, PROFILE_HEAD_BYTES = 96, 16, 8, 12
 PROFILE_DIGEST_AT = 64
+LAYOUT_BYTES = struct.Struct("<I")
+PROFILE_COUNTS_BYTES = 24
 ADDRESSES_MAX = 3 * 2**30
 """Address space beyond what a worker starts with: a decoder that trusts a count runs into it."""
 RESIDENT_KIB_MAX = 384 * 2**10
@@ -123,8 +126,13 @@ def mutated_profile(seed: Seed, rng: np.random.Generator) -> tuple[bytes, bytes]
     assert seed.profile is not None
     whole = seed.profile.data
     content = bytearray(unpack_frame(whole[PROFILE_HEAD_BYTES:], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
-    for _ in range(int(rng.integers(1, 4))):
-        damage(content, rng)
+    if rng.integers(2):  # the counts, levels and flags that follow the layout
+        (layout_bytes,) = LAYOUT_BYTES.unpack_from(whole, PROFILE_HEAD_BYTES - LAYOUT_BYTES.size)
+        place = layout_bytes + int(rng.integers(PROFILE_COUNTS_BYTES))
+        put(content, place, int(rng.choice([1, 2, 4])), int(rng.choice(INTERESTING)))
+    else:
+        for _ in range(int(rng.integers(1, 4))):
+            damage(content, rng)
     data = whole[:PROFILE_HEAD_BYTES] + zstandard.ZstdCompressor(level=1).compress(bytes(content))
     header = parse_header(seed.blob)
     head = bytearray(seed.blob[: header.header_bytes])
