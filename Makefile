@@ -25,7 +25,7 @@ FUZZ_FLAGS := -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recov
 FUZZ_RANS := $(addprefix tests/fuzz/,fuzz_rans.cpp driver.cpp) $(wildcard codec/entropy/rans*.cpp)
 FUZZ_PLANES := $(addprefix tests/fuzz/,fuzz_planes.cpp driver.cpp) $(addprefix codec/entropy/,planes.cpp tables.cpp clusters.cpp)
 FUZZ_LOSSY := $(addprefix tests/fuzz/,fuzz_lossy.cpp driver.cpp) $(addprefix codec/entropy/,rotation.cpp quantise.cpp) \
-	$(wildcard codec/entropy/synthesis*.cpp)
+	$(wildcard codec/entropy/synthesis*.cpp codec/entropy/direct*.cpp)
 FUZZ_HEADERS := $(wildcard codec/entropy/*.h tests/fuzz/*.h)
 ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
