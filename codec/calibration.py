@@ -30,7 +30,7 @@ from .entropy.model import REFINEMENTS_MAX
 from .layout import Layout
 from .learning import BlockLearner, LearntBlock
 from .level import STANDARD
-from .profile import BLOCK_CHANNELS, Profile, block_layers_within, block_range
+from .profile import BLOCK_CHANNELS, Profile, block_layers_within, block_ranges
 
 __all__ = ["KvGradient", "KvSample", "calibrate"]
 
@@ -88,7 +88,7 @@ def calibrate(
     if not 0 <= refinements <= REFINEMENTS_MAX:
         raise InvalidRequest(f"{refinements} refinements asked for, must be 0 to {REFINEMENTS_MAX}")
     block_layers = block_layers_within(layout, block_channels)
-    blocks = [block_range(layout, start, block_layers) for start in range(0, len(layout.layers), block_layers)]
+    blocks = block_ranges(layout, block_layers)
     learners = [BlockLearner(layout, layers, block_channels) for layers in blocks]
     for sample in samples:
         angles = Angles(sample.first_position, int(sample.keys[0].shape[1]))

@@ -21,8 +21,6 @@ __all__ = ["Angles", "KvArrays", "Room", "gather_channels", "rooms_of"]
 KvArrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
 """Per layer ``[kv_heads, tokens, head_dim]``: a list, or one array ``[layers, kv_heads, tokens, head_dim]``."""
 FloatArray = NDArray[np.float32]
-_LARGEST = {dtype.value: np.float32(dtype.largest) for dtype in KvDtype if dtype is not KvDtype.FLOAT32}
-"""The largest finite number of the dtypes that KV may exceed once it has been quantised."""
 
 
 class Angles:
@@ -68,14 +66,15 @@ class Room:
         """Write what there is for it among a block's channels ``[tokens, width]``."""
         heads, tokens, dim = self.out.shape
         part = channels[:, self.start : self.start + heads * dim].reshape(tokens, heads, dim).transpose(1, 0, 2)
-        largest = _LARGEST.get(self.out.dtype.name)
-        # Half a step past the largest number of a narrow dtype must not become infinity.
-        turned = self.out if largest is None else np.empty(part.shape, np.float32)
+        narrow = self.out.dtype != np.float32
+        turned = np.empty(part.shape, np.float32) if narrow else self.out
         if self.rope is not None and self.cos is not None and self.sin is not None:
             rotate_into(turned, part, self.rope, self.cos, self.sin)
         else:
             turned[...] = part
-        if largest is not None:
+        if narrow:
+            # Half a step past the largest number of a narrow dtype must not become infinity.
+            largest = np.float32(KvDtype(self.out.dtype.name).largest)
             self.out[...] = np.clip(turned, -largest, largest)
 
     def taken(self) -> FloatArray:

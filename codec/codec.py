@@ -32,7 +32,7 @@ from .layout import KeyCoding, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec, parse_level, parse_lossy_codec, require_level
 from .lossless import decode_exact, encode_exact
 from .lossy import decode_lossy
-from .profile import Profile, block_range
+from .profile import Profile, block_ranges
 from .profiles import AnyProfile
 from .rope import cos_sin, rotate_into
 from .segment import overhead_bytes
@@ -192,7 +192,7 @@ def decode_into(
     profile = profile_for(header, profile)
     if chosen.code > profile.refinements:
         raise InvalidData(f"container has level {chosen}, its profile has {profile.refinements + 1} levels")
-    starts = [layer for layer in held if layer % profile.block_layers == 0]
+    blocks = [block for block in block_ranges(header.layout, profile.block_layers) if block.start in header.layers]
     read = LOSSY_LEVELS[: chosen.code + 1]
     angles = Angles(position, header.tokens)
     # What the compiled core cannot write to goes through an array of its own.
@@ -200,11 +200,10 @@ def decode_into(
         out if native_lossy.can_write(out) else np.empty(out.shape, np.float32) for out in map(np.asarray, outputs)
     ]
     by_place = dict(zip(places, written, strict=True))
-    blocks = [block_range(header.layout, start, profile.block_layers) for start in starts]
     decode_lossy(
         profile,
-        [start // profile.block_layers for start in starts],
-        container.blocks(read, starts),
+        [block.start // profile.block_layers for block in blocks],
+        container.blocks(read, [block.start for block in blocks]),
         [rooms_of(header.layout, block, angles, by_place) for block in blocks],
         tokens=header.tokens,
         first_position=header.first_position,
@@ -220,8 +219,7 @@ def _encode_lossy(
     keys: KvArrays, values: KvArrays, layout: Layout, profile: Profile, first_position: int, levels: int
 ) -> CodedChunk:
     angles = Angles(first_position, int(keys[0].shape[1]))
-    starts = range(0, len(layout.layers), profile.block_layers)
-    blocks = [block_range(layout, start, profile.block_layers) for start in starts]
+    blocks = block_ranges(layout, profile.block_layers)
     channels = [gather_channels(keys, values, layout, layers, angles) for layers in blocks]
     return encode_channels(profile, channels, first_position=first_position, levels=levels)
 

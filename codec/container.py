@@ -125,15 +125,7 @@ def join_layers(parts: Sequence[Buffer]) -> bytes:
     if not parts:
         raise MalformedContainer("no containers to join")
     headers = [parse_header(part, declared_bytes=len(part)) for part in parts]
-    writer = ContainerWriter(
-        headers[0].layout,
-        tokens=headers[0].tokens,
-        first_position=headers[0].first_position,
-        block_layers=headers[0].block_layers,
-        content_key=headers[0].content_key,
-        profile_digest=headers[0].profile_digest,
-        codec=headers[0].codec,
-    )
+    writer = ContainerWriter.like(headers[0])
     for header, part in zip(headers, parts, strict=True):
         if replace(header, segments=(), header_bytes=0) != replace(headers[0], segments=(), header_bytes=0):
             raise MalformedContainer("the containers to join are not of one chunk")
@@ -225,6 +217,19 @@ class ContainerWriter:
             content_key, profile_digest, layout, tokens, first_position, block_layers, (), 0, codec
         )
         self._payloads: dict[tuple[Level, int, Kind | None], bytes] = {}
+
+    @classmethod
+    def like(cls, header: ContainerHeader) -> "ContainerWriter":
+        """A writer of a container that says of itself what ``header`` says, but for its segments."""
+        return cls(
+            header.layout,
+            tokens=header.tokens,
+            first_position=header.first_position,
+            block_layers=header.block_layers,
+            content_key=header.content_key,
+            profile_digest=header.profile_digest,
+            codec=header.codec,
+        )
 
     def put(self, level: Level, layer: int, kind: Kind | None, payload: bytes) -> None:
         """Add the bytes of one segment (``kind`` None: of the block that starts at ``layer``), each once."""

@@ -17,7 +17,7 @@ from .entropy.model import CLASSES_PER_OCTAVE
 from .generic import generic_profile
 from .layout import Layout
 from .lossy import quantise_blocks, restored_channels
-from .profile import Profile, block_range, block_width
+from .profile import Profile, block_ranges, block_width
 from .quantise import gain_factors
 from .segment import BlockSymbols
 from .segment_writer import encode_blocks
@@ -106,10 +106,7 @@ def _regrouped(layout: Layout, channels: Sequence[FloatArray], block_layers: int
     if block_layers == wanted:
         return list(channels)
     layers: list[FloatArray] = []
-    for index, item in enumerate(channels):
-        widths = [
-            block_width(layout, range(layer, layer + 1))
-            for layer in block_range(layout, index * block_layers, block_layers)
-        ]
+    for item, block in zip(channels, block_ranges(layout, block_layers), strict=True):
+        widths = [block_width(layout, range(layer, layer + 1)) for layer in block]
         layers += np.split(item, np.cumsum(widths)[:-1], axis=1)
     return [np.concatenate(layers[start : start + wanted], axis=1) for start in range(0, len(layers), wanted)]

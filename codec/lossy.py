@@ -1,5 +1,6 @@
 """The lossy levels of a chunk: channels of each block centred, transformed, quantised and coded, and back."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,7 @@ def drained_gains(norms: Sequence[FloatArray], tokens: int) -> ByteArray:
     lowest = np.ones(tokens)
     for layer in norms:
         usual = float(np.median(layer))
-        if usual > 0:
+        if 0 < usual < math.inf:  # beyond the squares that float32 holds nothing is known to be drained
             lowest = np.minimum(lowest, np.maximum(layer / usual, 1e-6))
     wanted = np.rint(DRAINED_GAIN * np.log2(DRAINED_SHARE / lowest))
     gains: ByteArray = np.clip(wanted, 0, GAIN_MAX).astype(np.uint8)

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-import zstandard
 from blake3 import blake3
 from numpy.typing import NDArray
 
@@ -24,9 +23,10 @@ from ..errors import InvalidData
 from .blas import one_thread
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
-from .frame import unpack_frame
+from .frame import FrameReader
 from .layout import Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
+from .profile_file import read_profile, write_profile
 
 __all__ = [
     "BLOCK_CHANNELS",
@@ -36,15 +36,14 @@ __all__ = [
     "Profile",
     "block_layers_within",
     "block_range",
+    "block_ranges",
     "block_width",
 ]
 
-_HEAD = struct.Struct("<4sHHI")
 _PARAMETERS = struct.Struct("<HBB")
 _PART = struct.Struct("<IIBBH")
 _MAGIC = b"KVLP"
 _FORMAT = 2
-_ZSTD_LEVEL = 3
 _INVERSE_ERROR_MAX = 1e-3
 BLOCK_CHANNELS = 1152
 """Channels that a block of layers has at most, unless one layer has more: three layers of SmolLM2."""
@@ -174,8 +173,7 @@ class Profile:
     @cached_property
     def data(self) -> bytes:
         """The profile as a file."""
-        layout = self.layout.to_bytes()
-        parts = [layout, _PARAMETERS.pack(self.block_layers, self.refinements, 0)]
+        parts = [_PARAMETERS.pack(self.block_layers, self.refinements, 0)]
         for block in self.blocks:
             parts.append(struct.pack("<HHf", len(block.parts), bool(block.gain_weights.size), block.gain_bias))
             parts.append(block.gain_weights.astype("<f4").tobytes())
@@ -183,8 +181,7 @@ class Profile:
                 parts.append(_PART.pack(item.start, item.width, item.basis is not None, item.adaptive, 0))
                 parts += [array.astype("<f4").tobytes() for array in (item.mean, item.origin_mean, item.scale)]
                 parts += [item.classes.tobytes(), b"" if item.basis is None else item.basis.tobytes()]
-        frame = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compress(b"".join(parts))
-        return _HEAD.pack(_MAGIC, _FORMAT, 0, len(layout)) + frame
+        return write_profile(_MAGIC, _FORMAT, self.layout, parts)
 
     @cached_property
     def digest(self) -> bytes:
@@ -194,20 +191,13 @@ class Profile:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Profile":
         """Parse a profile file; anything else raises :class:`InvalidData`."""
-        if len(data) < _HEAD.size or len(data) > limits.PROFILE_BYTES_MAX:
-            raise InvalidData(f"profile has {len(data)} bytes, must have {_HEAD.size} to {limits.PROFILE_BYTES_MAX}")
-        magic, form, flags, layout_bytes = _HEAD.unpack_from(data)
-        if magic != _MAGIC or form != _FORMAT or flags != 0:
-            raise InvalidData(f"profile starts with {magic!r}, format {form}; expected {_MAGIC!r}, format {_FORMAT}")
-        if layout_bytes > limits.LAYOUT_BYTES_MAX:
-            raise InvalidData(f"profile declares {layout_bytes} layout bytes, the limit is {limits.LAYOUT_BYTES_MAX}")
-        reader = _Reader(unpack_frame(data[_HEAD.size :], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
-        layout = Layout.from_bytes(reader.take(layout_bytes))
+        content = read_profile(data, _MAGIC, _FORMAT)
+        layout, reader = content.layout, content.reader
         block_layers, refinements, zero = _PARAMETERS.unpack(reader.take(_PARAMETERS.size))
         if not 1 <= block_layers <= min(255, len(layout.layers)) or refinements > REFINEMENTS_MAX or zero:
             raise InvalidData(f"profile has blocks of {block_layers} layers and {refinements} refinements")
-        starts = range(0, len(layout.layers), block_layers)
-        blocks = tuple(_read_block(reader, block_width(layout, block_range(layout, s, block_layers))) for s in starts)
+        widths = [block_width(layout, layers) for layers in block_ranges(layout, block_layers)]
+        blocks = tuple(_read_block(reader, width) for width in widths)
         reader.expect_end()
         profile = cls(layout, block_layers, refinements, blocks)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
@@ -217,6 +207,11 @@ class Profile:
 def block_range(layout: Layout, first: int, block_layers: int) -> range:
     """The layers of the block that starts at ``first``."""
     return range(first, min(first + block_layers, len(layout.layers)))
+
+
+def block_ranges(layout: Layout, block_layers: int) -> list[range]:
+    """The layers of every block, in order."""
+    return [block_range(layout, first, block_layers) for first in range(0, len(layout.layers), block_layers)]
 
 
 def block_layers_within(layout: Layout, channels: int) -> int:
@@ -231,35 +226,11 @@ def block_width(layout: Layout, layers: range) -> int:
     return sum(layout.layers[index].key_width + layout.layers[index].value_width for index in layers)
 
 
-class _Reader:
-    """Takes bytes off the front of a profile's content, never more than there are."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        if count > len(self._content) - self._at:
-            raise InvalidData(f"profile ends after {len(self._content)} bytes, {self._at + count} are needed")
-        self._at += count
-        return self._content[self._at - count : self._at]
-
-    def floats(self, count: int) -> FloatArray:
-        array = np.frombuffer(self.take(4 * count), "<f4").astype(np.float32)
-        if not np.isfinite(array).all():
-            raise InvalidData("profile holds a number that is not finite")
-        return array
-
-    def expect_end(self) -> None:
-        if self._at != len(self._content):
-            raise InvalidData(f"profile has {len(self._content) - self._at} bytes left over")
-
-
-def _read_block(reader: _Reader, width: int) -> Block:
+def _read_block(reader: FrameReader, width: int) -> Block:
     count, has_gains, gain_bias = struct.unpack("<HHf", reader.take(8))
     if not 1 <= count <= limits.BLOCK_PARTS_MAX or has_gains > 1 or not math.isfinite(gain_bias):
         raise InvalidData(f"profile has a block of {count} parts, the limit is {limits.BLOCK_PARTS_MAX}")
-    gain_weights = reader.floats(width if has_gains else 0)
+    gain_weights = _read_floats(reader, width if has_gains else 0)
     parts: list[Part] = []
     for _ in range(count):
         part = _read_part(reader)
@@ -271,14 +242,14 @@ def _read_block(reader: _Reader, width: int) -> Block:
     return Block(tuple(parts), gain_weights, gain_bias)
 
 
-def _read_part(reader: _Reader) -> Part:
+def _read_part(reader: FrameReader) -> Part:
     start, width, has_basis, adaptive, zero = _PART.unpack(reader.take(_PART.size))
     most = limits.TRANSFORM_WIDTH_MAX if has_basis else limits.PART_CHANNELS_MAX
     if not 1 <= width <= most or has_basis > 1 or adaptive > 1 or zero:
         raise InvalidData(f"profile has a part of {width} channels, the limit is {most}")
     if has_basis and adaptive:
         raise InvalidData("profile has a part that is adaptive and has a basis, it can have one of the two")
-    mean, origin_mean, scale = (reader.floats(width) for _ in range(3))
+    mean, origin_mean, scale = (_read_floats(reader, width) for _ in range(3))
     if not (scale > 0).all():
         raise InvalidData("profile holds a scale that is not positive")
     classes = np.frombuffer(reader.take(width), np.uint8)
@@ -290,3 +261,10 @@ def _read_part(reader: _Reader) -> Part:
         if int(basis.min()) == -128:
             raise InvalidData("profile has -128 in a basis, whose numbers are -127 to 127")
     return Part(start, mean, origin_mean, scale, basis, classes, bool(adaptive))
+
+
+def _read_floats(reader: FrameReader, count: int) -> FloatArray:
+    array = np.frombuffer(reader.take(4 * count), "<f4").astype(np.float32)
+    if not np.isfinite(array).all():
+        raise InvalidData("profile holds a number that is not finite")
+    return array

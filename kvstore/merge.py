@@ -30,13 +30,19 @@ def merge_containers(old: Buffer, new: Buffer) -> Buffer:
     """One container with what both hold; ``old`` or ``new`` itself where that already is it.
 
     Both must be whole containers of one chunk. Raises :class:`LayoutMismatch` where they cannot become one: another
-    layout or length, or layers of which neither holds the other's.
+    layout, length or first position, or layers of which neither holds the other's.
     """
     old_header, new_header = verify(old), verify(new)
     if covers(new_header, old_header):
         return new
     if new_header.tokens != old_header.tokens:
         raise LayoutMismatch(f"chunk is stored with {old_header.tokens} tokens, the container has {new_header.tokens}")
+    if new_header.first_position != old_header.first_position:
+        # A header has one position for all that is in it, and ``exact`` keys are rotated to theirs.
+        raise LayoutMismatch(
+            f"chunk is stored as computed at position {old_header.first_position}, "
+            f"the container at {new_header.first_position}"
+        )
     if new_header.layout != old_header.layout:
         raise LayoutMismatch(
             f"chunk is stored with layout {old_header.layout.digest().hex()[:16]}…, "
@@ -52,16 +58,7 @@ def merge_containers(old: Buffer, new: Buffer) -> Buffer:
     sides = (_Side(new_header, memoryview(new)), _Side(old_header, memoryview(old)))
     lossy = _lossy_sides(*sides)
     exact = next((side for side in sides if EXACT in side.header.levels), None)
-    fields = (next(iter(lossy.values())) if lossy else sides[0]).header
-    writer = ContainerWriter(
-        fields.layout,
-        tokens=fields.tokens,
-        first_position=fields.first_position,
-        block_layers=fields.block_layers,
-        content_key=fields.content_key,
-        profile_digest=fields.profile_digest,
-        codec=fields.codec,
-    )
+    writer = ContainerWriter.like((next(iter(lossy.values())) if lossy else sides[0]).header)
     for level, side in lossy.items():
         _put_all(writer, side, (item for item in side.header.segments if item.level == level))
     if exact is not None:

@@ -30,10 +30,6 @@ _SOURCES = {
 _SAMPLE_SOURCES = "clients/transformers/*.py"
 
 
-class NotBuilt(Exception):
-    """The codec that was asked for is not in this build of kvloom; the scheme is left out and the reader told."""
-
-
 class Profiles:
     """Profiles of one model from one calibration text. Samples are computed when a profile is not in the folder."""
 

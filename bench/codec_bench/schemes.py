@@ -7,7 +7,6 @@ besides what was learnt once per model: payload, header, tables, scales, indices
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from quantisers import CacheGen, Gear, Kivi, MiKv, Quantiser, Raw, TurboQuant, ZipCache
@@ -85,14 +84,12 @@ class Kvloom(Scheme):
         for level in infos[0].level_bytes:
             cut = [codec.truncate(blob, level) for blob in blobs]
             decoded = [_decoded(blob, self.profile, level) for blob in cut]
-            # Until ContainerInfo says what of a level is not entropy-coded.
-            sides: list[Any] = [getattr(info, "side_bytes", {}).get(level) for info in infos]
             yield Restored(
                 "",
                 self.single_level or level,
                 joined(decoded),
                 8 * sum(map(len, cut)),
-                None if None in sides else 8 * sum(sides),
+                8 * sum(info.side_bytes[level] for info in infos),
             )
 
 

@@ -40,9 +40,7 @@ def kvloom_stages(chunk: Any) -> dict[str, Stage]:
     layout = Layout.from_bytes(chunk["layout"].tobytes())
     keys, values = chunk["keys"], chunk["values"]
     count, first_position = keys.size + values.size, int(chunk["first_position"])
-    profiles = {"": Profile.from_bytes(chunk["profile"].tobytes())}
-    if hasattr(codec, "generic_profile"):
-        profiles[" generic"] = codec.generic_profile(layout)
+    profiles = {"": Profile.from_bytes(chunk["profile"].tobytes()), " generic": codec.generic_profile(layout)}
     stages: dict[str, Stage] = {}
     for name, profile in profiles.items():
         encode = partial(codec.encode, keys, values, layout=layout, profile=profile, first_position=first_position)

@@ -1,85 +1,62 @@
-"""Whole containers on hostile bytes: the checksums put right after every change, so that the decoders see the damage.
+"""Whole containers on hostile bytes, with checksums as they fall and put right, so that the decoders see the damage.
 
-    python tests/fuzz/fuzz_containers.py --cases 100000 --seed 1 --processes 2
+    python tests/fuzz/fuzz_containers.py --cases 1000000 --seed 1 --processes 2
 
-The invariant: decoding either raises :class:`InvalidData` (or one of its kin that says what does not fit) in one short
-line, or gives tensors of exactly the shapes that the header declares; and it never holds more memory than a bound that
-the header's declared sizes give. A failing case names the seed that makes it again.
+The invariant: reading either raises :class:`InvalidData` (or one of its kin that says what does not fit) in one short
+line, or gives tensors of exactly the shapes that the header declares and writes to no place beside them; and it never
+holds much more memory than tensors of that size take. Reading is everything that is done with bytes from outside: a
+profile parsed, a container verified, decoded into fresh or the caller's arrays, where it was computed or elsewhere,
+read as streams for a GPU, cut, and merged with what a store holds; some of it by the NumPy reference as well, which
+must take the same containers. A failing case names the seed that makes it again.
 """
 
 import argparse
 import multiprocessing
 import resource
+import struct
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import zstandard
 from blake3 import blake3
+from container_corpus import Seed, corpus
 
-from kvloom import codec
-from kvloom.codec import EXACT, LOSSY_LEVELS, KvDtype, LayerLayout, Layout, Profile, Rope
-from kvloom.codec.cachegen import CacheGenProfile, calibrate_cachegen
-from kvloom.codec.container import Container, parse_header, verify
+from kvloom import codec, limits
+from kvloom.codec import EXACT, Kind, LossyCodec
+from kvloom.codec.channels import KvArrays
+from kvloom.codec.codec import profile_for
+from kvloom.codec.container import Container, ContainerHeader, parse_header, select, verify
+from kvloom.codec.entropy import native
+from kvloom.codec.frame import unpack_frame
+from kvloom.codec.profiles import AnyProfile, parse_profile
+from kvloom.codec.segment_reader import read_streams
 from kvloom.errors import BodyTooLarge, InvalidData, InvalidTensor, KvloomError, LayoutMismatch, ProfileMismatch
+from kvloom.kvstore.merge import merge_containers
 
 TYPED = (InvalidData, InvalidTensor, BodyTooLarge, LayoutMismatch, ProfileMismatch)
-FIXED_BYTES, ENTRY_BYTES, CHECKSUM_BYTES = 96, 16, 8
-MEMORY_BYTES_MAX = 3 * 2**30
+FIXED_BYTES, ENTRY_BYTES, CHECKSUM_BYTES, PROFILE_HEAD_BYTES = 96, 16, 8, 12
+PROFILE_DIGEST_AT = 64
+LAYOUT_BYTES = struct.Struct("<I")
+PROFILE_COUNTS_BYTES = 24
+ADDRESSES_MAX = 3 * 2**30
 """Address space beyond what a worker starts with: a decoder that trusts a count runs into it."""
+RESIDENT_KIB_MAX = 384 * 2**10
+"""Memory really touched beyond what a worker starts with; decoding the most values below takes a third of it."""
 LINE_CHARACTERS_MAX = 400
-TOKENS_DECODED_MAX = 2_000_000
+PROGRESS_CASES = 50_000
+VALUES_DECODED_MAX = 2_000_000
 """Values of a mutant that is decoded; larger ones are legal, and slow."""
+TWIN_ONE_IN = 8
+"""Every how many plain decodes are done by the NumPy reference too, which is slow."""
+GUARD_TOKENS = 2
+"""Rows before and after a chunk in a longer cache, which decoding into it must leave alone."""
 INTERESTING = (0, 1, 2, 3, 6, 12, 31, 32, 63, 64, 127, 128, 254, 255, 256, 4095, 4096, 65535, 65536)
 INTERESTING += (2**27 - 1, 2**27, 2**30, 2**31 - 1, 2**31, 2**32 - 1)
-
-
-@dataclass(frozen=True)
-class Seed:
-    """A sound container and what decodes it."""
-
-    blob: bytes
-    profile: Profile | CacheGenProfile | None
-
-
-def corpus() -> list[Seed]:
-    """Small chunks of every kind of payload: lossy by two sorts of profile, exact of every dtype, CacheGen."""
-    rng = np.random.default_rng(1)
-    rope = Rope((1.0, 0.1, 0.01, 0.001))
-    layers = (LayerLayout(1, 8, rope), LayerLayout(2, 8, rope), LayerLayout(1, 12, rope, value_head_dim=4))
-    seeds: list[Seed] = []
-    for dtype in KvDtype:
-        layout = Layout(dtype, layers)
-        keys, values = (
-            [
-                rng.laplace(size=(item.kv_heads, 33, (item.head_dim, item.value_head_dim)[kind])).astype(dtype.numpy)
-                for item in layers
-            ]
-            for kind in (0, 1)
-        )
-        seeds.append(Seed(codec.encode(keys, values, layout=layout, levels=[EXACT]), None))
-        if dtype is not KvDtype.FLOAT32:
-            continue
-        gradients = (codec.KvGradient(keys, values),)
-        profiles = [
-            codec.calibrate([codec.KvSample(keys, values, 0, gradients)], layout, block_channels=64),
-            codec.calibrate([codec.KvSample(keys, values)], layout, refinements=1),
-            codec.generic_profile(layout),
-        ]
-        far = [item.copy() for item in values]
-        far[1][0, 3, 2] = 1e6
-        for profile in profiles:
-            for content in (values, far):
-                levels = LOSSY_LEVELS[: profile.refinements + 1]
-                for chosen in (levels, [*levels, EXACT]):
-                    blob = codec.encode(keys, content, layout=layout, profile=profile, levels=chosen)
-                    seeds.append(Seed(blob, profile))
-        plain = Layout(dtype, (LayerLayout(1, 8, rope), LayerLayout(2, 8, rope)))
-        learnt = calibrate_cachegen([codec.KvSample(keys[:2], values[:2])], plain)
-        seeds.append(Seed(codec.encode(keys[:2], values[:2], layout=plain, profile=learnt), learnt))
-    return seeds
 
 
 def put(data: bytearray, offset: int, width: int, value: int) -> None:
@@ -144,62 +121,178 @@ def seal(head: bytearray, segments: list[bytearray], header_bytes: int) -> bytes
     return bytes(body) + blake3(body).digest(length=CHECKSUM_BYTES) + b"".join(segments)
 
 
-def attempt(blob: bytes, seed: Seed, rng: np.random.Generator) -> bool:
-    """Whether ``blob`` decodes; raises where the invariant does not hold."""
-    try:
-        header = verify(blob)
-        if header.tokens * header.layout.values_per_token > TOKENS_DECODED_MAX:
+def mutated_profile(seed: Seed, rng: np.random.Generator) -> tuple[bytes, bytes]:
+    """A profile like the seed's with damage in its content, and the seed's container renamed to be coded with it."""
+    assert seed.profile is not None
+    whole = seed.profile.data
+    content = bytearray(unpack_frame(whole[PROFILE_HEAD_BYTES:], bytes_max=limits.PROFILE_BYTES_MAX, what="profile"))
+    if rng.integers(2):  # the counts, levels and flags that follow the layout
+        (layout_bytes,) = LAYOUT_BYTES.unpack_from(whole, PROFILE_HEAD_BYTES - LAYOUT_BYTES.size)
+        place = layout_bytes + int(rng.integers(PROFILE_COUNTS_BYTES))
+        put(content, place, int(rng.choice([1, 2, 4])), int(rng.choice(INTERESTING)))
+    else:
+        for _ in range(int(rng.integers(1, 4))):
+            damage(content, rng)
+    data = whole[:PROFILE_HEAD_BYTES] + zstandard.ZstdCompressor(level=1).compress(bytes(content))
+    header = parse_header(seed.blob)
+    head = bytearray(seed.blob[: header.header_bytes])
+    head[PROFILE_DIGEST_AT:FIXED_BYTES] = blake3(data).digest()
+    segments = [bytearray(seed.blob[item.offset : item.byte_range.stop]) for item in header.segments]
+    return data, seal(head, segments, header.header_bytes)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way of reading what may be a container."""
+
+    blob: bytes
+    profile: AnyProfile | bytes | None
+    stored: bytes
+    """A sound container of the chunk that the damaged one was made from."""
+    rng: np.random.Generator
+
+    def run(self) -> bool:
+        """Whether ``blob`` decodes; raises where the invariant does not hold."""
+        try:
+            with np.errstate(all="ignore"):
+                return self._read()
+        except TYPED as error:
+            line = str(error)
+            if len(line) > LINE_CHARACTERS_MAX or "\n" in line:
+                raise AssertionError(f"an error of {len(line)} characters: {line[:200]!r}") from error
             return False
-        level = header.levels[int(rng.integers(len(header.levels)))]
-        with np.errstate(all="ignore"):
-            keys, values = codec.decode(blob, profile=seed.profile, level=level)
-        codec.info(blob)
-        Container.parse(blob).truncate(level)
-    except TYPED as error:
-        line = str(error)
-        if len(line) > LINE_CHARACTERS_MAX or "\n" in line:
-            raise AssertionError(f"an error of {len(line)} characters: {line[:200]!r}") from error
-        return False
-    except KvloomError as error:
-        raise AssertionError(f"an error of another kind: {error!r}") from error
-    for kind, arrays in enumerate((keys, values)):
+        except KvloomError as error:
+            raise AssertionError(f"an error of another kind: {error!r}") from error
+
+    def _read(self) -> bool:
+        header = verify(self.blob)
+        if header.tokens * header.layout.values_per_token > VALUES_DECODED_MAX:
+            return False
+        profile = parse_profile(self.profile) if isinstance(self.profile, bytes) else self.profile
+        level = header.levels[int(self.rng.integers(len(header.levels)))]
+        match int(self.rng.integers(8)):
+            case 0 | 1 if native.AVAILABLE and self.rng.integers(TWIN_ONE_IN) == 0:
+                self._compare_with_the_reference(profile, level)
+            case 0 | 1 | 2:
+                check_shapes(header, *codec.decode(self.blob, profile=profile, level=level))
+            case 3:
+                movable = all(header.layout.layers[layer].rope for layer in header.layers)
+                place = int(self.rng.integers(limits.POSITION_MAX)) if movable else None
+                check_shapes(header, *codec.decode(self.blob, profile=profile, level=level, first_position=place))
+            case 4 | 5:
+                self._decode_into_a_cache(header, profile, level)
+            case 6:
+                self._select_and_merge(header, level)
+            case 7:
+                self._read_streams(header, profile, level)
+        return True
+
+    def _compare_with_the_reference(self, profile: AnyProfile | None, level: codec.Level) -> None:
+        """Both executions take or refuse the same containers, and agree in what ``exact`` gives to the last bit."""
+        outcomes: list[list[np.ndarray] | KvloomError] = []
+        for compiled in (True, False):
+            native.AVAILABLE = compiled
+            try:
+                outcomes.append(
+                    [item for kind in codec.decode(self.blob, profile=profile, level=level) for item in kind]
+                )
+            except TYPED as error:
+                outcomes.append(error)
+            finally:
+                native.AVAILABLE = True
+        first, second = outcomes
+        if isinstance(first, KvloomError) and isinstance(second, KvloomError):
+            raise first
+        if isinstance(first, KvloomError) or isinstance(second, KvloomError):
+            raise AssertionError(f"one execution decodes what the other does not: {outcomes!r:.300}")
+        if level == EXACT and any(a.tobytes() != b.tobytes() for a, b in zip(first, second, strict=True)):
+            raise AssertionError("the two executions differ in exact")
+
+    def _decode_into_a_cache(self, header: ContainerHeader, profile: AnyProfile | None, level: codec.Level) -> None:
+        caches, rooms = [], []
+        for kind in Kind:
+            for layer in header.layers:
+                spec = header.layout.layers[layer]
+                shape = (spec.kv_heads, header.tokens + 2 * GUARD_TOKENS, spec.head_dim_of(kind))
+                caches.append(np.ones(shape, header.layout.dtype.numpy))
+                rooms.append(caches[-1][:, GUARD_TOKENS:-GUARD_TOKENS])
+        half = len(rooms) // 2
+        codec.decode_into(Container.parse(self.blob), rooms[:half], rooms[half:], profile=profile, level=level)
+        for cache in caches:
+            if (cache[:, :GUARD_TOKENS] != 1).any() or (cache[:, -GUARD_TOKENS:] != 1).any():
+                raise AssertionError("decoding wrote beside its rows of the cache")
+
+    def _select_and_merge(self, header: ContainerHeader, level: codec.Level) -> None:
+        codec.info(self.blob)
+        verify(Container.parse(self.blob).truncate(level))
+        first = int(self.rng.integers(header.layers.start, header.layers.stop))
+        select(header, level=level, layers=range(first, int(self.rng.integers(first, header.layers.stop)) + 1))
+        merged = merge_containers(*((self.stored, self.blob) if self.rng.integers(2) else (self.blob, self.stored)))
+        verify(merged)
+
+    def _read_streams(self, header: ContainerHeader, profile: AnyProfile | None, level: codec.Level) -> None:
+        if level == EXACT or header.codec is not LossyCodec.KVLOOM:
+            return
+        container, found = Container.parse(self.blob), profile_for(header, profile)
+        starts = [layer for layer in header.layers if layer % found.block_layers == 0]
+        read_streams(
+            [found.blocks[start // found.block_layers] for start in starts],
+            [[container.segment(item, start) for item in header.levels if item <= level] for start in starts],
+            tokens=header.tokens,
+        )
+
+
+def check_shapes(header: ContainerHeader, keys: KvArrays, values: KvArrays) -> None:
+    """Raise unless decoded tensors are of the shapes that a header declares."""
+    for kind, arrays in zip(Kind, (keys, values), strict=True):
         for layer, array in zip(header.layers, arrays, strict=True):
             spec = header.layout.layers[layer]
-            shape = (spec.kv_heads, header.tokens, (spec.head_dim, spec.value_head_dim)[kind])
+            shape = (spec.kv_heads, header.tokens, spec.head_dim_of(kind))
             if np.shape(array) != shape:
                 raise AssertionError(f"layer {layer} has shape {np.shape(array)}, declared {shape}")
-    return True
 
 
 def case(number: int, seed: int, seeds: list[Seed]) -> bool:
     """Run one case; the same number and seed make the same bytes."""
     rng = np.random.default_rng([seed, number])
-    chosen, other = (seeds[int(rng.integers(len(seeds)))] for _ in range(2))
-    if rng.integers(4):
-        blob = mutate(chosen, other, rng)
-    else:  # as it comes from a broken disk, checksums and all
+    chosen, other = seeds[int(rng.integers(len(seeds)))], seeds[int(rng.integers(len(seeds)))]
+    profile: AnyProfile | bytes | None = chosen.profile
+    kind = int(rng.integers(8))
+    if kind == 0 and chosen.learnt:
+        profile, blob = mutated_profile(chosen, rng)
+    elif kind <= 1:  # as it comes from a broken disk, checksums and all
         data = bytearray(chosen.blob)
         damage(data, rng)
         blob = bytes(data)
-    return attempt(blob, chosen, rng)
+    else:
+        blob = mutate(chosen, other, rng)
+    return Attempt(blob, profile, chosen.blob, rng).run()
 
 
 def shard(first: int, count: int, step: int, seed: int) -> int:
     """Run every ``step``-th case from ``first``; the cases accepted."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # which says that the reference is slow
     seeds = corpus()
-    for item in seeds:
-        if not attempt(item.blob, item, np.random.default_rng(0)):
+    rng = np.random.default_rng(0)
+    for item in seeds * 4:
+        if not Attempt(item.blob, item.profile, item.blob, rng).run():
             raise AssertionError("a sound container is refused")
-    soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES_MAX
-    resource.setrlimit(resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ADDRESSES_MAX
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     accepted = 0
     for number in range(first, count, step):
         try:
             accepted += case(number, seed, seeds)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident
+            if grown > RESIDENT_KIB_MAX:
+                raise AssertionError(f"{grown} KiB more than at the start, the limit is {RESIDENT_KIB_MAX}")
         except BaseException:
             sys.stderr.write(f"case {number} of seed {seed} fails:\n")
             traceback.print_exc()
             raise
+        if number // step % PROGRESS_CASES == PROGRESS_CASES - 1:
+            sys.stderr.write(f"case {number}: {accepted} of {number // step + 1} decode, {grown} KiB grown\n")
     return accepted
 
 

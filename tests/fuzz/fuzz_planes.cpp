@@ -3,15 +3,12 @@
 // What holds for every input: nothing is read or written outside its buffers (each is a heap block of its exact size,
 // for the sanitizers to watch); tables that are read at all fill their look-ups; and what was split, clustered and
 // packed comes back through unpacking and joining, bit for bit.
-#include <cstddef>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
+#include <algorithm>
 #include <cstring>
-#include <memory>
 
 #include "../../codec/entropy/planes.h"
 #include "../../codec/entropy/rans.h"
+#include "fuzz_input.h"
 
 extern "C" void kvl_split(Split* jobs, uint32_t count, uint32_t threads);
 extern "C" void kvl_cluster(Cluster* jobs, uint32_t count, uint32_t threads);
@@ -20,32 +17,11 @@ extern "C" void kvl_join(Join* jobs, uint32_t count, uint32_t threads);
 
 namespace {
 
-void require(bool holds, const char* what) {
-    if (holds) return;
-    std::fprintf(stderr, "fuzz_planes: %s\n", what);
-    std::abort();
-}
+uint32_t width_of(uint32_t form) { return form == FORM_BYTE ? 1 : form == FORM_FLOAT32 ? 4 : 2; }
 
-// The input, byte by byte; past its end come the numbers of a generator seeded with all of it.
-struct Input {
-    const uint8_t* at;
-    const uint8_t* end;
-    uint64_t state;
-
-    Input(const uint8_t* data, size_t size) : at(data), end(data + size), state(size) {
-        for (size_t i = 0; i < size; i++) state = (state ^ data[i]) * 0x100000001B3ull;
-    }
-    uint8_t byte() {
-        if (at < end) return *at++;
-        state = state * 6364136223846793005ull + 1442695040888963407ull;
-        return static_cast<uint8_t>(state >> 56);
-    }
-    uint32_t below(uint32_t limit) { return (byte() | static_cast<uint32_t>(byte()) << 8) % limit; }
-};
-
-template <class T>
-std::unique_ptr<T[]> block(uint64_t count) {
-    return std::unique_ptr<T[]>(new T[count]());
+uint64_t rest_bytes_of(uint32_t form, uint64_t values) {
+    const uint64_t packed = (values + REST_BLOCK_VALUES - 1) / REST_BLOCK_VALUES * REST_BLOCK_BYTES;
+    return form == FORM_BYTE ? 0 : form == FORM_FLOAT16 ? values : form == FORM_BFLOAT16 ? packed : packed + 2 * values;
 }
 
 void check_slots(const Unpack& job) {
@@ -81,6 +57,42 @@ void fuzz_unpack(Input& input) {
     check_slots(job);
 }
 
+// Symbols and rests of any bytes, as a hostile stream decodes to, to a tensor of any strides: dense, in a longer cache,
+// a slice of wider heads, backwards.
+void fuzz_join(Input& input) {
+    const uint32_t form = input.below(4), heads = 1 + input.below(3), tokens = 1 + input.below(80);
+    const uint32_t head_dim = 1 + (input.byte() < 8 ? input.below(300) : input.below(40)), channels = heads * head_dim;
+    const uint64_t values = static_cast<uint64_t>(channels) * tokens, width = width_of(form);
+    auto symbols = block<uint8_t>(values), rest = block<uint8_t>(rest_bytes_of(form, values));
+    auto places = block<uint32_t>(channels);
+    for (uint64_t i = 0; i < values; i++) symbols[i] = input.byte();
+    for (uint64_t i = 0; i < rest_bytes_of(form, values); i++) rest[i] = static_cast<uint8_t>(input.random());
+    for (uint32_t i = 0; i < channels; i++) places[i] = i;
+    for (uint32_t i = channels - 1; i > 0; i--) std::swap(places[i], places[input.random() % (i + 1)]);
+    const bool windowed = form == FORM_BFLOAT16 || form == FORM_FLOAT32;
+    const uint64_t step = width * (1 + input.below(2)), row = step * (head_dim - 1) + width;
+    const uint64_t gap = width * input.below(4), head = (row + gap) * tokens + gap;
+    const uint64_t bytes = head * (heads - 1) + (row + gap) * (tokens - 1) + row;
+    auto memory = block<uint32_t>((bytes + 3) / 4);
+    uint8_t* out = reinterpret_cast<uint8_t*>(memory.get());
+    std::memset(out, 0xA5, (bytes + 3) / 4 * 4);
+    Join job{symbols.get(), places.get(), rest.get(), out, static_cast<int64_t>(head), static_cast<int64_t>(row + gap),
+             static_cast<int64_t>(step), heads, tokens, head_dim, form, windowed ? input.below(512 - WINDOW + 1) : 0, OK};
+    if (input.byte() & 1) job.out += head * (heads - 1), job.head_stride = -job.head_stride;
+    if (input.byte() & 1) job.out += (row + gap) * (tokens - 1), job.token_stride = -job.token_stride;
+    kvl_join(&job, 1, 1);
+    require(job.status == OK, "nothing was joined");
+    for (uint32_t h = 0; h < heads; h++)
+        for (uint32_t t = 0; t < tokens; t++)
+            for (uint32_t d = 0; d < head_dim; d++) {
+                uint8_t* at = job.out + h * job.head_stride + t * job.token_stride + d * job.value_stride;
+                const uint8_t symbol = symbols[static_cast<uint64_t>(places[h * head_dim + d]) * tokens + t];
+                require(at[width - 1] >> 7 == (symbol & 1), "a value has another sign than its symbol");
+                std::memset(at, 0xA5, width);
+            }
+    for (uint64_t i = 0; i < (bytes + 3) / 4 * 4; i++) require(out[i] == 0xA5, "the gaps of a cache were written to");
+}
+
 // Values near each other, with a few of any bits: zeros, infinities, NaN.
 void fill_values(Input& input, uint8_t* values, uint64_t count, uint32_t width) {
     const uint8_t high = input.byte(), odd = input.byte();
@@ -93,17 +105,19 @@ void fill_values(Input& input, uint8_t* values, uint64_t count, uint32_t width) 
 void fuzz_round_trip(Input& input) {
     const uint32_t form = input.below(4), heads = 1 + input.below(3), tokens = 1 + input.below(80);
     const uint32_t head_dim = 1 + (input.byte() < 8 ? input.below(300) : input.below(40));
-    const uint32_t width = form == FORM_BYTE ? 1 : form == FORM_FLOAT32 ? 4 : 2, channels = heads * head_dim;
-    const uint64_t values = static_cast<uint64_t>(channels) * tokens, packed = (values + 63) / 64 * 48;
-    const uint64_t rest_bytes = form == FORM_BYTE ? 0 : form == FORM_FLOAT16 ? values
-                                                    : form == FORM_BFLOAT16  ? packed : packed + 2 * values;
-    auto source = block<uint32_t>((values * width + 3) / 4);  // aligned for a float32
+    const uint32_t width = width_of(form), channels = heads * head_dim;
+    const uint64_t values = static_cast<uint64_t>(channels) * tokens, rest_bytes = rest_bytes_of(form, values);
+    const uint64_t gap = input.below(2) * width * input.below(4), row = static_cast<uint64_t>(head_dim) * width;
+    const uint64_t held = heads * tokens * (row + gap) - gap;
+    auto source = block<uint32_t>((held + 3) / 4);  // aligned for a float32
     auto symbols = block<uint8_t>(values), by_table = block<uint8_t>(values), rest = block<uint8_t>(rest_bytes);
     auto counts = block<uint16_t>(channels * 256ull);
     uint8_t* bytes = reinterpret_cast<uint8_t*>(source.get());
-    fill_values(input, bytes, values, width);
-    const int64_t row = static_cast<int64_t>(head_dim) * width;
-    Split split{bytes, symbols.get(), rest.get(), counts.get(), row * tokens, row, heads, tokens, head_dim, form, 0, OK};
+    fill_values(input, bytes, held / width, width);
+    const int64_t step = static_cast<int64_t>(row + gap), turn = input.below(2) ? -1 : 1;
+    const uint8_t* first = turn < 0 ? bytes + step * (heads * static_cast<int64_t>(tokens) - 1) : bytes;  // or backwards
+    Split split{first, symbols.get(), rest.get(), counts.get(), turn * step * tokens, turn * step, heads, tokens, head_dim,
+                form, 0, OK};
     kvl_split(&split, 1, 1);
     require(split.status == OK, "nothing was split");
 
@@ -132,7 +146,8 @@ void fuzz_round_trip(Input& input) {
 
     auto joined = block<uint32_t>((values * width + 3) / 4);
     uint8_t* out = reinterpret_cast<uint8_t*>(joined.get());
-    Join join{by_table.get(), places.get(), rest.get(), out, row * tokens, row, width, heads, tokens, head_dim,
+    const int64_t dense = static_cast<int64_t>(row);
+    Join join{by_table.get(), places.get(), rest.get(), out, dense * tokens, dense, width, heads, tokens, head_dim,
               form, split.base, OK};
     kvl_join(&join, 1, 1);
     require(join.status == OK, "nothing was joined");
@@ -140,7 +155,8 @@ void fuzz_round_trip(Input& input) {
     for (uint64_t i = 0; i < values; i++) {
         const uint64_t channel = i / head_dim / tokens * head_dim + i % head_dim, token = i / head_dim % tokens;
         if (windowed && symbols[channel * tokens + token] < 2) continue;  // an escape: the caller puts it in
-        require(!std::memcmp(out + i * width, bytes + i * width, width), "a value came back changed");
+        const uint8_t* from = first + turn * step * static_cast<int64_t>(i / head_dim) + i % head_dim * width;
+        require(!std::memcmp(out + i * width, from, width), "a value came back changed");
     }
 }
 
@@ -148,9 +164,11 @@ void fuzz_round_trip(Input& input) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Input input(data, size);
-    if (input.byte() & 3)
-        fuzz_unpack(input);
-    else
-        fuzz_round_trip(input);
+    switch (input.byte() & 7) {
+        case 0:
+        case 1: fuzz_round_trip(input); break;
+        case 2: fuzz_join(input); break;
+        default: fuzz_unpack(input); break;
+    }
     return 0;
 }

@@ -7,15 +7,11 @@
 // `make fuzz` builds it with driver.cpp, for any compiler. With clang: clang++ -std=c++17 -g -O1
 // -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_rans.cpp codec/entropy/rans*.cpp -o fuzz_rans
 #include <algorithm>
-#include <cstddef>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "../../codec/entropy/coder.h"
+#include "fuzz_input.h"
 
 extern "C" uint32_t kvl_paths();
 extern "C" void kvl_decode(Stream* streams, uint32_t count, uint32_t threads, uint32_t path);
@@ -24,32 +20,6 @@ extern "C" void kvl_encode(Stream* streams, uint32_t count, uint32_t threads, ui
 namespace {
 
 enum { STREAMS_MAX = 5, TABLES = 3, RUNS_MAX = 6, RUN_SYMBOLS_MAX = 400 };
-
-void require(bool holds, const char* what) {
-    if (holds) return;
-    std::fprintf(stderr, "fuzz_rans: %s\n", what);
-    std::abort();
-}
-
-// The input, byte by byte; past its end come the numbers of a generator seeded with all of it.
-class Input {
-public:
-    Input(const uint8_t* data, size_t size) : at_(data), end_(data + size), seed_(size) {
-        for (size_t i = 0; i < size; i++) seed_ = (seed_ ^ data[i]) * 0x100000001B3ull;
-    }
-    uint8_t byte() { return at_ < end_ ? *at_++ : static_cast<uint8_t>(random()); }
-    uint32_t below(uint32_t bound) { return (byte() | static_cast<uint32_t>(byte()) << 8) % bound; }
-    bool one_in(uint32_t n) { return byte() % n == 0; }
-    uint32_t random() {
-        seed_ = seed_ * 6364136223846793005ull + 1442695040888963407ull;
-        return static_cast<uint32_t>(seed_ >> 33);
-    }
-
-private:
-    const uint8_t* at_;
-    const uint8_t* end_;
-    uint64_t seed_;
-};
 
 // A heap block of exactly `count` items, also of none.
 template <class Item>

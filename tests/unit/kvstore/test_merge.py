@@ -74,6 +74,7 @@ def test_newer_lossy_stream_wins_over_one_of_another_profile(chunk: Make) -> Non
     ("old", "new", "words"),
     [
         ({"tokens": 5}, {"tokens": 6}, "5 tokens, the container has 6"),
+        ({"first_position": 7}, {"first_position": 300}, "computed at position 7, the container at 300"),
         ({"head_dim": 8}, {"head_dim": 16}, "stored with layout"),
         (
             {"layer_range": range(2)},
@@ -85,6 +86,17 @@ def test_newer_lossy_stream_wins_over_one_of_another_profile(chunk: Make) -> Non
 def test_what_cannot_be_one_container_is_refused(chunk: Make, old: Any, new: Any, words: str) -> None:
     with pytest.raises(LayoutMismatch, match=words):
         merge_containers(chunk(1, (DRAFT,), **old).payload, chunk(1, (EXACT,), **new).payload)
+
+
+@pytest.mark.parametrize("stored_first", [True, False])
+def test_what_is_whole_in_itself_may_be_of_another_position(chunk: Make, *, stored_first: bool) -> None:
+    """A chunk computed alone has no place of its own: a container that replaces another brings its position along."""
+    few, all_levels = chunk(1, (DRAFT,), first_position=7), chunk(1, (DRAFT, EXACT), first_position=0)
+    if stored_first:
+        with pytest.raises(LayoutMismatch, match="computed at position 0, the container at 7"):
+            merge_containers(all_levels.payload, few.payload)
+    else:
+        assert merge_containers(few.payload, all_levels.payload) is all_levels.payload
 
 
 def test_joined_container_past_the_limit_is_refused(chunk: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from kvloom.codec.container import ContainerWriter
 from kvloom.codec.cuda import jobs
 from kvloom.codec.cuda.device import KERNELS, SOURCE
 from kvloom.codec.lossy import quantise_blocks, restore
-from kvloom.codec.profile import Block, Part, block_range, block_width
+from kvloom.codec.profile import Block, Part, block_range, block_ranges, block_width
 from kvloom.codec.segment_reader import decode_blocks
 from kvloom.codec.segment_writer import encode_blocks
 
@@ -145,8 +145,7 @@ class Reference:
 
     def encode(self, kv: Kv, profile: Profile, *, first_position: int = 0, content_key: bytes = bytes(32)) -> bytes:
         angles = Angles(first_position, kv.keys[0].shape[1])
-        starts = range(0, len(self.layout.layers), profile.block_layers)
-        blocks = [block_range(self.layout, start, profile.block_layers) for start in starts]
+        blocks = block_ranges(self.layout, profile.block_layers)
         channels = [gather_channels(kv.keys, kv.values, self.layout, layers, angles) for layers in blocks]
         symbols = quantise_blocks(profile, channels, first_position=first_position)
         writer = ContainerWriter(
@@ -157,7 +156,8 @@ class Reference:
             content_key=content_key,
             profile_digest=profile.digest,
         )
-        for start, payloads in zip(starts, encode_blocks(profile.blocks, symbols, profile.refinements), strict=True):
+        coded = encode_blocks(profile.blocks, symbols, profile.refinements)
+        for start, payloads in zip((block.start for block in blocks), coded, strict=True):
             for level, payload in zip(LOSSY_LEVELS, payloads, strict=False):
                 writer.put(level, start, None, payload)
         return writer.commit()
