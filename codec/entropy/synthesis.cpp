@@ -108,12 +108,12 @@ uint64_t unfold_row(const Part& part, uint32_t row, uint32_t tokens, const int32
 // Lowest digits of GROUP rows to words; whether a number has more than one digit.
 template <int GROUP>
 KVL_EVERY_CPU bool pack_rows(const int32_t* __restrict rows, uint64_t stride, uint32_t* __restrict out) {
-    int32_t beyond = 0;
+    uint32_t beyond = 0;
     for (uint64_t t = 0; t < stride; t++) {
         uint32_t word = 0;
         for (int k = 0; k < GROUP; k++) {
             const int32_t number = rows[k * stride + t];
-            beyond |= (number + 128) & ~255;
+            beyond |= (static_cast<uint32_t>(number) + 128u) & ~255u;
             const int32_t digit = static_cast<int32_t>(static_cast<uint32_t>(number) << 24) >> 24;
             word |= (static_cast<uint32_t>(digit) & (GROUP == 4 ? 0xFFu : 0xFFFFu)) << (32 / GROUP * k);
         }
