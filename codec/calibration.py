@@ -30,7 +30,7 @@ from .entropy.model import REFINEMENTS_MAX
 from .layout import Layout
 from .learning import BlockLearner, LearntBlock
 from .level import STANDARD
-from .profile import BLOCK_CHANNELS, Profile, block_layers_within, block_ranges
+from .profile import Profile, block_layers_within, block_ranges
 
 __all__ = ["KvGradient", "KvSample", "calibrate"]
 
@@ -40,6 +40,8 @@ KL_TARGET = 0.004
 OPTIMISM = 7.0
 """By what the divergence measured exceeds the quadratic form's prediction: errors are neither small nor independent of
 each other. Measured on SmolLM2 at ``standard``."""
+BLOCK_LAYERS, BLOCK_CHANNELS = 6, 3072
+"""The more layers are transformed together, the fewer bits and the more work; ADR 8 has the figures."""
 FIRST_TOKENS_LEFT_OUT = 4
 STEP_MIN, STEP_MAX = 1e-9, 1e6
 BISECTIONS = 40
@@ -80,14 +82,14 @@ def calibrate(
     """Make a profile of ``layout`` from ``samples``, which are consumed once.
 
     ``kl_target`` is the KL divergence (nats) aimed at by ``standard``; ``step_scale`` multiplies the steps that gives.
-    Layers are coded together in blocks of at most ``block_channels`` channels (at least one layer). With
+    Layers are coded together in blocks of at most :data:`BLOCK_LAYERS`, and ``block_channels`` channels or one layer. With
     ``refinements`` below 3 there are fewer levels, of which the last has the finest step all the same. The first
     tokens of a context are left out of the statistics. Raises :class:`InvalidTensor` when the samples hold no other,
     :class:`InvalidRequest` for more refinements than there are levels.
     """
     if not 0 <= refinements <= REFINEMENTS_MAX:
         raise InvalidRequest(f"{refinements} refinements asked for, must be 0 to {REFINEMENTS_MAX}")
-    block_layers = block_layers_within(layout, block_channels)
+    block_layers = min(BLOCK_LAYERS, block_layers_within(layout, block_channels))
     blocks = block_ranges(layout, block_layers)
     learners = [BlockLearner(layout, layers, block_channels) for layers in blocks]
     for sample in samples:

@@ -14,13 +14,15 @@ from .. import limits
 from .entropy.model import REFINEMENTS_MAX
 from .header import generic_digest
 from .layout import Kind, Layout
-from .profile import BLOCK_CHANNELS, Block, Part, Profile, block_layers_within, block_range
+from .profile import Block, Part, Profile, block_layers_within, block_range
 
 __all__ = ["generic_profile"]
 
 STANDARD_SHARE = {Kind.KEYS: 0.35, Kind.VALUES: 0.45}
 """Step of ``standard`` over the spread of the tensor: with sinks quantised finely, keys are the more sensitive half."""
 _FINE_SHARE = 0.5
+_BLOCK_CHANNELS = 1152
+"""Nothing is mixed, so a block only has to be large enough for its segments' heads not to count."""
 _CLASS = 33
 """Where class differences start from: a mean magnitude of 3.6 fine steps, what a channel of its tensor's spread has."""
 
@@ -28,7 +30,7 @@ _CLASS = 33
 @lru_cache(maxsize=16)
 def generic_profile(layout: Layout) -> Profile:
     """The profile that every kvloom has for ``layout`` without calibration; its digest depends on nothing else."""
-    block_layers = block_layers_within(layout, BLOCK_CHANNELS)
+    block_layers = block_layers_within(layout, _BLOCK_CHANNELS)
     blocks: list[Block] = []
     for start in range(0, len(layout.layers), block_layers):
         parts: list[Part] = []

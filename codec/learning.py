@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidTensor
 from .blas import one_thread
 from .entropy.model import GAIN_MAX
 from .layout import Kind, Layout
@@ -30,6 +31,8 @@ GAIN_EXPONENT = 0.6
 METRIC_FLOOR = 1e-2
 """Directions that matter less than this share of the mean are taken to matter that much."""
 TRIED_TOKENS_MAX = 1024
+MAGNITUDE_MAX = 1e15
+"""Sums of squares of what is learnt from must stay finite in float32."""
 COUNTED_STEPS_MAX = 2.0**28
 SPREAD_SHARE = {Kind.KEYS: 0.175, Kind.VALUES: 0.225}
 """Fine step over a tensor's spread where there are no gradients."""
@@ -53,6 +56,9 @@ class BlockLearner:
     def add(self, channels: FloatArray, gradients: Sequence[FloatArray], *, skip: int, following: int) -> None:
         """Channels ``[tokens, width]`` of a sample, and gradients of its first tokens; ``skip`` tokens are left out."""
         kept = channels[skip:]
+        largest = float(np.abs(channels).max(initial=0.0))
+        if not largest < MAGNITUDE_MAX:
+            raise InvalidTensor(f"calibration text has KV of magnitude {largest:.3g}, the limit is {MAGNITUDE_MAX:.0e}")
         self.tokens += len(kept)
         self._sum += kept.sum(axis=0, dtype=np.float64)
         with one_thread():

@@ -29,7 +29,6 @@ from .level import LOSSY_LEVELS, Level, LossyCodec
 from .profile_file import read_profile, write_profile
 
 __all__ = [
-    "BLOCK_CHANNELS",
     "FINE_CLASSES",
     "Block",
     "Part",
@@ -45,8 +44,6 @@ _PART = struct.Struct("<IIBBH")
 _MAGIC = b"KVLP"
 _FORMAT = 2
 _INVERSE_ERROR_MAX = 1e-3
-BLOCK_CHANNELS = 1152
-"""Channels that a block of layers has at most, unless one layer has more: three layers of SmolLM2."""
 FINE_CLASSES = CLASSES + REFINEMENTS_MAX * CLASSES_PER_OCTAVE
 """Scale classes of the finest level: so many that those of the coarsest are never cut off."""
 

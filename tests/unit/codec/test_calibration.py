@@ -1,5 +1,7 @@
 """Calibration finds what was planted: layers alike, tokens that matter, directions that matter."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -127,3 +129,19 @@ def test_a_profile_says_what_decoding_costs():
     assert full.multiply_adds_per_value == width
     assert light.multiply_adds_per_value == LAYOUT.layers[0].head_dim
     assert codec.generic_profile(LAYOUT).multiply_adds_per_value == 0
+
+
+@pytest.mark.parametrize("magnitude", [1.1e15, 1e20, 3e38])
+def test_kv_too_large_to_be_squared_is_refused_by_its_magnitude(magnitude):
+    keys, values = draw(1)
+    values[0, 0, 40, 3] = -magnitude
+    with pytest.raises(InvalidTensor, match=re.escape(f"magnitude {magnitude:.3g}, the limit is 1e+15")):
+        calibrate([KvSample(keys, values)], LAYOUT)
+
+
+def test_a_block_has_at_most_six_layers_and_3072_channels():
+    narrow, wide = (Layout.uniform(layers=14, kv_heads=1, head_dim=width) for width in (4, 256))
+    for layout, layers in ((narrow, 6), (wide, 6), (Layout.uniform(layers=14, kv_heads=2, head_dim=256), 3)):
+        rng = np.random.default_rng(1)
+        kv = rng.normal(size=(2, 14, layout.layers[0].kv_heads, 30, layout.layers[0].head_dim)).astype(np.float32)
+        assert calibrate([KvSample(*kv)], layout, refinements=0).block_layers == layers
