@@ -19,7 +19,8 @@ from .reference import write_npz
 from .subject import Subject
 from .texts import Texts
 
-CACHEGEN_BIN_SCALES = (1.4, 1.0, 0.7, 0.5, 0.35, 0.25)
+CACHEGEN_BIN_SCALES = (1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125)
+"""So many that the curve reaches below a KL divergence of 0.005 on every model measured."""
 _ROOT = Path(inspect.getfile(codec)).parent.parent
 _SOURCES = {
     "kvloom": "codec/*.py",
