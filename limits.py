@@ -57,7 +57,33 @@ MEMORY_SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 MEMORY_TIER_BYTES_MIN: Final = 256 * 1024
 SSD_CHECK_SECONDS_MAX: Final = 120.0
 """How long the child process that checks a data directory at open may take before the directory counts as damaged."""
+SHARED_DIRTY_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Bytes waiting for one shared tier; past this a chunk stays local (or its put waits, where so configured)."""
+SHARED_DRAIN_SECONDS_MAX: Final = 10.0
+"""How long a closing store still writes to its shared tiers."""
 PROMOTIONS_QUEUED_MAX: Final = 256
+PROMOTION_BYTES_MAX: Final = 128 * 1024 * 1024
+"""Payloads that promotions waiting hold on to; past this a promotion reads its record again."""
+PROMOTION_WORKERS: Final = 4
+CHANGES_REMEMBERED_MAX: Final = 4096
+"""Keys whose last change is known; a promotion that is older than the oldest of them is given up."""
+GET_MANY_CONCURRENCY: Final = 16
+DELETE_MANY_CONCURRENCY: Final = 64
+ADMISSION_KEYS_MAX: Final = 32_768
+"""Chunks seen once whose second use a disk tier waits for."""
+TTL_SECONDS_MAX: Final = 10 * 366 * 86_400
+SWEEP_SECONDS: Final = 10.0
+SHARED_COUNT_ROUNDS: Final = 6
+"""Rounds of upkeep from one count of what owners have on shared tiers to the next."""
+SWEEP_RECORDS_MAX: Final = 1024
+"""Expired records that one pass frees on one tier."""
+LEASE_SECONDS_MAX: Final = 3600.0
+LEASES_MAX: Final = 4096
+"""Leases of one owner at the same time."""
+PINNED_SHARE_MAX: Final = 4
+"""An owner may pin a quarter of its quota on the smallest local tier, all owners together half of that tier."""
+OWNERS_COUNTED_MAX: Final = 1024
+"""Owners with counters of their own; those beyond are counted together."""
 PROFILES_MAX: Final = 256
 """Codec profiles on one shelf."""
 NAMESPACE_CHARS_MAX: Final = 64

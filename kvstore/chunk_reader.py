@@ -36,6 +36,8 @@ class Copy:
     storage_key: StorageKey
     content_key: ContentKey
     read: Callable[[Sequence[ByteRange] | None], Awaitable[Outcome[Slice]]]
+    whole_at_once: bool = False
+    """Whether reading all of the chunk is better one read than two: where each costs a round trip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,13 @@ class ChunkRead:
     parts: tuple[Buffer, ...]
     total_bytes: int
     tier: str
+    info: RecordInfo
+    """The record that it was read from."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the parts are all of the record's payload."""
+        return self.total_bytes == self.info.payload_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
     that the chunk has not, :class:`InvalidRequest`.
     """
     for _ in range(_REPLACED_MAX):
-        found = await read_head(copy)
+        found = await read_head(copy, whole=copy.whole_at_once and level is None and layers is None)
         if not isinstance(found, Hit):
             return found
         head = found.value
@@ -85,14 +94,15 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
         except InvalidData as error:
             return Corrupt(copy.tier, str(error))
         header = parse_header(selection.header)
-        return Hit(ChunkRead(header, (selection.header, *parts), selection.total_bytes, copy.tier), copy.tier)
+        chunk = ChunkRead(header, (selection.header, *parts), selection.total_bytes, copy.tier, head.info)
+        return Hit(chunk, copy.tier)
     return Unavailable(copy.tier, "the chunk is being replaced over and over")
 
 
-async def read_head(copy: Copy) -> Outcome[ChunkHead]:
-    """Read and verify the container header and the identity of the record."""
+async def read_head(copy: Copy, *, whole: bool = False) -> Outcome[ChunkHead]:
+    """Read and verify the container header and the identity of the record, with the ``whole`` of it in one read."""
     for size_bytes in (_HEAD_BYTES, limits.CONTAINER_HEADER_BYTES_MAX):
-        found = await copy.read((ByteRange(0, size_bytes),))
+        found = await copy.read(None if whole else (ByteRange(0, size_bytes),))
         if not isinstance(found, Hit):
             return found
         info, start = found.value.info, found.value.parts[0]

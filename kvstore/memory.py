@@ -12,7 +12,7 @@ event loop.
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,13 @@ import numpy as np
 from .. import limits
 from ..codec.container import ByteRange
 from ..errors import ConfigError, StorageFull, StorageUnavailable
-from .eviction import EvictionPolicy, LruPolicy
-from .key import StorageKey
+from .eviction import EvictionPolicy
+from .expiry import ExpiryIndex
+from .key import OwnerId, StorageKey, owner_of
 from .outcome import Hit, Miss, Outcome
+from .quota import QuotaPolicy
 from .segment import Entry, Segment, aligned
-from .tier import Buffer, Capacity, Record, RecordInfo, Slice, Tier
+from .tier import Buffer, Capacity, Holdings, Record, RecordInfo, Slice, Tier
 
 __all__ = ["MemoryTier"]
 
@@ -56,7 +58,9 @@ class MemoryTier(Tier):
         self._usable_bytes = limit_bytes - max(limit_bytes // _RESERVE_SHARE, self._segment_bytes)
         """What new segments may occupy; the rest is for compaction and for dead segments that readers still hold."""
         self._shared_record_bytes_max = self._segment_bytes // 4
-        self._policy = policy or LruPolicy()
+        self._policy = QuotaPolicy.around(policy)
+        self._policy.quotas.check_fits(name, self._usable_bytes)
+        self._expiry = ExpiryIndex()
         self._entries: dict[StorageKey, Entry] = {}
         self._segments: set[Segment] = set()
         self._open: Segment | None = None
@@ -69,11 +73,14 @@ class MemoryTier(Tier):
         """Keep ``record`` (its payload is copied in)."""
         self._require_open()
         size_bytes = len(record.payload)
-        segment = await self._segment_for(size_bytes)
+        owner = owner_of(record.storage_key)
+        self._require_quota(owner, aligned(size_bytes))
+        segment = await self._segment_for(size_bytes, owner)
         offset = segment.reserve(size_bytes)
         try:
             await _copy(segment.writable(offset, size_bytes), record.payload)
             self._require_open()
+            self._keep_to_quota(owner, record.storage_key, aligned(size_bytes))
         except BaseException:
             segment.release(size_bytes)
             self._drop_if_dead(segment)
@@ -83,6 +90,7 @@ class MemoryTier(Tier):
         self._entries[record.storage_key] = entry
         segment.entries.add(entry)
         self._policy.record_put(record.storage_key, aligned(size_bytes))
+        self._expiry.note(record.storage_key, record.expires_at_ms)
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
         """Views of the ranges, without a copy."""
@@ -102,6 +110,29 @@ class MemoryTier(Tier):
         """Look the keys up in the index."""
         self._require_open()
         return [key in self._entries for key in keys]
+
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Look the keys up in the index and in that of expiries."""
+        self._require_open()
+        return [key in self._entries and not self._expiry.is_expired(key, now_ms) for key in keys]
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """From the index of expiries."""
+        self._require_open()
+        return self._expiry.due(now_ms, limit)
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Pinned records stay."""
+        self._policy.pinned = pinned
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Tell the policy."""
+        for key in keys:
+            self._policy.record_hint(key, discard=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What the policy counts: payload bytes, rounded up to where the next record starts."""
+        return self._policy.holdings(owner)
 
     async def delete(self, key: StorageKey) -> bool:
         """Forget a record; its bytes stay until the views of them are gone."""
@@ -136,7 +167,22 @@ class MemoryTier(Tier):
         self._segments.clear()
         self._mapped_bytes = 0
 
-    async def _segment_for(self, size_bytes: int) -> Segment:
+    def _require_quota(self, owner: OwnerId, size_bytes: int) -> None:
+        limit_bytes = self._policy.quotas.of(owner).limit_bytes
+        if limit_bytes is not None and size_bytes > limit_bytes:
+            raise StorageFull(
+                f"record takes {size_bytes} bytes, its owner may have {limit_bytes} in the {self.name} tier"
+            )
+
+    def _keep_to_quota(self, owner: OwnerId, key: StorageKey, size_bytes: int) -> None:
+        """Evict what its owner has too much of once a record of ``size_bytes`` stands under ``key``."""
+        while self._policy.excess_bytes(owner, size_bytes - self._policy.size_of(key)) > 0:
+            victim = self._policy.own_victim(owner)
+            if victim is None:
+                raise StorageFull(f"all that the owner of the record has in the {self.name} tier is pinned")
+            self._evict(victim)
+
+    async def _segment_for(self, size_bytes: int, owner: OwnerId) -> Segment:
         """A segment with room for one record; nothing is awaited between its return and the reservation."""
         shared = aligned(size_bytes) <= self._shared_record_bytes_max
         need_bytes = self._segment_bytes if shared else _page_ceil(size_bytes)
@@ -145,26 +191,26 @@ class MemoryTier(Tier):
                 f"record of {size_bytes} bytes does not fit the {self.name} tier, "
                 f"whose largest record is {self._usable_bytes - _BOOKKEEPING_BYTES}"
             )
-        segment = self._open_with_room(size_bytes) if shared else None
+        segment = self._open_with_room(size_bytes, owner) if shared else None
         if segment is not None:
             return segment
         async with self._room:
             self._require_open()
             if not shared:
-                return await self._allocate(need_bytes, dedicated=True)
-            segment = self._open_with_room(size_bytes)
+                return await self._allocate(need_bytes, owner, dedicated=True)
+            segment = self._open_with_room(size_bytes, owner)
             if segment is None:
                 self._seal()
-                segment = await self._allocate(need_bytes, dedicated=False)
+                segment = await self._allocate(need_bytes, owner, dedicated=False)
                 self._open = segment
             return segment
 
-    def _open_with_room(self, size_bytes: int) -> Segment | None:
+    def _open_with_room(self, size_bytes: int, owner: OwnerId) -> Segment | None:
         """The open segment if the record fits, after evicting what its bookkeeping alone takes (tiny records)."""
         if self._open is None or self._open.free_bytes < aligned(size_bytes):
             return None
         while self._occupied_bytes() + _BOOKKEEPING_BYTES > self._limit_bytes:
-            if self._evict_victim() == 0:
+            if self._evict_victim(owner) == 0:
                 return None
         return self._open
 
@@ -177,7 +223,7 @@ class MemoryTier(Tier):
     def _occupied_bytes(self) -> int:
         return self._mapped_bytes + len(self._entries) * _BOOKKEEPING_BYTES
 
-    async def _allocate(self, need_bytes: int, *, dedicated: bool) -> Segment:
+    async def _allocate(self, need_bytes: int, owner: OwnerId, *, dedicated: bool) -> Segment:
         """A new segment, or a compacted one with at least a quarter free, after evicting as much as that takes.
 
         Victims are the policy's, until twice the need has gone without progress: then fragmentation is what is in
@@ -191,10 +237,11 @@ class MemoryTier(Tier):
             source = None if dedicated else self._sparse_segment()
             if source is not None and self._occupied_bytes() + self._segment_bytes <= self._limit_bytes:
                 return await self._compact(source)
-            freed_bytes = self._evict_victim() if evicted_bytes < 2 * need_bytes else self._evict_emptiest_segment()
+            by_policy = evicted_bytes < 2 * need_bytes
+            freed_bytes = self._evict_victim(owner) if by_policy else self._evict_emptiest_segment(owner)
             if freed_bytes == 0 and not self._seal():
                 raise StorageFull(
-                    f"{self.name} tier has {self._occupied_bytes()} of {self._limit_bytes} bytes in use by readers"
+                    f"{self.name} tier has {self._occupied_bytes()} of {self._limit_bytes} bytes pinned or being read"
                 )
             evicted_bytes += freed_bytes
 
@@ -251,16 +298,18 @@ class MemoryTier(Tier):
         self._drop_if_dead(source)
         return target
 
-    def _evict_victim(self) -> int:
-        key = self._policy.victim()
+    def _evict_victim(self, owner: OwnerId) -> int:
+        key = self._policy.victim(owner)
         return 0 if key is None else self._evict(key)
 
-    def _evict_emptiest_segment(self) -> int:
-        occupied = [segment for segment in self._segments if segment.entries]
-        segment = min(occupied, key=lambda item: item.live_bytes, default=None)
-        if segment is None:
-            return 0
-        return sum(self._evict(entry.info.storage_key) for entry in list(segment.entries))
+    def _evict_emptiest_segment(self, owner: OwnerId) -> int:
+        """Evict what may go of the emptiest segment of which anything may."""
+        for segment in sorted(self._segments, key=lambda item: item.live_bytes):
+            keys = [entry.info.storage_key for entry in segment.entries]
+            freed_bytes = sum(self._evict(key) for key in keys if self._policy.may_evict(key, owner))
+            if freed_bytes:
+                return freed_bytes
+        return 0
 
     def _evict(self, key: StorageKey) -> int:
         self._evictions += 1
@@ -274,6 +323,7 @@ class MemoryTier(Tier):
         if entry is None:
             return False
         self._policy.record_delete(key)
+        self._expiry.forget(key)
         entry.segment.entries.remove(entry)
         entry.segment.release(entry.info.payload_bytes)
         self._drop_if_dead(entry.segment)
