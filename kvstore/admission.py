@@ -13,6 +13,7 @@ from .key import StorageKey
 __all__ = ["AdmissionRule", "DiskAdmission"]
 
 _FINGERPRINT_BYTES = 8
+"""Of the end of the key: its start names the owner."""
 
 
 class AdmissionRule(StrEnum):
@@ -50,18 +51,18 @@ class DiskAdmission:
             self.admitted += 1
             return True
         self.deferred += 1
-        self._waiting[key[:_FINGERPRINT_BYTES]] = None
+        self._waiting[key[-_FINGERPRINT_BYTES:]] = None
         if len(self._waiting) > self._keys_max:
             self._waiting.popitem(last=False)
         return False
 
     def is_waiting(self, key: StorageKey) -> bool:
         """Whether ``key`` was used once, and its next use takes it to the disk."""
-        return bool(self._waiting) and key[:_FINGERPRINT_BYTES] in self._waiting
+        return bool(self._waiting) and key[-_FINGERPRINT_BYTES:] in self._waiting
 
     def settle(self, key: StorageKey) -> bool:
         """``key`` is on its way to the disk, or gone: wait for it no longer. Whether it was waited for."""
-        fingerprint = key[:_FINGERPRINT_BYTES]
+        fingerprint = key[-_FINGERPRINT_BYTES:]
         if fingerprint not in self._waiting:
             return False
         del self._waiting[fingerprint]

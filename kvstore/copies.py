@@ -49,7 +49,7 @@ class Copies:
     async def local_bytes(self, place: StorageKey) -> int | None:
         """The length of what is at ``place`` in a local tier or on its way to one; ``None`` where nothing is."""
         waiting = self._cascade.find(place)
-        if waiting is not None:
+        if waiting is not None and not is_expired(waiting.expires_at_ms, self._clock_ms()):
             return len(waiting.payload)
         for tier in self._roles.local:
             try:

@@ -54,7 +54,11 @@ class Erasure:
 
     def is_erased(self, info: RecordInfo) -> bool:
         """Whether the record is from before its owner was last erased."""
-        return info.stored_at_ms <= self._erased_at_ms.get(info.owner, -1)
+        return info.stored_at_ms <= self.erased_at_ms(info.owner)
+
+    def erased_at_ms(self, owner: OwnerId) -> int:
+        """Up to when what ``owner`` stored is erased; -1 where it never was."""
+        return self._erased_at_ms.get(owner, -1)
 
     async def erase(self, namespace: Namespace) -> int:
         """Delete all chunks of ``namespace``; how many records there were, each once per tier.
@@ -86,8 +90,8 @@ class Erasure:
             except KvloomError as error:
                 self._tally.note_error(tier.name, "erase", str(error))
                 continue
-            at_ms = _time_of(namespace, found.value.parts[0]) if isinstance(found, Hit) else 0
-            if at_ms <= self._erased_at_ms.get(namespace.owner, 0):
+            at_ms = _time_of(namespace, found.value.parts[0]) if isinstance(found, Hit) else -1
+            if at_ms <= self.erased_at_ms(namespace.owner):
                 continue
             self._erased_at_ms[namespace.owner] = at_ms
             failures: list[KvloomError] = []
@@ -144,6 +148,6 @@ def _seal(namespace: Namespace, time: bytes) -> bytes:
 
 
 def _time_of(namespace: Namespace, payload: bytes | bytearray | memoryview) -> int:
-    """The time in a note; 0 for one that nobody with the namespace's secret wrote."""
+    """The time in a note; -1 for one that nobody with the namespace's secret wrote."""
     time, seal = bytes(payload[:_TIME_BYTES]), bytes(payload[_TIME_BYTES:])
-    return int.from_bytes(time, "little") if seal == _seal(namespace, time) else 0
+    return int.from_bytes(time, "little") if seal == _seal(namespace, time) else -1

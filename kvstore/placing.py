@@ -8,7 +8,7 @@ from ..errors import KvloomError, StorageFull, StorageUnavailable
 from .admission import DiskAdmission
 from .cascade import Cascade
 from .change_log import ChangeLog
-from .key import StorageKey
+from .key import OwnerId, StorageKey
 from .key_locks import KeyLocks
 from .pins import Pins
 from .reading import Reading
@@ -34,7 +34,9 @@ class Placing:
         pins: Pins,
         tally: Tally,
         clock_ms: Callable[[], int],
+        erased_at_ms: Callable[[OwnerId], int],
     ) -> None:
+        """``erased_at_ms``: nothing is stored with a time at or before that, or it would count as erased."""
         self._roles = roles
         self._cascade = cascade
         self._reading = reading
@@ -44,6 +46,7 @@ class Placing:
         self._pins = pins
         self._tally = tally
         self._clock_ms = clock_ms
+        self._erased_at_ms = erased_at_ms
 
     async def put(self, record: Record, header: ContainerHeader, ack: Ack) -> None:
         """Put ``record`` (its time of storing is set here), joined with what this store's own tiers have of it.
@@ -60,7 +63,8 @@ class Placing:
         try:
             async with self._locks.hold(place):
                 try:
-                    joined = await self._reading.joined(replace(record, stored_at_ms=self._clock_ms()), header)
+                    at_ms = max(self._clock_ms(), self._erased_at_ms(record.owner) + 1)
+                    joined = await self._reading.joined(replace(record, stored_at_ms=at_ms), header)
                     if ack is Ack.DISK:
                         await self._put_on_disk(joined)
                     kept = await self._put_volatile(joined) or ack is Ack.DISK

@@ -173,7 +173,7 @@ class QuotaPolicy(EvictionPolicy):
     def record_hint(self, key: StorageKey, *, discard: bool) -> None:
         """Tell the owner's policy, if it takes hints."""
         share = self._share_of(key)
-        if share is not None and isinstance(share.policy, _Hinted):
+        if share is not None and key in share and isinstance(share.policy, _Hinted):
             share.policy.record_hint(key, discard=discard)
 
     def victim(self, owner: OwnerId | None = None) -> StorageKey | None:

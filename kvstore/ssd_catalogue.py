@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import StorageFull
+from .eviction import EvictionPolicy
 from .expiry import ExpiryIndex
 from .key import OwnerId, StorageKey, owner_of
 from .quota import QuotaPolicy
@@ -53,8 +54,8 @@ def charged_bytes(record_bytes: int, page_bytes: int) -> int:
 class SsdCatalogue:
     """Thread-safe; ``budget_bytes`` is what all residents together may be charged."""
 
-    def __init__(self, policy: QuotaPolicy, budget_bytes: int) -> None:
-        self._policy = policy
+    def __init__(self, policy: EvictionPolicy, budget_bytes: int) -> None:
+        self._policy = QuotaPolicy.around(policy)
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
         self._expiry = ExpiryIndex()
@@ -146,7 +147,7 @@ class SsdCatalogue:
             taken, self._uses = self._uses, {}
         return [Use(key, sequence) for key, sequence in taken.items()]
 
-    def note_put(self, key: StorageKey, size_bytes: int, expires_at_ms: int) -> None:
+    def note_put(self, key: StorageKey, size_bytes: int, expires_at_ms: int = NEVER) -> None:
         """A record is committed."""
         with self._lock:
             self._policy.record_put(key, size_bytes)

@@ -89,10 +89,19 @@ class TieredStore:
         self._promoter = Promoter(self._locks, self._changes, observer, tally.note_promotion)
         self._reading = Reading(roles, cascade, self._copies, self._locks, tally, self._after_hit, self._changes.mark)
         self._listing = Listing(roles, cascade, tally, clock_ms)
-        self._placing = Placing(
-            roles, cascade, self._reading, self._locks, self._changes, self._admission, pins, tally, clock_ms
-        )
         self._erasure = Erasure(roles, cascade, self._locks, self._changes, pins, tally, clock_ms)
+        self._placing = Placing(
+            roles,
+            cascade,
+            self._reading,
+            self._locks,
+            self._changes,
+            self._admission,
+            pins,
+            tally,
+            clock_ms,
+            self._erasure.erased_at_ms,
+        )
         self._shared_quotas = {
             stage.tier.name: SharedQuota(stage.tier, rules.shared_quotas, stage.locks) for stage in cascade.shared
         }
