@@ -64,16 +64,16 @@ SHARED_DRAIN_SECONDS_MAX: Final = 10.0
 PROMOTIONS_QUEUED_MAX: Final = 256
 PROMOTION_BYTES_MAX: Final = 128 * 1024 * 1024
 """Payloads that promotions waiting hold on to; past this a promotion reads its record again."""
-PROMOTION_WORKERS: Final = 4
+PROMOTIONS_AT_ONCE_MAX: Final = 4
 CHANGES_REMEMBERED_MAX: Final = 4096
 """Keys whose last change is known; a promotion that is older than the oldest of them is given up."""
-GET_MANY_CONCURRENCY: Final = 16
-DELETE_MANY_CONCURRENCY: Final = 64
+GETS_AT_ONCE_DEFAULT: Final = 16
+DELETIONS_AT_ONCE_MAX: Final = 64
 ADMISSION_KEYS_MAX: Final = 32_768
 """Chunks seen once whose second use a disk tier waits for."""
 TTL_SECONDS_MAX: Final = 10 * 366 * 86_400
 SWEEP_SECONDS: Final = 10.0
-SHARED_COUNT_ROUNDS: Final = 6
+SHARED_COUNT_ROUNDS_DEFAULT: Final = 6
 """Rounds of upkeep from one count of what owners have on shared tiers to the next."""
 SWEEP_RECORDS_MAX: Final = 1024
 """Expired records that one pass frees on one tier."""

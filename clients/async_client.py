@@ -58,9 +58,14 @@ class AsyncKvloomClient:
         if session is not None:
             await session.close()
 
-    async def put(self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY) -> wire.PutReply:
-        """Store a container; returns once it has reached ``ack``. Raises the typed error of whatever was wrong."""
-        return await self._run(protocol.PutChunk(key, container, ack))
+    async def put(
+        self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY, ttl_seconds: float | None = None
+    ) -> wire.PutReply:
+        """Store a container, for ``ttl_seconds`` if given; returns once it has reached ``ack``.
+
+        Raises the typed error of whatever was wrong.
+        """
+        return await self._run(protocol.PutChunk(key, container, ack, ttl_seconds))
 
     async def get(
         self, key: ContentKey, *, level: Level | None = None, layers: range | None = None

@@ -65,9 +65,14 @@ class KvloomClient:
         while self._idle:
             self._idle.pop().close()
 
-    def put(self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY) -> wire.PutReply:
-        """Store a container; returns once it has reached ``ack``. Raises the typed error of whatever was wrong."""
-        return self._run(protocol.PutChunk(key, container, ack))
+    def put(
+        self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY, ttl_seconds: float | None = None
+    ) -> wire.PutReply:
+        """Store a container, for ``ttl_seconds`` if given; returns once it has reached ``ack``.
+
+        Raises the typed error of whatever was wrong.
+        """
+        return self._run(protocol.PutChunk(key, container, ack, ttl_seconds))
 
     def get(self, key: ContentKey, *, level: Level | None = None, layers: range | None = None) -> Outcome[Container]:
         """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss.

@@ -31,6 +31,7 @@ from ..errors import (
     error_for_code,
 )
 from ..kvstore.key import ChunkRef, ContentKey
+from ..kvstore.namespace import check_ttl
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
 from ..kvstore.tier import Ack
 from . import wire
@@ -111,18 +112,22 @@ class Operation(ABC, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PutChunk(Operation[wire.PutReply]):
-    """Store ``container`` under ``key`` and wait until it has reached ``ack``."""
+    """Store ``container`` under ``key``, for ``ttl_seconds`` if given, and wait until it has reached ``ack``."""
 
     answer_seconds_max: ClassVar[float] = limits.PUT_WAIT_SECONDS_MAX + limits.PROGRESS_SECONDS_MAX
     key: ContentKey
     container: Buffer
     ack: Ack
+    ttl_seconds: float | None = None
 
     def request(self) -> HttpRequest:
         size = memoryview(self.container).nbytes
         if size > limits.CONTAINER_BYTES_MAX:
             raise BodyTooLarge(f"container has {size} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
         target = f"/chunks/{self.key.hex()}?ack={self.ack.value}"
+        if self.ttl_seconds is not None:
+            check_ttl(self.ttl_seconds)
+            target += f"&ttl_seconds={self.ttl_seconds:.3f}"
         return HttpRequest("PUT", target, {"Content-Type": wire.CONTAINER_TYPE}, self.container)
 
     def parse(self, reply: HttpReply) -> wire.PutReply:

@@ -15,6 +15,7 @@ from .. import limits
 from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
+from ..kvstore.admission import AdmissionRule
 from .machine import Machine
 
 __all__ = ["ConfigText", "DaemonConfig", "LogFormat", "LogLevel", "format_size", "parse_size", "resolve_config"]
@@ -24,6 +25,8 @@ _MEMORY_SHARE: Final = 0.25
 _SSD_BYTES_DEFAULT_MAX: Final = 64 * 1024**3
 _SSD_SHARE: Final = 0.20
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
+_DURATION = re.compile(r"(\d{1,9})([smhd]?)", re.ASCII)
+_SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 Choice = TypeVar("Choice", bound=StrEnum)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -49,7 +52,8 @@ class LogLevel(StrEnum):
 class DaemonConfig:
     """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk.
 
-    ``codec`` is what the lossy levels of its namespace are coded with.
+    ``codec`` is what the lossy levels of its namespace are coded with, ``ttl_seconds`` how long it keeps a chunk that
+    is put without a time to live (``None``: for ever), ``ssd_admission`` which chunks are written to the SSD.
     """
 
     host: str
@@ -59,6 +63,8 @@ class DaemonConfig:
     ssd_bytes: int
     dirty_bytes_max: int
     codec: LossyCodec
+    ssd_admission: AdmissionRule
+    ttl_seconds: float | None
     log_format: LogFormat
     log_level: LogLevel
 
@@ -73,6 +79,8 @@ class ConfigText:
     memory: str | None = None
     ssd: str | None = None
     codec: str | None = None
+    ssd_admission: str | None = None
+    ttl: str | None = None
     log_format: str | None = None
     log_level: str | None = None
 
@@ -103,6 +111,8 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         ssd_bytes=_ssd_size(text.ssd, machine),
         dirty_bytes_max=min(limits.DIRTY_BYTES_MAX, memory_bytes // 2),
         codec=_choice("codec", text.codec or LossyCodec.KVLOOM, LossyCodec),
+        ssd_admission=_choice("ssd_admission", text.ssd_admission or AdmissionRule.ALWAYS, AdmissionRule),
+        ttl_seconds=_ttl(text.ttl),
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
     )
@@ -170,6 +180,18 @@ def _port(text: str | None) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
         raise ConfigError(f"port {text[:40]!r} is not a number from 0 to 65535")
     return int(text)
+
+
+def _ttl(text: str | None) -> float | None:
+    """Seconds of ``90``, ``15m``, ``12h`` or ``30d``; ``None`` for nothing said or ``never``."""
+    if text is None or text == "never":
+        return None
+    match = _DURATION.fullmatch(text.strip())
+    seconds = 0 if match is None else int(match[1]) * _SECONDS_OF[match[2]]
+    if not 1 <= seconds <= limits.TTL_SECONDS_MAX:
+        most_days = limits.TTL_SECONDS_MAX // 86_400
+        raise ConfigError(f"ttl {text[:40]!r} is not never or a time such as 90, 15m, 12h or 30d, up to {most_days}d")
+    return float(seconds)
 
 
 def _choice(name: str, text: str, kind: type[Choice]) -> Choice:

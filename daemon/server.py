@@ -18,13 +18,14 @@ from aiohttp import web
 from .. import __version__, limits
 from ..clients.discovery import DaemonNote, Endpoint
 from ..errors import ConfigError
+from ..kvstore.cascade import CascadeLimits
 from ..kvstore.key import ContentKey
 from ..kvstore.memory import MemoryTier
 from ..kvstore.namespace import derive_namespace, load_or_create_root_secret
 from ..kvstore.profiles import ProfileShelf
 from ..kvstore.ssd import SsdTier
 from ..kvstore.ssd_files import DirectoryLock
-from ..kvstore.store import TieredStore
+from ..kvstore.store import StoreRules, TieredStore
 from ..kvstore.store_stats import StoreObserver
 from ..kvstore.tier import Tier
 from .admission import Admission
@@ -83,7 +84,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         service = Service(
             store,
             shelf,
-            derive_namespace(secret, NAMESPACE, codec=config.codec),
+            derive_namespace(secret, NAMESPACE, codec=config.codec, ttl_seconds=config.ttl_seconds),
             admission,
             dirty_bytes_max=config.dirty_bytes_max,
         )
@@ -162,7 +163,7 @@ async def _open_store(config: DaemonConfig) -> TieredStore:
     return TieredStore(
         tiers,
         clock_ms=lambda: time.time_ns() // 1_000_000,
-        dirty_bytes_max=config.dirty_bytes_max,
+        rules=StoreRules(CascadeLimits(config.dirty_bytes_max), config.ssd_admission),
         observer=_LoggingObserver(),
     )
 

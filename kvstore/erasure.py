@@ -124,7 +124,7 @@ class Erasure:
 
         try:
             due = [info async for info in tier.scan_owner(owner) if info.stored_at_ms <= at_ms]
-            return sum(await each_in_order(delete, due, at_once=limits.DELETE_MANY_CONCURRENCY))
+            return sum(await each_in_order(delete, due, at_once=limits.DELETIONS_AT_ONCE_MAX))
         except KvloomError as error:
             self._tally.note_error(tier.name, "erase", str(error))
             failures.append(error)

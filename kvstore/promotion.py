@@ -84,7 +84,7 @@ class Promoter:
     async def run(self) -> None:
         """Promote until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(limits.PROMOTION_WORKERS):
+            for _ in range(limits.PROMOTIONS_AT_ONCE_MAX):
                 group.create_task(self._work())
 
     async def settled(self) -> None:

@@ -67,6 +67,6 @@ class SharedQuota:
             async with self._locks.hold(info.storage_key):
                 return await self.tier.delete(info.storage_key)
 
-        deleted = sum(await each_in_order(delete, due, at_once=limits.DELETE_MANY_CONCURRENCY))
+        deleted = sum(await each_in_order(delete, due, at_once=limits.DELETIONS_AT_ONCE_MAX))
         self._used_bytes[owner] = used_bytes
         return deleted

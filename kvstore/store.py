@@ -183,7 +183,7 @@ class TieredStore:
         *,
         level: Level | None = None,
         layers: range | None = None,
-        at_once: int = limits.GET_MANY_CONCURRENCY,
+        at_once: int = limits.GETS_AT_ONCE_DEFAULT,
     ) -> list[Outcome[ChunkRead]]:
         """:meth:`get` for each key, in their order, ``at_once`` of them under way; not stored at ``level`` is a miss.
 
@@ -221,7 +221,7 @@ class TieredStore:
         """:meth:`delete` for each key, in their order; the first failure ends it."""
         _check_count(keys)
         return await each_in_order(
-            lambda key: self.delete(namespace, key), keys, at_once=limits.DELETE_MANY_CONCURRENCY
+            lambda key: self.delete(namespace, key), keys, at_once=limits.DELETIONS_AT_ONCE_MAX
         )
 
     async def delete_namespace(self, namespace: Namespace) -> int:

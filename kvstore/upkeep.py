@@ -50,7 +50,7 @@ class Upkeep:
         while True:
             await self._sleep(limits.SWEEP_SECONDS)
             rounds += 1
-            await self.round(count_shared=rounds % limits.SHARED_COUNT_ROUNDS == 0)
+            await self.round(count_shared=rounds % limits.SHARED_COUNT_ROUNDS_DEFAULT == 0)
 
     async def round(self, *, count_shared: bool = True) -> int:
         """Do what is due; how many records that freed."""
@@ -75,7 +75,7 @@ class Upkeep:
 
         try:
             due = await tier.expired(self._clock_ms(), limits.SWEEP_RECORDS_MAX)
-            freed = sum(await each_in_order(delete, due, at_once=limits.DELETE_MANY_CONCURRENCY))
+            freed = sum(await each_in_order(delete, due, at_once=limits.DELETIONS_AT_ONCE_MAX))
         except KvloomError as error:
             self._tally.note_error(tier.name, "sweep", str(error))
             return 0

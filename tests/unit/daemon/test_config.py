@@ -8,6 +8,7 @@ from kvloom import limits
 from kvloom.daemon.config import ConfigText, LogFormat, LogLevel, format_size, parse_size, resolve_config
 from kvloom.daemon.machine import Machine, probe_machine
 from kvloom.errors import ConfigError
+from kvloom.kvstore.admission import AdmissionRule
 
 GIB = 1024**3
 MACHINE = Machine(
@@ -119,3 +120,23 @@ def test_probing_reads_the_real_machine(tmp_path):
     assert machine.disk_free_bytes > 0
     assert machine.own_disk_bytes == 0
     assert probe_machine(tmp_path).own_disk_bytes >= 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(None, None), ("never", None), ("90", 90), ("15m", 900), ("12h", 43_200), ("30d", 2_592_000)]
+)
+def test_a_time_to_live_has_units(text, seconds):
+    assert resolve_config(ConfigText(ttl=text), MACHINE).ttl_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5h", "soon", "99999d", "", " "])
+def test_a_time_to_live_that_is_none(text):
+    with pytest.raises(ConfigError, match="ttl"):
+        resolve_config(ConfigText(ttl=text), MACHINE)
+
+
+def test_what_the_ssd_takes_is_a_rule_by_name():
+    assert resolve_config(ConfigText(), MACHINE).ssd_admission is AdmissionRule.ALWAYS
+    assert resolve_config(ConfigText(ssd_admission="second-use"), MACHINE).ssd_admission is AdmissionRule.SECOND_USE
+    with pytest.raises(ConfigError, match="ssd_admission 'third-use' is not one of always, second-use"):
+        resolve_config(ConfigText(ssd_admission="third-use"), MACHINE)
