@@ -73,6 +73,8 @@ ADMISSION_KEYS_MAX: Final = 32_768
 """Chunks seen once whose second use a disk tier waits for."""
 TTL_SECONDS_MAX: Final = 10 * 366 * 86_400
 SWEEP_SECONDS: Final = 10.0
+SHARED_COUNT_ROUNDS_DEFAULT: Final = 6
+"""Rounds of upkeep from one count of what owners have on shared tiers to the next."""
 SWEEP_RECORDS_MAX: Final = 1024
 """Expired records that one pass frees on one tier."""
 LEASE_SECONDS_MAX: Final = 3600.0

@@ -32,9 +32,11 @@ from .outcome import Hit, Miss, Outcome
 from .pins import LeaseId
 from .placing import Placing
 from .promotion import Promoter
+from .quota import Quotas
 from .reading import Reading, Wanted
 from .reporting import Reporting
 from .roles import Roles
+from .shared_quota import SharedQuota
 from .single_flight import SingleFlight
 from .store_stats import StoreObserver, StoreStats
 from .tally import Tally
@@ -53,6 +55,8 @@ class StoreRules:
 
     cascade: CascadeLimits = field(default_factory=CascadeLimits)
     admission: AdmissionRule = AdmissionRule.ALWAYS
+    shared_quotas: Quotas = field(default_factory=Quotas)
+    """Quotas on each shared tier, in payload bytes. Those on local tiers are their own (:class:`.QuotaPolicy`)."""
 
 
 class TieredStore:
@@ -98,8 +102,19 @@ class TieredStore:
             clock_ms,
             self._erasure.erased_at_ms,
         )
+        self._shared_quotas = {
+            stage.tier.name: SharedQuota(stage.tier, rules.shared_quotas, stage.locks) for stage in cascade.shared
+        }
         self._upkeep = Upkeep(
-            roles, self._locks, pins, self._erasure, self._tenants, tally, clock_ms=clock_ms, sleep=sleep
+            roles,
+            self._locks,
+            pins,
+            self._erasure,
+            tuple(self._shared_quotas.values()),
+            self._tenants,
+            tally,
+            clock_ms=clock_ms,
+            sleep=sleep,
         )
         self._reporting = Reporting(roles, cascade, tally, self._tenants, pins, self._admission, self._promoter)
         self._flights: SingleFlight[Wanted, Outcome[ChunkRead]] = SingleFlight()
@@ -205,7 +220,9 @@ class TieredStore:
     async def delete_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """:meth:`delete` for each key, in their order; the first failure ends it."""
         _check_count(keys)
-        return await each_in_order(lambda key: self.delete(namespace, key), keys, at_once=limits.DELETIONS_AT_ONCE_MAX)
+        return await each_in_order(
+            lambda key: self.delete(namespace, key), keys, at_once=limits.DELETIONS_AT_ONCE_MAX
+        )
 
     async def delete_namespace(self, namespace: Namespace) -> int:
         """Forget all chunks of ``namespace``, here now, on daemons that share a tier with this one soon after.
@@ -333,10 +350,12 @@ class TieredStore:
             self._promoter.offer(copy, read, targets, mark)
 
     async def _prepare_shared(self, tier: Tier, record: Record) -> Record | None:
-        """What is written to a shared tier: the record joined with what is there, nothing if it was erased since."""
+        """What is written to a shared tier: the record joined with what is there, within its owner's quota."""
         if self._erasure.is_erased(record.info):
             return None
-        return await self._reading.joined_with_shared(tier, record)
+        joined = await self._reading.joined_with_shared(tier, record)
+        self._shared_quotas[tier.name].take(joined)
+        return joined
 
     def _expiry(self, ttl_seconds: float | None) -> int:
         if ttl_seconds is None:

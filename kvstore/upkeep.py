@@ -1,15 +1,16 @@
-"""What a store does by itself from time to time: free what has expired, end leases, follow erasures."""
+"""What a store does by itself from time to time: free what has expired, end leases, follow erasures, keep quotas."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from .. import limits
 from ..errors import KvloomError
 from .concurrency import each_in_order
 from .erasure import Erasure
-from .key import StorageKey
+from .key import OwnerId, StorageKey
 from .key_locks import KeyLocks
 from .pins import Pins
 from .roles import Roles
+from .shared_quota import SharedQuota
 from .tally import Tally
 from .tenants import Tenants
 from .tier import Tier
@@ -26,6 +27,7 @@ class Upkeep:
         locks: KeyLocks,
         pins: Pins,
         erasure: Erasure,
+        shared_quotas: Sequence[SharedQuota],
         tenants: Tenants,
         tally: Tally,
         *,
@@ -36,18 +38,21 @@ class Upkeep:
         self._locks = locks
         self._pins = pins
         self._erasure = erasure
+        self._shared_quotas = tuple(shared_quotas)
         self._tenants = tenants
         self._tally = tally
         self._clock_ms = clock_ms
         self._sleep = sleep
 
     async def run(self) -> None:
-        """A round every :data:`limits.SWEEP_SECONDS`."""
+        """A round every :data:`limits.SWEEP_SECONDS`; quotas of shared tiers are counted at every sixth."""
+        rounds = 0
         while True:
             await self._sleep(limits.SWEEP_SECONDS)
-            await self.round()
+            rounds += 1
+            await self.round(count_shared=rounds % limits.SHARED_COUNT_ROUNDS_DEFAULT == 0)
 
-    async def round(self) -> int:
+    async def round(self, *, count_shared: bool = True) -> int:
         """Do what is due; how many records that freed."""
         self._pins.end_due()
         freed = 0
@@ -55,6 +60,8 @@ class Upkeep:
             freed += await self._sweep(tier)
         for namespace in self._tenants.namespaces() if self._roles.shared else ():
             freed += await self._erasure.follow(namespace)
+            for quota in self._shared_quotas if count_shared else ():
+                freed += await self._enforce(quota, namespace.owner)
         return freed
 
     async def _sweep(self, tier: Tier) -> int:
@@ -74,3 +81,10 @@ class Upkeep:
             return 0
         self._tally.expired += freed
         return freed
+
+    async def _enforce(self, quota: SharedQuota, owner: OwnerId) -> int:
+        try:
+            return await quota.enforce(owner)
+        except KvloomError as error:
+            self._tally.note_error(quota.tier.name, "quota", str(error))
+            return 0

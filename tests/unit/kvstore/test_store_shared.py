@@ -15,6 +15,7 @@ from kvloom.kvstore.key import storage_key
 from kvloom.kvstore.memory import MemoryTier
 from kvloom.kvstore.namespace import Namespace, derive_namespace
 from kvloom.kvstore.outcome import Hit, Miss, Unavailable
+from kvloom.kvstore.quota import Quota, Quotas
 from kvloom.kvstore.roles import Roles
 from kvloom.kvstore.store import StoreRules, TieredStore
 from kvloom.kvstore.store_stats import StageStats, StoreObserver
@@ -399,3 +400,56 @@ class TestNamespaces:
             with pytest.raises(StorageUnavailable):
                 await store.delete_namespace(namespace)
             assert (await has(fast, namespace, one), await has(slow, namespace, one)) == ([False], [False])
+
+
+class TestSharedQuota:
+    async def test_two_stores_together_keep_to_the_quota(
+        self, running: Make, network: Any, namespace: Namespace, chunk: Make, clock: Any
+    ) -> None:
+        other = derive_namespace(bytes(32), "other")
+        chunks = [chunk(number, segment_bytes=500) for number in range(20)]
+        size = max(len(one.payload) for one in chunks)
+        rules = StoreRules(shared_quotas=Quotas(by_owner={namespace.owner: Quota(limit_bytes=6 * size)}))
+        options = {"rules": rules, "clock_ms": clock}
+        async with (
+            running(MemoryTier(4 * MIB), network, **options) as first,
+            running(MemoryTier(4 * MIB), network, **options) as second,
+        ):
+            for number, one in enumerate(chunks[:12]):
+                store = (first, second)[number % 2]
+                clock.advance(1)
+                await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
+                await store.put(other, one.key, one.payload, ack=Ack.MEMORY)
+                await store.flush(shared=True)
+            assert (await network.usage(namespace.owner)).payload_bytes > 6 * size * 0.8
+            await asyncio.gather(first.keep_up(), second.keep_up())
+            used = await network.usage(namespace.owner)
+            assert 0 < used.payload_bytes <= 6 * size
+            left = [one for one, here in zip(chunks, await has(network, namespace, *chunks), strict=True) if here]
+            assert left == chunks[12 - len(left) : 12]  # the youngest
+            assert all(await has(network, other, *chunks[:12]))
+            # Full, as far as both know: nothing more is written, and that is counted.
+            for one in chunks[12:]:
+                await first.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
+                with suppress(StorageUnavailable):
+                    await first.flush(shared=True)
+            assert (await network.usage(namespace.owner)).payload_bytes <= 6 * size
+            assert stage(first, "network").failures >= len(chunks[12:]) - 2
+
+    async def test_a_record_past_the_quota_names_both_numbers(
+        self, running: Make, network: Any, namespace: Namespace, chunk: Make
+    ) -> None:
+        told: list[str] = []
+
+        class Observer(StoreObserver):
+            def on_write_behind_failed(self, key: Any, detail: str) -> None:
+                told.append(detail)
+
+        one = chunk(1)
+        rules = StoreRules(shared_quotas=Quotas(Quota(limit_bytes=10)))
+        async with running(MemoryTier(4 * MIB), network, rules=rules, observer=Observer()) as store:
+            await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
+            await spin()
+            assert told == [
+                f"record of {len(one.payload)} bytes: its owner has about 0 in the network tier, its quota is 10"
+            ]
