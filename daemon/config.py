@@ -53,7 +53,8 @@ class DaemonConfig:
     """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk.
 
     ``codec`` is what the lossy levels of its namespace are coded with, ``ttl_seconds`` how long it keeps a chunk that
-    is put without a time to live (``None``: for ever), ``ssd_admission`` which chunks are written to the SSD.
+    is put without a time to live (``None``: for ever), ``ssd_admission`` which chunks are written to the SSD,
+    ``network_quota_bytes`` what a namespace may have on the shared tier, whichever daemon put it there.
     """
 
     host: str
@@ -65,6 +66,7 @@ class DaemonConfig:
     codec: LossyCodec
     ssd_admission: AdmissionRule
     ttl_seconds: float | None
+    network_quota_bytes: int | None
     log_format: LogFormat
     log_level: LogLevel
 
@@ -81,6 +83,7 @@ class ConfigText:
     codec: str | None = None
     ssd_admission: str | None = None
     ttl: str | None = None
+    network_quota: str | None = None
     log_format: str | None = None
     log_level: str | None = None
 
@@ -113,6 +116,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         codec=_choice("codec", text.codec or LossyCodec.KVLOOM, LossyCodec),
         ssd_admission=_choice("ssd_admission", text.ssd_admission or AdmissionRule.ALWAYS, AdmissionRule),
         ttl_seconds=_ttl(text.ttl),
+        network_quota_bytes=None if text.network_quota in (None, "off") else _quota(text.network_quota),
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
     )
@@ -180,6 +184,14 @@ def _port(text: str | None) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
         raise ConfigError(f"port {text[:40]!r} is not a number from 0 to 65535")
     return int(text)
+
+
+def _quota(text: str) -> int:
+    size_bytes = parse_size("network_quota", text)
+    if size_bytes < limits.TIER_BYTES_MIN:
+        least = format_size(limits.TIER_BYTES_MIN)
+        raise ConfigError(f"network_quota is {format_size(size_bytes)}, at least {least} is needed")
+    return size_bytes
 
 
 def _ttl(text: str | None) -> float | None:

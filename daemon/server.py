@@ -23,6 +23,7 @@ from ..kvstore.key import ContentKey
 from ..kvstore.memory import MemoryTier
 from ..kvstore.namespace import derive_namespace, load_or_create_root_secret
 from ..kvstore.profiles import ProfileShelf
+from ..kvstore.quota import Quota, Quotas
 from ..kvstore.ssd import SsdTier
 from ..kvstore.ssd_files import DirectoryLock
 from ..kvstore.store import StoreRules, TieredStore
@@ -163,7 +164,11 @@ async def _open_store(config: DaemonConfig) -> TieredStore:
     return TieredStore(
         tiers,
         clock_ms=lambda: time.time_ns() // 1_000_000,
-        rules=StoreRules(CascadeLimits(config.dirty_bytes_max), config.ssd_admission),
+        rules=StoreRules(
+            CascadeLimits(config.dirty_bytes_max),
+            config.ssd_admission,
+            Quotas(Quota(limit_bytes=config.network_quota_bytes)),
+        ),
         observer=_LoggingObserver(),
     )
 

@@ -68,7 +68,7 @@ class Erasure:
         at_ms = self._clock_ms()
         self._erased_at_ms[namespace.owner] = at_ms
         failures: list[KvloomError] = []
-        deleted = 0
+        deleted = await self._drop_waiting(namespace.owner, at_ms)
         for tier in self._roles.shared:
             try:
                 await tier.put(_note(namespace, at_ms))
@@ -95,19 +95,30 @@ class Erasure:
                 continue
             self._erased_at_ms[namespace.owner] = at_ms
             failures: list[KvloomError] = []
+            deleted += await self._drop_waiting(namespace.owner, at_ms)
             deleted += await self._erase_own(namespace.owner, at_ms, failures)
             deleted += await self._erase_from(tier, namespace.owner, at_ms, failures)
             if failures:
                 del self._erased_at_ms[namespace.owner]
         return deleted
 
-    async def _erase_own(self, owner: OwnerId, at_ms: int, failures: list[KvloomError]) -> int:
+    async def _drop_waiting(self, owner: OwnerId, at_ms: int) -> int:
+        """Take what waits to be written out of the queues, and wait for what is being written at this moment."""
         deleted = 0
         for record in self._cascade.records():
-            if record.owner == owner and record.stored_at_ms <= at_ms:
-                async with self._locks.hold(record.storage_key):
-                    deleted += self._cascade.discard(record.storage_key)
-                    self._changes.note(record.storage_key)
+            key = record.storage_key
+            if record.owner != owner or record.stored_at_ms > at_ms:
+                continue
+            async with self._locks.hold(key):
+                deleted += self._cascade.discard(key)
+                self._changes.note(key)
+            for stage in self._cascade.shared:
+                async with stage.locks.hold(key):
+                    pass
+        return deleted
+
+    async def _erase_own(self, owner: OwnerId, at_ms: int, failures: list[KvloomError]) -> int:
+        deleted = 0
         for tier in self._roles.local:
             deleted += await self._erase_from(tier, owner, at_ms, failures)
         return deleted

@@ -103,7 +103,7 @@ class TieredStore:
             self._erasure.erased_at_ms,
         )
         self._shared_quotas = {
-            stage.tier.name: SharedQuota(stage.tier, rules.shared_quotas, stage.locks) for stage in cascade.shared
+            stage.tier.name: SharedQuota(stage.tier, rules.shared_quotas) for stage in cascade.shared
         }
         self._upkeep = Upkeep(
             roles,
@@ -220,9 +220,7 @@ class TieredStore:
     async def delete_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """:meth:`delete` for each key, in their order; the first failure ends it."""
         _check_count(keys)
-        return await each_in_order(
-            lambda key: self.delete(namespace, key), keys, at_once=limits.DELETIONS_AT_ONCE_MAX
-        )
+        return await each_in_order(lambda key: self.delete(namespace, key), keys, at_once=limits.DELETIONS_AT_ONCE_MAX)
 
     async def delete_namespace(self, namespace: Namespace) -> int:
         """Forget all chunks of ``namespace``, here now, on daemons that share a tier with this one soon after.
@@ -354,7 +352,7 @@ class TieredStore:
         if self._erasure.is_erased(record.info):
             return None
         joined = await self._reading.joined_with_shared(tier, record)
-        self._shared_quotas[tier.name].take(joined)
+        await self._shared_quotas[tier.name].make_room(joined)
         return joined
 
     def _expiry(self, ttl_seconds: float | None) -> int:

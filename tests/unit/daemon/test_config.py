@@ -140,3 +140,12 @@ def test_what_the_ssd_takes_is_a_rule_by_name():
     assert resolve_config(ConfigText(ssd_admission="second-use"), MACHINE).ssd_admission is AdmissionRule.SECOND_USE
     with pytest.raises(ConfigError, match="ssd_admission 'third-use' is not one of always, second-use"):
         resolve_config(ConfigText(ssd_admission="third-use"), MACHINE)
+
+
+def test_a_quota_on_the_network_store_is_a_size_or_off():
+    assert resolve_config(ConfigText(), MACHINE).network_quota_bytes is None
+    assert resolve_config(ConfigText(network_quota="off"), MACHINE).network_quota_bytes is None
+    assert resolve_config(ConfigText(network_quota="500GiB"), MACHINE).network_quota_bytes == 500 * GIB
+    for text, says in (("lots", "network_quota 'lots'"), ("10", "network_quota is 10 B, at least 1.0 MiB")):
+        with pytest.raises(ConfigError, match=says):
+            resolve_config(ConfigText(network_quota=text), MACHINE)

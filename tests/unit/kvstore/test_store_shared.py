@@ -366,10 +366,11 @@ class TestNamespaces:
                 await spin()
             network.plan.gates.clear()
             await second.delete_namespace(namespace)
-            await first.keep_up()
+            following = asyncio.create_task(first.keep_up())  # it waits for what is being written
+            await spin()
             gate.set()
+            await following
             await first.flush(shared=True)
-            await first.keep_up()
             assert await has(network, namespace, blocking, one) == [False, False]
             assert await first.contains_many(namespace, [blocking.key, one.key]) == [False, False]
 
@@ -401,6 +402,23 @@ class TestNamespaces:
                 await store.delete_namespace(namespace)
             assert (await has(fast, namespace, one), await has(slow, namespace, one)) == ([False], [False])
 
+    async def test_a_write_under_way_does_not_outlive_the_deletion_of_its_namespace(
+        self, running: Make, fast: Any, network: Any, namespace: Namespace, chunk: Make
+    ) -> None:
+        one = chunk(1)
+        async with running(fast, network) as store:
+            gate = network.plan.gates[Operation.PUT] = asyncio.Event()
+            await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
+            await spin()
+            network.plan.gates.clear()
+            deleting = asyncio.create_task(store.delete_namespace(namespace))
+            await spin()
+            gate.set()
+            await deleting
+            await store.flush(shared=True)
+            assert await has(network, namespace, one) == [False]
+            assert await store.delete(namespace, one.key) is False
+
 
 class TestSharedQuota:
     async def test_two_stores_together_keep_to_the_quota(
@@ -428,13 +446,29 @@ class TestSharedQuota:
             left = [one for one, here in zip(chunks, await has(network, namespace, *chunks), strict=True) if here]
             assert left == chunks[12 - len(left) : 12]  # the youngest
             assert all(await has(network, other, *chunks[:12]))
-            # Full, as far as both know: nothing more is written, and that is counted.
+            # What comes now makes room for itself: the oldest of its owner go.
             for one in chunks[12:]:
+                clock.advance(1)
                 await first.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
-                with suppress(StorageUnavailable):
-                    await first.flush(shared=True)
-            assert (await network.usage(namespace.owner)).payload_bytes <= 6 * size
-            assert stage(first, "network").failures >= len(chunks[12:]) - 2
+                await first.flush(shared=True)
+                assert await has(network, namespace, one) == [True]
+                assert (await network.usage(namespace.owner)).payload_bytes <= 6 * size
+            assert all(await has(network, other, *chunks[:12]))
+            assert stage(first, "network").failures == 0
+
+    async def test_many_at_once_make_room_without_waiting_for_each_other(
+        self, running: Make, network: Any, namespace: Namespace, chunk: Make
+    ) -> None:
+        chunks = [chunk(number, segment_bytes=500) for number in range(60)]
+        quota = 5 * max(len(one.payload) for one in chunks)
+        rules = StoreRules(shared_quotas=Quotas(Quota(limit_bytes=quota)))
+        async with running(MemoryTier(4 * MIB), network, rules=rules) as store:
+            for turn in range(2):
+                for one in chunks:
+                    await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
+                await asyncio.wait_for(store.flush(shared=True), 30)
+                await store.keep_up()
+                assert 0 < (await network.usage(namespace.owner)).payload_bytes <= quota, turn
 
     async def test_a_record_past_the_quota_names_both_numbers(
         self, running: Make, network: Any, namespace: Namespace, chunk: Make
@@ -450,6 +484,4 @@ class TestSharedQuota:
         async with running(MemoryTier(4 * MIB), network, rules=rules, observer=Observer()) as store:
             await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
             await spin()
-            assert told == [
-                f"record of {len(one.payload)} bytes: its owner has about 0 in the network tier, its quota is 10"
-            ]
+            assert told == [f"record of {len(one.payload)} bytes, its owner's quota in the network tier is 10"]
