@@ -54,7 +54,7 @@ class TierConformance(ABC):
     evicts_least_recently_used = True
     """Whether the tier made here evicts in order of last use; the test of the order is left out where it does not."""
     bounded = True
-    """Whether the tier made here keeps to ``limit_bytes`` by itself; a shared one leaves that to the engine behind it."""
+    """Whether the tier made here keeps to ``limit_bytes`` by itself; a shared one leaves that to its engine."""
     listed_records = 1100
     """Records in the test of long listings; fewer where each costs a request."""
 

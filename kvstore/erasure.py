@@ -65,7 +65,8 @@ class Erasure:
 
         Every tier is tried; then the first failure is raised, and what that tier has may come back.
         """
-        at_ms = self._clock_ms()
+        # Later than everything stored since the last time, which a clock that stands still would not be.
+        at_ms = max(self._clock_ms(), self.erased_at_ms(namespace.owner) + 1)
         self._erased_at_ms[namespace.owner] = at_ms
         failures: list[KvloomError] = []
         deleted = await self._drop_waiting(namespace.owner, at_ms)

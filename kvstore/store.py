@@ -297,6 +297,10 @@ class TieredStore:
             )
         return taken
 
+    def note_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
+        """Count a damaged record that somebody else found, and has deleted, in ``tier``."""
+        self._tally.note_corrupt(tier, key, detail)
+
     def stats(self) -> StoreStats:
         """The counters of the store now."""
         return self._reporting.stats()

@@ -143,7 +143,7 @@ class Tier(ABC):
     shared: bool = False
     """Whether other daemons read and write the same records: the slowest tier, behind those of this machine.
 
-    Its :meth:`capacity` is what this process counted last (:meth:`usage`, a :meth:`scan` to the end), not a live figure.
+    Its :meth:`capacity` is what this process counted last (in a :meth:`scan` to the end), not a live figure.
     The owner of what is put into it stands at the start of the storage key (:func:`.key.owner_of`).
     """
 

@@ -75,7 +75,7 @@ async def test_every_region_of_a_record_is_covered_by_a_check(
     data = tmp_path / "lmdb" / "data.mdb"
     flipped = 0
     async with opened(tmp_path) as store:
-        tier = store._tiers[0]
+        tier = store._roles.all[0]
         for bit in range(0, 8 * (HEADER_BYTES + len(payload)), 41):
             await store.put(NAMESPACE, key, payload, ack=Ack.DISK)
             flipped += 1

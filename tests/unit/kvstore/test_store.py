@@ -580,6 +580,13 @@ class TestDamage:
             memory.plan.faults[Operation.CONTAINS] = Fail()
             assert await store.contains_many(namespace, [one.key]) == [True]
 
+    async def test_damage_that_somebody_else_found_is_counted(
+        self, running: Make, disk: GatedTier, chunk: Make
+    ) -> None:
+        async with running(disk) as store:
+            store.note_corrupt("ssd", chunk(1).key, "a scrub found it")
+            assert store.stats().tiers[0].corrupt == 1
+
 
 class TestSharing:
     async def test_a_thousand_cold_gets_are_one_read(

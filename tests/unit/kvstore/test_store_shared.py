@@ -402,6 +402,18 @@ class TestNamespaces:
                 await store.delete_namespace(namespace)
             assert (await has(fast, namespace, one), await has(slow, namespace, one)) == ([False], [False])
 
+    async def test_a_namespace_can_be_deleted_twice_in_a_moment(
+        self, running: Make, fast: Any, slow: Any, network: Any, namespace: Namespace, chunk: Make, clock: Any
+    ) -> None:
+        one = chunk(1)
+        async with running(fast, slow, network, clock_ms=clock) as store:
+            for _ in range(3):
+                await store.put(namespace, one.key, one.payload, ack=Ack.DISK)
+                await store.flush(shared=True)
+                assert await has(network, namespace, one) == [True]
+                assert await store.delete_namespace(namespace) == 3
+                assert await store.get(namespace, one.key) == Miss()
+
     async def test_a_write_under_way_does_not_outlive_the_deletion_of_its_namespace(
         self, running: Make, fast: Any, network: Any, namespace: Namespace, chunk: Make
     ) -> None:
