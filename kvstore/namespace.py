@@ -13,8 +13,7 @@ from .. import limits
 from ..codec.level import LossyCodec
 from ..errors import ConfigError, InvalidRequest
 from .atomic_file import create_file
-from .key import KEY_BYTES
-from .tier import OWNER_BYTES, OwnerId
+from .key import KEY_BYTES, OwnerId, owner_id
 
 __all__ = ["Namespace", "derive_namespace", "load_or_create_root_secret"]
 
@@ -43,8 +42,8 @@ class Namespace:
 
     @property
     def owner(self) -> OwnerId:
-        """Whose its records are: derived from the secret, so it tells neither the name nor the secret."""
-        return OwnerId(blake3(b"kvloom owner", key=self.secret).digest(OWNER_BYTES))
+        """Whose its records are; the first bytes of its storage keys."""
+        return owner_id(self.secret)
 
 
 def derive_namespace(root_secret: bytes, name: str, *, codec: LossyCodec = LossyCodec.KVLOOM) -> Namespace:

@@ -11,15 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Final
 
 from ..codec.container import ByteRange
-from .key import ContentKey, StorageKey
+from .key import OWNER_BYTES, ContentKey, OwnerId, StorageKey
 from .outcome import Outcome
 
 __all__ = [
     "NEVER",
     "OWNER_BYTES",
+    "UNBOUNDED_BYTES",
     "UNOWNED",
     "Ack",
     "Buffer",
@@ -29,16 +30,16 @@ __all__ = [
     "RecordInfo",
     "Slice",
     "Tier",
+    "Usage",
 ]
 
 Buffer = bytes | bytearray | memoryview
-OwnerId = NewType("OwnerId", bytes)
-"""Whose a record is, in :data:`OWNER_BYTES` bytes: quotas and isolated eviction go by it. Neither name nor secret."""
-OWNER_BYTES: Final = 16
 UNOWNED: Final = OwnerId(bytes(OWNER_BYTES))
 """The owner of records that belong to no tenant."""
 NEVER: Final = 0
 """The expiry of a record that does not expire."""
+UNBOUNDED_BYTES: Final = 2**63 - 1
+"""The limit of a tier whose room is not kvloom's to manage: an engine that many share evicts or grows by itself."""
 
 
 class Ack(StrEnum):
@@ -102,6 +103,14 @@ class Capacity:
     evictions: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one owner keeps in a tier."""
+
+    records: int
+    payload_bytes: int
+
+
 class Tier(ABC):
     """One place that keeps records. All methods are safe to call concurrently and safe to cancel."""
 
@@ -110,6 +119,13 @@ class Tier(ABC):
 
     durable: bool
     """Whether a completed :meth:`put` survives ``kill -9`` and power loss."""
+
+    shared: bool = False
+    """Whether other daemons read and write the same records: the slowest tier, behind those of this machine.
+
+    Its :meth:`capacity` is what this process counted last (in a :meth:`scan` to the end), not a live figure.
+    The owner of what is put into it stands at the start of the storage key (:func:`.key.owner_of`).
+    """
 
     @abstractmethod
     async def put(self, record: Record) -> None:
@@ -134,6 +150,34 @@ class Tier(ABC):
     @abstractmethod
     def scan(self) -> AsyncIterator[RecordInfo]:
         """All records, in no particular order; a record put or deleted meanwhile may or may not appear."""
+
+    async def scan_owner(self, owner: OwnerId) -> AsyncIterator[RecordInfo]:
+        """All records of ``owner``, as :meth:`scan` lists them."""
+        async for info in self.scan():
+            if info.owner == owner:
+                yield info
+
+    async def usage(self, owner: OwnerId) -> Usage:
+        """How much ``owner`` keeps here, whichever daemon put it. Lists the owner's records: not for every request."""
+        records = payload_bytes = 0
+        async for info in self.scan_owner(owner):
+            records += 1
+            payload_bytes += info.payload_bytes
+        return Usage(records, payload_bytes)
+
+    async def delete_owner(self, owner: OwnerId) -> int:
+        """Forget all records of ``owner``, whichever daemon put them; how many there were."""
+        deleted = 0
+        for info in [info async for info in self.scan_owner(owner)]:
+            deleted += await self.delete(info.storage_key)
+        return deleted
+
+    async def ping(self) -> None:
+        """Ask the backend for the smallest sign of life; :class:`StorageUnavailable` where there is none.
+
+        Cheap, and never retried. A tier of this machine has no backend that could be away.
+        """
+        return
 
     @abstractmethod
     def capacity(self) -> Capacity:

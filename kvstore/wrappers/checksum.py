@@ -28,6 +28,7 @@ class ChecksumTier(Tier):
         self._inner = inner
         self.name = inner.name
         self.durable = inner.durable
+        self.shared = inner.shared
 
     async def put(self, record: Record) -> None:
         """Keep the payload with its checksum."""

@@ -135,6 +135,7 @@ class FaultTier(Tier):
         self.plan = plan
         self.name = inner.name
         self.durable = inner.durable
+        self.shared = inner.shared
         self._sleep = sleep
 
     async def put(self, record: Record) -> None:
