@@ -69,23 +69,26 @@ class TieredStore:
         observer: StoreObserver | None = None,
     ) -> None:
         self._tiers = tuple(tiers)
-        self._volatile = tuple(tier for tier in tiers if not tier.durable)
-        self._durable = tuple(tier for tier in tiers if tier.durable)
-        if not tiers or self._tiers != self._volatile + self._durable:
-            raise ConfigError("a store needs at least one tier, and volatile tiers before durable ones")
+        self._volatile = tuple(tier for tier in tiers if not tier.durable and not tier.shared)
+        self._durable = tuple(tier for tier in tiers if tier.durable and not tier.shared)
+        self._shared = tuple(tier for tier in tiers if tier.shared)
+        if not tiers or self._tiers != self._volatile + self._durable + self._shared:
+            raise ConfigError(
+                "a store needs at least one tier, volatile tiers before durable ones and these before shared"
+            )
         if len({tier.name for tier in tiers}) != len(self._tiers):
             raise ConfigError(f"tiers need names of their own, these are {[tier.name for tier in tiers]}")
         self._clock_ms = clock_ms
         self._observer = observer or StoreObserver()
         self._locks = KeyLocks()
         self._write_behind = WriteBehind(
-            self._durable,
+            self._durable + self._shared,
             self._locks,
             self._observer,
             bytes_max=dirty_bytes_max,
             wait_seconds_max=put_wait_seconds_max,
         )
-        self._copies = Copies(self._volatile, self._write_behind, self._durable)
+        self._copies = Copies(self._volatile, self._write_behind, self._durable + self._shared)
         self._promoter = Promoter(self._locks, self._observer, self._count_promotion)
         self._flights: SingleFlight[_Wanted, Outcome[ChunkRead]] = SingleFlight()
         self._counters = {name: TierCounters() for name in (WRITE_BEHIND, *(tier.name for tier in tiers))}
@@ -124,7 +127,7 @@ class TieredStore:
         place = storage_key(namespace.secret, key)
         if ack is Ack.DISK and not self._durable:
             raise StorageUnavailable("ack=disk was asked for and no durable tier is configured")
-        behind = ack is Ack.MEMORY and bool(self._durable)
+        behind = ack is Ack.MEMORY and bool(self._durable + self._shared)
         reserved_bytes = len(payload) if behind else 0
         if behind:
             await self._write_behind.reserve(reserved_bytes)
@@ -221,7 +224,7 @@ class TieredStore:
             yield chunk
         for tier in self._tiers:
             page: list[RecordInfo] = []
-            async for info in tier.scan():
+            async for info in tier.scan_owner(namespace.owner) if tier.shared else tier.scan():
                 page.append(info)
                 if len(page) == _SCAN_RECORDS:
                     for chunk in await self._listed(namespace, page, seen):
@@ -342,6 +345,11 @@ class TieredStore:
     async def _put_durable(self, record: Record) -> None:
         for tier in self._durable:
             await tier.put(record)
+        for tier in self._shared:
+            try:
+                await tier.put(record)
+            except KvloomError as error:
+                self._note_error(tier.name, "put", str(error))
         self._write_behind.discard(record.storage_key)
 
     async def _put_volatile(self, record: Record) -> bool:

@@ -153,7 +153,12 @@ class WriteBehind:
                 return
             try:
                 for tier in self._tiers:
-                    await tier.put(record)
+                    try:
+                        await tier.put(record)
+                    except KvloomError as error:
+                        if not tier.shared:
+                            raise
+                        self._observer.on_tier_error(tier.name, "put", str(error))
             except KvloomError as error:
                 self._failures += 1
                 self._observer.on_write_behind_failed(record.content_key, str(error))

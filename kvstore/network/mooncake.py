@@ -81,7 +81,7 @@ class MooncakeTier(Tier):
         self._connect_seconds_max = connect_seconds_max
         self._threads = BlockingCalls(limits.MOONCAKE_THREADS_MAX, name=f"kvloom-{name}")
         self._client = client
-        self._setting_up = asyncio.Lock()
+        self._setting_up: asyncio.Task[Client] | None = None
         self._tried_at = float("-inf")
         self._under_way: set[asyncio.Task[Any]] = set()
         self._counted = Usage(0, 0)
@@ -273,10 +273,13 @@ class MooncakeTier(Tier):
 
     async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
         """Await ``work`` so that a cancellation lets it go on: a thread may be writing into its buffer."""
-        task = asyncio.ensure_future(work)
+        return await asyncio.shield(self._started(work))
+
+    def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._forgotten)
-        return await asyncio.shield(task)
+        return task
 
     def _forgotten(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
@@ -284,19 +287,22 @@ class MooncakeTier(Tier):
             task.exception()  # seen, so that nobody is told of a failure nobody waits for
 
     async def _ready(self) -> Client:
-        """The client, set up; at most one try at once and one in a while."""
+        """The client, set up; one try at a time and one in a while, which goes on where whoever waits for it does not."""
         self._require_open()
         if self._client is not None:
             return self._client
-        async with self._setting_up:
-            if self._client is None:
-                now = asyncio.get_running_loop().time()
-                await self._reach_master()
-                if now - self._tried_at < _SETUP_SECONDS_MIN:
-                    raise StorageUnavailable(f"{self.name}: the client could not be set up a moment ago")
-                self._tried_at = now
-                self._client = await self._threads.run(lambda: set_up_client(self._address))
-            return self._client
+        if self._setting_up is None or self._setting_up.done():
+            self._setting_up = self._started(self._connect())
+        return await asyncio.shield(self._setting_up)
+
+    async def _connect(self) -> Client:
+        await self._reach_master()
+        now = asyncio.get_running_loop().time()
+        if now - self._tried_at < _SETUP_SECONDS_MIN:
+            raise StorageUnavailable(f"{self.name}: the client could not be set up a moment ago")
+        self._tried_at = now
+        self._client = await self._threads.run(lambda: set_up_client(self._address))
+        return self._client
 
     async def _reach_master(self) -> None:
         master = self._address.master

@@ -28,7 +28,7 @@ class BlockingCalls:
         self._busy = 0
 
     async def run(self, call: Callable[[], T]) -> T:
-        """The result of ``call``, made in a thread. Cancelled before it began it is not made, else it goes on unheard."""
+        """The result of ``call``, made in a thread. Cancelled before it began it is not made; else it goes on."""
         future: Future[T] = Future()
         with self._lock:
             self._busy += 1

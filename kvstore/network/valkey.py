@@ -141,6 +141,8 @@ class ValkeyTier(Tier):
         self._require_open()
         places = [self._keys.head(key) for key in keys]
         replies = await self._nodes.run_each({place: ("EXISTS", place) for place in places})
+        if replies and not any(isinstance(reply, int) for reply in replies):
+            raise StorageUnavailable(f"{self.name} answered EXISTS with {str(replies[0])[:120]!r}")
         found = dict(zip(dict.fromkeys(places), replies, strict=True))
         return [found[place] == 1 for place in places]
 

@@ -76,6 +76,10 @@ class ServerProcess:
         """Whether it accepts connections."""
         return listens(self.port)
 
+    def signal(self, number: int) -> None:
+        """Stop it, or let it go on."""
+        self.process.send_signal(number)
+
     def kill(self) -> None:
         """End it as a crash would."""
         if self.process is not None:
@@ -95,7 +99,7 @@ class ValkeyServer(ServerProcess):
 
     def ready(self) -> bool:
         """Whether it answers, too."""
-        return super().ready() and self.ask("PING") == "+PONG"
+        return super().ready() and self.ask("PING")[:7] in ("+PONG", "-NOAUTH")
 
 
 @dataclass
@@ -263,6 +267,17 @@ threading.Event().wait(600)
 @pytest.fixture(scope="session")
 def mooncake_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MooncakeServers]:
     """One store that many tests share, each under a prefix of its own."""
+    yield from run_mooncake(tmp_path_factory.mktemp("mooncake"))
+
+
+@pytest.fixture
+def own_mooncake(tmp_path: Path) -> Iterator[MooncakeServers]:
+    """A store of the test's own, whose master it may stop and kill."""
+    yield from run_mooncake(tmp_path)
+
+
+def run_mooncake(directory: Path) -> Iterator[MooncakeServers]:
+    """Start both processes, and end them."""
     program = Path(sys.executable).with_name("mooncake_master")
     if not program.exists():
         pytest.skip("needs kvloom[mooncake]")
@@ -274,9 +289,11 @@ def mooncake_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moonc
         str(program), "--rpc_address=127.0.0.1", f"--rpc_port={rpc_port}", "--metrics_host=127.0.0.1",
         f"--metrics_port={admin_port}", "--default_kv_lease_ttl=500", "--client_ttl=30",
     ]  # fmt: skip
-    master = ServerProcess(command, rpc_port, tmp_path_factory.mktemp("mooncake-master"))
-    directory = tmp_path_factory.mktemp("mooncake-segment")
-    segment = SegmentProcess([sys.executable, "-c", SEGMENT, f"127.0.0.1:{rpc_port}"], 0, directory)
+    places = [directory / "master", directory / "segment"]
+    for place in places:
+        place.mkdir()
+    master = ServerProcess(command, rpc_port, places[0])
+    segment = SegmentProcess([sys.executable, "-c", SEGMENT, f"127.0.0.1:{rpc_port}"], 0, places[1])
     try:
         master.start()
         segment.start()
