@@ -287,7 +287,7 @@ class MooncakeTier(Tier):
             task.exception()  # seen, so that nobody is told of a failure nobody waits for
 
     async def _ready(self) -> Client:
-        """The client, set up; one try at a time and one in a while, which goes on where whoever waits for it does not."""
+        """The client, set up; one try at a time and one in a while, which goes on where its caller is cancelled."""
         self._require_open()
         if self._client is not None:
             return self._client

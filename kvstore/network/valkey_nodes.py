@@ -8,7 +8,7 @@ is read, and a dead node must cost nothing to the keys of the others.
 import asyncio
 import ssl
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from valkey._parsers import _AsyncRESP2Parser
 from valkey.asyncio.connection import AbstractConnection, Connection, SSLConnection
@@ -46,7 +46,7 @@ _BACKEND_ERRORS: Final = (ValkeyError, OSError, EOFError, ValueError)
 class _BoundedParser(_AsyncRESP2Parser):
     """Refuses a reply whose length is more than anything asked for, before reading it; knows a cluster's answers."""
 
-    EXCEPTION_CLASSES: ClassVar[dict[str, Any]] = {
+    EXCEPTION_CLASSES = {  # noqa: RUF012 - as the base class has it
         **_AsyncRESP2Parser.EXCEPTION_CLASSES,
         "ASK": AskError,
         "MOVED": MovedError,

@@ -1,7 +1,7 @@
 """Damage inside the engine: a record that is not what was put is never returned, and is called by its name."""
 
 import pytest
-from network_servers import S3_BUCKET, MooncakeServers, S3Server, ValkeyServer
+from network_servers import S3_BUCKET, MooncakeServers, S3Server, ValkeyServer, free_ports
 
 from kvloom import limits
 from kvloom.codec.container import ByteRange
@@ -171,6 +171,57 @@ async def test_a_wrong_password_is_said_and_not_shown(start_valkey):
                 await tier.put(RECORD)
             assert "hunter2" not in str(error.value)
         await tier.close()
+
+
+async def test_tls_is_verified(start_valkey, tmp_path, monkeypatch):
+    from kvloom.kvstore.network.valkey import ValkeyTier
+
+    certificate, key = make_certificate(tmp_path)
+    (port,) = free_ports(1)
+    start_valkey(
+        "--tls-port", str(port), "--tls-auth-clients", "no", "--tls-cert-file", str(certificate),
+        "--tls-key-file", str(key), "--tls-ca-cert-file", str(certificate),
+    )  # fmt: skip
+    stranger = ValkeyTier(parse_network(f"valkeys://127.0.0.1:{port}"))
+    with pytest.raises(StorageUnavailable, match=r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
+        await stranger.put(RECORD)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    tier = ValkeyTier(parse_network(f"valkeys://127.0.0.1:{port}"))
+    await tier.put(RECORD)
+    assert isinstance(await tier.get(RECORD.storage_key), Hit)
+    wrong_name = ValkeyTier(parse_network(f"valkeys://localhost:{port}"))
+    with pytest.raises(StorageUnavailable):
+        await wrong_name.put(RECORD)
+    for opened in (stranger, tier, wrong_name):
+        await opened.close()
+
+
+def make_certificate(directory):
+    """A certificate of its own authority, for 127.0.0.1, and its key."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+        now + datetime.timedelta(days=1)
+    )
+    builder = builder.add_extension(address, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate = builder.sign(key, hashes.SHA256())
+    paths = directory / "certificate.pem", directory / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    secret = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    paths[1].write_bytes(secret)
+    return paths
 
 
 class TestS3:
