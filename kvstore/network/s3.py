@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import obstore
@@ -144,7 +145,7 @@ class S3Tier(Tier):
     async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
         """One request per key, a bounded number at once."""
         self._require_open()
-        present = await _gathered([self._exists(key) for key in dict.fromkeys(keys)])
+        present = await _gathered([partial(self._exists, key) for key in dict.fromkeys(keys)])
         found = dict(zip(dict.fromkeys(keys), present, strict=True))
         return [found[key] for key in keys]
 
@@ -221,7 +222,7 @@ class S3Tier(Tier):
         clipped = [ByteRange(item.start, max(item.start, min(item.stop, info.payload_bytes))) for item in ranges]
         spans = _spans([item for item in clipped if item.stop > max(item.start, len(lead))])
         held: list[tuple[int, memoryview]] = [(0, memoryview(lead))]
-        fetches = [self._span(key, span, version) for span in spans]
+        fetches = [partial(self._span, key, span, version) for span in spans]
         held += [(span.start, memoryview(data)) for span, data in zip(spans, await _gathered(fetches), strict=True)]
         return Hit(Slice(info, tuple(_cut(held, item) for item in clipped)), self.name)
 
@@ -277,7 +278,7 @@ class S3Tier(Tier):
 
     async def _scan(self, owner: OwnerId | None) -> AsyncIterator[RecordInfo]:
         async for page in self._pages(owner):
-            for info in await _gathered([self._listed(key) for key, _ in page]):
+            for info in await _gathered([partial(self._listed, key) for key, _ in page]):
                 if info is not None:
                     yield info
 
@@ -325,13 +326,13 @@ class S3Tier(Tier):
             raise StorageUnavailable(f"{self.name} tier is closed")
 
 
-async def _gathered(requests: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def _gathered(requests: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
     """The results in order, a bounded number under way; the first failure ends the others."""
     turns = asyncio.Semaphore(_CONCURRENCY)
 
-    async def one(request: Coroutine[Any, Any, T]) -> T:
+    async def one(request: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async with turns:
-            return await request
+            return await request()
 
     tasks = [asyncio.ensure_future(one(request)) for request in requests]
     try:

@@ -23,12 +23,13 @@ _RETRY_SECONDS: Final = 0.5
 class Operation:
     """What is about to be done. ``size_bytes`` bounds what it moves; 0 where that is little, or not known before.
 
-    ``brief``: ends within a time that its size bounds; a listing does not. ``repeatable``: doing it twice comes to the
-    same as once.
+    ``items`` is how many things it asks about. ``brief``: ends within a time that its size bounds; a listing does not.
+    ``repeatable``: doing it twice comes to the same as once.
     """
 
     name: str
     size_bytes: int = 0
+    items: int = 1
     brief: bool = True
     repeatable: bool = True
 
@@ -69,7 +70,7 @@ class AroundTier(Tier):
     async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
         """Ask the inner tier."""
         self._require_open()
-        return await self.around(Operation("contains"), lambda: self._inner.contains_many(keys))
+        return await self.around(Operation("contains", items=len(keys)), lambda: self._inner.contains_many(keys))
 
     async def delete(self, key: StorageKey) -> bool:
         """Delete from the inner tier. Where it was tried twice, ``False`` may mean that the first try did it."""

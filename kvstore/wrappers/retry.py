@@ -25,9 +25,13 @@ _WHOLE_READ_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """``seconds_max`` is what a try without content may take; content may take longer, at ``bytes_per_second_min``."""
+    """``seconds_max`` is what a try without content may take.
+
+    Content may take longer, at ``bytes_per_second_min``, and a question ``item_seconds`` for each thing asked about.
+    """
 
     seconds_max: float
+    item_seconds: float = 0.0
     bytes_per_second_min: float = limits.NETWORK_BYTES_PER_SECOND_MIN
     listing_seconds_max: float = 60.0
     tries_max: int = limits.NETWORK_TRIES_MAX
@@ -39,7 +43,8 @@ class RetryPolicy:
         if not operation.brief:
             return self.listing_seconds_max
         whole = operation.name == "get" and operation.size_bytes == 0
-        return self.seconds_max + (_WHOLE_READ_BYTES if whole else operation.size_bytes) / self.bytes_per_second_min
+        content_seconds = (_WHOLE_READ_BYTES if whole else operation.size_bytes) / self.bytes_per_second_min
+        return self.seconds_max + content_seconds + (operation.items - 1) * self.item_seconds
 
 
 class RetryTier(AroundTier):

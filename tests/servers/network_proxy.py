@@ -84,7 +84,7 @@ class NetworkProxy:
         self._connections.add(writer)
         upstream = None
         try:
-            with suppress(OSError):
+            with suppress(OSError, asyncio.CancelledError):  # cancelled at the end only
                 upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", self._target)
                 self._connections.add(upstream)
                 ways = (self._requests(reader, writer, upstream), self._pass(upstream_reader, writer))

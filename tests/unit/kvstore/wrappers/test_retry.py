@@ -115,6 +115,9 @@ def test_the_time_of_a_try_grows_with_what_it_moves():
     assert policy.time_for(Work("get", 500)) == 1.0
     assert policy.time_for(Work("get")) > 60
     assert policy.time_for(Work("scan", brief=False)) == 60
+    policy = RetryPolicy(seconds_max=3.0, item_seconds=0.02)
+    assert policy.time_for(Work("contains", items=1)) == 3.0
+    assert policy.time_for(Work("contains", items=101)) == 5.0
 
 
 async def test_ranges_bound_what_a_read_may_take():
