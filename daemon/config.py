@@ -16,7 +16,6 @@ from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, d
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
 from ..kvstore.network import parse_network
-from ..kvstore.tier import UNBOUNDED_BYTES
 from .machine import Machine
 
 __all__ = ["ConfigText", "DaemonConfig", "LogFormat", "LogLevel", "format_size", "parse_size", "resolve_config"]
@@ -52,8 +51,7 @@ class DaemonConfig:
     """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk.
 
     ``codec`` is what the lossy levels of its namespace are coded with. ``network`` is the line that configures the
-    network tier (it may hold a password), ``network_quota_bytes`` what a namespace may keep there, ``root_secret`` the
-    file that daemons of one network store have in common.
+    network tier (it may hold a password), ``root_secret`` the file that daemons of one network store have in common.
     """
 
     host: str
@@ -66,7 +64,6 @@ class DaemonConfig:
     log_format: LogFormat
     log_level: LogLevel
     network: str | None = field(default=None, repr=False)
-    network_quota_bytes: int | None = None
     root_secret: Path | None = None
 
 
@@ -83,7 +80,6 @@ class ConfigText:
     log_format: str | None = None
     log_level: str | None = None
     network: str | None = None
-    network_quota: str | None = None
     root_secret: str | None = None
 
     @classmethod
@@ -116,7 +112,6 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
         network=_network(text.network),
-        network_quota_bytes=_quota("network_quota", text.network_quota),
         root_secret=None if text.root_secret is None else Path(text.root_secret).expanduser().absolute(),
     )
 
@@ -170,10 +165,6 @@ def _network(text: str | None) -> str | None:
         return None
     parse_network(text)
     return text
-
-
-def _quota(name: str, text: str | None) -> int | None:
-    return None if text is None or text == "off" else _tier_size(name, text, 0, UNBOUNDED_BYTES)
 
 
 def _loopback(host: str) -> str:

@@ -171,8 +171,7 @@ async def _open_store(config: DaemonConfig) -> TieredStore:
     if config.ssd_bytes:
         tiers.append(await asyncio.to_thread(SsdTier.open, config.data_dir / "chunks", config.ssd_bytes))
     if config.network is not None:
-        quota_bytes = config.network_quota_bytes
-        tiers.append(await asyncio.to_thread(open_network_tier, config.network, quota_bytes=quota_bytes))
+        tiers.append(await asyncio.to_thread(open_network_tier, config.network))
     return TieredStore(
         tiers,
         clock_ms=lambda: time.time_ns() // 1_000_000,

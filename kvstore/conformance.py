@@ -25,7 +25,7 @@ from ..codec.container import ByteRange
 from ..errors import StorageFull, StorageUnavailable
 from .key import KEY_BYTES, OWNER_BYTES, ContentKey, OwnerId, StorageKey
 from .outcome import Hit, Miss
-from .tier import NEVER, UNOWNED, Record, RecordInfo, Slice, Tier
+from .tier import NEVER, UNOWNED, Record, RecordInfo, Slice, Tier, Usage
 
 __all__ = ["TierConformance", "make_record"]
 
@@ -206,6 +206,62 @@ class TierConformance(ABC):
                 if listed == 5 * self.churned_records:
                     break
             assert listed >= self.churned_records
+
+    async def test_an_owner_is_listed_counted_and_deleted_alone(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as tier:
+            ours, theirs = (OwnerId(name * OWNER_BYTES) for name in (b"o", b"t"))
+            mine = [make_record(number, 100 * number, owner=ours) for number in range(7)]
+            others = [make_record(number, 50, owner=theirs) for number in range(5)]
+            await asyncio.gather(*(tier.put(record) for record in (*mine, *others)))
+            assert await tier.usage(ours) == Usage(7, 2100)
+            assert await tier.usage(UNOWNED) == Usage(0, 0)
+            listed = [info async for info in tier.scan_owner(theirs)]
+            assert sorted(listed, key=_place) == sorted((record.info for record in others), key=_place)
+            assert await tier.delete_owner(ours) == 7
+            assert await tier.usage(ours) == Usage(0, 0)
+            assert isinstance(await tier.get(mine[1].storage_key), Miss)
+            assert _bytes(await _read(tier, others[1].storage_key)) == others[1].payload
+            assert await tier.delete_owner(ours) == 0
+
+    async def test_a_tier_that_works_answers_a_ping(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as tier:
+            await tier.ping()
+
+    async def test_an_expired_record_is_told_from_a_live_one(self, tmp_path: Path) -> None:
+        far_ms = 4_000_000_000_000  # an engine with a clock of its own must not expire it meanwhile
+        async with self.opened(tmp_path) as tier:
+            expiries = (NEVER, far_ms, 2 * far_ms)
+            records = [make_record(number, 300, expires_at_ms=expiry) for number, expiry in enumerate(expiries)]
+            keys = [record.storage_key for record in records]
+            for record in records:
+                await tier.put(record)
+                assert (await _read(tier, record.storage_key)).info == record.info
+            assert await tier.contains_live([*keys, make_record(9, 0).storage_key], far_ms - 1) == [True] * 3 + [False]
+            assert await tier.contains_live(keys, far_ms) == [True, False, True]
+            assert await tier.contains_live(keys[::-1], 2 * far_ms) == [False, False, True]
+            assert await tier.expired(far_ms - 1, 10) == []
+            assert await tier.expired(far_ms, 10) == keys[1:2]
+            assert sorted(await tier.expired(2 * far_ms, 10)) == sorted(keys[1:])
+            assert len(await tier.expired(2 * far_ms, 1)) == 1
+            await tier.put(make_record(1, 300, version=1))
+            assert await tier.contains_live(keys, far_ms) == [True, True, True]
+            await tier.delete(keys[2])
+            assert await tier.expired(2 * far_ms, 10) == []
+
+    async def test_protected_records_are_not_evicted(self, tmp_path: Path) -> None:
+        if not self.bounded:
+            return
+        async with self.opened(tmp_path) as tier:
+            records = [make_record(number, self.record_bytes) for number in range(12)]
+            keys = [record.storage_key for record in records]
+            for record in records:
+                await tier.put(record)
+            tier.protect(lambda key: key in keys[:6])
+            await self.fill(tier, times=3)
+            assert await tier.contains_many(keys) == [True] * 6 + [False] * 6
+            tier.protect(lambda key: False)
+            await self.fill(tier, times=2)
+            assert not any(await tier.contains_many(keys))
 
     async def test_capacity_counts_records_and_bytes(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:

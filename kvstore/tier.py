@@ -8,14 +8,14 @@ third-party ones too.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from ..codec.container import ByteRange
 from .key import OWNER_BYTES, ContentKey, OwnerId, StorageKey
-from .outcome import Outcome
+from .outcome import Hit, Outcome
 
 __all__ = [
     "NEVER",
@@ -25,12 +25,14 @@ __all__ = [
     "Ack",
     "Buffer",
     "Capacity",
+    "Holdings",
     "OwnerId",
     "Record",
     "RecordInfo",
     "Slice",
     "Tier",
     "Usage",
+    "is_expired",
 ]
 
 Buffer = bytes | bytearray | memoryview
@@ -38,6 +40,13 @@ UNOWNED: Final = OwnerId(bytes(OWNER_BYTES))
 """The owner of records that belong to no tenant."""
 NEVER: Final = 0
 """The expiry of a record that does not expire."""
+
+
+def is_expired(expires_at_ms: int, now_ms: int) -> bool:
+    """Whether a record of that expiry is absent at ``now_ms``."""
+    return expires_at_ms != NEVER and expires_at_ms <= now_ms
+
+
 UNBOUNDED_BYTES: Final = 2**63 - 1
 """The limit of a tier whose room is not kvloom's to manage: an engine that many share evicts or grows by itself."""
 
@@ -111,6 +120,17 @@ class Usage:
     payload_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one owner has on a tier, in bytes as the tier charges them, and what it was made to give up."""
+
+    used_bytes: int
+    records: int
+    evictions: int
+    limit_bytes: int | None
+    """The owner's quota."""
+
+
 class Tier(ABC):
     """One place that keeps records. All methods are safe to call concurrently and safe to cancel."""
 
@@ -141,7 +161,7 @@ class Tier(ABC):
 
     @abstractmethod
     async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
-        """For each key, whether a record is here. Does not count as a use."""
+        """For each key, whether a record is here, expired or not. Does not count as a use."""
 
     @abstractmethod
     async def delete(self, key: StorageKey) -> bool:
@@ -186,3 +206,39 @@ class Tier(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Flush and release everything. Idempotent; other calls afterwards raise :class:`StorageUnavailable`."""
+
+    # What a tier may do better than this, or can do without: the store asks every tier, wrappers pass all of it on.
+
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """:meth:`contains_many` without the records that are expired at ``now_ms``.
+
+        Here each record found is asked for its expiry; a tier that has an index of these answers from it.
+        """
+        live: list[bool] = []
+        for key, present in zip(keys, await self.contains_many(keys), strict=True):
+            found = await self.get(key, ()) if present else None
+            live.append(isinstance(found, Hit) and not is_expired(found.value.info.expires_at_ms, now_ms))
+        return live
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """Up to ``limit`` records that are expired at ``now_ms``; they stay until they are deleted."""
+        due: list[StorageKey] = []
+        async for info in self.scan():
+            if is_expired(info.expires_at_ms, now_ms):
+                due.append(info.storage_key)
+                if len(due) == limit:
+                    break
+        return due
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:  # noqa: B027
+        """Evict no record for whose key ``pinned`` (cheap, callable from any thread) says true.
+
+        A tier that leaves eviction to somebody else cannot promise that, and does nothing here.
+        """
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:  # noqa: B027
+        """Tell the eviction policy that ``keys`` will not be used again (``finished``), or will after all."""
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What ``owner`` has here, or ``None`` where the tier does not know without looking."""
+        return None

@@ -24,7 +24,6 @@ __all__ = ["serve"]
 @click.option("--memory", metavar="SIZE", help="Memory tier.  [default: a quarter of what is free, at most 4GiB]")
 @click.option("--ssd", metavar="SIZE", help="SSD tier; 0 for none.  [default: a fifth of free disk, at most 64GiB]")
 @click.option("--network", metavar="URL", help="Shared store: valkey://…, s3://… or mooncake://….  [default: none]")
-@click.option("--network-quota", metavar="SIZE", help="What a namespace may keep in it.  [default: no bound]")
 @click.option("--root-secret", metavar="FILE", help="32 random bytes that all daemons of one shared store have.")
 @click.option("--codec", metavar="NAME", help="Of lossy levels: kvloom or cachegen.  [default: kvloom]")
 @click.option("--log-format", metavar="FORM", help="auto, console or json.  [default: auto]")

@@ -12,7 +12,6 @@ from typing import Final
 from ...errors import MissingDependency
 from ..tier import Tier
 from ..wrappers.breaker import BreakerPolicy, BreakerTier
-from ..wrappers.owner_quota import OwnerQuotaTier
 from ..wrappers.retry import RetryPolicy, RetryTier
 from ..wrappers.throttle import InflightBytes, ThrottleTier
 from .address import MooncakeAddress, NetworkAddress, S3Address, ValkeyAddress, parse_network
@@ -26,18 +25,16 @@ _FAR: Final = (RetryPolicy(seconds_max=3.0, item_seconds=0.02), BreakerPolicy(st
 """An object store answers in tens to hundreds of milliseconds, and asks the network for every key by itself."""
 
 
-def open_network_tier(url: str, *, quota_bytes: int | None = None, environ: Mapping[str, str] | None = None) -> Tier:
+def open_network_tier(url: str, *, environ: Mapping[str, str] | None = None) -> BreakerTier:
     """The tier that ``url`` configures, with its guards. Does not connect: a store that is away is not an error here.
 
-    ``quota_bytes`` is what every owner may keep in it.
     Raises :class:`ConfigError` for a line that is wrong, :class:`MissingDependency` where the engine's client is not
     installed. The tier belongs to the event loop that first uses it.
     """
     address = parse_network(url)
     inflight = InflightBytes()
     tier = _bare(address, inflight, os.environ if environ is None else environ)
-    safe = guarded(tier, inflight, *(_FAR if isinstance(address, S3Address) else _NEAR))
-    return safe if quota_bytes is None else OwnerQuotaTier(safe, quota_bytes)
+    return guarded(tier, inflight, *(_FAR if isinstance(address, S3Address) else _NEAR))
 
 
 def guarded(tier: Tier, inflight: InflightBytes, retry: RetryPolicy, breaker: BreakerPolicy) -> BreakerTier:

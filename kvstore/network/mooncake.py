@@ -8,7 +8,6 @@ in a while. Mooncake knows no expiry: a record past its time is a miss and is de
 """
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -16,24 +15,22 @@ from random import Random
 from typing import Any, Final, TypeVar
 
 import aiohttp
-import numpy as np
 
 from ... import limits
 from ...codec.container import ByteRange
-from ...errors import InvalidData, MissingDependency, StorageFull, StorageUnavailable
+from ...errors import InvalidData, StorageFull, StorageUnavailable
 from ..key import KEY_BYTES, OWNER_BYTES, OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import HEADER_BYTES, check_payload, encode_record_header, parse_record_header
-from ..tier import NEVER, UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage
+from ..tier import UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage, is_expired
 from ..wrappers.throttle import InflightBytes
 from .address import MooncakeAddress
+from .mooncake_client import NOT_FOUND, Client, client_class, read_ranges, set_up_client
 from .threads import BlockingCalls
 
-__all__ = ["MooncakeTier", "set_up_client"]
+__all__ = ["MooncakeTier"]
 
 T = TypeVar("T")
-_NOT_FOUND: Final = (-703, -704)
-"""Not there, or not all there yet."""
 _FULL: Final = -200
 _TAKEN_OVER: Final = -601
 """Another client began to replace the same object meanwhile."""
@@ -43,15 +40,6 @@ _SETUP_SECONDS_MIN: Final = 5.0
 _LISTED_AT_ONCE: Final = 256
 _KEY_BYTES_MAX: Final = 4096
 _CLOSE_SECONDS_MAX: Final = 2.0
-_ENVIRONMENT: Final = {
-    "MC_RPC_TIMEOUT_MS": "1000",
-    "MC_RPC_CONNECT_TIMEOUT_MS": "500",
-    "MC_STORE_CLIENT_SETUP_RETRIES": "1",
-    "MC_LOG_LEVEL": "ERROR",
-    "GLOG_minloglevel": "3",
-}
-Client = Any
-"""``mooncake.store.MooncakeDistributedStore``; the package has no types."""
 
 
 class MooncakeTier(Tier):
@@ -74,7 +62,7 @@ class MooncakeTier(Tier):
         self.durable = False
         self.shared = True
         self._address = address
-        _client_class(address)
+        client_class(address)
         self._lent = client is not None
         self._inflight = inflight or InflightBytes()
         self._clock_ms = clock_ms
@@ -120,12 +108,24 @@ class MooncakeTier(Tier):
             self._checked("batch_is_exist", answer)
         return [answer == 1 for answer in answers]
 
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """One question to the master, then the headers of what is there."""
+        found = await self.contains_many(keys)
+        client = await self._ready()
+        present = [(self._named(key), key) for key, there in zip(keys, found, strict=True) if there]
+        live = {
+            info.storage_key
+            for info in await self._headers(client, present)
+            if not is_expired(info.expires_at_ms, now_ms)
+        }
+        return [key in live for key in keys]
+
     async def delete(self, key: StorageKey) -> bool:
         """Remove the object, leased or not."""
         client = await self._ready()
         name = self._named(key)
         code: int = await self._threads.run(lambda: client.remove(name, True))
-        if code in _NOT_FOUND:
+        if code in NOT_FOUND:
             return False
         self._checked("remove", code)
         return True
@@ -186,7 +186,7 @@ class MooncakeTier(Tier):
     async def _get(self, client: Client, key: StorageKey, ranges: Sequence[ByteRange] | None) -> Outcome[Slice]:
         name = self._named(key)
         size_bytes: int = await self._threads.run(lambda: client.get_size(name))
-        if size_bytes in _NOT_FOUND:
+        if size_bytes in NOT_FOUND:
             return Miss()
         self._checked("get_size", size_bytes)
         if not HEADER_BYTES <= size_bytes <= HEADER_BYTES + limits.RECORD_BYTES_MAX:
@@ -197,7 +197,7 @@ class MooncakeTier(Tier):
         sizes = [HEADER_BYTES, *(max(0, item.stop - item.start) for item in clipped)]
         starts = [0, *(HEADER_BYTES + item.start for item in clipped)]
         async with self._inflight.hold(sum(sizes)):
-            data = await self._threads.run(lambda: _read(client, [name], [starts], [sizes]))
+            data = await self._threads.run(lambda: read_ranges(client, name, starts, sizes))
         if data is None:
             return Miss()
         header = parse_record_header(data[:HEADER_BYTES], record_bytes=size_bytes)
@@ -261,7 +261,7 @@ class MooncakeTier(Tier):
         return infos
 
     async def _listed(self, client: Client, name: str, key: StorageKey) -> RecordInfo | None:
-        data = await self._threads.run(lambda: _read(client, [name], [[0]], [[HEADER_BYTES]]))
+        data = await self._threads.run(lambda: read_ranges(client, name, [0], [HEADER_BYTES]))
         if data is None:
             return None
         try:
@@ -333,61 +333,8 @@ class MooncakeTier(Tier):
         return key if len(key) == KEY_BYTES and self._named(key) == name else None
 
     def _expired(self, info: RecordInfo) -> bool:
-        return info.expires_at_ms != NEVER and info.expires_at_ms <= self._clock_ms()
+        return is_expired(info.expires_at_ms, self._clock_ms())
 
     def _require_open(self) -> None:
         if self._closed:
             raise StorageUnavailable(f"{self.name} tier is closed")
-
-
-def set_up_client(address: MooncakeAddress) -> Client:
-    """A client of the store at ``address``. Blocks, with the interpreter's lock held; see above."""
-    client = _client_class(address)()
-    code = client.setup(
-        address.local,
-        address.metadata,
-        address.segment_bytes,
-        address.buffer_bytes,
-        address.protocol,
-        address.device,
-        str(address.master),
-    )
-    if code != 0:
-        raise StorageUnavailable(f"mooncake: the client could not be set up: error {code}")
-    return client
-
-
-def _client_class(address: MooncakeAddress) -> Callable[[], Client]:
-    for name, value in {**_ENVIRONMENT, "MC_TCP_BIND_ADDRESS": address.local.partition(":")[0]}.items():
-        os.environ.setdefault(name, value)
-    try:
-        from mooncake.store import MooncakeDistributedStore
-    except OSError as error:  # the package is there, libibverbs or librdmacm is not
-        raise MissingDependency(f"mooncake cannot be loaded: {error}; Debian: libibverbs1 librdmacm1") from error
-    new: Callable[[], Client] = MooncakeDistributedStore
-    return new
-
-
-def _read(client: Client, names: list[str], starts: list[list[int]], sizes: list[list[int]]) -> memoryview | None:
-    """Have the ranges of the one object in ``names`` written one after another; ``None`` where it is gone."""
-    total = sum(sizes[0])
-    buffer = np.empty(max(1, total), np.uint8)
-    pointer = buffer.ctypes.data
-    wanted = [(start, size) for start, size in zip(starts[0], sizes[0], strict=True) if size]
-    places = np.cumsum([0, *(size for _, size in wanted)])[:-1].tolist()
-    code = client.register_buffer(pointer, buffer.nbytes)
-    if code != 0:
-        raise StorageUnavailable(f"mooncake: register_buffer failed with error {code}")
-    try:
-        ((read,),) = client.get_into_ranges(
-            [pointer], [names], [[places]], [[[start for start, _ in wanted]]], [[[size for _, size in wanted]]]
-        )
-    finally:
-        client.unregister_buffer(pointer)
-    failed = next((code for code in read if code < 0), None)
-    if failed in _NOT_FOUND:
-        return None
-    if failed is not None or read != [size for _, size in wanted]:
-        raise StorageUnavailable(f"mooncake: get_into_ranges returned {str(read)[:80]}")
-    buffer.flags.writeable = False
-    return buffer.data[:total]

@@ -22,12 +22,13 @@ from obstore.store import S3Store
 from ... import limits
 from ...codec.container import ByteRange
 from ...errors import InvalidData, StorageUnavailable
-from ..key import KEY_BYTES, OWNER_BYTES, OwnerId, StorageKey, owner_of
+from ..key import KEY_BYTES, OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import HEADER_BYTES, RecordHeader, check_payload, encode_record_header, parse_record_header
-from ..tier import NEVER, UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage
+from ..tier import NEVER, UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage, is_expired
 from ..wrappers.throttle import InflightBytes
 from .address import S3Address
+from .s3_object import attributes, cut, frames, key_of, object_path, spans
 
 __all__ = ["TTL_DAYS", "S3Tier"]
 
@@ -38,8 +39,6 @@ TTL_DAYS: Final = (1, 7, 30, 90, 365)
 _DAY_MS: Final = 24 * 3600 * 1000
 _LEAD_BYTES_MAX: Final = 1024 * 1024
 """So far into the payload the request for the header reads on, where something is wanted there."""
-_GAP_BYTES_MAX: Final = 256 * 1024
-"""Ranges with less between them are one request."""
 _REPLACED_MAX: Final = 4
 _CONCURRENCY: Final = 32
 _LIST_OBJECTS: Final = 1000
@@ -107,14 +106,14 @@ class S3Tier(Tier):
         size_bytes = HEADER_BYTES + len(record.payload)
         whole = size_bytes <= self._part_bytes
         body: Buffer | Iterable[Buffer] = (
-            b"".join((header, record.payload)) if whole else _parts(header, record.payload)
+            b"".join((header, record.payload)) if whole else frames(header, record.payload)
         )
         await self._asked(
             obstore.put_async(
                 self._store,
-                _path(record.storage_key),
+                object_path(record.storage_key),
                 body,
-                attributes=_attributes(record.info),
+                attributes=attributes(record.info),
                 tags=self._tags(record),
                 use_multipart=not whole,
                 chunk_size=self._part_bytes,
@@ -149,13 +148,19 @@ class S3Tier(Tier):
         found = dict(zip(dict.fromkeys(keys), present, strict=True))
         return [found[key] for key in keys]
 
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Read the headers: a request per key here, too."""
+        self._require_open()
+        infos = await _gathered([partial(self._listed, key) for key in keys])
+        return [info is not None and not is_expired(info.expires_at_ms, now_ms) for info in infos]
+
     async def delete(self, key: StorageKey) -> bool:
         """Forget the object."""
         self._require_open()
         self._versions.pop(key, None)
         if not await self._exists(key):
             return False
-        await self._asked(obstore.delete_async(self._store, _path(key)))
+        await self._asked(obstore.delete_async(self._store, object_path(key)))
         return True
 
     async def scan(self) -> AsyncIterator[RecordInfo]:
@@ -182,7 +187,7 @@ class S3Tier(Tier):
         deleted = 0
         pages = [page async for page in self._pages(owner)]
         for page in pages:
-            await self._asked(obstore.delete_async(self._store, [_path(key) for key, _ in page]))
+            await self._asked(obstore.delete_async(self._store, [object_path(key) for key, _ in page]))
             deleted += len(page)
         self._versions.clear()
         return deleted
@@ -220,11 +225,11 @@ class S3Tier(Tier):
         if self._expired(info):
             return Miss()
         clipped = [ByteRange(item.start, max(item.start, min(item.stop, info.payload_bytes))) for item in ranges]
-        spans = _spans([item for item in clipped if item.stop > max(item.start, len(lead))])
+        needed = spans([item for item in clipped if item.stop > max(item.start, len(lead))])
         held: list[tuple[int, memoryview]] = [(0, memoryview(lead))]
-        fetches = [partial(self._span, key, span, version) for span in spans]
-        held += [(span.start, memoryview(data)) for span, data in zip(spans, await _gathered(fetches), strict=True)]
-        return Hit(Slice(info, tuple(_cut(held, item) for item in clipped)), self.name)
+        fetches = [partial(self._span, key, span, version) for span in needed]
+        held += [(span.start, memoryview(data)) for span, data in zip(needed, await _gathered(fetches), strict=True)]
+        return Hit(Slice(info, tuple(cut(held, item) for item in clipped)), self.name)
 
     async def _span(self, key: StorageKey, span: ByteRange, version: _Version) -> Buffer:
         data, _ = await self._fetch(key, ByteRange(HEADER_BYTES + span.start, HEADER_BYTES + span.stop), version)
@@ -242,7 +247,7 @@ class S3Tier(Tier):
         if version is not None:
             options["if_match"] = version.tag
         try:
-            answer = await obstore.get_async(self._store, _path(key), options=options)
+            answer = await obstore.get_async(self._store, object_path(key), options=options)
             start, stop = answer.range
             size_bytes = answer.meta["size"]
             most = size_bytes if wanted is None else wanted.stop - wanted.start
@@ -263,7 +268,7 @@ class S3Tier(Tier):
 
     async def _exists(self, key: StorageKey) -> bool:
         try:
-            await obstore.head_async(self._store, _path(key))
+            await obstore.head_async(self._store, object_path(key))
         except FileNotFoundError:
             return False
         except _FAILURES as error:
@@ -301,13 +306,13 @@ class S3Tier(Tier):
         try:
             async for page in obstore.list(self._store, prefix=prefix, chunk_size=_LIST_OBJECTS):
                 self._require_open()
-                named = ((_key(item["path"]), item["size"]) for item in page)
+                named = ((key_of(item["path"]), item["size"]) for item in page)
                 yield [(key, size_bytes) for key, size_bytes in named if key is not None]
         except _FAILURES as error:
             raise StorageUnavailable(f"{self.name}: {_told(error)}") from error
 
     def _expired(self, info: RecordInfo) -> bool:
-        return info.expires_at_ms != NEVER and info.expires_at_ms <= self._clock_ms()
+        return is_expired(info.expires_at_ms, self._clock_ms())
 
     def _tags(self, record: Record) -> dict[str, str] | None:
         if record.expires_at_ms == NEVER:
@@ -342,57 +347,6 @@ async def _gathered(requests: Sequence[Callable[[], Coroutine[Any, Any, T]]]) ->
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-
-def _spans(ranges: Sequence[ByteRange]) -> list[ByteRange]:
-    """Requests that cover ``ranges``: near ones together, none longer than it must be."""
-    spans: list[ByteRange] = []
-    for item in sorted(ranges, key=lambda item: item.start):
-        if spans and item.start <= spans[-1].stop + _GAP_BYTES_MAX:
-            spans[-1] = ByteRange(spans[-1].start, max(spans[-1].stop, item.stop))
-        else:
-            spans.append(item)
-    return spans
-
-
-def _cut(held: Sequence[tuple[int, memoryview]], wanted: ByteRange) -> Buffer:
-    """``wanted`` out of the one view that holds all of it."""
-    if wanted.start >= wanted.stop:
-        return b""
-    for start, view in held:
-        if start <= wanted.start and wanted.stop <= start + len(view):
-            return view[wanted.start - start : wanted.stop - start]
-    raise AssertionError(f"range {wanted} was not fetched")
-
-
-def _parts(header: bytes, payload: Buffer) -> Iterable[Buffer]:
-    view = memoryview(payload)
-    yield header
-    for start in range(0, len(view), limits.STREAM_FRAME_BYTES):
-        yield bytes(view[start : start + limits.STREAM_FRAME_BYTES])
-
-
-def _attributes(info: RecordInfo) -> dict[str, str]:
-    """For people and their tools; nothing here reads it."""
-    return {
-        "Content-Type": "application/vnd.kvloom.record",
-        "kvloom-content-key": info.content_key.hex(),
-        "kvloom-stored-at-ms": str(info.stored_at_ms),
-        "kvloom-expires-at-ms": str(info.expires_at_ms),
-    }
-
-
-def _path(key: StorageKey) -> str:
-    return f"{key[:OWNER_BYTES].hex()}/{key[OWNER_BYTES:].hex()}"
-
-
-def _key(path: str) -> StorageKey | None:
-    owner, _, place = path.partition("/")
-    try:
-        key = StorageKey(bytes.fromhex(owner) + bytes.fromhex(place))
-    except ValueError:
-        return None
-    return key if len(key) == KEY_BYTES and _path(key) == path else None
 
 
 def _told(error: BaseException) -> str:

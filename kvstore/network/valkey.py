@@ -23,7 +23,7 @@ from ...errors import InvalidData, StorageFull, StorageUnavailable
 from ..key import OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import check_payload
-from ..tier import NEVER, UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage
+from ..tier import NEVER, UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage, is_expired
 from ..wrappers.throttle import InflightBytes
 from .address import ValkeyAddress
 from .valkey_nodes import Command, Reply, ValkeyNode, ValkeyNodes
@@ -146,6 +146,14 @@ class ValkeyTier(Tier):
         found = dict(zip(dict.fromkeys(places), replies, strict=True))
         return [found[place] == 1 for place in places]
 
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Read all heads at once."""
+        self._require_open()
+        places = {self._keys.head(key): key for key in keys}
+        replies = await self._nodes.run_each({place: ("GETRANGE", place, 0, HEAD_BYTES - 1) for place in places})
+        infos = {key: self._listed(place, reply) for (place, key), reply in zip(places.items(), replies, strict=True)}
+        return [info is not None and not is_expired(info.expires_at_ms, now_ms) for info in map(infos.get, keys)]
+
     async def delete(self, key: StorageKey) -> bool:
         """Forget head and parts at once."""
         self._require_open()
@@ -255,7 +263,7 @@ class ValkeyTier(Tier):
                 raise InvalidData(f"a part gave {len(reply)} bytes where {piece.size_bytes} were asked for")
             read[piece] = reply
         info = head.record.info
-        if info.expires_at_ms != NEVER and info.expires_at_ms <= self._clock_ms():
+        if is_expired(info.expires_at_ms, self._clock_ms()):
             return Miss()
         inline = memoryview(data)[HEAD_BYTES:]
 

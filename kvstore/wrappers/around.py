@@ -11,7 +11,7 @@ from ...codec.container import ByteRange
 from ...errors import Overloaded, StorageUnavailable
 from ..key import OwnerId, StorageKey
 from ..outcome import Outcome, Throttled, Unavailable
-from ..tier import Capacity, Record, RecordInfo, Slice, Tier, Usage
+from ..tier import Capacity, Holdings, Record, RecordInfo, Slice, Tier, Usage
 
 __all__ = ["AroundTier", "Operation"]
 
@@ -72,6 +72,17 @@ class AroundTier(Tier):
         self._require_open()
         return await self.around(Operation("contains", items=len(keys)), lambda: self._inner.contains_many(keys))
 
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Ask the inner tier."""
+        self._require_open()
+        operation = Operation("contains", items=len(keys))
+        return await self.around(operation, lambda: self._inner.contains_live(keys, now_ms))
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """Ask the inner tier."""
+        self._require_open()
+        return await self.around(Operation("expired", brief=False), lambda: self._inner.expired(now_ms, limit))
+
     async def delete(self, key: StorageKey) -> bool:
         """Delete from the inner tier. Where it was tried twice, ``False`` may mean that the first try did it."""
         self._require_open()
@@ -104,6 +115,18 @@ class AroundTier(Tier):
         """Ask the inner tier, with nothing around."""
         self._require_open()
         await self._inner.ping()
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Tell the inner tier."""
+        self._inner.protect(pinned)
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Tell the inner tier."""
+        self._inner.hint(keys, finished=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """The inner tier's."""
+        return self._inner.holdings(owner)
 
     def capacity(self) -> Capacity:
         """The inner tier's."""

@@ -235,7 +235,7 @@ class MooncakeServers:
         """One client for many tiers of this process: making one takes a second."""
         if not self.clients:
             from kvloom.kvstore.network.address import parse_network
-            from kvloom.kvstore.network.mooncake import set_up_client
+            from kvloom.kvstore.network.mooncake_client import set_up_client
 
             self.clients.append(set_up_client(parse_network(self.url("unused"))))
         return self.clients[0]
