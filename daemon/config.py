@@ -6,7 +6,7 @@ Every value arrives as text, is parsed in one place, and is refused with one lin
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
@@ -16,6 +16,7 @@ from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, d
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
 from ..kvstore.admission import AdmissionRule
+from ..kvstore.network import parse_network
 from .machine import Machine
 
 __all__ = ["ConfigText", "DaemonConfig", "LogFormat", "LogLevel", "format_size", "parse_size", "resolve_config"]
@@ -54,7 +55,9 @@ class DaemonConfig:
 
     ``codec`` is what the lossy levels of its namespace are coded with, ``ttl_seconds`` how long it keeps a chunk that
     is put without a time to live (``None``: for ever), ``ssd_admission`` which chunks are written to the SSD,
-    ``network_quota_bytes`` what a namespace may have on the shared tier, whichever daemon put it there.
+    ``network_quota_bytes`` what a namespace may have on the shared tier, whichever daemon put it there. ``network`` is
+    the line that configures the network tier (it may hold a password), ``root_secret`` the file that daemons of one
+    network store have in common.
     """
 
     host: str
@@ -69,6 +72,8 @@ class DaemonConfig:
     network_quota_bytes: int | None
     log_format: LogFormat
     log_level: LogLevel
+    network: str | None = field(default=None, repr=False)
+    root_secret: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class ConfigText:
     network_quota: str | None = None
     log_format: str | None = None
     log_level: str | None = None
+    network: str | None = None
+    root_secret: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
@@ -119,6 +126,8 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         network_quota_bytes=None if text.network_quota in (None, "off") else _quota(text.network_quota),
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
+        network=_network(text.network),
+        root_secret=None if text.root_secret is None else Path(text.root_secret).expanduser().absolute(),
     )
 
 
@@ -163,6 +172,14 @@ def _tier_size(name: str, text: str | None, default: int, most: int) -> int:
     if size > most:
         raise ConfigError(f"{name} is {format_size(size)}, this machine has {format_size(most)}")
     return size
+
+
+def _network(text: str | None) -> str | None:
+    """The line as it is, once it is known to hold; ``off`` switches off what the environment says."""
+    if text is None or text == "off":
+        return None
+    parse_network(text)
+    return text
 
 
 def _loopback(host: str) -> str:

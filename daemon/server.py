@@ -21,7 +21,8 @@ from ..errors import ConfigError
 from ..kvstore.cascade import CascadeLimits
 from ..kvstore.key import ContentKey
 from ..kvstore.memory import MemoryTier
-from ..kvstore.namespace import derive_namespace, load_or_create_root_secret
+from ..kvstore.namespace import derive_namespace, load_or_create_root_secret, load_root_secret
+from ..kvstore.network import open_network_tier, parse_network
 from ..kvstore.profiles import ProfileShelf
 from ..kvstore.quota import Quota, Quotas
 from ..kvstore.ssd import SsdTier
@@ -79,7 +80,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         listener = stack.enter_context(_bind(config.host, config.port))
         store = await _open_store(config)
         stack.push_async_callback(store.close)
-        secret = await asyncio.to_thread(load_or_create_root_secret, config.data_dir / "root.secret")
+        secret = await asyncio.to_thread(_root_secret, config)
         shelf = ProfileShelf(config.data_dir / "profiles")
         admission = Admission()
         service = Service(
@@ -102,8 +103,11 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             data_dir=str(config.data_dir),
             memory=format_size(config.memory_bytes),
             ssd=format_size(config.ssd_bytes),
+            network="none" if config.network is None else str(parse_network(config.network)),
             version=__version__,
         )
+        if config.network is not None and config.root_secret is None:
+            _log.warning("no root secret is configured: other daemons cannot find what this one puts into the network")
         if not config.ssd_bytes:
             _log.warning("no SSD tier: chunks are lost when the daemon ends")
         yield RunningDaemon(endpoint, service)
@@ -157,10 +161,19 @@ def _protocol_factory(runner: web.AppRunner) -> Callable[[], GuardedProtocol]:
     return make
 
 
+def _root_secret(config: DaemonConfig) -> bytes:
+    """The one that is configured, or the daemon's own. Blocks."""
+    if config.root_secret is not None:
+        return load_root_secret(config.root_secret)
+    return load_or_create_root_secret(config.data_dir / "root.secret")
+
+
 async def _open_store(config: DaemonConfig) -> TieredStore:
     tiers: list[Tier] = [MemoryTier(config.memory_bytes)]
     if config.ssd_bytes:
         tiers.append(await asyncio.to_thread(SsdTier.open, config.data_dir / "chunks", config.ssd_bytes))
+    if config.network is not None:
+        tiers.append(await asyncio.to_thread(open_network_tier, config.network))
     return TieredStore(
         tiers,
         clock_ms=lambda: time.time_ns() // 1_000_000,

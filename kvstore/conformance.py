@@ -56,7 +56,9 @@ class TierConformance(ABC):
     bounded = True
     """Whether the tier made here keeps to ``limit_bytes`` by itself; a shared one leaves that to its engine."""
     listed_records = 1100
-    """Records in the test of long listings; fewer where each costs a request."""
+    churned_records = 100
+    visitors = 40
+    """Records in the tests of long listings, of changes during one, and of concurrent use; fewer where each is slow."""
 
     @abstractmethod
     def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
@@ -194,16 +196,16 @@ class TierConformance(ABC):
 
     async def test_scan_survives_changes_meanwhile(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
-            for number in range(100):
+            for number in range(self.churned_records):
                 await tier.put(make_record(number, 100))
             listed = 0
             async for info in tier.scan():
                 listed += 1
                 await tier.delete(info.storage_key)
                 await tier.put(make_record(1000 + listed, 100))
-                if listed == 500:
+                if listed == 5 * self.churned_records:
                     break
-            assert listed >= 100
+            assert listed >= self.churned_records
 
     async def test_an_owner_is_listed_counted_and_deleted_alone(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
@@ -357,9 +359,9 @@ class TierConformance(ABC):
                     assert await tier.delete(make_record(number, 0).storage_key)
 
             async with asyncio.TaskGroup() as group:
-                for number in range(40):
+                for number in range(self.visitors):
                     group.create_task(visit(number))
-            assert await self.count(tier) == 20
+            assert await self.count(tier) == self.visitors // 2
 
     async def test_concurrent_puts_of_one_key_leave_one_of_them(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:

@@ -15,7 +15,13 @@ from ..errors import ConfigError, InvalidRequest
 from .atomic_file import create_file
 from .key import KEY_BYTES, OwnerId, owner_id
 
-__all__ = ["Namespace", "check_ttl", "derive_namespace", "load_or_create_root_secret"]
+__all__ = [
+    "Namespace",
+    "check_ttl",
+    "derive_namespace",
+    "load_or_create_root_secret",
+    "load_root_secret",
+]
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 _GROUP_AND_OTHERS = 0o077
@@ -73,6 +79,17 @@ def load_or_create_root_secret(path: Path) -> bytes:
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             create_file(path, secrets.token_bytes(KEY_BYTES))
+    except OSError as error:
+        raise ConfigError(f"root secret {path} cannot be used: {error.strerror}") from error
+    return load_root_secret(path)
+
+
+def load_root_secret(path: Path) -> bytes:
+    """The 32 bytes in ``path``, which must be there: daemons that share a store share this file, none may invent it.
+
+    Blocks. Raises :class:`ConfigError` as :func:`load_or_create_root_secret` does.
+    """
+    try:
         mode = path.stat().st_mode & 0o777
         secret = path.read_bytes()
     except OSError as error:

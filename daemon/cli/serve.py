@@ -23,6 +23,8 @@ __all__ = ["serve"]
 @click.option("--data-dir", metavar="DIR", help="Where chunks are kept.  [default: this user's data directory]")
 @click.option("--memory", metavar="SIZE", help="Memory tier.  [default: a quarter of what is free, at most 4GiB]")
 @click.option("--ssd", metavar="SIZE", help="SSD tier; 0 for none.  [default: a fifth of free disk, at most 64GiB]")
+@click.option("--network", metavar="URL", help="Shared store: valkey://…, s3://… or mooncake://….  [default: none]")
+@click.option("--root-secret", metavar="FILE", help="32 random bytes that all daemons of one shared store have.")
 @click.option("--codec", metavar="NAME", help="Of lossy levels: kvloom or cachegen.  [default: kvloom]")
 @click.option("--ssd-admission", metavar="RULE", help="always, or second-use to spare the SSD.  [default: always]")
 @click.option("--ttl", metavar="TIME", help="How long a chunk is kept: 90, 15m, 12h, 30d or never.  [default: never]")

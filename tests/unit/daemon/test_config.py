@@ -62,9 +62,26 @@ def test_the_disk_tier_can_be_switched_off(text):
     assert resolve_config(ConfigText(ssd=text), MACHINE).ssd_bytes == 0
 
 
+def test_the_network_is_configured_by_a_line_and_a_secret(tmp_path):
+    config = resolve_config(ConfigText(), MACHINE)
+    assert (config.network, config.root_secret) == (None, None)
+    environ = {
+        "KVLOOM_NETWORK": "valkey://me:hunter2@cache/team",
+        "KVLOOM_ROOT_SECRET": str(tmp_path / "secret"),
+    }
+    config = resolve_config(ConfigText.from_environ(environ), MACHINE)
+    assert config.network == "valkey://me:hunter2@cache/team"
+    assert config.root_secret == tmp_path / "secret"
+    assert "hunter2" not in repr(config)
+    config = resolve_config(ConfigText(network="off").over(ConfigText.from_environ(environ)), MACHINE)
+    assert config.network is None
+
+
 @pytest.mark.parametrize(
     ("given_text", "says"),
     [
+        (ConfigText(network="memcached://x"), "network scheme 'memcached' is not one of"),
+        (ConfigText(network="valkey://a/UP"), "prefix 'UP'"),
         (ConfigText(host="0.0.0.0"), "host '0.0.0.0'"),
         (ConfigText(host="::"), "host '::'"),
         (ConfigText(host="192.168.1.5"), "host '192.168.1.5'"),
