@@ -237,10 +237,14 @@ class Stage:
             await self.tier.put(prepared)
         except KvloomError as error:
             self._failures += 1
-            self._observer.on_write_behind_failed(record.content_key, str(error))
+            if self.tier.shared:
+                self._observer.on_tier_error(self.tier.name, "write behind", str(error))
+            else:
+                self._observer.on_write_behind_failed(record.content_key, str(error))
         else:
             self._written += 1
-            self._observer.on_write_behind(len(record.payload))
+            if not self.tier.shared:
+                self._observer.on_write_behind(len(record.payload))
 
     def _pass_on(self, record: Record, reserved: bool) -> None:
         """Hand a record over to the following stage, with the room reserved there, unless it is out of date."""

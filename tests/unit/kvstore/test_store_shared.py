@@ -488,8 +488,12 @@ class TestSharedQuota:
         told: list[str] = []
 
         class Observer(StoreObserver):
-            def on_write_behind_failed(self, key: Any, detail: str) -> None:
+            def on_tier_error(self, tier: str, operation: str, detail: str) -> None:
+                assert (tier, operation) == ("network", "write behind")
                 told.append(detail)
+
+            def on_write_behind_failed(self, key: Any, detail: str) -> None:
+                raise AssertionError("that is about the disk")
 
         one = chunk(1)
         rules = StoreRules(shared_quotas=Quotas(Quota(limit_bytes=10)))
