@@ -83,6 +83,14 @@ STORE_READS_MAX: Final = 16
 CONNECTIONS_MAX: Final = 10_240
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
+LOCAL_CONNECTIONS_MAX: Final = 256
+"""Connections to the Unix socket at once."""
+LOCAL_LEASES_MAX: Final = 4096
+"""Chunks that one connection may hold mapped at once."""
+LOCAL_GET_KEYS_MAX: Final = 128
+"""Chunks in one local read: the system passes at most 253 descriptors at a time."""
+LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes that one local read of several chunks sends through the socket; the rest is asked for again, one by one."""
 
 # Clients
 CLIENT_CONNECTIONS_MAX: Final = 4

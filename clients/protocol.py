@@ -51,6 +51,7 @@ __all__ = [
     "PrefixReply",
     "PutChunk",
     "PutProfile",
+    "outcome_of_error",
     "prefix_reply",
 ]
 
@@ -351,12 +352,15 @@ def _error_of(reply: HttpReply) -> KvloomError:
 
 
 def _outcome_of(reply: HttpReply) -> Outcome[T]:
-    """What an error reply means to a read: a state of the cache is an outcome, a caller's mistake is raised."""
-    error = _error_of(reply)
+    return outcome_of_error(_error_of(reply), retry_seconds=_seconds(reply.headers.get("retry-after", "")))
+
+
+def outcome_of_error(error: KvloomError, *, retry_seconds: float = 1.0) -> Outcome[T]:
+    """What an error means to a read: a state of the cache is an outcome, a caller's mistake is raised."""
     if isinstance(error, NotFound):
         return Miss()
     if isinstance(error, Overloaded):
-        return Throttled(DAEMON, _seconds(reply.headers.get("retry-after", "")))
+        return Throttled(DAEMON, retry_seconds)
     if error.http_status >= 500:
         return Unavailable(DAEMON, str(error))
     raise error

@@ -26,6 +26,7 @@ from ..errors import (
     TooManyItems,
 )
 from ..kvstore.key import ContentKey, chunk_refs
+from ..kvstore.lending import LentChunk
 from ..kvstore.namespace import Namespace
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
 from ..kvstore.profiles import ProfileShelf
@@ -105,6 +106,13 @@ class Service:
         chunk = _found(outcome, f"chunk {key.hex()[:16]}…")
         with self.admission.reserve(chunk.total_bytes):
             yield chunk
+
+    async def lend(
+        self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> LentChunk | None:
+        """A chunk in memory that a local client can map, until its lease is released; None: ask :meth:`reading`."""
+        outcome = await self._store.lend(self._namespace, key, level=level, layers=layers)
+        return outcome.value if isinstance(outcome, Hit) else None
 
     async def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored."""

@@ -20,6 +20,7 @@ from .chunk_reader import ChunkRead, Copy, is_sound, read_chunk, read_head, read
 from .copies import WRITE_BEHIND, Copies
 from .key import ContentKey, StorageKey, storage_key
 from .key_locks import KeyLocks
+from .lending import LentChunk, lend_chunk
 from .merge import covers, merge_containers
 from .namespace import Namespace
 from .outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable, more_telling
@@ -171,6 +172,25 @@ class TieredStore:
             self._misses += 1
             self._observer.on_miss()
         return outcome
+
+    async def lend(
+        self, namespace: Namespace, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> Outcome[LentChunk]:
+        """Lend what :meth:`get` would read, where a tier has it in memory that can be shared; a miss asks for ``get``.
+
+        The bytes are not verified here: who maps them does (:mod:`.sharing`).
+        """
+        self._require_running()
+        place = storage_key(namespace.secret, key)
+        for tier in self._tiers:
+            found = await lend_chunk(tier, place, key, level=level, layers=layers, now_ms=self._clock_ms())
+            if isinstance(found, Hit):
+                counters = self._counters[tier.name]
+                counters.hits += 1
+                counters.hit_bytes += found.value.total_bytes
+                self._observer.on_hit(tier.name, found.value.total_bytes)
+                return found
+        return Miss()
 
     async def contains_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether a chunk is stored; a tier that cannot answer counts as empty."""
