@@ -155,16 +155,24 @@ class GetChunk(Operation[Outcome[Container]]):
     def parse(self, reply: HttpReply) -> Outcome[Container]:
         if reply.status != 200:
             return _outcome_of(reply)
+        return self.judge(reply.body, reply.headers.get(wire.HEADER_TIER.lower(), DAEMON))
+
+    def judge(self, data: Buffer, tier: str) -> Outcome[Container]:
+        """What ``data``, which came from ``tier``, is to who asked: verified and what was asked for, or damage."""
         try:
-            container = Container.parse(reply.body, content_key=self.key)
+            container = Container.parse(data, content_key=self.key)
         except (InvalidData, KeyMismatch, KvloomError) as error:
             return Corrupt(DAEMON, str(error))
+        return self.accept(container, tier)
+
+    def accept(self, container: Container, tier: str) -> Outcome[Container]:
+        """What a verified container is to who asked."""
         if self.level is not None and self.level not in container.header.levels:
             return Corrupt(DAEMON, f"asked for level {self.level}, the reply does not hold it")
         header = container.header
         if self.layers is not None and header.layers != header.whole_blocks(self.layers):
             return Corrupt(DAEMON, f"asked for {self.layers}, the reply holds {header.layers}")
-        return Hit(container, reply.headers.get(wire.HEADER_TIER.lower(), DAEMON))
+        return Hit(container, tier)
 
     def without_daemon(self, error: DaemonUnavailable) -> Outcome[Container]:
         return Unavailable(DAEMON, str(error))

@@ -118,10 +118,14 @@ class Service:
         """For each key, whether it is stored."""
         return await self._store.contains_many(self._namespace, keys)
 
+    async def match_prefix(self, keys: Sequence[ContentKey]) -> int:
+        """How many of the leading ``keys`` are stored without a gap."""
+        return await self._store.longest_prefix(self._namespace, keys)
+
     async def longest_prefix(self, question: wire.PrefixQuestion) -> wire.PrefixCount:
         """How many leading chunks are stored, of keys, or of tokens that are cut and keyed here."""
         if question.keys is not None and question.tokens is None and question.identity is None:
-            return wire.PrefixCount(await self._store.longest_prefix(self._namespace, wire.parse_keys(question.keys)))
+            return wire.PrefixCount(await self.match_prefix(wire.parse_keys(question.keys)))
         if question.keys is not None or question.tokens is None or question.identity is None:
             raise InvalidRequest("a prefix question has either keys, or identity and tokens")
         refs = await asyncio.to_thread(

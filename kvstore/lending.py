@@ -1,7 +1,6 @@
 """Lending one chunk out of shared memory: which bytes of the record make the container that was asked for."""
 
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from ..codec.container import ByteRange, ContainerHeader, Selection, parse_header
 from ..codec.level import EXACT, Level
@@ -45,8 +44,9 @@ async def lend_chunk(
 
     Raises :class:`InvalidRequest` for layers that the chunk has not.
     """
-    if not _shares(tier):
+    if not isinstance(tier, SharesMemory):
         return Miss()
+    name = tier.name
     found = await tier.lease(place)
     if not isinstance(found, Hit):
         return found
@@ -55,7 +55,7 @@ async def lend_chunk(
     if info.content_key != key or expired:
         return Miss()
     if level is None and layers is None:
-        return Hit(LentChunk(lease, b"", (ByteRange(0, info.payload_bytes),), tier.name), tier.name)
+        return Hit(LentChunk(lease, b"", (ByteRange(0, info.payload_bytes),), name), name)
     try:
         header = parse_header(lease.payload, declared_bytes=info.payload_bytes)
     except KvloomError:
@@ -66,8 +66,8 @@ async def lend_chunk(
         return Miss()
     if _is_prefix(header, selection):
         prefix = ByteRange(0, selection.ranges[-1].stop)
-        return Hit(LentChunk(lease, b"", (prefix,), tier.name), tier.name)
-    return Hit(LentChunk(lease, selection.header, selection.ranges, tier.name), tier.name)
+        return Hit(LentChunk(lease, b"", (prefix,), name), name)
+    return Hit(LentChunk(lease, selection.header, selection.ranges, name), name)
 
 
 def _is_prefix(header: ContainerHeader, selection: Selection) -> bool:
@@ -77,7 +77,3 @@ def _is_prefix(header: ContainerHeader, selection: Selection) -> bool:
     stop = selection.ranges[0].stop
     levels = (level for level in header.levels if level != EXACT)
     return stop == header.total_bytes or any(stop == header.level_end(level) for level in levels)
-
-
-def _shares(tier: Tier) -> TypeGuard[SharesMemory]:
-    return isinstance(tier, SharesMemory)

@@ -28,7 +28,16 @@ from .key import ContentKey, StorageKey
 from .segment import ALIGNMENT_BYTES, Segment, aligned
 from .tier import Record, RecordInfo
 
-__all__ = ["HEADER_BYTES", "NO_SLOT", "Place", "RecordTable", "StoredHeader", "footprint", "read_header", "write_header"]
+__all__ = [
+    "HEADER_BYTES",
+    "NO_SLOT",
+    "Place",
+    "RecordTable",
+    "StoredHeader",
+    "footprint",
+    "read_header",
+    "write_header",
+]
 
 _HEADER = struct.Struct("<32sQQIIQ")
 HEADER_BYTES: Final = _HEADER.size

@@ -57,9 +57,7 @@ class Segment:
         "size_bytes",
     )
 
-    def __init__(
-        self, size_bytes: int, *, number: int = 0, owner: OwnerId = UNOWNED, dedicated: bool = False
-    ) -> None:
+    def __init__(self, size_bytes: int, *, number: int = 0, owner: OwnerId = UNOWNED, dedicated: bool = False) -> None:
         self.descriptor: int | None
         """Of the sealed memfd, this segment's own; None where the memory cannot be shared."""
         self._map, self.descriptor = _sealed_map(size_bytes)
@@ -114,7 +112,7 @@ class Segment:
             window = np.frombuffer(self._map, np.uint8)
             window.flags.writeable = False
             self._window = weakref.ref(window)
-        return memoryview(window)[start:stop]
+        return window.data[start:stop]
 
     def try_rewind(self) -> bool:
         """Make an unread, dead segment writable from its start again; whether that could be done.

@@ -1,7 +1,7 @@
 """The segments of a memory tier: which there are, whose they are, which is filled now, and what becomes of dead ones.
 
-A dead segment is one in which no resident record lies. Unread, it is kept as a spare for its owner's next records (never
-for another's) as far as spares are allowed, or goes back to the system. While it is read it can do neither and waits.
+A dead segment is one in which no resident record lies. Unread, it is kept as a spare for its owner's next records
+(never for another's) as far as spares are allowed, or goes back to the system. While it is read it waits.
 """
 
 import mmap
@@ -128,7 +128,8 @@ class SegmentPool:
     def compacted_size(self, sources: Sequence[Segment], wanted_bytes: int) -> int:
         """The size of the segment that what is resident in ``sources`` moves to.
 
-        No larger than that takes, or, where a record of ``wanted_bytes`` and others are to follow, as large as they are.
+        No larger than that takes, or, where a record of ``wanted_bytes`` and others are to follow, as large as
+        they are together.
         """
         live_bytes = sum(segment.live_bytes for segment in sources) + wanted_bytes
         kept_bytes = min(self._segment_bytes, sum(segment.size_bytes for segment in sources)) if wanted_bytes else 0
