@@ -232,7 +232,7 @@ class MemoryTier(Tier):
                 freed_bytes = self._evict_victim()
             else:
                 freed_bytes = self._evict_emptiest_segment(record)
-            if freed_bytes == 0 and not self._pool.seal_any():
+            if freed_bytes == 0:
                 raise StorageFull(
                     f"{self.name} tier has {self._occupied_bytes()} of {self._limit_bytes} bytes in use by readers"
                 )

@@ -84,14 +84,21 @@ class SegmentPool:
 
     def seal_any(self) -> bool:
         """Seal an open segment in which nothing is resident; whether there was one."""
-        owner = next((owner for owner, segment in self.open.items() if segment.live_bytes == 0), None)
+        owner = next((owner for owner, segment in self.open.items() if not segment.live_bytes), None)
         return owner is not None and self.seal(owner)
 
     def give_back_if_dead(self, segment: Segment) -> None:
-        """Let go of a segment that nothing lies in and nothing is appended to: now, or once it is not read any more."""
-        if segment.live_bytes or self.open.get(segment.owner) is segment or segment.number not in self.segments:
-            return
+        """Let go of a segment that nothing lies in: now, or once it is not read any more. An open one stays open."""
         self._dead.discard(segment)
+        if segment.live_bytes or segment.number not in self.segments:
+            return
+        is_open = self.open.get(segment.owner) is segment
+        if is_open and not segment.abandoned:
+            if not segment.try_rewind():
+                self._dead.add(segment)
+            return
+        if is_open:
+            del self.open[segment.owner]
         keep = self._spare_bytes + segment.size_bytes <= self._spare_bytes_max
         if keep and segment.try_rewind():
             self._spares.append(segment)
