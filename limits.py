@@ -98,6 +98,9 @@ CLIENT_CONNECTIONS_MAX: Final = 4
 CONNECT_SECONDS_MAX: Final = 2.0
 PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
+LOCAL_RELEASES_DEFERRED_MAX: Final = 16
+LOCAL_RELEASED_BYTES_DEFERRED_MAX: Final = 16 * 1024 * 1024
+"""Leases that a client which asks nothing more may keep although it has no use for them: up to either limit."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""
 CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024

@@ -66,6 +66,7 @@ class LocalConnection:
         self._mapped: dict[int, mmap.mmap] = {}
         self._leases: set[int] = set()
         self._ended: deque[int] = deque()
+        self._ended_bytes = 0
         self._unsent: list[int] = []
         self._closing = False
         self.stage = Stage()
@@ -84,7 +85,7 @@ class LocalConnection:
         """Close the socket as soon as no lease is held any more. Idempotent."""
         self._closing = True
         self.reusable = False
-        if not self._leases:
+        if not self._leases.difference(self._ended):
             self._shut()
 
     def exchange(
@@ -115,7 +116,7 @@ class LocalConnection:
             self._give_up()
             raise LocalGone(f"daemon at {self._path} broke off: {error}") from error
         if answer.kind is Kind.ERROR:
-            raise decode_error(data)
+            raise self._error(data)
         if answer.kind is not kind or answer.number != self._number:
             self._give_up()
             raise LocalGone(f"daemon at {self._path} answered {answer.kind.name} to {kind.name}")
@@ -147,17 +148,21 @@ class LocalConnection:
             raise LocalGone(f"daemon at {self._path} named bytes {start} to {stop} of segment {found.segment}")
         window = np.frombuffer(segment, np.uint8, stop - start, start)
         self._leases.add(found.lease)
-        weakref.finalize(window, self._end_lease, found.lease).atexit = False
+        weakref.finalize(window, self._end_lease, found.lease, stop - start).atexit = False
         return window.data
 
     def drop(self, found: Mapped) -> None:
         """Give back a lease of which no window was taken."""
         self._leases.add(found.lease)
-        self._end_lease(found.lease)
+        self._end_lease(found.lease, 0)
 
-    def _end_lease(self, lease: int) -> None:
-        """Tell the daemon: now, if the connection is not busy, else with the next question."""
+    def _end_lease(self, lease: int, size_bytes: int) -> None:
+        """Tell the daemon with the next question, or now, if much has come together and the connection is not busy."""
         self._ended.append(lease)
+        self._ended_bytes += size_bytes
+        few = len(self._ended) < limits.LOCAL_RELEASES_DEFERRED_MAX
+        if few and self._ended_bytes < limits.LOCAL_RELEASED_BYTES_DEFERRED_MAX and not self._closing:
+            return
         # Who finds the lock taken leaves its lease to who holds it, and that one looks again afterwards.
         while self._ended and self._lock.acquire(blocking=False):
             try:
@@ -172,11 +177,19 @@ class LocalConnection:
         if self._closing and not self._leases.difference(self._ended):
             self._shut()
 
+    def _error(self, data: memoryview) -> KvloomError:
+        try:
+            return decode_error(data)
+        except InvalidRequest as error:
+            self._give_up()
+            raise LocalGone(f"daemon at {self._path} made no sense: {error}") from error
+
     def _releases(self) -> list[Buffer]:
         self._unsent = [self._ended.popleft() for _ in range(min(len(self._ended), limits.LOCAL_LEASES_MAX))]
         if not self._unsent:
             return []
         self._leases.difference_update(self._unsent)
+        self._ended_bytes = 0
         body = struct.pack(f"<{len(self._unsent)}Q", *self._unsent)
         return [Frame(Kind.RELEASE, 0, len(body)).encode(), body]
 

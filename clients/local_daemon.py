@@ -14,11 +14,20 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .. import limits
-from ..codec.container import Container, parse_header
+from ..codec.container import Container, ContainerHeader, parse_header
+from ..codec.header import named_key
 from ..codec.level import Level
-from ..errors import BodyTooLarge, InvalidKey, InvalidRequest, KvloomError
+from ..errors import (
+    BodyTooLarge,
+    DaemonUnavailable,
+    InvalidKey,
+    InvalidRequest,
+    KvloomError,
+    Overloaded,
+    StorageUnavailable,
+)
 from ..kvstore.key import KEY_BYTES, ContentKey
-from ..kvstore.outcome import Corrupt, Outcome
+from ..kvstore.outcome import Corrupt, Hit, Outcome
 from ..kvstore.tier import Ack
 from . import protocol, wire
 from .local_connection import LocalConnection, LocalGone
@@ -89,13 +98,37 @@ class LocalDaemon:
                 connection.close()
 
 
+class MappedContainer(Container):
+    """A container in shared memory whose bytes are verified; its header is parsed when somebody first looks at it.
+
+    Parsing takes as long as reading a megabyte, and who passes the bytes on never looks.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: memoryview) -> None:
+        object.__setattr__(self, "data", data)
+
+    def __getattr__(self, name: str) -> ContainerHeader:
+        if name != "header":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        header = parse_header(self.data, declared_bytes=len(self.data))
+        object.__setattr__(self, "header", header)
+        return header
+
+
 def _get(
     connection: LocalConnection, asked: Sequence[GetChunk], *, through_socket: bool = False
 ) -> list[Outcome[Container]]:
     """Read chunks, all at the level and the layers of the first."""
     _joined([item.key for item in asked])
     question = GetQuestion([item.key for item in asked], asked[0].level, asked[0].layers, through_socket)
-    body = connection.exchange(Kind.GET, (question.encode(),), seconds_max=asked[0].answer_seconds_max)
+    try:
+        body = connection.exchange(Kind.GET, (question.encode(),), seconds_max=asked[0].answer_seconds_max)
+    except DaemonUnavailable:
+        raise
+    except KvloomError as error:
+        return [protocol.outcome_of_error(error) for _ in asked]
     try:
         reply = GetReply.decode(body)
     except InvalidRequest as error:
@@ -136,17 +169,18 @@ def _judge_mapped(connection: LocalConnection, asked: GetChunk, found: Mapped) -
         return asked.judge(_gathered(found, window), found.tier)
     if found.word_sum is None:
         return asked.judge(window, found.tier)
-    try:
-        header = parse_header(window, declared_bytes=len(window))
-    except KvloomError as error:
-        return Corrupt(DAEMON, str(error))
-    if header.content_key != asked.key:
-        return Corrupt(DAEMON, f"asked for chunk {asked.key.hex()[:16]}…, mapped {header.content_key.hex()[:16]}…")
     from ..kvstore.sharing import word_sum  # here: a client of a remote daemon needs no NumPy
 
+    if named_key(window) != asked.key:
+        return Corrupt(DAEMON, f"asked for chunk {asked.key.hex()[:16]}…, mapped {named_key(window).hex()[:16]}…")
     if word_sum(window) != found.word_sum:
         return Corrupt(DAEMON, "mapped bytes do not have the sum they were kept with")
-    return asked.accept(Container(header, window), found.tier)
+    if asked.level is None and asked.layers is None:
+        return Hit(MappedContainer(window), found.tier)
+    try:
+        return asked.accept(Container(parse_header(window, declared_bytes=len(window)), window), found.tier)
+    except KvloomError as error:
+        return Corrupt(DAEMON, str(error))
 
 
 def _gathered(found: Mapped, window: memoryview) -> bytearray:
@@ -171,14 +205,20 @@ def _get_one(connection: LocalConnection, operation: GetChunk) -> Outcome[Contai
 
 
 def _exist(connection: LocalConnection, operation: ChunksExist) -> tuple[bool, ...]:
-    body = connection.exchange(Kind.CONTAINS, (_joined(operation.keys),), seconds_max=operation.answer_seconds_max)
+    try:
+        body = connection.exchange(Kind.CONTAINS, (_joined(operation.keys),), seconds_max=operation.answer_seconds_max)
+    except (Overloaded, StorageUnavailable):
+        return (False,) * len(operation.keys)
     if len(body) != len(operation.keys):
         raise LocalGone(f"daemon answered for {len(body)} keys, {len(operation.keys)} were asked about")
     return tuple(map(bool, body))
 
 
 def _match(connection: LocalConnection, operation: MatchPrefix) -> int:
-    body = connection.exchange(Kind.PREFIX, (_joined(operation.keys),), seconds_max=operation.answer_seconds_max)
+    try:
+        body = connection.exchange(Kind.PREFIX, (_joined(operation.keys),), seconds_max=operation.answer_seconds_max)
+    except (Overloaded, StorageUnavailable):
+        return 0
     if len(body) != _COUNT.size or _COUNT.unpack(body)[0] > len(operation.keys):
         raise LocalGone(f"daemon's answer to {len(operation.keys)} keys does not hold")
     count: int = _COUNT.unpack(body)[0]

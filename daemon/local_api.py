@@ -138,6 +138,8 @@ class _Connection:
         self._next_lease = 1
         self._segments: dict[Segment, int] = {}
         self._next_segment = 1
+        self._in_step = False
+        """Whether all of the last frame has been read."""
 
     def close(self) -> None:
         """Close the connection and let go of its leases; the memory under them may still be read."""
@@ -152,26 +154,34 @@ class _Connection:
         """Answer frames until the peer closes, or sends one that does not hold."""
         wait_seconds: float | None = limits.PROGRESS_SECONDS_MAX
         number = 0
-        try:
-            while (frame := await self._stream.next_frame(seconds_max=wait_seconds)) is not None:
+        while True:
+            try:
+                self._in_step = False
+                frame = await self._stream.next_frame(seconds_max=wait_seconds)
+                if frame is None:
+                    return
                 wait_seconds, number = None, frame.number
-                if frame.kind is Kind.PUT:
-                    reply: Sequence[Buffer] = (await self._put(frame),)
-                else:
-                    if frame.descriptors:
-                        raise InvalidRequest(f"{frame.kind.name} takes no descriptor")
-                    body = await self._stream.read(frame.body_bytes)
-                    if frame.kind is Kind.RELEASE:
-                        self._release(body)
-                        continue
-                    if frame.kind is Kind.GET:
-                        await self._get(frame, GetQuestion.decode(body))
-                        continue
-                    reply = (await self._answer(frame, body),)
-                await self._reply(frame.kind, frame.number, reply)
-        except KvloomError as error:
-            # What follows a frame that does not hold, or a body that was not read, cannot be made sense of.
-            await self._reply(Kind.ERROR, number, (encode_error(error),))
+                await self._handle(frame)
+            except KvloomError as error:
+                await self._reply(Kind.ERROR, number, (encode_error(error),))
+                if isinstance(error, InvalidRequest) or not self._in_step:
+                    # What follows a frame that does not hold, or a body that was not read, cannot be made sense of.
+                    return
+
+    async def _handle(self, frame: Frame) -> None:
+        if frame.kind is Kind.PUT:
+            await self._reply(frame.kind, frame.number, (await self._put(frame),))
+            return
+        if frame.descriptors:
+            raise InvalidRequest(f"{frame.kind.name} takes no descriptor")
+        body = await self._stream.read(frame.body_bytes)
+        self._in_step = True
+        if frame.kind is Kind.RELEASE:
+            self._release(body)
+        elif frame.kind is Kind.GET:
+            await self._get(frame, GetQuestion.decode(body))
+        else:
+            await self._reply(frame.kind, frame.number, (await self._answer(frame, body),))
 
     async def _reply(self, kind: Kind, number: int, parts: Sequence[Buffer], descriptors: Sequence[int] = ()) -> None:
         frame = Frame(kind, number, sum(len(part) for part in parts), len(descriptors))
@@ -213,6 +223,7 @@ class _Connection:
                     data = await asyncio.to_thread(_copied, descriptor, question.offset, question.length)
                 finally:
                     os.close(descriptor)
+            self._in_step = True
             reached = await self._service.put(question.key, data, ack=question.ack)
         return bytes((reached is Ack.DISK,))
 

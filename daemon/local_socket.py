@@ -44,6 +44,7 @@ class LocalSocket:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._number = connected.fileno()
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
         self._descriptors: deque[int] = deque()
@@ -133,21 +134,24 @@ class LocalSocket:
 
     async def _readable(self, seconds_max: float | None) -> None:
         ready = self._loop.create_future()
-        self._loop.add_reader(self._socket, _wake, ready)
+        self._loop.add_reader(self._number, _wake, ready)
         try:
-            async with asyncio.timeout(seconds_max):
+            if seconds_max is None:
                 await ready
+            else:
+                async with asyncio.timeout(seconds_max):
+                    await ready
         finally:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._number)
 
     async def _writable(self) -> None:
         ready = self._loop.create_future()
-        self._loop.add_writer(self._socket, _wake, ready)
+        self._loop.add_writer(self._number, _wake, ready)
         try:
             async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):
                 await ready
         finally:
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_writer(self._number)
 
 
 def _wake(ready: "asyncio.Future[None]") -> None:

@@ -9,7 +9,7 @@ from .chunk_reader import select_asked
 from .key import ContentKey, StorageKey
 from .outcome import Hit, Miss, Outcome
 from .sharing import Lease, SharesMemory
-from .tier import NEVER, Tier
+from .tier import NEVER
 
 __all__ = ["LentChunk", "lend_chunk"]
 
@@ -38,15 +38,12 @@ class LentChunk:
 
 
 async def lend_chunk(
-    tier: Tier, place: StorageKey, key: ContentKey, *, level: Level | None, layers: range | None, now_ms: int
+    tier: SharesMemory, place: StorageKey, key: ContentKey, *, level: Level | None, layers: range | None, now_ms: int
 ) -> Outcome[LentChunk]:
     """Lend the chunk, or the part of it that was asked for; what an ordinary read has to judge is a miss.
 
     Raises :class:`InvalidRequest` for layers that the chunk has not.
     """
-    if not isinstance(tier, SharesMemory):
-        return Miss()
-    name = tier.name
     found = await tier.lease(place)
     if not isinstance(found, Hit):
         return found
@@ -55,7 +52,7 @@ async def lend_chunk(
     if info.content_key != key or expired:
         return Miss()
     if level is None and layers is None:
-        return Hit(LentChunk(lease, b"", (ByteRange(0, info.payload_bytes),), name), name)
+        return Hit(LentChunk(lease, b"", (ByteRange(0, info.payload_bytes),), tier.name), tier.name)
     try:
         header = parse_header(lease.payload, declared_bytes=info.payload_bytes)
     except KvloomError:
@@ -66,8 +63,8 @@ async def lend_chunk(
         return Miss()
     if _is_prefix(header, selection):
         prefix = ByteRange(0, selection.ranges[-1].stop)
-        return Hit(LentChunk(lease, b"", (prefix,), name), name)
-    return Hit(LentChunk(lease, selection.header, selection.ranges, name), name)
+        return Hit(LentChunk(lease, b"", (prefix,), tier.name), tier.name)
+    return Hit(LentChunk(lease, selection.header, selection.ranges, tier.name), tier.name)
 
 
 def _is_prefix(header: ContainerHeader, selection: Selection) -> bool:

@@ -25,6 +25,7 @@ from .merge import covers, merge_containers
 from .namespace import Namespace
 from .outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable, more_telling
 from .promotion import Promoter
+from .sharing import SharesMemory
 from .single_flight import SingleFlight
 from .store_stats import StoreObserver, StoreStats, TierCounters, TierStats
 from .tier import Ack, Buffer, Record, RecordInfo, Tier
@@ -76,6 +77,7 @@ class TieredStore:
             raise ConfigError("a store needs at least one tier, and volatile tiers before durable ones")
         if len({tier.name for tier in tiers}) != len(self._tiers):
             raise ConfigError(f"tiers need names of their own, these are {[tier.name for tier in tiers]}")
+        self._lenders = tuple(tier for tier in tiers if isinstance(tier, SharesMemory))
         self._clock_ms = clock_ms
         self._observer = observer or StoreObserver()
         self._locks = KeyLocks()
@@ -182,7 +184,7 @@ class TieredStore:
         """
         self._require_running()
         place = storage_key(namespace.secret, key)
-        for tier in self._tiers:
+        for tier in self._lenders:
             found = await lend_chunk(tier, place, key, level=level, layers=layers, now_ms=self._clock_ms())
             if isinstance(found, Hit):
                 counters = self._counters[tier.name]

@@ -1,4 +1,4 @@
-"""Both clients through the Unix socket of a real daemon: mapped reads, leases, and what is left when either end dies."""
+"""Both clients through a real daemon's Unix socket: mapped reads, leases, and what is left when either end dies."""
 
 import asyncio
 import gc
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def chunk(container_bytes):
 def is_mapped(view):
     """Whether the view's memory is a segment of a daemon."""
     address = np.frombuffer(view, np.uint8).ctypes.data
-    for line in open(f"/proc/{os.getpid()}/maps"):
+    for line in Path("/proc/self/maps").read_text().splitlines():
         start, stop = (int(part, 16) for part in line.split()[0].split("-"))
         if start <= address < stop:
             return "kvloom-segment" in line and line.split()[1].startswith("r--s")
@@ -156,7 +157,7 @@ def test_many_at_once_keep_their_order(daemon, connect, chunk):
     asked = [*chunks, os.urandom(32), *list(chunks)[:5]]
     outcomes = client.get_many(asked)
     assert [isinstance(outcome, Hit) for outcome in outcomes] == [key in chunks for key in asked]
-    assert all(outcome.value.data == chunks[key] for key, outcome in zip(asked, outcomes) if key in chunks)
+    assert all(outcome.value.data == chunks[key] for key, outcome in zip(asked, outcomes, strict=True) if key in chunks)
     assert client.get_many([]) == []
 
 
@@ -170,7 +171,12 @@ def test_what_is_wrong_is_the_same_error_as_over_http(daemon, connect, chunk):
         client.put(key, flipped)
     with pytest.raises(KeyMismatch):
         client.put(os.urandom(32), data)
-    for call in (client.get, client.delete, lambda short: client.put(short, data), lambda short: client.exists([short])):
+    for call in (
+        client.get,
+        client.delete,
+        lambda short: client.put(short, data),
+        lambda short: client.exists([short]),
+    ):
         with pytest.raises(InvalidKey, match="64 lower-case"):
             call(b"short")
     assert client.put(key, data).ack is Ack.MEMORY
@@ -203,8 +209,6 @@ def test_threads_share_a_client(daemon, chunk, monkeypatch):
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(visit, chunks.items()))
-
-
 
 
 @pytest.mark.usefixtures("no_http")
@@ -272,7 +276,9 @@ def test_a_client_that_is_killed_frees_its_leases(start_daemon, chunk, monkeypat
         for key, data in chunks.items():
             client.put(key, data)
         holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, *(key.hex() for key in chunks)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", HOLDER, *(key.hex() for key in chunks)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         try:
             assert holder.stdout.readline() == b"holding\n"

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,7 +29,7 @@ from kvloom.clients.local_wire import (
     decode_error,
 )
 from kvloom.codec.level import EXACT
-from kvloom.errors import InvalidData, InvalidRequest, KvloomError, Overloaded, TooManyItems, TruncatedBody
+from kvloom.errors import InvalidData, InvalidRequest, KeyMismatch, KvloomError, Overloaded, TooManyItems, TruncatedBody
 from kvloom.kvstore.tier import Ack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has sealed memfds and peer credentials")
@@ -84,6 +85,10 @@ def connect(path):
     yield connect
     for raw in made:
         raw.socket.close()
+
+
+def open_files():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 async def stored(edge, container_bytes, key=KEY):
@@ -167,7 +172,6 @@ async def test_a_segment_is_passed_once_per_connection(edge, connect, container_
         (Frame(Kind.PUT, 1, 3).encode() + bytes(3), InvalidRequest),
         (Frame(Kind.PUT, 1, 56).encode() + PutQuestion(KEY, Ack.MEMORY, 1).encode(), InvalidRequest),
         (Frame(Kind.PUT, 1, 56, 1).encode() + PutQuestion(KEY, Ack.MEMORY, 1, 0).encode(), InvalidRequest),
-        (Frame(Kind.PUT, 1, 57).encode() + PutQuestion(KEY, Ack.MEMORY, 1).encode() + b"x", InvalidData),
     ],
 )
 async def test_frames_that_do_not_hold_are_answered_and_the_connection_closed(edge, connect, data, kind):
@@ -177,6 +181,29 @@ async def test_frames_that_do_not_hold_are_answered_and_the_connection_closed(ed
     with contextlib.suppress(ConnectionResetError):
         assert await raw.receive() is None
     assert (await connect().ask(Kind.HELLO))[0].kind is Kind.HELLO
+
+
+async def test_what_the_store_refuses_does_not_end_the_connection(edge, connect, container_bytes):
+    raw = connect()
+    wrong = container_bytes([EXACT], content_key=bytes(32))
+    for data, kind in ((b"x", InvalidData), (wrong, KeyMismatch)):
+        frame, body, _ = await raw.ask(Kind.PUT, PutQuestion(KEY, Ack.MEMORY, len(data)).encode() + data)
+        assert frame.kind is Kind.ERROR
+        assert isinstance(decode_error(body), kind)
+    frame, body, _ = await raw.ask(Kind.CONTAINS, KEY + KEY)
+    assert (frame.kind, body) == (Kind.CONTAINS, bytes(2))
+
+
+async def test_a_drain_refuses_and_the_connection_stays(edge, connect, container_bytes):
+    await stored(edge, container_bytes)
+    raw = connect()
+    assert (await raw.ask(Kind.CONTAINS, KEY))[1] == b"\x01"
+    edge.running.service.admission.drain()
+    for kind, body in ((Kind.CONTAINS, KEY), (Kind.GET, GetQuestion([KEY]).encode()), (Kind.DELETE, KEY)):
+        frame, answer, _ = await raw.ask(kind, body)
+        assert frame.kind is Kind.ERROR
+        assert isinstance(decode_error(answer), Overloaded)
+    assert (await raw.ask(Kind.STATS))[0].kind is Kind.STATS
 
 
 async def test_only_a_memfd_of_the_declared_length_is_read(edge, connect, tmp_path, container_bytes):
@@ -218,7 +245,7 @@ async def test_what_is_passed_is_judged_after_it_was_copied(edge, connect, conta
 
 
 async def test_descriptors_nobody_asked_for_are_closed(edge, connect):
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(20):
         raw = connect()
         reader, writer = os.pipe()
@@ -228,8 +255,11 @@ async def test_descriptors_nobody_asked_for_are_closed(edge, connect):
         raw.socket.close()
         os.close(reader)
         os.close(writer)
-    while len(os.listdir("/proc/self/fd")) > before + 2:
+    for _ in range(10_000):
+        if open_files() <= before + 2:
+            return
         await asyncio.sleep(0)
+    raise AssertionError(f"{open_files()} files are open, {before} were before")
 
 
 async def test_leases_end_with_the_connection_and_twice_released_is_once(edge, connect, container_bytes):
