@@ -33,7 +33,8 @@ _PARTS_MAX: Final = 64
 _TIMEVAL: Final = struct.Struct("@ll")
 _CREDENTIALS: Final = struct.Struct("3i")
 _ADDRESS_BYTES_MAX: Final = 100
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(limits.LOCAL_GET_KEYS_MAX * array.array("i").itemsize)
+_DESCRIPTORS_BYTES: Final = limits.LOCAL_GET_KEYS_MAX * array.array("i").itemsize
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTORS_BYTES) if hasattr(socket, "CMSG_SPACE") else 0
 
 
 class LocalGone(Exception):

@@ -24,6 +24,7 @@ __all__ = ["LocalSocket", "peer_user"]
 _CREDENTIALS: Final = struct.Struct("3i")
 _RECEIVE_BYTES: Final = 64 * 1024
 _PARTS_MAX: Final = 64
+_JOINED_BYTES_MAX: Final = 16 * 1024
 _DESCRIPTORS_MAX: Final = 4
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTORS_MAX * array.array("i").itemsize)
 
@@ -93,7 +94,9 @@ class LocalSocket:
         return self._descriptors.popleft()
 
     async def send(self, parts: Sequence[Buffer], descriptors: Sequence[int] = ()) -> None:
-        """Send ``parts``, not joined, and with their first byte the descriptors, which stay the caller's."""
+        """Send ``parts``, large ones not joined, and with their first byte the descriptors, which stay the caller's."""
+        if sum(len(part) for part in parts) <= _JOINED_BYTES_MAX:
+            parts = (b"".join(parts),)
         pending = deque(memoryview(part).cast("B") for part in parts if len(part))
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         while pending:

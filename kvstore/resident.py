@@ -77,16 +77,14 @@ class Place:
 
 def read_header(segment: Segment, offset: int) -> StoredHeader:
     """The header at ``offset``."""
-    with segment.writable(offset, HEADER_BYTES) as view:
-        key, stored_at_ms, expires_at_ms, payload_bytes, slot, total = _HEADER.unpack(view)
+    key, stored_at_ms, expires_at_ms, payload_bytes, slot, total = segment.unpack(_HEADER, offset)
     return StoredHeader(ContentKey(key), stored_at_ms, expires_at_ms, payload_bytes, slot, total)
 
 
 def write_header(segment: Segment, offset: int, record: Record, *, slot: int = NO_SLOT, total: int = 0) -> None:
     """Write the header of ``record`` at ``offset``; ``total`` is the word sum of its payload."""
     fields = (record.content_key, record.stored_at_ms, record.expires_at_ms, len(record.payload), slot, total)
-    with segment.writable(offset, HEADER_BYTES) as view:
-        _HEADER.pack_into(view, 0, *fields)
+    segment.pack(_HEADER, offset, *fields)
 
 
 class RecordTable:

@@ -7,15 +7,17 @@ memory is private and nothing can be shared.
 
 What keeps a view valid: every read takes a ``memoryview`` of the segment's *window*, an array that the segment itself
 holds weakly. Slices, casts and NumPy arrays made from such a view keep the window alive, so a view handed out *is* the
-lease, and a dead window says that nobody reads. Only then is the segment unmapped, or rewound and filled again.
+lease, and a dead window says that nobody reads. Only then is the segment unmapped, or rewound and filled again. A
+second window does the same for those who write: a put that is cancelled goes on copying in its thread for a while.
 """
 
 import contextlib
 import fcntl
 import mmap
 import os
+import struct
 import weakref
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,8 @@ ALIGNMENT_BYTES: Final = 64
 _HUGE_PAGE_BYTES: Final = 2 * 1024 * 1024
 _SEAL_FUTURE_WRITE: Final = 0x0010
 """Linux 5.1; the fcntl module names it from Python 3.14 on."""
+
+_Window = weakref.ref[NDArray[np.uint8]] | None
 
 
 def aligned(size_bytes: int) -> int:
@@ -45,7 +49,8 @@ class Segment:
         "__weakref__",
         "_close_descriptor",
         "_map",
-        "_window",
+        "_read_window",
+        "_write_window",
         "abandoned",
         "closed",
         "dedicated",
@@ -62,7 +67,8 @@ class Segment:
         """Of the sealed memfd, this segment's own; None where the memory cannot be shared."""
         self._map, self.descriptor = _sealed_map(size_bytes)
         self._close_descriptor = None if self.descriptor is None else weakref.finalize(self, os.close, self.descriptor)
-        self._window: weakref.ref[NDArray[np.uint8]] | None = None
+        self._read_window: _Window = None
+        self._write_window: _Window = None
         if size_bytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             # Four times as fast to fill as small pages; a kernel without them says EINVAL and nothing is lost.
             with contextlib.suppress(OSError):
@@ -88,7 +94,12 @@ class Segment:
     @property
     def is_read(self) -> bool:
         """Whether a view of it is alive."""
-        return self._window is not None and self._window() is not None
+        return self._read_window is not None and self._read_window() is not None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether somebody still fills a part of it, be it for a put that was cancelled."""
+        return self._write_window is not None and self._write_window() is not None
 
     def reserve(self, size_bytes: int) -> int:
         """Give out the next ``size_bytes``, live until :meth:`release`; the offset of their start."""
@@ -103,35 +114,44 @@ class Segment:
 
     def writable(self, offset: int, size_bytes: int) -> memoryview:
         """The reserved bytes at ``offset``, to be filled once, before anybody is given a :meth:`view` of them."""
-        return memoryview(self._map)[offset : offset + size_bytes]
+        window = None if self._write_window is None else self._write_window()
+        if window is None:
+            window = np.frombuffer(self._map, np.uint8)
+            self._write_window = weakref.ref(window)
+        return window.data[offset : offset + size_bytes]
+
+    def pack(self, fields: struct.Struct, offset: int, *values: int | bytes) -> None:
+        """Write ``fields`` at ``offset``, which must be reserved."""
+        fields.pack_into(self._map, offset, *values)
+
+    def unpack(self, fields: struct.Struct, offset: int) -> tuple[Any, ...]:
+        """Read ``fields`` at ``offset``."""
+        return fields.unpack_from(self._map, offset)
 
     def view(self, start: int, stop: int) -> memoryview:
         """Bytes ``[start, stop)``, read-only, valid and unchanged for as long as the view is referenced."""
-        window = None if self._window is None else self._window()
+        window = None if self._read_window is None else self._read_window()
         if window is None:
             window = np.frombuffer(self._map, np.uint8)
             window.flags.writeable = False
-            self._window = weakref.ref(window)
+            self._read_window = weakref.ref(window)
         return window.data[start:stop]
 
     def try_rewind(self) -> bool:
-        """Make an unread, dead segment writable from its start again; whether that could be done.
+        """Make a dead segment that nobody reads or writes any more writable from its start; whether that could be done.
 
         Saves the first touch of every page, which costs several times what copying into it does.
         """
-        if self.closed or self.abandoned or self.live_bytes or self.is_read:
+        if self.closed or self.abandoned or self.live_bytes or self.is_read or self.is_written:
             return False
         self.end_bytes = 0
         return True
 
     def try_close(self) -> bool:
-        """Unmap the segment unless a view of it is alive; whether it is unmapped now."""
-        if self.is_read:
+        """Unmap the segment unless somebody reads or writes it; whether it is unmapped now."""
+        if self.is_read or self.is_written:
             return False
-        try:
-            self._map.close()
-        except BufferError:  # a cancelled put is still copying in its thread
-            return False
+        self._map.close()
         self.closed = True
         if self._close_descriptor is not None:
             self._close_descriptor()

@@ -3,7 +3,7 @@
 What guards what: the container in a record was verified whole, with BLAKE3, before it was put. From then on it lies in
 memory that nobody can write, so what is left to find is memory that fails and software that errs; for that the tier
 notes a **word sum** when it takes the record in, and a reader compares it. Any damage within one 64-bit word changes
-the sum for certain, any other with all but one chance in 2^64, at the speed of reading (``docs/adr/0008``).
+the sum for certain, any other with all but one chance in 2^64, at the speed of reading (``docs/adr/0012``).
 """
 
 from dataclasses import dataclass, field

@@ -143,7 +143,7 @@ def hit(outcome: Any) -> memoryview:
 
 
 def work(what: str, subject: str, value_bytes: int, port: int) -> None:
-    """The life of one client process: for each line with a number of seconds, measure that long and print the result."""
+    """The life of a client process: for each line with a number of seconds, measure that long and print the result."""
     run, values = operation(what, subject, value_bytes, port)
     run()
     print("ready", flush=True)

@@ -70,6 +70,24 @@ class MemoryMachine(RuleBasedStateMachine):
 
         self.run(puts())
 
+    @rule(number=numbers, size_bytes=sizes, steps=st.integers(0, 3))
+    def put_and_cancel(self, number: int, size_bytes: int, steps: int) -> None:
+        """Cancelled at any point, it happened or it did not; others put at once where it was."""
+        record = self.record(number, size_bytes)
+        other = self.record(number + 1, size_bytes)
+
+        async def put() -> bool:
+            task = asyncio.ensure_future(self.tier.put(record))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            (outcome,) = await asyncio.gather(task, return_exceptions=True)
+            await self.put_one(other, alone=False)
+            return outcome is None
+
+        if self.run(put()):
+            self.put_last[record.storage_key] = record
+
     @rule(number=numbers)
     def get(self, number: int) -> None:
         place = StorageKey(blake3(number.to_bytes(2, "little")).digest())

@@ -93,6 +93,17 @@ class TestRewind:
         assert segment.try_rewind()
         assert segment.free_bytes == segment.size_bytes
 
+    def test_not_while_a_cancelled_put_is_still_copying(self, segment):
+        """The thread that copies is not stopped by the cancellation of who waits for it."""
+        segment.reserve(64)
+        target = segment.writable(0, 64)
+        segment.release(64)
+        assert not segment.try_rewind()
+        assert not segment.try_close()
+        target.release()
+        assert segment.try_rewind()
+        assert segment.try_close()
+
     def test_never_one_that_somebody_may_still_read(self, segment):
         segment.abandoned = True
         assert not segment.try_rewind()
