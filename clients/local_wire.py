@@ -30,6 +30,7 @@ __all__ = [
     "GetQuestion",
     "GetReply",
     "Granted",
+    "Hello",
     "Inline",
     "Kind",
     "Later",
@@ -103,6 +104,19 @@ _REPLY_BYTES_MAX: Final = {
 def socket_path(data_dir: Path) -> Path:
     """Where the daemon that owns ``data_dir`` listens."""
     return data_dir / SOCKET_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Which daemon this is, in which phase of its life, and how much it takes at a time."""
+
+    version: str
+    phase: str
+    pid: int
+    keys_max: int = limits.KEYS_PER_REQUEST_MAX
+    get_keys_max: int = limits.LOCAL_GET_KEYS_MAX
+    leases_max: int = limits.LOCAL_LEASES_MAX
+    container_bytes_max: int = limits.CONTAINER_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ..clients.local_wire import (
     GetQuestion,
     GetReply,
     Granted,
+    Hello,
     Inline,
     Kind,
     Later,
@@ -110,11 +111,17 @@ class LocalApi:
                     await asyncio.sleep(limits.REFUSED_BODY_SECONDS_MAX)
                     continue
                 connected.setblocking(False)
-                if self._connections >= limits.LOCAL_CONNECTIONS_MAX or peer_user(connected) != os.geteuid():
+                if not self._may_enter(connected):
                     connected.close()
                     continue
                 self._connections += 1
                 group.create_task(self._serve(connected))
+
+    def _may_enter(self, connected: socket.socket) -> bool:
+        try:
+            return self._connections < limits.LOCAL_CONNECTIONS_MAX and peer_user(connected) == os.geteuid()
+        except OSError:
+            return False
 
     async def _serve(self, connected: socket.socket) -> None:
         connection = _Connection(self, LocalSocket(connected))
@@ -122,6 +129,8 @@ class LocalApi:
             await connection.run()
         except (OSError, EOFError, TimeoutError):
             return  # a peer that went away or stood still: what it held is let go below
+        except Exception:  # noqa: BLE001 - an edge: what fails in one connection must not end the others
+            _log.exception("local connection failed")
         finally:
             connection.close()
             self._connections -= 1
@@ -190,7 +199,8 @@ class _Connection:
     async def _answer(self, frame: Frame, body: memoryview) -> bytes:
         """The body of the answer to a question about keys, or about the daemon."""
         if frame.kind is Kind.HELLO:
-            return wire.encode(self._service.health())
+            health = self._service.health()
+            return wire.encode(Hello(health.version, health.phase, health.pid))
         if frame.kind is Kind.STATS:
             return wire.encode(self._service.stats())
         keys = decode_keys(body)
@@ -258,13 +268,10 @@ class _Connection:
             await self._reply(Kind.GET, frame.number, reply, descriptors)
 
     async def _lend(self, key: ContentKey, question: GetQuestion) -> LentChunk | None:
-        """Lend a chunk as far as this client and all of them together may still hold any."""
-        if len(self._leases) >= limits.LOCAL_LEASES_MAX:
+        """Lend a chunk, unless this client or all of them together hold as many as they may already."""
+        if len(self._leases) >= limits.LOCAL_LEASES_MAX or self._api.leased_bytes >= self._api.leased_bytes_max:
             return None
-        lent = await self._service.lend(key, level=question.level, layers=question.layers)
-        if lent is None or self._api.leased_bytes + lent.lease.info.payload_bytes > self._api.leased_bytes_max:
-            return None
-        return lent
+        return await self._service.lend(key, level=question.level, layers=question.layers)
 
     def _mapped(self, lent: LentChunk, granted: list[Granted], descriptors: list[int]) -> Mapped:
         """Register the lease, and pass the segment unless this client has it."""

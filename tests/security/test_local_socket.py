@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvloom import limits
+from kvloom.clients import wire
 from kvloom.clients.local_wire import (
     FRAME_BYTES,
     SOCKET_NAME,
     Frame,
     GetQuestion,
     GetReply,
+    Hello,
     Kind,
     Mapped,
     PutQuestion,
@@ -145,6 +147,13 @@ async def test_memory_that_was_passed_cannot_be_written(edge, connect, container
     place = found.ranges[0]
     assert os.pread(descriptor, place.length, place.start) == data
     os.close(descriptor)
+
+
+async def test_hello_says_who_and_how_much(connect):
+    frame, body, _ = await connect().ask(Kind.HELLO)
+    said = wire.decode(Hello, body)
+    assert (frame.kind, said.phase, said.pid) == (Kind.HELLO, "ready", os.getpid())
+    assert (said.keys_max, said.get_keys_max) == (limits.KEYS_PER_REQUEST_MAX, limits.LOCAL_GET_KEYS_MAX)
 
 
 async def test_a_segment_is_passed_once_per_connection(edge, connect, container_bytes):
