@@ -101,7 +101,7 @@ class LocalDaemon:
 class MappedContainer(Container):
     """A container in shared memory whose bytes are verified; its header is parsed when somebody first looks at it.
 
-    Parsing takes as long as reading a megabyte, and who passes the bytes on never looks.
+    Parsing takes as long as reading two megabytes, and who passes the bytes on never looks.
     """
 
     __slots__ = ()
