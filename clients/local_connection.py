@@ -30,6 +30,7 @@ __all__ = ["LocalConnection", "LocalGone", "unix_address"]
 
 _RECEIVE_BYTES: Final = 64 * 1024
 _PARTS_MAX: Final = 64
+_JOINED_BYTES_MAX: Final = 16 * 1024
 _TIMEVAL: Final = struct.Struct("@ll")
 _CREDENTIALS: Final = struct.Struct("3i")
 _ADDRESS_BYTES_MAX: Final = 100
@@ -69,6 +70,7 @@ class LocalConnection:
         self._ended: deque[int] = deque()
         self._ended_bytes = 0
         self._unsent: list[int] = []
+        self._wait_seconds = 0.0
         self._closing = False
         self.stage = Stage()
         """What a container is put through."""
@@ -107,7 +109,7 @@ class LocalConnection:
                 self._number = (self._number + 1) % 2**32
                 frame = Frame(kind, self._number, sum(len(part) for part in body), int(descriptor is not None))
                 passed = () if descriptor is None else (descriptor,)
-                self._set_wait(socket.SO_RCVTIMEO, seconds_max)
+                self._set_wait(seconds_max)
                 self._send([*self._releases(), frame.encode(), *body], passed)
                 answer, data = self._receive()
         except (BlockingIOError, TimeoutError) as error:
@@ -195,6 +197,8 @@ class LocalConnection:
         return [Frame(Kind.RELEASE, 0, len(body)).encode(), body]
 
     def _send(self, parts: Sequence[Buffer], descriptors: Sequence[int], *, wait: bool = True) -> None:
+        if sum(len(part) for part in parts) <= _JOINED_BYTES_MAX:
+            parts = (b"".join(parts),)
         pending = deque(memoryview(part) for part in parts if len(part))
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         flags = 0 if wait else socket.MSG_DONTWAIT
@@ -230,7 +234,7 @@ class LocalConnection:
         view = memoryview(body)
         position = len(begun)
         self._received = b""
-        self._set_wait(socket.SO_RCVTIMEO, limits.PROGRESS_SECONDS_MAX)
+        self._set_wait(limits.PROGRESS_SECONDS_MAX)
         while position < body_bytes:
             count = self._socket.recv_into(view[position:])
             if not count:
@@ -267,9 +271,13 @@ class LocalConnection:
         finally:
             os.close(descriptor)
 
-    def _set_wait(self, option: int, seconds: float) -> None:
-        whole = int(seconds)
-        self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1e6)))
+    def _set_wait(self, seconds: float) -> None:
+        """How long a receive may take from now on."""
+        if seconds != self._wait_seconds:
+            whole = int(seconds)
+            packed = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
+            self._wait_seconds = seconds
 
     def _give_up(self) -> None:
         """The daemon does not write over what is leased when a connection ends like this, so it may end at once."""
