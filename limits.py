@@ -109,6 +109,14 @@ STORE_READS_MAX: Final = 16
 CONNECTIONS_MAX: Final = 10_240
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
+LOCAL_CONNECTIONS_MAX: Final = 256
+"""Connections to the Unix socket at once."""
+LOCAL_LEASES_MAX: Final = 4096
+"""Chunks that one connection may hold mapped at once."""
+LOCAL_GET_KEYS_MAX: Final = 128
+"""Chunks in one local read: the system passes at most 253 descriptors at a time."""
+LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes that one local read of several chunks sends through the socket; the rest is asked for again, one by one."""
 
 # Clients
 CLIENT_CONNECTIONS_MAX: Final = 4
@@ -116,6 +124,9 @@ CLIENT_CONNECTIONS_MAX: Final = 4
 CONNECT_SECONDS_MAX: Final = 2.0
 PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
+LOCAL_RELEASES_DEFERRED_MAX: Final = 16
+LOCAL_RELEASED_BYTES_DEFERRED_MAX: Final = 16 * 1024 * 1024
+"""Leases that a client which asks nothing more may keep although it has no use for them: up to either limit."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""
 CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024

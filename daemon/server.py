@@ -17,6 +17,7 @@ from aiohttp import web
 
 from .. import __version__, limits
 from ..clients.discovery import DaemonNote, Endpoint
+from ..clients.local_wire import socket_path
 from ..errors import ConfigError
 from ..kvstore.cascade import CascadeLimits
 from ..kvstore.key import ContentKey
@@ -34,6 +35,7 @@ from .admission import Admission
 from .config import DaemonConfig, format_size
 from .http_api import HttpApi
 from .http_guard import GuardedProtocol
+from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
 from .service import Service
@@ -43,6 +45,8 @@ __all__ = ["RunningDaemon", "open_daemon", "run_daemon"]
 NAMESPACE: Final = "default"
 _CLOSE_SECONDS_MAX: Final = 1.0
 _SPARE_FILES: Final = 256
+_LEASED_SHARE: Final = 2
+"""Local clients may hold half of the memory tier mapped: it takes no new records where they do."""
 _log = structlog.get_logger("kvloom.daemon")
 
 
@@ -93,8 +97,15 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         await store.start()
         await service.open()
         await stack.enter_async_context(_serve_http(service, listener))
+        local = bind_local(socket_path(config.data_dir))
+        if local is not None:
+            stack.callback(socket_path(config.data_dir).unlink, missing_ok=True)
+            stack.enter_context(local)
+            leased_bytes_max = config.memory_bytes // _LEASED_SHARE
+            await stack.enter_async_context(serve_local(service, local, leased_bytes_max=leased_bytes_max))
         endpoint = Endpoint(*listener.getsockname()[:2])
-        DaemonNote(endpoint, os.getpid(), __version__).write(config.data_dir)
+        path = None if local is None else str(socket_path(config.data_dir))
+        DaemonNote(endpoint, os.getpid(), __version__, path).write(config.data_dir)
         stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
         stack.push_async_callback(_drain, admission, store)
         _log.info(

@@ -26,6 +26,7 @@ from ..errors import (
     TooManyItems,
 )
 from ..kvstore.key import ContentKey, chunk_refs
+from ..kvstore.lending import LentChunk
 from ..kvstore.namespace import Namespace
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
 from ..kvstore.pins import LeaseId
@@ -108,14 +109,25 @@ class Service:
         with self.admission.reserve(chunk.total_bytes):
             yield chunk
 
+    async def lend(
+        self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> LentChunk | None:
+        """A chunk in memory that a local client can map, until its lease is released; None: ask :meth:`reading`."""
+        outcome = await self._store.lend(self._namespace, key, level=level, layers=layers)
+        return outcome.value if isinstance(outcome, Hit) else None
+
     async def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored."""
         return await self._store.contains_many(self._namespace, keys)
 
+    async def match_prefix(self, keys: Sequence[ContentKey]) -> int:
+        """How many of the leading ``keys`` are stored without a gap."""
+        return await self._store.longest_prefix(self._namespace, keys)
+
     async def longest_prefix(self, question: wire.PrefixQuestion) -> wire.PrefixCount:
         """How many leading chunks are stored, of keys, or of tokens that are cut and keyed here."""
         if question.keys is not None and question.tokens is None and question.identity is None:
-            return wire.PrefixCount(await self._store.longest_prefix(self._namespace, wire.parse_keys(question.keys)))
+            return wire.PrefixCount(await self.match_prefix(wire.parse_keys(question.keys)))
         if question.keys is not None or question.tokens is None or question.identity is None:
             raise InvalidRequest("a prefix question has either keys, or identity and tokens")
         refs = await asyncio.to_thread(

@@ -20,7 +20,17 @@ from .key import ContentKey, StorageKey
 from .outcome import Corrupt, Hit, Outcome, Unavailable
 from .tier import Buffer, RecordInfo, Slice
 
-__all__ = ["ChunkHead", "ChunkRead", "Copy", "is_sound", "read_chunk", "read_head", "read_whole", "verified_header"]
+__all__ = [
+    "ChunkHead",
+    "ChunkRead",
+    "Copy",
+    "is_sound",
+    "read_chunk",
+    "read_head",
+    "read_whole",
+    "select_asked",
+    "verified_header",
+]
 
 _HEAD_BYTES = 16 * 1024
 _INLINE_CHECK_BYTES_MAX = 64 * 1024
@@ -77,7 +87,7 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
         if not isinstance(found, Hit):
             return found
         head = found.value
-        selection = _select(head.header, level, layers)
+        selection = select_asked(head.header, level, layers)
         ranges = selection.ranges
         if all(item.stop <= len(head.start) for item in ranges):
             start = memoryview(head.start)
@@ -146,7 +156,8 @@ async def verified_header(payload: Buffer, key: ContentKey) -> ContainerHeader:
     return await asyncio.to_thread(verify, payload, content_key=key)
 
 
-def _select(header: ContainerHeader, level: Level | None, layers: range | None) -> Selection:
+def select_asked(header: ContainerHeader, level: Level | None, layers: range | None) -> Selection:
+    """:func:`select`, where layers that the chunk has not are the caller's mistake: :class:`InvalidRequest`."""
     if layers is not None and (
         layers.step != 1 or not layers or layers.start < header.layers.start or layers.stop > header.layers.stop
     ):

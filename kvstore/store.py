@@ -26,6 +26,7 @@ from .erasure import Erasure
 from .key import ContentKey, storage_key
 from .key_locks import KeyLocks
 from .leasing import Leasing, PinnedChunks
+from .lending import LentChunk, lend_chunk
 from .listing import Listing, StoredChunk
 from .namespace import Namespace, check_ttl
 from .outcome import Hit, Miss, Outcome
@@ -37,6 +38,7 @@ from .reading import Reading, Wanted
 from .reporting import Reporting
 from .roles import Roles
 from .shared_quota import SharedQuota
+from .sharing import SharesMemory
 from .single_flight import SingleFlight
 from .store_stats import StoreObserver, StoreStats
 from .tally import Tally
@@ -74,6 +76,7 @@ class TieredStore:
         rules = rules or StoreRules()
         observer = observer or StoreObserver()
         roles = self._roles = Roles.of(tiers)
+        self._lenders = tuple(tier for tier in tiers if isinstance(tier, SharesMemory))
         self._clock_ms = clock_ms
         self._locks = KeyLocks()
         self._changes = ChangeLog()
@@ -198,6 +201,22 @@ class TieredStore:
                 return Miss()
 
         return await each_in_order(get, keys, at_once=at_once)
+
+    async def lend(
+        self, namespace: Namespace, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> Outcome[LentChunk]:
+        """Lend what :meth:`get` would read, where a tier has it in memory that can be shared; a miss asks for ``get``.
+
+        The bytes are not verified here: who maps them does (:mod:`.sharing`).
+        """
+        self._require_running()
+        place = storage_key(namespace.secret, key)
+        for tier in self._lenders:
+            found = await lend_chunk(tier, place, key, level=level, layers=layers, now_ms=self._clock_ms())
+            if isinstance(found, Hit):
+                self._tally.note_hit(self._tenants.of(namespace), tier.name, found.value.total_bytes)
+                return found
+        return Miss()
 
     async def contains_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether a chunk is stored; a tier that cannot answer counts as empty."""

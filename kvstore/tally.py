@@ -38,13 +38,16 @@ class Tally:
             tenant.misses += 1
             self.observer.on_miss()
             return
-        size_bytes = outcome.value.total_bytes
-        counters = self.tiers[outcome.tier]
+        self.note_hit(tenant, outcome.tier, outcome.value.total_bytes)
+
+    def note_hit(self, tenant: TenantCounters, tier: str, size_bytes: int) -> None:
+        """A read was answered by ``tier``."""
+        counters = self.tiers[tier]
         counters.hits += 1
         counters.hit_bytes += size_bytes
         tenant.hits += 1
         tenant.hit_bytes += size_bytes
-        self.observer.on_hit(outcome.tier, size_bytes)
+        self.observer.on_hit(tier, size_bytes)
 
     def note_promotion(self, tier: Tier) -> None:
         """A record was copied into ``tier``."""
