@@ -241,7 +241,8 @@ class MemoryTier(Tier):
             freed_bytes = self._evict_victim(owner) if by_policy else self._evict_emptiest_segment(owner)
             if freed_bytes == 0 and not self._seal():
                 raise StorageFull(
-                    f"{self.name} tier has {self._occupied_bytes()} of {self._limit_bytes} bytes pinned or being read"
+                    f"{self.name} tier has {self._occupied_bytes()} of {self._limit_bytes} "
+                    "bytes in use by readers, or pinned"
                 )
             evicted_bytes += freed_bytes
 
