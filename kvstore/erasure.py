@@ -28,6 +28,8 @@ from .tier import UNOWNED, Record, RecordInfo, Tier
 __all__ = ["Erasure"]
 
 _TIME_BYTES: Final = 8
+_WHENEVER_MS: Final = 2**63
+"""Whoever is asked deletes what it has whatever its time says: clocks have been set back before."""
 
 
 class Erasure:
@@ -69,7 +71,7 @@ class Erasure:
         at_ms = max(self._clock_ms(), self.erased_at_ms(namespace.owner) + 1)
         self._erased_at_ms[namespace.owner] = at_ms
         failures: list[KvloomError] = []
-        deleted = await self._drop_waiting(namespace.owner, at_ms)
+        deleted = await self._drop_waiting(namespace.owner, _WHENEVER_MS)
         for tier in self._roles.shared:
             try:
                 await tier.put(_note(namespace, at_ms))
@@ -77,7 +79,7 @@ class Erasure:
             except KvloomError as error:
                 self._tally.note_error(tier.name, "erase", str(error))
                 failures.append(error)
-        deleted += await self._erase_own(namespace.owner, at_ms, failures)
+        deleted += await self._erase_own(namespace.owner, _WHENEVER_MS, failures)
         if failures:
             raise failures[0]
         return deleted

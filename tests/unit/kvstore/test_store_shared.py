@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from kvloom.kvstore.namespace import Namespace, derive_namespace
 from kvloom.kvstore.outcome import Hit, Miss, Unavailable
 from kvloom.kvstore.quota import Quota, Quotas
 from kvloom.kvstore.roles import Roles
+from kvloom.kvstore.ssd import SsdTier
 from kvloom.kvstore.store import StoreRules, TieredStore
 from kvloom.kvstore.store_stats import StageStats, StoreObserver
 from kvloom.kvstore.tier import Ack, Record
@@ -413,6 +415,17 @@ class TestNamespaces:
                 assert await has(network, namespace, one) == [True]
                 assert await store.delete_namespace(namespace) == 3
                 assert await store.get(namespace, one.key) == Miss()
+
+    async def test_a_clock_that_was_set_back_keeps_nothing_from_being_deleted(
+        self, running: Make, tmp_path: Path, network: Any, namespace: Namespace, chunk: Make, clock: Any
+    ) -> None:
+        one = chunk(1)
+        async with running(SsdTier.open(tmp_path, 8 * MIB), network, clock_ms=clock) as store:
+            await store.put(namespace, one.key, one.payload, ack=Ack.DISK)
+        clock.advance(-10)
+        async with running(SsdTier.open(tmp_path, 8 * MIB), network, clock_ms=clock) as store:
+            assert await store.delete_namespace(namespace) == 2
+            assert await store.get(namespace, one.key) == Miss()
 
     async def test_a_write_under_way_does_not_outlive_the_deletion_of_its_namespace(
         self, running: Make, fast: Any, network: Any, namespace: Namespace, chunk: Make
