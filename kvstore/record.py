@@ -31,7 +31,14 @@ from ..errors import InvalidData
 from .key import ContentKey, StorageKey
 from .tier import Buffer, OwnerId, Record, RecordInfo
 
-__all__ = ["HEADER_BYTES", "RecordHeader", "check_payload", "encode_record", "parse_record_header"]
+__all__ = [
+    "HEADER_BYTES",
+    "RecordHeader",
+    "check_payload",
+    "encode_record",
+    "encode_record_header",
+    "parse_record_header",
+]
 
 MAGIC = b"KVLR"
 FORMAT = 2
@@ -51,6 +58,11 @@ class RecordHeader:
 
 def encode_record(record: Record) -> bytes:
     """The header and the payload as one value (one copy of the payload); :class:`InvalidData` past the limit."""
+    return b"".join((encode_record_header(record), record.payload))
+
+
+def encode_record_header(record: Record) -> bytes:
+    """The header alone; reads the payload for its checksum. :class:`InvalidData` past the limit."""
     payload_bytes = len(record.payload)
     if payload_bytes > limits.RECORD_BYTES_MAX:
         raise InvalidData(f"record has {payload_bytes} payload bytes, the limit is {limits.RECORD_BYTES_MAX}")
@@ -66,7 +78,7 @@ def encode_record(record: Record) -> bytes:
         record.expires_at_ms,
         checksum(record.payload),
     )
-    return b"".join((fields, checksum(fields), record.payload))
+    return fields + checksum(fields)
 
 
 def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:

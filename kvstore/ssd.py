@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -23,9 +23,10 @@ import numpy as np
 from .. import limits
 from ..codec.container import ByteRange
 from ..errors import ConfigError, InvalidData, KvloomError, StorageFull, StorageUnavailable
-from .eviction import EvictionPolicy, LruPolicy
-from .key import ContentKey, StorageKey
+from .eviction import EvictionPolicy
+from .key import ContentKey, OwnerId, StorageKey, owner_of
 from .outcome import Corrupt, Hit, Miss, Outcome, Unavailable
+from .quota import QuotaPolicy
 from .record import HEADER_BYTES, check_payload, encode_record, parse_record_header
 from .ssd_catalogue import SsdCatalogue, Victim, charged_bytes
 from .ssd_files import (
@@ -38,7 +39,7 @@ from .ssd_files import (
 )
 from .ssd_format import DATABASES_MAX, FORMAT_KEY, FORMAT_VALUE, INDEX, META, RECORDS, IndexEntry
 from .ssd_writer import Databases, DeleteWork, FlushWork, PutWork, SsdWriter, Work
-from .tier import Buffer, Capacity, OwnerId, Record, RecordInfo, Slice, Tier
+from .tier import Buffer, Capacity, Holdings, Record, RecordInfo, Slice, Tier
 
 __all__ = ["SsdTier"]
 
@@ -113,7 +114,7 @@ class SsdTier(Tier):
                 map_bytes = limit_bytes - _FIXED_BYTES - make_room_for_quarantine(directory, limit_bytes)
                 databases = _open_environment(environment, map_bytes)
                 undo.callback(lambda: databases.environment.close())
-                catalogue = _load(databases, policy or LruPolicy(), map_bytes)
+                catalogue = _load(databases, QuotaPolicy.around(policy), map_bytes, name)
                 claimed_bytes = databases.claimed_bytes
                 if claimed_bytes > map_bytes:
                     databases.environment.close()
@@ -135,6 +136,11 @@ class SsdTier(Tier):
                 f"record of {record_bytes} bytes does not fit the {self.name} tier, "
                 f"whose largest record is {self._record_bytes_max}"
             )
+        quota_bytes = self._catalogue.quota_bytes(owner_of(record.storage_key))
+        if quota_bytes is not None and charged_bytes(record_bytes, self._databases.page_bytes) > quota_bytes:
+            raise StorageFull(
+                f"record of {record_bytes} bytes: its owner may have {quota_bytes} in the {self.name} tier"
+            )
         value = await asyncio.get_running_loop().run_in_executor(self._readers, encode_record, record)
         await self._submit(PutWork(record.storage_key, record.info, value))
 
@@ -153,6 +159,28 @@ class SsdTier(Tier):
         """Look the keys up in memory."""
         self._require_open()
         return self._catalogue.contains_many(keys)
+
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Look the keys and their expiries up in memory."""
+        self._require_open()
+        return self._catalogue.contains_live(keys, now_ms)
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """From the expiries in memory."""
+        self._require_open()
+        return self._catalogue.expired(now_ms, limit)
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Pinned records stay."""
+        self._catalogue.protect(pinned)
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Tell the policy."""
+        self._catalogue.hint(keys, finished=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What the owner's records are charged."""
+        return self._catalogue.holdings(owner)
 
     async def delete(self, key: StorageKey) -> bool:
         """Forget a record; durable on return."""
@@ -312,15 +340,16 @@ def _open_environment(path: Path, map_bytes: int) -> Databases:
     return databases
 
 
-def _load(databases: Databases, policy: EvictionPolicy, map_bytes: int) -> SsdCatalogue:
+def _load(databases: Databases, policy: QuotaPolicy, map_bytes: int, name: str) -> SsdCatalogue:
     """Rebuild the catalogue from the index, in order of last use."""
     entries: list[tuple[int, Victim]] = []
     with databases.environment.begin(db=databases.index) as transaction, transaction.cursor() as cursor:
         for key, value in cursor:
             entry = IndexEntry.from_bytes(value)
             size_bytes = charged_bytes(entry.record_bytes, databases.page_bytes)
-            entries.append((entry.used_sequence, Victim(StorageKey(key), size_bytes)))
+            entries.append((entry.used_sequence, Victim(StorageKey(key), size_bytes, entry.expires_at_ms)))
     entries.sort(key=lambda item: item[0])
+    policy.quotas.check_fits(name, _budget_bytes(map_bytes))
     catalogue = SsdCatalogue(policy, _budget_bytes(map_bytes))
     catalogue.load((victim for _, victim in entries), entries[-1][0] if entries else 0)
     return catalogue

@@ -6,11 +6,15 @@ eviction is approximately, not exactly, what it was.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..errors import StorageFull
 from .eviction import EvictionPolicy
-from .key import StorageKey
+from .expiry import ExpiryIndex
+from .key import OwnerId, StorageKey, owner_of
+from .quota import QuotaPolicy
+from .tier import NEVER, Holdings
 
 __all__ = ["USES_PENDING_MAX", "SsdCatalogue", "Use", "Victim", "charged_bytes"]
 
@@ -28,6 +32,7 @@ class Victim:
 
     key: StorageKey
     size_bytes: int
+    expires_at_ms: int = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,10 @@ class SsdCatalogue:
     """Thread-safe; ``budget_bytes`` is what all residents together may be charged."""
 
     def __init__(self, policy: EvictionPolicy, budget_bytes: int) -> None:
-        self._policy = policy
+        self._policy = QuotaPolicy.around(policy)
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
+        self._expiry = ExpiryIndex()
         self._uses: dict[StorageKey, int] = {}
         self._sequence = 0
         self._evictions = 0
@@ -81,11 +87,42 @@ class SsdCatalogue:
         with self._lock:
             return [key in self._policy for key in keys]
 
+    def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """For each key, whether it is resident and not expired."""
+        with self._lock:
+            return [key in self._policy and not self._expiry.is_expired(key, now_ms) for key in keys]
+
+    def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """Up to ``limit`` residents that are expired."""
+        with self._lock:
+            return self._expiry.due(now_ms, limit)
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Evict none of which ``pinned`` says true."""
+        with self._lock:
+            self._policy.pinned = pinned
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Tell the policy."""
+        with self._lock:
+            for key in keys:
+                self._policy.record_hint(key, discard=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What an owner is charged."""
+        with self._lock:
+            return self._policy.holdings(owner)
+
+    def quota_bytes(self, owner: OwnerId) -> int | None:
+        """What an owner may be charged."""
+        return self._policy.quotas.of(owner).limit_bytes
+
     def load(self, residents: Iterable[Victim], sequence: int) -> None:
         """Fill an empty catalogue, least recently used first; ``sequence`` is the last one ever given out."""
         with self._lock:
             for resident in residents:
                 self._policy.record_put(resident.key, resident.size_bytes)
+                self._expiry.note(resident.key, resident.expires_at_ms)
             self._sequence = sequence
 
     def next_sequence(self) -> int:
@@ -110,35 +147,49 @@ class SsdCatalogue:
             taken, self._uses = self._uses, {}
         return [Use(key, sequence) for key, sequence in taken.items()]
 
-    def note_put(self, key: StorageKey, size_bytes: int) -> None:
+    def note_put(self, key: StorageKey, size_bytes: int, expires_at_ms: int = NEVER) -> None:
         """A record is committed."""
         with self._lock:
             self._policy.record_put(key, size_bytes)
+            self._expiry.note(key, expires_at_ms)
 
     def note_delete(self, key: StorageKey) -> None:
         """A deletion is committed."""
         with self._lock:
             self._policy.record_delete(key)
+            self._expiry.forget(key)
 
     def evict_for(self, incoming: Mapping[StorageKey, int]) -> list[Victim]:
-        """Take out victims until the incoming records (key → charge) fit the budget beside the residents."""
+        """Take out victims until the incoming records (key → charge) fit the budget and the quotas of their owners.
+
+        Raises :class:`StorageFull` where a quota cannot be kept because what its owner has is pinned.
+        """
         with self._lock:
             victims: list[Victim] = []
-            needed_bytes = sum(incoming.values())
-            replaced_bytes = sum(self._policy.size_of(key) for key in incoming)
-            while self._policy.total_bytes - replaced_bytes + needed_bytes > self._budget_bytes:
-                victim = self._evict()
+            by_owner: dict[OwnerId, dict[StorageKey, int]] = {}
+            for key, size_bytes in incoming.items():
+                by_owner.setdefault(owner_of(key), {})[key] = size_bytes
+            for owner, sizes in by_owner.items():
+                while self._policy.excess_bytes(owner, self._growth_bytes(sizes)) > 0:
+                    own = self._policy.own_victim(owner)
+                    if own is None:
+                        self._restore(victims)
+                        raise StorageFull("all that the owner of the record has on disk is pinned or being written")
+                    victims.append(self._evict(own))
+            giver = next(iter(by_owner), None)
+            while self._policy.total_bytes + self._growth_bytes(incoming) > self._budget_bytes:
+                victim = self._policy.victim(giver)
                 if victim is None:
                     break
-                replaced_bytes -= victim.size_bytes if victim.key in incoming else 0
-                victims.append(victim)
+                victims.append(self._evict(victim))
             return victims
 
-    def evict_bytes(self, size_bytes: int) -> list[Victim]:
-        """Take out victims charged at least ``size_bytes`` together, or all there are."""
+    def evict_bytes(self, size_bytes: int, owner: OwnerId | None = None) -> list[Victim]:
+        """Take out victims charged at least ``size_bytes`` together to make room for ``owner``, or all that may go."""
         with self._lock:
             victims: list[Victim] = []
-            while size_bytes > 0 and (victim := self._evict()) is not None:
+            while size_bytes > 0 and (key := self._policy.victim(owner)) is not None:
+                victim = self._evict(key)
                 size_bytes -= victim.size_bytes
                 victims.append(victim)
             return victims
@@ -146,15 +197,21 @@ class SsdCatalogue:
     def restore(self, victims: Iterable[Victim]) -> None:
         """Put victims back whose eviction could not be committed."""
         with self._lock:
-            for victim in victims:
-                self._policy.record_put(victim.key, victim.size_bytes)
-                self._evictions -= 1
+            self._restore(victims)
 
-    def _evict(self) -> Victim | None:
-        key = self._policy.victim()
-        if key is None:
-            return None
-        victim = Victim(key, self._policy.size_of(key))
+    def _restore(self, victims: Iterable[Victim]) -> None:
+        for victim in victims:
+            self._policy.record_put(victim.key, victim.size_bytes)
+            self._expiry.note(victim.key, victim.expires_at_ms)
+            self._evictions -= 1
+
+    def _growth_bytes(self, incoming: Mapping[StorageKey, int]) -> int:
+        """By how much the residents grow by ``incoming``, some of which replace others."""
+        return sum(incoming.values()) - sum(self._policy.size_of(key) for key in incoming)
+
+    def _evict(self, key: StorageKey) -> Victim:
+        victim = Victim(key, self._policy.size_of(key), self._expiry.of(key))
         self._policy.record_evict(key)
+        self._expiry.forget(key)
         self._evictions += 1
         return victim

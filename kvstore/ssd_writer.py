@@ -18,7 +18,7 @@ import lmdb
 
 from .. import limits
 from ..errors import KvloomError, Overloaded, StorageFull, StorageUnavailable
-from .key import StorageKey
+from .key import OwnerId, StorageKey, owner_of
 from .ssd_catalogue import SsdCatalogue, Victim, charged_bytes
 from .ssd_format import SEQUENCE_KEY, IndexEntry
 from .tier import RecordInfo
@@ -175,6 +175,7 @@ class SsdWriter:
             if isinstance(work, PutWork)
         }
         victims = self._catalogue.evict_for(incoming)
+        giver = next((owner_of(key) for key in incoming), None)
         free_bytes = max(sum(incoming.values()), _FREE_BYTES_MIN)
         for attempt in range(_ATTEMPTS_MAX):
             try:
@@ -182,7 +183,7 @@ class SsdWriter:
             except lmdb.Error as error:
                 if not self._says_full(error) or attempt == _ATTEMPTS_MAX - 1:
                     raise self._failure(error, victims) from error
-                victims = self._free(victims, free_bytes << attempt)
+                victims = self._free(victims, free_bytes << attempt, giver)
             else:
                 self._note(batch, incoming)
                 return results
@@ -217,12 +218,12 @@ class SsdWriter:
                     transaction.put(use.key, moved.to_bytes(), db=databases.index)
         return results
 
-    def _free(self, victims: Sequence[Victim], size_bytes: int) -> list[Victim]:
+    def _free(self, victims: Sequence[Victim], size_bytes: int, giver: OwnerId | None) -> list[Victim]:
         """Evict ``size_bytes`` more and age what was freed until it can be reused; the victims still to be deleted.
 
         Where even the deletion finds no room, the victims stay to be deleted with the next attempt.
         """
-        pending = [*victims, *self._catalogue.evict_bytes(size_bytes)]
+        pending = [*victims, *self._catalogue.evict_bytes(size_bytes, giver)]
         try:
             with self._databases.environment.begin(write=True) as transaction:
                 self._delete(transaction, pending)
@@ -245,7 +246,7 @@ class SsdWriter:
     def _note(self, batch: Sequence[Work], incoming: dict[StorageKey, int]) -> None:
         for work in batch:
             if isinstance(work, PutWork):
-                self._catalogue.note_put(work.key, incoming[work.key])
+                self._catalogue.note_put(work.key, incoming[work.key], work.info.expires_at_ms)
             elif isinstance(work, DeleteWork):
                 self._catalogue.note_delete(work.key)
 

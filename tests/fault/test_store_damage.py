@@ -75,13 +75,14 @@ async def test_every_region_of_a_record_is_covered_by_a_check(
     data = tmp_path / "lmdb" / "data.mdb"
     flipped = 0
     async with opened(tmp_path) as store:
-        tier = store._tiers[0]
+        tier = store._roles.all[0]
         for bit in range(0, 8 * (HEADER_BYTES + len(payload)), 41):
             await store.put(NAMESPACE, key, payload, ack=Ack.DISK)
             flipped += 1
-            # Older copies lie on free pages; the time of the put, its number, tells this one from them.
+            # Older copies lie on free pages; the time of the put tells this one from them.
+            (stored_at_ms,) = [info.stored_at_ms async for info in tier.scan()]
             fixed = storage_key(NAMESPACE.secret, key) + key + NAMESPACE.owner
-            fixed += struct.pack("<QQ", len(payload), flipped)
+            fixed += struct.pack("<QQ", len(payload), stored_at_ms)
             content = data.read_bytes()
             offset = content.index(b"KVLR\2\0\0\0" + fixed) + bit // 8
             with data.open("r+b") as file:
