@@ -173,6 +173,30 @@ async def test_a_wrong_password_is_said_and_not_shown(start_valkey):
         await tier.close()
 
 
+async def test_a_user_with_the_rights_that_the_document_names_is_enough(start_valkey):
+    from kvloom.kvstore.network.valkey import ValkeyTier
+
+    rights = (
+        "+get", "+getrange", "+set", "+eval", "+exists", "+scan", "+unlink", "+pexpireat", "+persist", "+ping",
+        "+cluster|slots",
+    )  # fmt: skip
+    server = start_valkey("--user", "kv", "on", ">secret", "~mine:*", "-@all", *rights)
+    tier = ValkeyTier(parse_network(f"valkey://kv:secret@127.0.0.1:{server.port}/mine"))
+    await tier.ping()
+    for record in (RECORD, make_record(1, 150_000, expires_at_ms=4_000_000_000_000), OTHER):
+        await tier.put(record)
+        assert isinstance(await tier.get(record.storage_key), Hit)
+    assert await tier.contains_many([RECORD.storage_key]) == [True]
+    assert await tier.delete(RECORD.storage_key)
+    assert len([info async for info in tier.scan()]) == 1
+    assert await tier.delete_owner(RECORD.owner) == 1
+    await tier.close()
+    stranger = ValkeyTier(parse_network(f"valkey://kv:secret@127.0.0.1:{server.port}/other"))
+    with pytest.raises(StorageUnavailable, match="NOPERM|No permissions|no permissions"):
+        await stranger.put(RECORD)
+    await stranger.close()
+
+
 async def test_tls_is_verified(start_valkey, tmp_path, monkeypatch):
     from kvloom.kvstore.network.valkey import ValkeyTier
 
