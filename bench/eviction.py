@@ -4,14 +4,14 @@
     python bench/eviction.py --data FOLDER --traces synthetic --capacities 1 5       # less of it
     python bench/eviction.py --read eviction.json --plot eviction.svg                # tables of an earlier run
 
-FOLDER has ``traces/`` (Mooncake's, prefix-chained blocks) and ``qa/`` (passages for the two RAG traces). A capacity is a
-share of a trace's unique blocks, all charged alike. A block is saved only where every block before it in its chain is;
-seconds are those of a prefill at the stated rates, by default of Llama-3.1-8B at half of an H100's dense BF16 peak:
+FOLDER has ``traces/`` (Mooncake's, prefix-chained blocks) and ``qa/`` (passages for the two RAG traces). A capacity is
+a share of a trace's unique blocks, all charged alike. A block is saved only where every block before it in its chain
+is; seconds are those of a prefill at the stated rates, by default of Llama-3.1-8B at half of an H100's dense BF16 peak:
 2 FLOP per parameter and token, and 4 per layer, hidden width, token and token of context.
 
-``belady`` saves the most blocks of all policies. ``flow bound`` is at least what any policy saves in seconds (a min-cost
-flow over the whole trace, without the rule on chains; needs ortools, of the dependency group ``bench``). Hints are
-``perfect`` (Belady's cache of the same size gives the block up before its next use), ``inverted`` (the opposite),
+``belady`` saves the most blocks of all policies. ``flow bound`` is at least what any policy saves in seconds (a
+min-cost flow over the whole trace, without the rule on chains; needs ortools, of the dependency group ``bench``). Hints
+are ``perfect`` (Belady's cache of the same size gives the block up before its next use), ``inverted`` (the opposite),
 ``over`` (never used again) or none. ``gittins-bare`` is the default policy without a chunk's attributes.
 """
 
@@ -101,7 +101,6 @@ def measure(trace: Trace, percents: Sequence[float], cost: RecomputeCost) -> Ite
         inverted = Hints("inverted", [not discard for discard in perfect.discard])
         for hints in (perfect, inverted, last_uses):
             yield row("hinted", replay(trace, HintedPolicy(cost), capacity, hints=hints), hints.name)
-        yield row("hinted", replay(trace, HintedPolicy(cost), capacity))
         yield row("belady", belady(trace, capacity))
         if bounded:
             seconds = seconds_bound(trace, capacity)
@@ -117,7 +116,9 @@ def show(rows: Sequence[Row]) -> None:
         for policy, hints in dict.fromkeys((row.policy, row.hints) for row in mine):
             cells = [row for row in mine if (row.policy, row.hints) == (policy, hints)]
             label = policy if hints == "none" else f"{policy}, {hints}"
-            texts = [f"{'' if c.hit_rate is None else f'{100 * c.hit_rate:.1f}'} / {100 * c.saved_share:.1f}" for c in cells]
+            texts = [
+                f"{'' if c.hit_rate is None else f'{100 * c.hit_rate:.1f}'} / {100 * c.saved_share:.1f}" for c in cells
+            ]
             print(f"{label:22s}" + "".join(f"{text:>13s}" for text in texts))
 
 

@@ -80,6 +80,10 @@ def seconds_bound(trace: Trace, capacity: int) -> float:
     import numpy as np
     from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
+    most = belady(trace, capacity)
+    if most.hits == trace.references - trace.blocks:
+        return most.seconds  # every use but the first is saved: there is no more
+
     last: dict[int, int] = {}
     arcs: dict[tuple[int, int, int], int] = defaultdict(int)
     for turn, request in enumerate(trace.requests):

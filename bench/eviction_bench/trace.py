@@ -112,9 +112,7 @@ def load_mooncake(path: Path, cost: PrefillCost) -> Trace:
     for line in path.read_text().splitlines():
         row = json.loads(line)
         names, length = row["hash_ids"], row["input_length"]
-        blocks = [
-            _Block(name, min(BLOCK_TOKENS, length - index * BLOCK_TOKENS)) for index, name in enumerate(names)
-        ]
+        blocks = [_Block(name, min(BLOCK_TOKENS, length - index * BLOCK_TOKENS)) for index, name in enumerate(names)]
         numbered.append(table.chain(blocks, BLOCK_TOKENS))
     return table.trace(path.stem.removeprefix("mooncake_").removesuffix("_trace"), numbered)
 
@@ -124,9 +122,9 @@ def load_rag(folder: Path, cost: PrefillCost, *, standalone: bool = False, reque
 
     A prompt is a system prompt, passages and a question. Questions come again, the popular ones more often (Zipf,
     exponent 0.8); each time the first four to ten of its ten passages are retrieved, half of the time in their order
-    and shuffled otherwise. Two of three prompts are followed up later, after 40 other requests in the mean, by the whole
-    prompt, an answer and another question. Four characters count as a token. Chained, a block is found again only
-    behind the same prefix; ``standalone`` passages are computed alone and found again anywhere, and nothing else is kept.
+    and shuffled otherwise. Two of three prompts are followed up later, after 40 other requests in the mean, by the
+    whole prompt, an answer and another question. Four characters count as a token. Chained, a block is found again only
+    behind the same prefix; ``standalone`` passages are computed alone and found again anywhere; nothing else is kept.
     """
     prompts = _prompts(_passages(folder), requests)
     system = "s" * (_RAG_SYSTEM_TOKENS * _CHARACTERS_PER_TOKEN)

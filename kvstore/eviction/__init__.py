@@ -41,7 +41,7 @@ POLICIES: Final = MappingProxyType[str, Callable[[], EvictionPolicy]](
     }
 )
 DEFAULT_POLICY: Final = "gittins"
-"""The one that saves most where chunks come with their attributes (docs/adr/0012)."""
+"""The one that saves most where chunks come with their attributes (docs/adr/0013)."""
 
 
 def make_policy(name: str) -> EvictionPolicy:

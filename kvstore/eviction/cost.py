@@ -12,7 +12,7 @@ class RecomputeCost:
     """Prefill work ``a·n + b·n·context``, divided by ``a``.
 
     ``even_tokens`` is ``a / b``: the context at which a token's attention costs as much as everything else. For
-    Llama-3.1-8B, 16.06 GFLOP a token against 0.524 MFLOP per token of context, it is 30,600; a larger model's is larger.
+    Llama-3.1-8B, 16.06 GFLOP a token against 0.524 MFLOP per token of context, it is 30,600; larger models' are larger.
     """
 
     even_tokens: float = 30_600.0

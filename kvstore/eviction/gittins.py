@@ -7,7 +7,7 @@ answer was read, so neither recency nor frequency alone tells what to keep.
 
 Chunks of one class that were touched at about the same time form a *cohort*, which ages as one. Only leaves of the
 tree of prefixes are evicted: a child is worthless without its parent. The last chunk touched is taken for a parent of
-what comes next. docs/adr/0012 has the alternatives that were measured.
+what comes next. docs/adr/0013 has the alternatives that were measured.
 """
 
 import math
@@ -15,6 +15,8 @@ from array import array
 from collections import deque
 from heapq import heappop, heappush
 from typing import Final
+
+import numpy as np
 
 from ..key import StorageKey
 from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
@@ -25,15 +27,17 @@ from .reuse_model import BUCKETS, EDGES, WEIGHTS_PER_OCTAVE, ReuseClass, ReuseMo
 
 __all__ = ["GittinsPolicy"]
 
-_USES_MAX: Final = 8
+_USES_MAX: Final = 12
 _PARENT_USES_MAX: Final = 3
-_WEIGHT_MAX: Final = 120
+_WEIGHT_MAX: Final = 240
 _GHOSTS_PER_RESIDENT: Final = 4
 _GHOSTS_MIN: Final = 64
 _QUANTUM_MIN: Final = 32
 _COHORTS_PER_RESIDENTS: Final = 1024
+_CLASSES_MAX: Final = 2048
 _FIT_EVERY_MIN: Final = 100
-_FIT_EVERY_MAX: Final = 2000
+_FIT_EVERY: Final = 2000
+_FITS_PER_TURNOVER: Final = 8
 _MEMORY_TURNOVERS: Final = 64
 """Counts are halved every so many times that as much was put and used as is resident."""
 
@@ -54,7 +58,7 @@ class _Cohort:
 
 
 class GittinsPolicy(EvictionPolicy):
-    """O(log) of the number of cells amortised per call, the ranking apart, which costs about a millisecond every 2,000 calls.
+    """O(log) of the number of cells amortised per call, the ranking apart, which is done every 2,000 calls or more.
 
     Per resident about 170 bytes beside its key, and four ghosts of 12 bytes.
     """
@@ -69,20 +73,23 @@ class GittinsPolicy(EvictionPolicy):
         self._parked = bytearray()
         """Whether a slot waits outside that list until its last child is gone."""
         self._model = ReuseModel()
+        self._numbers: dict[tuple[int, int, int], int] = {}
+        """By shape, uses and uses of the parent: the class in the model."""
         self._open: list[_Cohort | None] = []
         """By class: the cohort that takes newcomers."""
         self._ageing: list[deque[_Cohort]] = [deque() for _ in range(BUCKETS)]
-        self._cells: list[list[dict[_Cohort, None]]] = []
-        """By class and bucket: the cohorts that have something to evict, in the order in which they came."""
-        self._order: list[dict[_Cohort, None]] = []
-        self._rank: list[list[int]] = []
-        self._filled: list[int] = []
-        """A heap of the ranks of all cells that have something, and of some that had."""
+        self._cells: list[dict[_Cohort, None]] = []
+        """By ``class * BUCKETS + bucket``: the cohorts that have something to evict, in the order they came."""
+        self._rank: list[int] = []
+        """By cell: its place in the order of eviction."""
+        self._filled: list[tuple[int, int]] = []
+        """A heap of rank and number of all cells that have something, and of some that had."""
         self._listed = bytearray()
-        """By rank, whether it is in the heap."""
+        """By cell, whether it is in the heap."""
         self._ghosts: GhostTable[_Cohort] = GhostTable()
         self._tip = NO_SLOT
         self._chunk_tokens = 0
+        self._token_bytes = 1.0
         self._now = 0
         self._next_ageing = 0
         self._next_fit = 0
@@ -142,16 +149,18 @@ class GittinsPolicy(EvictionPolicy):
         """The youngest leaf of the oldest cohort in the lowest cell that has one."""
         slots, tip = self._slots, self._tip
         while self._filled:
-            cell = self._order[self._filled[0]]
+            cell = self._cells[self._filled[0][1]]
             while cell:
                 cohort = next(iter(cell))
                 while cohort.last != NO_SLOT:
                     slot = cohort.last
-                    if not slots.children[slot] and (slot != tip or slots.residents == 1):
+                    if not slots.children[slot] and slot != tip:
                         return slots.key(slot)
                     self._unlink(cohort, slot)
                     self._parked[slot] = 1
-            self._listed[heappop(self._filled)] = 0
+            self._listed[heappop(self._filled)[1]] = 0
+        if tip != NO_SLOT and not slots.children[tip]:
+            return slots.key(tip)
         slot = slots.first()  # parents in a circle: keys that no honest client computes
         return None if slot == NO_SLOT else slots.key(slot)
 
@@ -177,12 +186,17 @@ class GittinsPolicy(EvictionPolicy):
         return self._slots.residents
 
     def _shape(self, size_bytes: int, attributes: ChunkAttributes) -> int:
-        """Half octaves of cost per byte, times two, plus one for a tail: a chunk shorter than the longest seen."""
+        """Quarter octaves of cost per byte, times two, plus one for a tail: a chunk shorter than the longest seen.
+
+        A tail counts as many bytes per token as the last whole chunk: tails have any length, and one class is enough.
+        """
         self._chunk_tokens = max(self._chunk_tokens, attributes.tokens)
-        density = self._cost.of(attributes) / max(size_bytes, 1)
-        weight = math.floor(math.log2(density) * WEIGHTS_PER_OCTAVE) if density > 0 else -_WEIGHT_MAX
-        weight = max(-_WEIGHT_MAX, min(_WEIGHT_MAX, weight))
-        return 2 * weight + (attributes.tokens < self._chunk_tokens)
+        tail = attributes.tokens < self._chunk_tokens
+        token_cost = self._cost.of(attributes) / max(attributes.tokens, 1)
+        if not tail:
+            self._token_bytes = max(size_bytes, 1) / max(attributes.tokens, 1)
+        weight = math.floor(math.log2(max(token_cost, 1.0) / self._token_bytes) * WEIGHTS_PER_OCTAVE)
+        return 2 * max(-_WEIGHT_MAX, min(_WEIGHT_MAX, weight)) + tail
 
     def _touch(self, slot: int, cohort: _Cohort | None) -> None:
         """Put or use of ``slot``, which was in ``cohort`` and is in none now."""
@@ -210,12 +224,23 @@ class GittinsPolicy(EvictionPolicy):
         above = self._slots.parent[slot]
         home = None if above == NO_SLOT else self._cohort_of[above]
         parent_uses = 0 if home is None else min(self._model.classes[home.number].uses, _PARENT_USES_MAX)
-        shape = self._slots.shape[slot]
-        number = self._model.number(ReuseClass(uses, parent_uses, bool(shape & 1), shape >> 1))
-        if number == len(self._cells):
-            self._cells.append([{} for _ in range(BUCKETS)])
-            self._open.append(None)
-            self._fit()
+        label = (self._slots.shape[slot], uses, parent_uses)
+        number = self._numbers.get(label)
+        if number is None:
+            number = self._numbers[label] = self._add_class(
+                ReuseClass(uses, parent_uses, bool(label[0] & 1), label[0] >> 1)
+            )
+        return number
+
+    def _add_class(self, kind: ReuseClass) -> int:
+        """A new class, ranked at once; past the limit the last one of as many uses stands in for it."""
+        classes = self._model.classes
+        if len(classes) >= _CLASSES_MAX:
+            return max(range(len(classes)), key=lambda number: (classes[number].uses == kind.uses, number))
+        number = self._model.add(kind)
+        self._cells.extend({} for _ in range(BUCKETS))
+        self._open.append(None)
+        self._fit()
         return number
 
     def _quantum(self) -> int:
@@ -231,7 +256,7 @@ class GittinsPolicy(EvictionPolicy):
                 alive = cohort.resident + cohort.gone
                 if not alive:
                     continue
-                self._cells[cohort.number][bucket].pop(cohort, None)
+                self._cells[cohort.number * BUCKETS + bucket].pop(cohort, None)
                 cohort.bucket = bucket + 1
                 self._model.note_entered(cohort.number, bucket + 1, alive)
                 self._ageing[bucket + 1].append(cohort)
@@ -239,28 +264,28 @@ class GittinsPolicy(EvictionPolicy):
         if self._now >= self._next_halving:
             if self._next_halving:
                 self._model.halve()
-            self._next_halving = self._now + _MEMORY_TURNOVERS * max(self._slots.residents, 4 * _FIT_EVERY_MAX)
+            self._next_halving = self._now + _MEMORY_TURNOVERS * max(self._slots.residents, 4 * _FIT_EVERY)
         if self._now >= self._next_fit and self._cells:
             self._fit()
 
     def _fit(self) -> None:
-        self._next_fit = self._now + min(_FIT_EVERY_MAX, self._now // 2 + _FIT_EVERY_MIN)
-        ranked = self._model.indices().ravel().argsort(kind="stable")
-        self._order = [self._cells[place // BUCKETS][place % BUCKETS] for place in ranked.tolist()]
-        self._rank = [[0] * BUCKETS for _ in self._cells]
-        for rank, place in enumerate(ranked.tolist()):
-            self._rank[place // BUCKETS][place % BUCKETS] = rank
-        self._filled = [rank for rank, cell in enumerate(self._order) if cell]
-        self._listed = bytearray(map(bool, self._order))
+        every = max(_FIT_EVERY, self._slots.residents // _FITS_PER_TURNOVER)
+        self._next_fit = self._now + min(every, self._now // 2 + _FIT_EVERY_MIN)
+        order = self._model.indices().ravel().argsort(kind="stable")
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        self._rank = rank.tolist()
+        self._filled = sorted((self._rank[number], number) for number, cell in enumerate(self._cells) if cell)
+        self._listed = bytearray(map(bool, self._cells))
 
     def _offer(self, cohort: _Cohort) -> None:
         """Let the cohort be found if it has something to evict."""
         if cohort.last != NO_SLOT:
-            self._cells[cohort.number][cohort.bucket][cohort] = None
-            rank = self._rank[cohort.number][cohort.bucket]
-            if not self._listed[rank]:
-                self._listed[rank] = 1
-                heappush(self._filled, rank)
+            number = cohort.number * BUCKETS + cohort.bucket
+            self._cells[number][cohort] = None
+            if not self._listed[number]:
+                self._listed[number] = 1
+                heappush(self._filled, (self._rank[number], number))
 
     def _link(self, cohort: _Cohort, slot: int) -> None:
         self._before[slot] = cohort.last
@@ -279,7 +304,7 @@ class GittinsPolicy(EvictionPolicy):
         else:
             cohort.last = before
             if before == NO_SLOT:
-                self._cells[cohort.number][cohort.bucket].pop(cohort, None)
+                self._cells[cohort.number * BUCKETS + cohort.bucket].pop(cohort, None)
 
     def _unpark(self, slot: int) -> None:
         cohort = self._cohort_of[slot]

@@ -4,7 +4,8 @@ After Antoniadis et al., "Paging with succinct predictions" (ICML 2023): with ev
 cache would drop the chunk before its next use ("this conversation is over"). Chunks so marked go first, oldest first;
 where all marks are right nothing else ever has to go and the cache is optimal. Robustness is by comparison: the
 policy also keeps the list of what an LRU of its size would hold, and adds up the recompute cost that each would have
-saved. It follows the hints unless they have cost more than 2 % of what the LRU saved.
+saved. It follows the hints until they have cost 2 % of what the LRU saved, and again when that has become 1 % of it,
+the next time half a percent, and so on.
 """
 
 from collections import OrderedDict
@@ -42,7 +43,9 @@ class HintedPolicy(EvictionPolicy):
         self._total_bytes = 0
         self._shadow_saved = 0.0
         self._balance = 0.0
-        """Cost saved beyond what the LRU would have saved, within the bounds of ``_LOSS_SHARE`` above."""
+        """Cost saved beyond what the LRU would have saved; at most ``_LOSS_SHARE`` of that is kept to be lost again."""
+        self._follows = True
+        self._disappointments = 0
 
     def record_put(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes = UNATTRIBUTED) -> None:
         """Place ``key`` at the young end, and count it as lost if the LRU would have had it."""
@@ -93,7 +96,7 @@ class HintedPolicy(EvictionPolicy):
     @property
     def follows_hints(self) -> bool:
         """Whether the hints have cost no more than they may."""
-        return self._balance >= -_LOSS_SHARE * self._shadow_saved
+        return self._follows
 
     @property
     def remembered(self) -> int:
@@ -128,7 +131,13 @@ class HintedPolicy(EvictionPolicy):
 
     def _settle(self, won: float, shadow_saved: float) -> None:
         self._shadow_saved += shadow_saved
-        self._balance = min(self._balance + won, _LOSS_SHARE * self._shadow_saved)
+        allowed = _LOSS_SHARE * self._shadow_saved
+        self._balance = min(self._balance + won, allowed)
+        if self._follows and self._balance < -allowed:
+            self._follows = False
+            self._disappointments += 1
+        elif not self._follows and self._balance >= -allowed / 2.0**self._disappointments:
+            self._follows = True
 
     def _use_shadow(self, key: StorageKey, size_bytes: int) -> None:
         self._shadow_bytes += size_bytes - self._shadow.pop(key, 0)
