@@ -188,14 +188,15 @@ class GittinsPolicy(EvictionPolicy):
     def _shape(self, size_bytes: int, attributes: ChunkAttributes) -> int:
         """Quarter octaves of cost per byte, times two, plus one for a tail: a chunk shorter than the longest seen.
 
-        A tail counts as many bytes per token as the last whole chunk: tails have any length, and one class is enough.
+        Tails have any length and are seldom used again, so all of them count as one first chunk's: learnt soon.
         """
         self._chunk_tokens = max(self._chunk_tokens, attributes.tokens)
         tail = attributes.tokens < self._chunk_tokens
-        token_cost = self._cost.of(attributes) / max(attributes.tokens, 1)
+        density = 1.0 / self._token_bytes
         if not tail:
             self._token_bytes = max(size_bytes, 1) / max(attributes.tokens, 1)
-        weight = math.floor(math.log2(max(token_cost, 1.0) / self._token_bytes) * WEIGHTS_PER_OCTAVE)
+            density = max(self._cost.of(attributes), 1.0) / max(size_bytes, 1)
+        weight = math.floor(math.log2(density) * WEIGHTS_PER_OCTAVE)
         return 2 * max(-_WEIGHT_MAX, min(_WEIGHT_MAX, weight)) + tail
 
     def _touch(self, slot: int, cohort: _Cohort | None) -> None:
