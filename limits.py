@@ -55,8 +55,10 @@ WRITE_QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Bytes handed to one disk tier and not yet committed; past this its puts are refused."""
 MEMORY_SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 MEMORY_TIER_BYTES_MIN: Final = 256 * 1024
-SSD_CHECK_SECONDS_MAX: Final = 120.0
-"""How long the child process that checks a data directory at open may take before the directory counts as damaged."""
+SSD_SEGMENT_BYTES_MAX: Final = 128 * 1024 * 1024
+"""A file of the log of an SSD tier whose quota is below 128 GiB; a larger one has larger files."""
+SSD_SEGMENTS_MAX: Final = 2048
+"""Files of that log; each is an open descriptor."""
 PROMOTIONS_QUEUED_MAX: Final = 256
 PROFILES_MAX: Final = 256
 """Codec profiles on one shelf."""

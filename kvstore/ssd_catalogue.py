@@ -1,49 +1,28 @@
-"""What the SSD tier knows in memory: which records are resident, what they are charged, who was used when.
+"""What the SSD tier knows in memory: which records are resident, where they lie, who was used when.
 
-The policy is the list of residents. The event loop, the readers and the writer all come here, so every method takes
-the lock, briefly. Last uses are noted here and written behind with the next transaction: after a crash the order of
-eviction is approximately, not exactly, what it was.
+The policy is the list of residents and their charges, the dictionary of places their order of use. The event loop, the
+readers and the writer all come here, so every method takes the lock, briefly. The order of use is written down when
+the tier is closed: after a crash the order of eviction is that of the writes.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .eviction import EvictionPolicy
 from .key import StorageKey
+from .ssd_segment import Place
 
-__all__ = ["USES_PENDING_MAX", "SsdCatalogue", "Use", "Victim", "charged_bytes"]
-
-USES_PENDING_MAX = 4096
-_PAGE_HEADER_BYTES = 16
-_NODE_BYTES = 40
-"""What LMDB stores beside a value in a leaf: its node header (8) and our key (32)."""
-_TREE_BYTES_PER_RECORD = 320
-"""Leaf entries of a record in both trees (146 bytes) at the half-full pages of random inserts, and their branches."""
+__all__ = ["Resident", "SsdCatalogue"]
 
 
 @dataclass(frozen=True, slots=True)
-class Victim:
-    """A record taken out to make room, and what it was charged."""
+class Resident:
+    """A record that was found: its place and what it is charged."""
 
     key: StorageKey
+    place: Place
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A record was last used at ``sequence``."""
-
-    key: StorageKey
-    sequence: int
-
-
-def charged_bytes(record_bytes: int, page_bytes: int) -> int:
-    """What a record of ``record_bytes`` takes of the map: whole pages past half a page, tree entries always."""
-    largest_node_bytes = (page_bytes - _PAGE_HEADER_BYTES) // 4 * 2 - 2
-    if _NODE_BYTES + record_bytes > largest_node_bytes:
-        return -(-(record_bytes + _PAGE_HEADER_BYTES) // page_bytes) * page_bytes + _TREE_BYTES_PER_RECORD
-    return 2 * record_bytes + _TREE_BYTES_PER_RECORD
 
 
 class SsdCatalogue:
@@ -53,14 +32,19 @@ class SsdCatalogue:
         self._policy = policy
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
-        self._uses: dict[StorageKey, int] = {}
-        self._sequence = 0
+        self._places: dict[StorageKey, int] = {}
         self._evictions = 0
+        self._damaged = 0
 
     @property
     def evictions(self) -> int:
         """Records evicted since the tier was opened."""
         return self._evictions
+
+    @property
+    def damaged(self) -> int:
+        """Records found damaged and given up while their segment was reclaimed."""
+        return self._damaged
 
     @property
     def used_bytes(self) -> int:
@@ -70,91 +54,92 @@ class SsdCatalogue:
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._policy)
+            return len(self._places)
 
     def __contains__(self, key: object) -> bool:
         with self._lock:
-            return key in self._policy
+            return key in self._places
 
     def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
         """For each key, whether it is resident."""
         with self._lock:
-            return [key in self._policy for key in keys]
+            return [key in self._places for key in keys]
 
-    def load(self, residents: Iterable[Victim], sequence: int) -> None:
-        """Fill an empty catalogue, least recently used first; ``sequence`` is the last one ever given out."""
+    def place_of(self, key: StorageKey) -> Place | None:
+        """Where the record lies."""
+        with self._lock:
+            packed = self._places.get(key)
+        return None if packed is None else Place.unpacked(packed)
+
+    def keys(self) -> list[StorageKey]:
+        """All residents, least recently used first."""
+        with self._lock:
+            return list(self._places)
+
+    def keys_by_place(self) -> list[StorageKey]:
+        """All residents in the order of the log."""
+        with self._lock:
+            places = dict(self._places)
+        return sorted(places, key=places.__getitem__)
+
+    def load(self, residents: Iterable[Resident]) -> None:
+        """Fill an empty catalogue, least recently used first."""
         with self._lock:
             for resident in residents:
                 self._policy.record_put(resident.key, resident.size_bytes)
-            self._sequence = sequence
+                self._places[resident.key] = resident.place.packed()
 
-    def next_sequence(self) -> int:
-        """A number larger than all before."""
+    def note_use(self, key: StorageKey) -> None:
+        """A record was read."""
         with self._lock:
-            self._sequence += 1
-            return self._sequence
+            packed = self._places.pop(key, None)
+            if packed is not None:
+                self._places[key] = packed
+                self._policy.record_use(key)
 
-    def note_use(self, key: StorageKey) -> bool:
-        """A record was read; whether so many uses are noted that they should be written now."""
+    def note_put(self, key: StorageKey, size_bytes: int, place: Place) -> None:
+        """A record is durable at ``place``."""
         with self._lock:
-            if key not in self._policy:
-                return False
-            self._policy.record_use(key)
-            self._sequence += 1
-            self._uses[key] = self._sequence
-            return len(self._uses) == USES_PENDING_MAX
-
-    def take_uses(self) -> list[Use]:
-        """The uses noted and not yet written; they are the caller's to write now."""
-        with self._lock:
-            taken, self._uses = self._uses, {}
-        return [Use(key, sequence) for key, sequence in taken.items()]
-
-    def note_put(self, key: StorageKey, size_bytes: int) -> None:
-        """A record is committed."""
-        with self._lock:
+            self._places.pop(key, None)
+            self._places[key] = place.packed()
             self._policy.record_put(key, size_bytes)
 
     def note_delete(self, key: StorageKey) -> None:
-        """A deletion is committed."""
+        """A deletion is durable."""
         with self._lock:
+            self._places.pop(key, None)
             self._policy.record_delete(key)
 
-    def evict_for(self, incoming: Mapping[StorageKey, int]) -> list[Victim]:
-        """Take out victims until the incoming records (key → charge) fit the budget beside the residents."""
+    def evict_to_budget(self) -> None:
+        """Forget records until the rest is within the budget."""
         with self._lock:
-            victims: list[Victim] = []
-            needed_bytes = sum(incoming.values())
-            replaced_bytes = sum(self._policy.size_of(key) for key in incoming)
-            while self._policy.total_bytes - replaced_bytes + needed_bytes > self._budget_bytes:
-                victim = self._evict()
-                if victim is None:
-                    break
-                replaced_bytes -= victim.size_bytes if victim.key in incoming else 0
-                victims.append(victim)
-            return victims
+            while self._policy.total_bytes > self._budget_bytes:
+                key = self._policy.victim()
+                if key is None:
+                    return
+                self._policy.record_evict(key)
+                self._places.pop(key, None)
+                self._evictions += 1
 
-    def evict_bytes(self, size_bytes: int) -> list[Victim]:
-        """Take out victims charged at least ``size_bytes`` together, or all there are."""
+    def holds(self, key: StorageKey, place: Place) -> bool:
+        """Whether the record at ``place`` is the resident one of ``key``."""
         with self._lock:
-            victims: list[Victim] = []
-            while size_bytes > 0 and (victim := self._evict()) is not None:
-                size_bytes -= victim.size_bytes
-                victims.append(victim)
-            return victims
+            return self._places.get(key) == place.packed()
 
-    def restore(self, victims: Iterable[Victim]) -> None:
-        """Put victims back whose eviction could not be committed."""
+    def note_move(self, key: StorageKey, place: Place) -> None:
+        """A resident record lies at ``place`` from now on; not a use."""
         with self._lock:
-            for victim in victims:
-                self._policy.record_put(victim.key, victim.size_bytes)
-                self._evictions -= 1
+            if key in self._places:
+                self._places[key] = place.packed()
 
-    def _evict(self) -> Victim | None:
-        key = self._policy.victim()
-        if key is None:
-            return None
-        victim = Victim(key, self._policy.size_of(key))
-        self._policy.record_evict(key)
-        self._evictions += 1
-        return victim
+    def note_lost(self, key: StorageKey, *, damaged: bool) -> None:
+        """A record is gone: to make room, or because it was ``damaged``."""
+        with self._lock:
+            if self._places.pop(key, None) is None:
+                return
+            if damaged:
+                self._damaged += 1
+                self._policy.record_delete(key)
+            else:
+                self._evictions += 1
+                self._policy.record_evict(key)

@@ -1,0 +1,435 @@
+"""The log of the SSD tier: segments written one after the other, the oldest reclaimed first.
+
+Only the writer's thread changes the log; readers borrow segments (:meth:`SegmentLog.reading`). What keeps it right:
+
+* A frame counts only once its segment was synced. No block that was synced is written again: what is written together
+  ends at a block of 4 KiB. Nothing is appended to a segment of an earlier life.
+* A segment whose write or sync failed is not written to again, since nobody knows what the page cache and the disk
+  hold of it from there on; what was synced before stays readable.
+* The oldest segment goes first. So a tombstone outlives every older copy of its record, and a deletion stays one when
+  the catalogue is rebuilt from the log. A reclaimed segment's records that are still wanted move to the end of the log
+  and are durable there before it goes; where all of its frames are wanted, it gets a new number instead.
+* A reclaimed file is used again under another name: its blocks are allocated already, which makes a sync much cheaper.
+"""
+
+import errno
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from .. import limits
+from ..errors import InvalidData, KvloomError, StorageFull, StorageUnavailable
+from .disk import Disk
+from .key import StorageKey
+from .record import HEADER_BYTES, check_payload, parse_record_header
+from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned, encode_frame, find_frames
+from .ssd_segment import LIST_HEAD_BYTES, LISTED_BYTES, Place, Segment, decode_list, new_seed, segment_name
+from .tier import Buffer, RecordInfo
+
+__all__ = [
+    "BLOCK_BYTES",
+    "FRAME_OVERHEAD_BYTES",
+    "Extent",
+    "LogOwner",
+    "NewFrame",
+    "SegmentLog",
+    "segment_entries",
+    "storage_error",
+]
+
+_log = logging.getLogger(__name__)
+BLOCK_BYTES: Final = 4096
+FRAME_OVERHEAD_BYTES: Final = LISTED_BYTES + 2 * 32
+"""What a frame is charged beside its footprint: its line in a list, its key in the order of use, old and new."""
+FRAME_BYTES_MEAN_MIN: Final = 2048
+"""A segment has room for a frame per so many bytes, which bounds its list."""
+_SEQUENCE_STEP: Final = 2**20
+_ROUNDS_MAX: Final = 8
+"""Segments reclaimed for one new one before their records are evicted rather than moved."""
+_MOVE_BYTES_MAX: Final = 32 * 1024 * 1024
+_FULL_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_SCARCE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE))
+"""What giving up a file of ours may help against."""
+_ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
+
+
+class LogOwner(Protocol):
+    """Who knows which records are wanted: told where they go."""
+
+    def holds(self, key: StorageKey, place: Place) -> bool:
+        """Whether the record at ``place`` is the one kept under ``key``."""
+        ...
+
+    def note_move(self, key: StorageKey, place: Place) -> None:
+        """The record is at ``place`` from now on."""
+        ...
+
+    def note_lost(self, key: StorageKey, *, damaged: bool) -> None:
+        """The record is gone: to make room, or because it was ``damaged``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NewFrame:
+    """A frame to be written; a tombstone has neither ``info``, header nor payload."""
+
+    key: StorageKey
+    info: RecordInfo | None = None
+    record_header: bytes = b""
+    payload: Buffer = b""
+
+    @property
+    def footprint_bytes(self) -> int:
+        """What it takes of a segment, before the padding of what is written together."""
+        return aligned(TOMBSTONE_BYTES + len(self.record_header) + len(self.payload))
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The next frames to be written, and the segment that has room for all of them."""
+
+    segment: Segment
+    frames: tuple[NewFrame, ...]
+
+
+class SegmentLog:
+    """``capacity_bytes`` bounds the files of all segments and lists; ``segments`` are those found, in their order."""
+
+    def __init__(
+        self,
+        directory: Path,
+        disk: Disk,
+        owner: LogOwner,
+        *,
+        capacity_bytes: int,
+        segment_bytes: int,
+        segments: Sequence[Segment],
+    ) -> None:
+        self._directory = directory
+        self._disk = disk
+        self._owner = owner
+        self._capacity_bytes = capacity_bytes
+        self._segment_bytes = segment_bytes
+        self._segments = list(segments)
+        self._active: Segment | None = None
+        self._next_sequence = max((item.sequence for item in segments), default=0) + _SEQUENCE_STEP
+        self._next_ordinal = max((item.ordinal for item in segments), default=-1) + 1
+        self._changed = threading.Condition()
+        self._by_ordinal = {item.ordinal: item for item in segments}
+        self.written_bytes = 0
+        """Bytes written to segments since the log was opened, padding and moved records included."""
+        self.moved_bytes = 0
+        """Of these, records moved out of reclaimed segments."""
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the files take of the quota."""
+        return sum(item.size_bytes + LIST_HEAD_BYTES + item.frames * FRAME_OVERHEAD_BYTES for item in self._segments)
+
+    @contextmanager
+    def reading(self, ordinal: int) -> Iterator[Segment | None]:
+        """Borrow a segment: it is not reclaimed meanwhile. ``None`` where it is gone."""
+        with self._changed:
+            segment = self._by_ordinal.get(ordinal)
+            if segment is not None:
+                segment.readers += 1
+        try:
+            yield segment
+        finally:
+            if segment is not None:
+                with self._changed:
+                    segment.readers -= 1
+                    self._changed.notify_all()
+
+    def segments(self) -> list[Segment]:
+        """All segments now, oldest first; for reading, borrow them."""
+        with self._changed:
+            return list(self._segments)
+
+    def prepare(self, frames: Sequence[NewFrame]) -> Extent:
+        """Make room for the first of ``frames``; with it go as many more as fit beside it.
+
+        Raises :class:`StorageFull` and :class:`StorageUnavailable`; what was stored is then as it was, but for
+        records given up to make room.
+        """
+        try:
+            segment = self._room_for(frames[0].footprint_bytes)
+        except OSError as error:
+            raise storage_error("make room for records", error) from error
+        free_bytes = segment.size_bytes - segment.end
+        free_frames = segment.size_bytes // FRAME_BYTES_MEAN_MIN - segment.frames
+        count = 0
+        while count < min(len(frames), free_frames) and frames[count].footprint_bytes <= free_bytes:
+            free_bytes -= frames[count].footprint_bytes
+            count += 1
+        return Extent(segment, tuple(frames[: max(1, count)]))
+
+    def write(self, extent: Extent) -> list[Place]:
+        """Write the frames and sync them: durable on return. Where that fails, none of them counts.
+
+        Raises :class:`StorageFull` and :class:`StorageUnavailable`.
+        """
+        segment = extent.segment
+        entries, buffers = _laid_out(segment, extent.frames)
+        try:
+            self._disk.write(segment.descriptor, buffers, segment.end)
+            self._disk.sync(segment.descriptor)
+        except OSError as error:
+            self._abandon(segment)
+            raise storage_error("write records", error) from error
+        self.written_bytes += entries[-1].stop - segment.end
+        segment.end = entries[-1].stop
+        segment.frames += len(entries)
+        assert segment.entries is not None  # noqa: S101 - known for as long as the segment is written to
+        segment.entries.extend(entries)
+        return [segment.place(entry) for entry in entries]
+
+    def shrink(self) -> None:
+        """Give up the oldest segments until the files fit the capacity. At open, before the log is used."""
+        while self._segments and self.taken_bytes > self._capacity_bytes:
+            self._discard(self._reclaimed(self._segments[0], evict=True))
+
+    def close(self) -> None:
+        """Seal the segment being written, close all files. No reader may be left."""
+        self._seal_active()
+        for segment in self._segments:
+            self._disk.close(segment.descriptor)
+        self._segments = []
+        self._by_ordinal = {}
+
+    def _room_for(self, frame_bytes: int) -> Segment:
+        """The active segment, or a new one, with at least ``frame_bytes`` to write."""
+        size_bytes = max(self._segment_bytes, aligned(frame_bytes, BLOCK_BYTES))
+        rounds = 0
+        while True:
+            active = self._active
+            if active is not None and _has_room(active, frame_bytes):
+                return active
+            self._seal_active()
+            room_bytes = self._capacity_bytes - self._segment_bytes - self.taken_bytes
+            if size_bytes <= room_bytes and len(self._segments) < limits.SSD_SEGMENTS_MAX:
+                try:
+                    return self._start(size_bytes)
+                except OSError as error:
+                    if not self._segments or rounds > _ROUNDS_MAX or error.errno not in _SCARCE_ERRNOS:
+                        raise
+            if not self._segments:
+                raise StorageFull(f"no room for a segment of {size_bytes} bytes")
+            rounds += 1
+            freed = self._freed(evict=rounds > _ROUNDS_MAX)
+            if freed is None:
+                continue
+            if size_bytes <= room_bytes + freed.size_bytes and freed.size_bytes == size_bytes and self._active is None:
+                return self._start(size_bytes, freed)
+            self._discard(freed)
+
+    def _freed(self, *, evict: bool) -> Segment | None:
+        """Reclaim the oldest segment: its file, to be used again or discarded; ``None`` where it stays."""
+        oldest = self._segments[0]
+        if not evict:
+            entries = segment_entries(self._disk, oldest)
+            if entries and all(self._wanted(oldest, entry) for entry in entries):
+                self._requeue(oldest)
+                return None
+        return self._reclaimed(oldest, evict=evict)
+
+    def _reclaimed(self, oldest: Segment, *, evict: bool) -> Segment:
+        """Take ``oldest`` out of the log, its wanted records moved or evicted, once no reader has it."""
+        wanted = [entry for entry in segment_entries(self._disk, oldest) if self._wanted(oldest, entry)]
+        if not evict:
+            self._move(oldest, wanted)
+        for entry in wanted:
+            if self._wanted(oldest, entry):
+                self._owner.note_lost(entry.key, damaged=False)
+        with self._changed:
+            self._segments.remove(oldest)
+            del self._by_ordinal[oldest.ordinal]
+            self._changed.wait_for(lambda: oldest.readers == 0)
+        return oldest
+
+    def _move(self, oldest: Segment, wanted: Sequence[FrameEntry]) -> None:
+        """Write the wanted records again at the end of the log; those that find no room stay where they are."""
+        waiting: list[NewFrame] = []
+        waiting_bytes = 0
+        for entry in wanted:
+            frame = self._read_again(oldest, entry)
+            if frame is None:
+                self._owner.note_lost(entry.key, damaged=True)
+                continue
+            waiting.append(frame)
+            waiting_bytes += frame.footprint_bytes
+            if waiting_bytes > _MOVE_BYTES_MAX:
+                self._write_moved(waiting)
+                waiting, waiting_bytes = [], 0
+        self._write_moved(waiting)
+
+    def _write_moved(self, frames: Sequence[NewFrame]) -> None:
+        while frames:
+            active = self._active
+            if active is None or not _has_room(active, frames[0].footprint_bytes):
+                size_bytes = max(self._segment_bytes, aligned(frames[0].footprint_bytes, BLOCK_BYTES))
+                self._seal_active()
+                if self.taken_bytes + size_bytes > self._capacity_bytes:
+                    return
+                try:
+                    self._start(size_bytes)
+                except OSError as error:
+                    _log.warning("records of a reclaimed segment are not moved: %s", error.strerror)
+                    return
+            extent = self.prepare(frames)
+            for frame, place in zip(extent.frames, self.write(extent), strict=True):
+                self._owner.note_move(frame.key, place)
+                self.moved_bytes += frame.footprint_bytes
+            frames = frames[len(extent.frames) :]
+
+    def _read_again(self, segment: Segment, entry: FrameEntry) -> NewFrame | None:
+        """The record of ``entry`` as a frame to be written, ``None`` where it is damaged."""
+        assert entry.info is not None  # noqa: S101 - only records are wanted
+        head = bytearray(HEAD_BYTES)
+        payload = memoryview(np.empty(entry.info.payload_bytes, np.uint8))
+        self._disk.read(segment.descriptor, [head, payload], entry.offset)
+        record_header = bytes(head[TOMBSTONE_BYTES:])
+        try:
+            header = parse_record_header(record_header, record_bytes=HEADER_BYTES + len(payload))
+            check_payload(header, payload)
+        except InvalidData as error:
+            _log.warning("damaged record in %s at %d: %s", segment.path.name, entry.offset, error)
+            return None
+        return NewFrame(entry.key, header.info, record_header, payload) if header.info == entry.info else None
+
+    def _wanted(self, segment: Segment, entry: FrameEntry) -> bool:
+        return entry.kind is FrameKind.RECORD and self._owner.holds(entry.key, segment.place(entry))
+
+    def _requeue(self, oldest: Segment) -> None:
+        """Make the oldest segment the youngest of the sealed ones: below the active one, above all others."""
+        sealed = [item for item in self._segments if item is not self._active]
+        sequence = max(item.sequence for item in sealed) + 1
+        path = self._directory / segment_name(sequence, oldest.seed)
+        with suppress(OSError):  # without its list it is searched
+            self._disk.rename(oldest.list_path, path.with_suffix(".list"))
+        self._disk.rename(oldest.path, path)
+        self._disk.sync_directory(self._directory)
+        oldest.path, oldest.sequence = path, sequence
+        with self._changed:
+            self._segments.remove(oldest)
+            self._segments.insert(len(self._segments) - (self._active is not None), oldest)
+
+    def _start(self, size_bytes: int, recycled: Segment | None = None) -> Segment:
+        """A new active segment, in the file of ``recycled`` where one is given."""
+        sequence, seed = self._next_sequence, new_seed()
+        path = self._directory / segment_name(sequence, seed)
+        if recycled is None:
+            descriptor = self._disk.create(path, size_bytes)
+        else:
+            descriptor = recycled.descriptor
+            self._disk.unlink(recycled.list_path)
+            self._disk.rename(recycled.path, path)
+        segment = Segment(path, self._next_ordinal, sequence, seed, descriptor, size_bytes)
+        self._next_sequence += _SEQUENCE_STEP
+        self._next_ordinal += 1
+        with self._changed:
+            self._segments.append(segment)
+            self._by_ordinal[segment.ordinal] = segment
+        self._active = segment
+        try:
+            self._disk.sync_directory(self._directory)
+        except OSError:
+            self._abandon(segment)
+            raise
+        return segment
+
+    def _seal_active(self) -> None:
+        """No more goes into the active segment: give back what it has too much and write its list."""
+        segment, self._active = self._active, None
+        if segment is None:
+            return
+        try:
+            if segment.size_bytes - segment.end > segment.size_bytes // 8:
+                self._disk.truncate(segment.descriptor, segment.end)
+                segment.size_bytes = segment.end
+            if segment.end:
+                segment.write_list(self._disk)
+        except OSError as error:
+            _log.warning("%s has no list and will be searched: %s", segment.path.name, error.strerror)
+        if not segment.end:
+            self._drop(segment)
+
+    def _abandon(self, segment: Segment) -> None:
+        """Write no more to a segment that failed; what was synced in it stays."""
+        _log.error("%s failed at %d and is written to no more", segment.path.name, segment.end)
+        self._active = segment
+        with suppress(OSError):  # the list that follows says where it ends too
+            self._disk.truncate(segment.descriptor, segment.end)
+            segment.size_bytes = segment.end
+        self._seal_active()
+
+    def _drop(self, segment: Segment) -> None:
+        with self._changed:
+            self._segments.remove(segment)
+            del self._by_ordinal[segment.ordinal]
+        try:
+            self._discard(segment)
+        except OSError as error:
+            _log.warning("%s could not be removed: %s", segment.path.name, error.strerror)
+
+    def _discard(self, segment: Segment) -> None:
+        """Remove the files of a segment that is out of the log, durably: its tombstones may be the next to go."""
+        self._disk.close(segment.descriptor)
+        self._disk.unlink(segment.list_path)
+        self._disk.unlink(segment.path)
+        self._disk.sync_directory(self._directory)
+
+
+def segment_entries(disk: Disk, segment: Segment) -> list[FrameEntry]:
+    """The frames of a segment: from memory, from its list, or found by a search. Raises :class:`OSError`."""
+    entries = segment.entries
+    if entries is not None:
+        return list(entries)
+    with suppress(OSError):
+        listed = decode_list(segment.list_path.read_bytes(), segment.seed, segment.size_bytes)
+        if listed is not None:
+            return listed[0]
+
+    def read(offset: int, length: int) -> bytes:
+        buffer = bytearray(min(length, segment.size_bytes - offset))
+        return bytes(memoryview(buffer)[: disk.read(segment.descriptor, [buffer], offset)])
+
+    return list(find_frames(read, segment.size_bytes, segment.seed))
+
+
+def storage_error(action: str, error: OSError) -> KvloomError:
+    """What a failed call means to a caller: no room, or a disk that cannot."""
+    if error.errno in _FULL_ERRNOS:
+        return StorageFull(f"the disk has no room to {action}: {error.strerror}")
+    return StorageUnavailable(f"the disk cannot {action}: {error.strerror}")
+
+
+def _has_room(segment: Segment, frame_bytes: int) -> bool:
+    listed = segment.frames < max(1, segment.size_bytes // FRAME_BYTES_MEAN_MIN)
+    return listed and segment.size_bytes - segment.end >= frame_bytes
+
+
+def _laid_out(segment: Segment, frames: Sequence[NewFrame]) -> tuple[list[FrameEntry], list[Buffer]]:
+    """Where each frame comes to lie, and what is written from the end of the segment on, padding included."""
+    entries: list[FrameEntry] = []
+    buffers: list[Buffer] = []
+    offset = segment.end
+    for number, frame in enumerate(frames, 1):
+        kind = FrameKind.TOMBSTONE if frame.info is None else FrameKind.RECORD
+        stop = offset + frame.footprint_bytes
+        if number == len(frames):
+            stop = aligned(stop, BLOCK_BYTES)
+        head = encode_frame(kind, frame.key, stop - offset, frame.record_header, seed=segment.seed, offset=offset)
+        padding_bytes = stop - offset - len(head) - len(frame.payload)
+        buffers += [head, frame.payload] if len(frame.payload) else [head]
+        if padding_bytes:
+            buffers.append(_ZEROS[:padding_bytes])
+        entries.append(FrameEntry(kind, offset, stop - offset, frame.key, frame.info))
+        offset = stop
+    return entries, buffers

@@ -1,0 +1,170 @@
+"""Opening the log: what its segments hold, newest copy of each record, minus what was deleted.
+
+A segment with a sound list is believed. Any other is searched frame by frame, and the payload of every record found
+there is verified: what a crash cut off or tore was never acknowledged and is left out. Damage is survived: frames
+behind it are found again. Nothing is mapped into memory, so a truncated or damaged file can only read short or wrong.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from xxhash import xxh3_128_digest
+
+from ..errors import InvalidData
+from .atomic_file import replace_file
+from .disk import Disk
+from .key import KEY_BYTES, StorageKey
+from .record import HEADER_BYTES, check_payload, parse_record_header
+from .ssd_catalogue import Resident
+from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned, find_frames
+from .ssd_log import BLOCK_BYTES
+from .ssd_segment import Segment, decode_list, parse_name
+from .ssd_writer import charged_bytes
+
+__all__ = ["ORDER_FILE", "Recovered", "in_order_of_use", "recover", "verify_record", "write_order"]
+
+_log = logging.getLogger(__name__)
+ORDER_FILE: Final = "order"
+"""The keys of all residents, least recently used first, as they were when the tier was last closed."""
+_ORDER_MAGIC: Final = b"KVLO\1\0\0\0"
+_DIGEST_BYTES: Final = 16
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What was found; ``damaged`` counts the segments that are not what they were written as."""
+
+    segments: list[Segment] = field(default_factory=list)
+    residents: dict[StorageKey, Resident] = field(default_factory=dict)
+    damaged: int = 0
+
+
+def recover(directory: Path, disk: Disk) -> Recovered:
+    """Open all segments in ``directory`` and read them. Raises :class:`OSError`."""
+    found = Recovered()
+    named = sorted((name, path) for path in directory.iterdir() if (name := parse_name(path.name)) is not None)
+    for (sequence, seed), path in named:
+        descriptor = disk.open(path)
+        segment = Segment(path, len(found.segments), sequence, seed, descriptor, os.fstat(descriptor).st_size)
+        entries = _read_segment(disk, segment, found)
+        if not entries:
+            disk.close(descriptor)
+            disk.unlink(segment.list_path)
+            disk.unlink(path)
+            continue
+        segment.frames = len(entries)
+        found.segments.append(segment)
+        for entry in entries:
+            found.residents.pop(entry.key, None)
+            if entry.kind is FrameKind.RECORD:
+                size_bytes = charged_bytes(entry.footprint_bytes)
+                found.residents[entry.key] = Resident(entry.key, segment.place(entry), size_bytes)
+    held = {segment.list_path.name for segment in found.segments}
+    for path in directory.glob("*.list"):
+        if path.name not in held:
+            disk.unlink(path)
+    return found
+
+
+def in_order_of_use(directory: Path, residents: dict[StorageKey, Resident]) -> Iterable[Resident]:
+    """Those listed in the order file first, as far as it holds; then the others, as they were written."""
+    rest = dict(residents)
+    for key in _read_order(directory / ORDER_FILE, len(residents)):
+        resident = rest.pop(key, None)
+        if resident is not None:
+            yield resident
+    yield from rest.values()
+
+
+def write_order(directory: Path, keys: Iterable[StorageKey]) -> None:
+    """Write the order file, durably. Raises :class:`OSError`."""
+    body = _ORDER_MAGIC + b"".join(keys)
+    replace_file(directory / ORDER_FILE, body + xxh3_128_digest(body))
+
+
+def verify_record(disk: Disk, segment: Segment, entry: FrameEntry) -> None:
+    """Read a record and its padding and verify every byte; :class:`InvalidData` for damage, :class:`OSError`."""
+    if entry.info is None:
+        raise ValueError("a tombstone has no record")
+    head = bytearray(HEAD_BYTES)
+    body = memoryview(np.empty(entry.footprint_bytes - HEAD_BYTES, np.uint8))
+    read_bytes = disk.read(segment.descriptor, [head, body], entry.offset)
+    if read_bytes != entry.footprint_bytes:
+        raise InvalidData(f"record is cut off: {read_bytes} of {entry.footprint_bytes} bytes")
+    payload = body[: entry.info.payload_bytes]
+    header = parse_record_header(head[TOMBSTONE_BYTES:], record_bytes=HEADER_BYTES + len(payload))
+    if header.info != entry.info:
+        raise InvalidData("record is of another chunk than the index says")
+    check_payload(header, payload)
+    if bytes(body[len(payload) :]).strip(b"\0"):
+        raise InvalidData("padding behind the record is not zero")
+
+
+def _read_segment(disk: Disk, segment: Segment, found: Recovered) -> list[FrameEntry]:
+    """The frames of a segment; ``entries`` is ``None`` from then on, its list is on the disk."""
+    listed = None
+    try:
+        data = segment.list_path.read_bytes()
+    except OSError:
+        data = b""
+    else:
+        listed = decode_list(data, segment.seed, segment.size_bytes)
+        found.damaged += listed is None
+    if listed is not None:
+        entries, segment.end = listed
+        segment.entries = None
+        return entries
+    entries = _searched(disk, segment, found)
+    segment.entries = entries
+    segment.end = aligned(entries[-1].stop, BLOCK_BYTES) if entries else 0
+    if segment.end < segment.size_bytes:
+        disk.truncate(segment.descriptor, segment.end)
+        segment.size_bytes = segment.end
+    if entries:
+        with suppress(OSError):  # a full disk: the entries stay in memory and are searched for again next time
+            segment.write_list(disk)
+    return entries
+
+
+def _searched(disk: Disk, segment: Segment, found: Recovered) -> list[FrameEntry]:
+    def read(offset: int, length: int) -> bytes:
+        buffer = bytearray(min(length, segment.size_bytes - offset))
+        return bytes(memoryview(buffer)[: disk.read(segment.descriptor, [buffer], offset)])
+
+    entries: list[FrameEntry] = []
+    stop = 0
+    for entry in find_frames(read, segment.size_bytes, segment.seed):
+        if entry.offset != stop:
+            found.damaged += 1
+            _log.warning("%s is damaged from %d to %d", segment.path.name, stop, entry.offset)
+        stop = entry.stop
+        try:
+            if entry.info is not None:
+                verify_record(disk, segment, entry)
+        except InvalidData as error:
+            _log.warning("%s: the record at %d was not written whole: %s", segment.path.name, entry.offset, error)
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _read_order(path: Path, count: int) -> list[StorageKey]:
+    """The keys in the order file; none where it is missing or damaged. Reads no more than ``count`` keys take twice."""
+    bytes_max = len(_ORDER_MAGIC) + _DIGEST_BYTES + 2 * KEY_BYTES * (count + 1)
+    try:
+        if path.stat().st_size > bytes_max:
+            return []
+        data = path.read_bytes()
+    except OSError:
+        return []
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if not body.startswith(_ORDER_MAGIC) or xxh3_128_digest(body) != digest:
+        return []
+    start = len(_ORDER_MAGIC)
+    return [StorageKey(body[place : place + KEY_BYTES]) for place in range(start, len(body), KEY_BYTES)]
