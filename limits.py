@@ -56,7 +56,7 @@ WRITE_QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
 MEMORY_SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 MEMORY_TIER_BYTES_MIN: Final = 256 * 1024
 SSD_SEGMENT_BYTES_MAX: Final = 128 * 1024 * 1024
-"""A file of the log of an SSD tier whose quota is below 128 GiB; a larger one has larger files."""
+"""A file of the log of an SSD tier whose quota is below 128 GiB is at most so large; a larger one has larger files."""
 SSD_SEGMENTS_MAX: Final = 2048
 """Files of that log; each is an open descriptor."""
 PROMOTIONS_QUEUED_MAX: Final = 256

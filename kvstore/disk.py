@@ -60,6 +60,13 @@ class Disk:
         """Cut the file off; durable with the next :meth:`sync`."""
         os.ftruncate(descriptor, size_bytes)
 
+    def resize(self, descriptor: int, old_bytes: int, new_bytes: int) -> None:
+        """Cut the file off, or allocate what it gets longer by."""
+        if new_bytes < old_bytes:
+            os.ftruncate(descriptor, new_bytes)
+        elif new_bytes > old_bytes:
+            os.posix_fallocate(descriptor, old_bytes, new_bytes - old_bytes)
+
     def write_small(self, path: Path, data: bytes) -> None:
         """Write a whole small file in place of what is there; not durable and not atomic."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -45,7 +45,7 @@ _LOOKUPS_MAX = 8
 _RECORD_SHARE = 4
 """A record may take a quarter of the quota."""
 _BATCH_SHARE = 16
-_SEGMENT_SHARE = 32
+_SEGMENT_SHARE = 16
 _SEGMENT_SHARE_MIN = 1024
 _SEGMENT_BYTES_MIN = 64 * 1024
 _FIXED_BYTES = 64 * 1024
@@ -318,7 +318,7 @@ class SsdTier(Tier):
 
 
 def _segment_bytes(limit_bytes: int) -> int:
-    """A file of the log: a 32nd of the quota within bounds, and no more than so many files."""
+    """A file of the log: a 16th of the quota within bounds, and no more than so many files."""
     most = max(limits.SSD_SEGMENT_BYTES_MAX, limit_bytes // _SEGMENT_SHARE_MIN)
     size_bytes = min(most, max(_SEGMENT_BYTES_MIN, limit_bytes // _SEGMENT_SHARE))
     return size_bytes // BLOCK_BYTES * BLOCK_BYTES

@@ -113,13 +113,12 @@ class SsdCatalogue:
     def evict_to_budget(self) -> None:
         """Forget records until the rest is within the budget."""
         with self._lock:
-            while self._policy.total_bytes > self._budget_bytes:
-                key = self._policy.victim()
-                if key is None:
-                    return
-                self._policy.record_evict(key)
-                self._places.pop(key, None)
-                self._evictions += 1
+            self._evict_down_to(self._budget_bytes)
+
+    def give_up(self, size_bytes: int) -> None:
+        """Forget records of at least ``size_bytes`` together, or all there are: the log has no room for them."""
+        with self._lock:
+            self._evict_down_to(max(0, self._policy.total_bytes - size_bytes))
 
     def holds(self, key: StorageKey, place: Place) -> bool:
         """Whether the record at ``place`` is the resident one of ``key``."""
@@ -143,3 +142,12 @@ class SsdCatalogue:
             else:
                 self._evictions += 1
                 self._policy.record_evict(key)
+
+    def _evict_down_to(self, size_bytes: int) -> None:
+        while self._policy.total_bytes > size_bytes:
+            key = self._policy.victim()
+            if key is None:
+                return
+            self._policy.record_evict(key)
+            self._places.pop(key, None)
+            self._evictions += 1

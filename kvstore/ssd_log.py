@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -51,7 +52,7 @@ FRAME_BYTES_MEAN_MIN: Final = 2048
 """A segment has room for a frame per so many bytes, which bounds its list."""
 _SEQUENCE_STEP: Final = 2**20
 _ROUNDS_MAX: Final = 8
-"""Segments reclaimed for one new one before their records are evicted rather than moved."""
+"""Segments reclaimed for one new one before more records are given up."""
 _MOVE_BYTES_MAX: Final = 32 * 1024 * 1024
 _FULL_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SCARCE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE))
@@ -68,6 +69,10 @@ class LogOwner(Protocol):
 
     def note_move(self, key: StorageKey, place: Place) -> None:
         """The record is at ``place`` from now on."""
+        ...
+
+    def give_up(self, size_bytes: int) -> None:
+        """Evict records of at least ``size_bytes`` together, or all there are: too much is wanted."""
         ...
 
     def note_lost(self, key: StorageKey, *, damaged: bool) -> None:
@@ -132,6 +137,12 @@ class SegmentLog:
         """What the files take of the quota."""
         return sum(item.size_bytes + LIST_HEAD_BYTES + item.frames * FRAME_OVERHEAD_BYTES for item in self._segments)
 
+    @property
+    def _reserve_bytes(self) -> int:
+        """What is kept free, so that records of a reclaimed segment find room: as much as the largest may need."""
+        largest_bytes = max((item.size_bytes for item in self._segments), default=0)
+        return max(self._segment_bytes, min(largest_bytes, self._capacity_bytes // 4))
+
     @contextmanager
     def reading(self, ordinal: int) -> Iterator[Segment | None]:
         """Borrow a segment: it is not reclaimed meanwhile. ``None`` where it is gone."""
@@ -162,13 +173,7 @@ class SegmentLog:
             segment = self._room_for(frames[0].footprint_bytes)
         except OSError as error:
             raise storage_error("make room for records", error) from error
-        free_bytes = segment.size_bytes - segment.end
-        free_frames = segment.size_bytes // FRAME_BYTES_MEAN_MIN - segment.frames
-        count = 0
-        while count < min(len(frames), free_frames) and frames[count].footprint_bytes <= free_bytes:
-            free_bytes -= frames[count].footprint_bytes
-            count += 1
-        return Extent(segment, tuple(frames[: max(1, count)]))
+        return _extent(segment, frames)
 
     def write(self, extent: Extent) -> list[Place]:
         """Write the frames and sync them: durable on return. Where that fails, none of them counts.
@@ -206,38 +211,41 @@ class SegmentLog:
     def _room_for(self, frame_bytes: int) -> Segment:
         """The active segment, or a new one, with at least ``frame_bytes`` to write."""
         size_bytes = max(self._segment_bytes, aligned(frame_bytes, BLOCK_BYTES))
-        rounds = 0
-        while True:
-            active = self._active
-            if active is not None and _has_room(active, frame_bytes):
-                return active
-            self._seal_active()
-            room_bytes = self._capacity_bytes - self._segment_bytes - self.taken_bytes
-            if size_bytes <= room_bytes and len(self._segments) < limits.SSD_SEGMENTS_MAX:
+        freed: Segment | None = None
+        for rounds in count():
+            if self._active is not None and not _has_room(self._active, frame_bytes):
+                self._seal_active()
+            if freed is not None and self._active is not None:
+                self._discard(freed)
+                freed = None
+            room_bytes = self._capacity_bytes - self._reserve_bytes - self.taken_bytes
+            if self._active is not None and (room_bytes >= 0 or self._segments == [self._active]):
+                return self._active
+            if self._active is None and size_bytes <= room_bytes and len(self._segments) < limits.SSD_SEGMENTS_MAX:
                 try:
-                    return self._start(size_bytes)
+                    return self._start(size_bytes, freed)
                 except OSError as error:
                     if not self._segments or rounds > _ROUNDS_MAX or error.errno not in _SCARCE_ERRNOS:
                         raise
+                    freed = None  # it was given up, and with it what was scarce
+            elif freed is not None:
+                self._discard(freed)
+                freed = None
             if not self._segments:
                 raise StorageFull(f"no room for a segment of {size_bytes} bytes")
-            rounds += 1
-            freed = self._freed(evict=rounds > _ROUNDS_MAX)
-            if freed is None:
-                continue
-            if size_bytes <= room_bytes + freed.size_bytes and freed.size_bytes == size_bytes and self._active is None:
-                return self._start(size_bytes, freed)
-            self._discard(freed)
+            if rounds % _ROUNDS_MAX == _ROUNDS_MAX - 1:
+                self._owner.give_up(size_bytes)
+            freed = self._freed()
+        raise AssertionError("unreachable: counting does not end")
 
-    def _freed(self, *, evict: bool) -> Segment | None:
+    def _freed(self) -> Segment | None:
         """Reclaim the oldest segment: its file, to be used again or discarded; ``None`` where it stays."""
         oldest = self._segments[0]
-        if not evict:
-            entries = segment_entries(self._disk, oldest)
-            if entries and all(self._wanted(oldest, entry) for entry in entries):
-                self._requeue(oldest)
-                return None
-        return self._reclaimed(oldest, evict=evict)
+        entries = segment_entries(self._disk, oldest)
+        if entries and all(self._wanted(oldest, entry) for entry in entries):
+            self._requeue(oldest)
+            return None
+        return self._reclaimed(oldest, evict=False)
 
     def _reclaimed(self, oldest: Segment, *, evict: bool) -> Segment:
         """Take ``oldest`` out of the log, its wanted records moved or evicted, once no reader has it."""
@@ -278,11 +286,11 @@ class SegmentLog:
                 if self.taken_bytes + size_bytes > self._capacity_bytes:
                     return
                 try:
-                    self._start(size_bytes)
+                    active = self._start(size_bytes)
                 except OSError as error:
                     _log.warning("records of a reclaimed segment are not moved: %s", error.strerror)
                     return
-            extent = self.prepare(frames)
+            extent = _extent(active, frames)
             for frame, place in zip(extent.frames, self.write(extent), strict=True):
                 self._owner.note_move(frame.key, place)
                 self.moved_bytes += frame.footprint_bytes
@@ -328,8 +336,13 @@ class SegmentLog:
             descriptor = self._disk.create(path, size_bytes)
         else:
             descriptor = recycled.descriptor
-            self._disk.unlink(recycled.list_path)
-            self._disk.rename(recycled.path, path)
+            try:
+                self._disk.resize(descriptor, recycled.size_bytes, size_bytes)
+                self._disk.unlink(recycled.list_path)
+                self._disk.rename(recycled.path, path)
+            except OSError:
+                self._discard(recycled)
+                raise
         segment = Segment(path, self._next_ordinal, sequence, seed, descriptor, size_bytes)
         self._next_sequence += _SEQUENCE_STEP
         self._next_ordinal += 1
@@ -413,6 +426,17 @@ def storage_error(action: str, error: OSError) -> KvloomError:
 def _has_room(segment: Segment, frame_bytes: int) -> bool:
     listed = segment.frames < max(1, segment.size_bytes // FRAME_BYTES_MEAN_MIN)
     return listed and segment.size_bytes - segment.end >= frame_bytes
+
+
+def _extent(segment: Segment, frames: Sequence[NewFrame]) -> Extent:
+    """The first of ``frames``, for which there is room, and as many more as fit beside it."""
+    free_bytes = segment.size_bytes - segment.end
+    free_frames = segment.size_bytes // FRAME_BYTES_MEAN_MIN - segment.frames
+    fitting = 0
+    while fitting < min(len(frames), free_frames) and frames[fitting].footprint_bytes <= free_bytes:
+        free_bytes -= frames[fitting].footprint_bytes
+        fitting += 1
+    return Extent(segment, tuple(frames[: max(1, fitting)]))
 
 
 def _laid_out(segment: Segment, frames: Sequence[NewFrame]) -> tuple[list[FrameEntry], list[Buffer]]:
