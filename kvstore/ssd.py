@@ -129,7 +129,7 @@ class SsdTier(Tier):
             undo.callback(lock.release)
             check_format(directory)
             segment_bytes = _segment_bytes(limit_bytes)
-            capacity_bytes = limit_bytes - _FIXED_BYTES - segment_bytes // 4
+            capacity_bytes = limit_bytes - _FIXED_BYTES - segment_bytes // 2
             catalogue = SsdCatalogue(policy or LruPolicy(), (capacity_bytes - 2 * segment_bytes) * 7 // 8)
             try:
                 found = recover(directory, disk)

@@ -40,6 +40,7 @@ __all__ = [
     "LogOwner",
     "NewFrame",
     "SegmentLog",
+    "give_back",
     "segment_entries",
     "storage_error",
 ]
@@ -53,6 +54,7 @@ FRAME_BYTES_MEAN_MIN: Final = 2048
 _SEQUENCE_STEP: Final = 2**20
 _ROUNDS_MAX: Final = 8
 """Segments reclaimed for one new one before more records are given up."""
+_WASTE_SHARE: Final = 8
 _MOVE_BYTES_MAX: Final = 32 * 1024 * 1024
 _FULL_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SCARCE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE))
@@ -123,6 +125,8 @@ class SegmentLog:
         self._segment_bytes = segment_bytes
         self._segments = list(segments)
         self._active: Segment | None = None
+        self._leftovers: list[Segment] = []
+        """Out of the log, closed, and not yet removed: nothing else is reclaimed before they are."""
         self._next_sequence = max((item.sequence for item in segments), default=0) + _SEQUENCE_STEP
         self._next_ordinal = max((item.ordinal for item in segments), default=-1) + 1
         self._changed = threading.Condition()
@@ -135,13 +139,18 @@ class SegmentLog:
     @property
     def taken_bytes(self) -> int:
         """What the files take of the quota."""
-        return sum(item.size_bytes + LIST_HEAD_BYTES + item.frames * FRAME_OVERHEAD_BYTES for item in self._segments)
+        return sum(
+            item.size_bytes + LIST_HEAD_BYTES + item.frames * FRAME_OVERHEAD_BYTES
+            for item in (*self._segments, *self._leftovers)
+        )
 
     @property
     def _reserve_bytes(self) -> int:
-        """What is kept free, so that records of a reclaimed segment find room: as much as the largest may need."""
+        """What is kept free, so that records of a reclaimed segment find room: as much as the largest may need, and
+        what lists may grow by meanwhile.
+        """
         largest_bytes = max((item.size_bytes for item in self._segments), default=0)
-        return max(self._segment_bytes, min(largest_bytes, self._capacity_bytes // 4))
+        return max(self._segment_bytes, min(largest_bytes, self._capacity_bytes // 4)) + self._segment_bytes // 4
 
     @contextmanager
     def reading(self, ordinal: int) -> Iterator[Segment | None]:
@@ -197,7 +206,7 @@ class SegmentLog:
 
     def shrink(self) -> None:
         """Give up the oldest segments until the files fit the capacity. At open, before the log is used."""
-        while self._segments and self.taken_bytes > self._capacity_bytes:
+        while self._segments and self.taken_bytes > self._capacity_bytes + self._segment_bytes // 4:
             self._discard(self._reclaimed(self._segments[0], evict=True))
 
     def close(self) -> None:
@@ -223,11 +232,13 @@ class SegmentLog:
                 return self._active
             if self._active is None and size_bytes <= room_bytes and len(self._segments) < limits.SSD_SEGMENTS_MAX:
                 try:
-                    return self._start(size_bytes, freed)
+                    return self._start(size_bytes, frame_bytes, freed)
                 except OSError as error:
-                    if not self._segments or rounds > _ROUNDS_MAX or error.errno not in _SCARCE_ERRNOS:
+                    if not self._segments or rounds > 4 * _ROUNDS_MAX or error.errno not in _SCARCE_ERRNOS:
                         raise
                     freed = None  # it was given up, and with it what was scarce
+                    if rounds == 0:
+                        self._owner.give_up(size_bytes)
             elif freed is not None:
                 self._discard(freed)
                 freed = None
@@ -240,6 +251,7 @@ class SegmentLog:
 
     def _freed(self) -> Segment | None:
         """Reclaim the oldest segment: its file, to be used again or discarded; ``None`` where it stays."""
+        self._clear_leftovers()
         oldest = self._segments[0]
         entries = segment_entries(self._disk, oldest)
         if entries and all(self._wanted(oldest, entry) for entry in entries):
@@ -286,7 +298,7 @@ class SegmentLog:
                 if self.taken_bytes + size_bytes > self._capacity_bytes:
                     return
                 try:
-                    active = self._start(size_bytes)
+                    active = self._start(size_bytes, frames[0].footprint_bytes)
                 except OSError as error:
                     _log.warning("records of a reclaimed segment are not moved: %s", error.strerror)
                     return
@@ -322,14 +334,14 @@ class SegmentLog:
         with suppress(OSError):  # without its list it is searched
             self._disk.rename(oldest.list_path, path.with_suffix(".list"))
         self._disk.rename(oldest.path, path)
-        self._disk.sync_directory(self._directory)
         oldest.path, oldest.sequence = path, sequence
         with self._changed:
             self._segments.remove(oldest)
             self._segments.insert(len(self._segments) - (self._active is not None), oldest)
+        self._disk.sync_directory(self._directory)
 
-    def _start(self, size_bytes: int, recycled: Segment | None = None) -> Segment:
-        """A new active segment, in the file of ``recycled`` where one is given."""
+    def _start(self, size_bytes: int, least_bytes: int, recycled: Segment | None = None) -> Segment:
+        """A new active segment, in the file of ``recycled`` where one is given, which keeps its size if it must."""
         sequence, seed = self._next_sequence, new_seed()
         path = self._directory / segment_name(sequence, seed)
         if recycled is None:
@@ -337,7 +349,12 @@ class SegmentLog:
         else:
             descriptor = recycled.descriptor
             try:
-                self._disk.resize(descriptor, recycled.size_bytes, size_bytes)
+                try:
+                    self._disk.resize(descriptor, recycled.size_bytes, size_bytes)
+                except OSError:
+                    size_bytes = recycled.size_bytes
+                    if size_bytes < least_bytes:
+                        raise
                 self._disk.unlink(recycled.list_path)
                 self._disk.rename(recycled.path, path)
             except OSError:
@@ -363,9 +380,7 @@ class SegmentLog:
         if segment is None:
             return
         try:
-            if segment.size_bytes - segment.end > segment.size_bytes // 8:
-                self._disk.truncate(segment.descriptor, segment.end)
-                segment.size_bytes = segment.end
+            give_back(self._disk, segment)
             if segment.end:
                 segment.write_list(self._disk)
         except OSError as error:
@@ -383,6 +398,7 @@ class SegmentLog:
         self._seal_active()
 
     def _drop(self, segment: Segment) -> None:
+        """Take a segment without a frame out of the log."""
         with self._changed:
             self._segments.remove(segment)
             del self._by_ordinal[segment.ordinal]
@@ -392,11 +408,19 @@ class SegmentLog:
             _log.warning("%s could not be removed: %s", segment.path.name, error.strerror)
 
     def _discard(self, segment: Segment) -> None:
-        """Remove the files of a segment that is out of the log, durably: its tombstones may be the next to go."""
+        """Close and remove a segment that is out of the log."""
         self._disk.close(segment.descriptor)
-        self._disk.unlink(segment.list_path)
-        self._disk.unlink(segment.path)
-        self._disk.sync_directory(self._directory)
+        self._leftovers.append(segment)
+        self._clear_leftovers()
+
+    def _clear_leftovers(self) -> None:
+        """Remove their files, durably: what is reclaimed next may be the tombstones of their records."""
+        while self._leftovers:
+            segment = self._leftovers[0]
+            self._disk.unlink(segment.list_path)
+            self._disk.unlink(segment.path)
+            self._disk.sync_directory(self._directory)
+            self._leftovers.pop(0)
 
 
 def segment_entries(disk: Disk, segment: Segment) -> list[FrameEntry]:
@@ -414,6 +438,13 @@ def segment_entries(disk: Disk, segment: Segment) -> list[FrameEntry]:
         return bytes(memoryview(buffer)[: disk.read(segment.descriptor, [buffer], offset)])
 
     return list(find_frames(read, segment.size_bytes, segment.seed))
+
+
+def give_back(disk: Disk, segment: Segment) -> None:
+    """Cut off what a segment has too much, if it is worth it: a file that keeps its size is cheaper to use again."""
+    if segment.size_bytes - segment.end > segment.size_bytes // _WASTE_SHARE:
+        disk.truncate(segment.descriptor, segment.end)
+        segment.size_bytes = segment.end
 
 
 def storage_error(action: str, error: OSError) -> KvloomError:

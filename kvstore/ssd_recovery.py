@@ -23,7 +23,7 @@ from .key import KEY_BYTES, StorageKey
 from .record import HEADER_BYTES, check_payload, parse_record_header
 from .ssd_catalogue import Resident
 from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned, find_frames
-from .ssd_log import BLOCK_BYTES
+from .ssd_log import BLOCK_BYTES, give_back
 from .ssd_segment import Segment, decode_list, parse_name
 from .ssd_writer import charged_bytes
 
@@ -119,13 +119,12 @@ def _read_segment(disk: Disk, segment: Segment, found: Recovered) -> list[FrameE
     if listed is not None:
         entries, segment.end = listed
         segment.entries = None
+        give_back(disk, segment)
         return entries
     entries = _searched(disk, segment, found)
     segment.entries = entries
-    segment.end = aligned(entries[-1].stop, BLOCK_BYTES) if entries else 0
-    if segment.end < segment.size_bytes:
-        disk.truncate(segment.descriptor, segment.end)
-        segment.size_bytes = segment.end
+    segment.end = min(aligned(entries[-1].stop, BLOCK_BYTES), segment.size_bytes) if entries else 0
+    give_back(disk, segment)
     if entries:
         with suppress(OSError):  # a full disk: the entries stay in memory and are searched for again next time
             segment.write_list(disk)
