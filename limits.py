@@ -59,6 +59,8 @@ SSD_SEGMENT_BYTES_MAX: Final = 128 * 1024 * 1024
 """A file of the log of an SSD tier whose quota is below 128 GiB is at most so large; a larger one has larger files."""
 SSD_SEGMENTS_MAX: Final = 2048
 """Files of that log; each is an open descriptor."""
+SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * 1024 * 1024
+"""What the background scrub reads: 64 GiB in two and a quarter hours."""
 PROMOTIONS_QUEUED_MAX: Final = 256
 PROFILES_MAX: Final = 256
 """Codec profiles on one shelf."""

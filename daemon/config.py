@@ -49,7 +49,8 @@ class LogLevel(StrEnum):
 class DaemonConfig:
     """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk.
 
-    ``codec`` is what the lossy levels of its namespace are coded with.
+    ``codec`` is what the lossy levels of its namespace are coded with. ``encryption_secret`` is the file of the secret
+    that the keys of what is on disk are wrapped under; ``None`` stores it as it is.
     """
 
     host: str
@@ -59,6 +60,7 @@ class DaemonConfig:
     ssd_bytes: int
     dirty_bytes_max: int
     codec: LossyCodec
+    encryption_secret: Path | None
     log_format: LogFormat
     log_level: LogLevel
 
@@ -73,6 +75,7 @@ class ConfigText:
     memory: str | None = None
     ssd: str | None = None
     codec: str | None = None
+    encryption_secret: str | None = None
     log_format: str | None = None
     log_level: str | None = None
 
@@ -103,6 +106,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         ssd_bytes=_ssd_size(text.ssd, machine),
         dirty_bytes_max=min(limits.DIRTY_BYTES_MAX, memory_bytes // 2),
         codec=_choice("codec", text.codec or LossyCodec.KVLOOM, LossyCodec),
+        encryption_secret=Path(text.encryption_secret).absolute() if text.encryption_secret else None,
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
     )

@@ -70,7 +70,7 @@ class Scrubbed:
     at_end: bool
     records: int
     size_bytes: int
-    damaged: tuple[StorageKey, ...]
+    damaged: tuple[RecordInfo, ...]
 
 
 class SsdTier(Tier):
@@ -224,8 +224,8 @@ class SsdTier(Tier):
             step = await asyncio.get_running_loop().run_in_executor(self._readers, self._verify, position, bytes_max)
         except OSError as error:
             raise StorageUnavailable(f"{self.name} tier cannot be scrubbed: {error}") from error
-        for key in step.damaged:
-            await self.delete(key)
+        for info in step.damaged:
+            await self.delete(info.storage_key)
         return step
 
     def capacity(self) -> Capacity:
@@ -290,7 +290,7 @@ class SsdTier(Tier):
 
     def _verify(self, position: LogPosition, bytes_max: int) -> Scrubbed:
         records = size_bytes = 0
-        damaged: list[StorageKey] = []
+        damaged: list[RecordInfo] = []
         for known in self._segment_log.segments():
             if known.sequence < position.sequence:
                 continue
@@ -299,7 +299,9 @@ class SsdTier(Tier):
                     continue
                 for entry in segment_entries(self._disk, segment):
                     here = LogPosition(segment.sequence, entry.offset)
-                    if here < position or not self._catalogue.holds(entry.key, segment.place(entry)):
+                    if here < position or entry.info is None:
+                        continue
+                    if not self._catalogue.holds(entry.key, segment.place(entry)):
                         continue
                     if size_bytes >= bytes_max:
                         return Scrubbed(here, False, records, size_bytes, tuple(damaged))
@@ -309,7 +311,7 @@ class SsdTier(Tier):
                         verify_record(self._disk, segment, entry)
                     except InvalidData as error:
                         _log.warning("damaged record in %s at %d: %s", segment.path.name, entry.offset, error)
-                        damaged.append(entry.key)
+                        damaged.append(entry.info)
         return Scrubbed(LogPosition(), True, records, size_bytes, tuple(damaged))
 
     def _require_open(self) -> None:

@@ -27,7 +27,7 @@ from .ssd_log import BLOCK_BYTES, give_back
 from .ssd_segment import Segment, decode_list, parse_name
 from .ssd_writer import charged_bytes
 
-__all__ = ["ORDER_FILE", "Recovered", "in_order_of_use", "recover", "verify_record", "write_order"]
+__all__ = ["ORDER_FILE", "Recovered", "in_order_of_use", "order_is_sound", "recover", "verify_record", "write_order"]
 
 _log = logging.getLogger(__name__)
 ORDER_FILE: Final = "order"
@@ -162,8 +162,18 @@ def _read_order(path: Path, count: int) -> list[StorageKey]:
         data = path.read_bytes()
     except OSError:
         return []
-    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if not body.startswith(_ORDER_MAGIC) or xxh3_128_digest(body) != digest:
+    if not _holds(data):
         return []
-    start = len(_ORDER_MAGIC)
+    start, body = len(_ORDER_MAGIC), data[:-_DIGEST_BYTES]
     return [StorageKey(body[place : place + KEY_BYTES]) for place in range(start, len(body), KEY_BYTES)]
+
+
+def order_is_sound(directory: Path) -> bool:
+    """Whether the order file is missing or as it was written. Raises :class:`OSError`."""
+    path = directory / ORDER_FILE
+    return not path.exists() or _holds(path.read_bytes())
+
+
+def _holds(data: bytes) -> bool:
+    body = data[:-_DIGEST_BYTES]
+    return body.startswith(_ORDER_MAGIC) and xxh3_128_digest(body) == data[-_DIGEST_BYTES:]

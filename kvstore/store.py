@@ -244,6 +244,11 @@ class TieredStore:
                 )
         return None
 
+    def note_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
+        """Count a damaged record that somebody else found, and has deleted, in ``tier``."""
+        self._counters[tier].corrupt += 1
+        self._observer.on_corrupt(tier, key, detail)
+
     def stats(self) -> StoreStats:
         """All counters now."""
         tiers = tuple(

@@ -24,6 +24,7 @@ __all__ = ["serve"]
 @click.option("--memory", metavar="SIZE", help="Memory tier.  [default: a quarter of what is free, at most 4GiB]")
 @click.option("--ssd", metavar="SIZE", help="SSD tier; 0 for none.  [default: a fifth of free disk, at most 64GiB]")
 @click.option("--codec", metavar="NAME", help="Of lossy levels: kvloom or cachegen.  [default: kvloom]")
+@click.option("--encryption-secret", metavar="FILE", help="Encrypt what is on disk; made where missing.  [default: no]")
 @click.option("--log-format", metavar="FORM", help="auto, console or json.  [default: auto]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @click.option("--json", "as_json", is_flag=True, help="The same as --log-format json.")

@@ -431,7 +431,7 @@ class TestScrub:
                 break
             assert step.position > position
             position = step.position
-        assert sorted(found) == sorted(record.storage_key for record in damaged)
+        assert sorted(info.storage_key for info in found) == sorted(record.storage_key for record in damaged)
         assert steps > 5
         assert read_bytes >= 40 * 30_000
         for record in records:
