@@ -32,6 +32,9 @@ from kvloom.kvstore.key import ContentKey, StorageKey
 from kvloom.kvstore.outcome import Hit
 from kvloom.kvstore.record import check_payload, encode_record, parse_record_header
 from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.ssd_extent import Extent
+from kvloom.kvstore.ssd_segment import Place
+from kvloom.kvstore.ssd_writer import _Pending
 from kvloom.kvstore.tier import Record
 
 MIB = 1024 * 1024
@@ -175,7 +178,7 @@ class IndexedLogBackend(LogBackend):
         writer = self._tier._writer
         note = writer._note
 
-        def note_and_index(written, extent, places) -> None:
+        def note_and_index(written: Sequence[_Pending], extent: Extent, places: Sequence[Place]) -> None:
             with self._index.begin(write=True) as transaction:
                 for item, place in zip(written, places, strict=True):
                     transaction.put(item.frame.key, item.frame.record_header + place.packed().to_bytes(12, "little"))
@@ -215,6 +218,12 @@ def drop_caches(directory: Path) -> None:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+
+
+def forget_lists(directory: Path) -> None:
+    """What a crash that lost every list would leave."""
+    for path in (*directory.glob("*.list"), directory / "order"):
+        path.unlink()
 
 
 async def churn(name: str, root: Path, quota_bytes: int, value_bytes: int, clients: int, times: int) -> Row:
@@ -310,8 +319,7 @@ async def opening(root: Path, records: int, value_bytes: int) -> dict[str, float
             seconds["log, closed"] = time.perf_counter() - start
             assert tier.capacity().records == records
             await tier.close()
-            for path in (*directory.glob("*.list"), directory / "order"):
-                path.unlink()
+            forget_lists(directory)
             drop_caches(directory)
             start = time.perf_counter()
             tier = SsdTier.open(directory, quota)

@@ -1,7 +1,7 @@
 """The keys that records are encrypted under: one per owner, wrapped, in a file each; erasing it erases the owner.
 
-``{owner in hex}.key`` – 60 bytes: a 12-byte random nonce, the owner's 32-byte random key under AES-256-GCM, its tag.
-The wrapping key is derived from a secret of 32 bytes that lies elsewhere (the daemon's, or one that an operator mounts);
+``{owner in hex}.key`` – 60 bytes: 12 random ones as nonce, the owner's 32 random ones under AES-256-GCM, the tag. The
+wrapping key is derived from a secret of 32 bytes that lies elsewhere (the daemon's, or one that an operator mounts);
 whoever has the disk alone has neither. Authenticated with each key is whose it is, so key files cannot be exchanged.
 """
 

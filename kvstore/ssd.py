@@ -28,11 +28,12 @@ from .key import StorageKey
 from .outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from .record import HEADER_BYTES, RecordHeader, check_payload, encode_record_header, parse_record_header
 from .ssd_catalogue import SsdCatalogue
+from .ssd_extent import BLOCK_BYTES, NewFrame
 from .ssd_files import DirectoryLock, check_format, prepare_directory
 from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry
-from .ssd_log import BLOCK_BYTES, NewFrame, SegmentLog, segment_entries
+from .ssd_log import SegmentLog
 from .ssd_recovery import in_order_of_use, recover, verify_record, write_order
-from .ssd_segment import Place, Segment
+from .ssd_segment import Place, Segment, segment_entries
 from .ssd_writer import DeleteWork, PutWork, SsdWriter, Work
 from .tier import Capacity, Record, RecordInfo, Slice, Tier
 

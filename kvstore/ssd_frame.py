@@ -135,9 +135,7 @@ def find_frames(
     offset = start
     while offset < size_bytes:
         try:
-            entry = parse_frame(
-                read(offset, HEAD_BYTES), seed=seed, offset=offset, room_bytes=size_bytes - offset
-            )
+            entry = parse_frame(read(offset, HEAD_BYTES), seed=seed, offset=offset, room_bytes=size_bytes - offset)
         except InvalidData:
             found = _search(read, size_bytes, seed, offset + ALIGNMENT_BYTES)
             if found is None:

@@ -17,7 +17,6 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
@@ -29,37 +28,31 @@ from ..errors import InvalidData, KvloomError, StorageFull, StorageUnavailable
 from .disk import Disk
 from .key import StorageKey
 from .record import HEADER_BYTES, check_payload, parse_record_header
-from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned, encode_frame, find_frames
-from .ssd_segment import LIST_HEAD_BYTES, LISTED_BYTES, Place, Segment, decode_list, new_seed, segment_name
-from .tier import Buffer, RecordInfo
+from .ssd_extent import BLOCK_BYTES, Extent, NewFrame, extent_of, has_room, laid_out
+from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned
+from .ssd_segment import (
+    LIST_HEAD_BYTES,
+    LISTED_BYTES,
+    Place,
+    Segment,
+    give_back,
+    new_seed,
+    segment_entries,
+    segment_name,
+)
 
-__all__ = [
-    "BLOCK_BYTES",
-    "FRAME_OVERHEAD_BYTES",
-    "Extent",
-    "LogOwner",
-    "NewFrame",
-    "SegmentLog",
-    "give_back",
-    "segment_entries",
-    "storage_error",
-]
+__all__ = ["FRAME_OVERHEAD_BYTES", "LogOwner", "SegmentLog", "storage_error"]
 
 _log = logging.getLogger(__name__)
-BLOCK_BYTES: Final = 4096
 FRAME_OVERHEAD_BYTES: Final = LISTED_BYTES + 2 * 32
 """What a frame is charged beside its footprint: its line in a list, its key in the order of use, old and new."""
-FRAME_BYTES_MEAN_MIN: Final = 2048
-"""A segment has room for a frame per so many bytes, which bounds its list."""
 _SEQUENCE_STEP: Final = 2**20
 _ROUNDS_MAX: Final = 8
 """Segments reclaimed for one new one before more records are given up."""
-_WASTE_SHARE: Final = 8
 _MOVE_BYTES_MAX: Final = 32 * 1024 * 1024
 _FULL_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SCARCE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE))
 """What giving up a file of ours may help against."""
-_ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
 
 
 class LogOwner(Protocol):
@@ -80,29 +73,6 @@ class LogOwner(Protocol):
     def note_lost(self, key: StorageKey, *, damaged: bool) -> None:
         """The record is gone: to make room, or because it was ``damaged``."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class NewFrame:
-    """A frame to be written; a tombstone has neither ``info``, header nor payload."""
-
-    key: StorageKey
-    info: RecordInfo | None = None
-    record_header: bytes = b""
-    payload: Buffer = b""
-
-    @property
-    def footprint_bytes(self) -> int:
-        """What it takes of a segment, before the padding of what is written together."""
-        return aligned(TOMBSTONE_BYTES + len(self.record_header) + len(self.payload))
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """The next frames to be written, and the segment that has room for all of them."""
-
-    segment: Segment
-    frames: tuple[NewFrame, ...]
 
 
 class SegmentLog:
@@ -182,7 +152,7 @@ class SegmentLog:
             segment = self._room_for(frames[0].footprint_bytes)
         except OSError as error:
             raise storage_error("make room for records", error) from error
-        return _extent(segment, frames)
+        return extent_of(segment, frames)
 
     def write(self, extent: Extent) -> list[Place]:
         """Write the frames and sync them: durable on return. Where that fails, none of them counts.
@@ -190,7 +160,7 @@ class SegmentLog:
         Raises :class:`StorageFull` and :class:`StorageUnavailable`.
         """
         segment = extent.segment
-        entries, buffers = _laid_out(segment, extent.frames)
+        entries, buffers = laid_out(segment, extent.frames)
         try:
             self._disk.write(segment.descriptor, buffers, segment.end)
             self._disk.sync(segment.descriptor)
@@ -222,7 +192,7 @@ class SegmentLog:
         size_bytes = max(self._segment_bytes, aligned(frame_bytes, BLOCK_BYTES))
         freed: Segment | None = None
         for rounds in count():
-            if self._active is not None and not _has_room(self._active, frame_bytes):
+            if self._active is not None and not has_room(self._active, frame_bytes):
                 self._seal_active()
             if freed is not None and self._active is not None:
                 self._discard(freed)
@@ -292,7 +262,7 @@ class SegmentLog:
     def _write_moved(self, frames: Sequence[NewFrame]) -> None:
         while frames:
             active = self._active
-            if active is None or not _has_room(active, frames[0].footprint_bytes):
+            if active is None or not has_room(active, frames[0].footprint_bytes):
                 size_bytes = max(self._segment_bytes, aligned(frames[0].footprint_bytes, BLOCK_BYTES))
                 self._seal_active()
                 if self.taken_bytes + size_bytes > self._capacity_bytes:
@@ -302,7 +272,7 @@ class SegmentLog:
                 except OSError as error:
                     _log.warning("records of a reclaimed segment are not moved: %s", error.strerror)
                     return
-            extent = _extent(active, frames)
+            extent = extent_of(active, frames)
             for frame, place in zip(extent.frames, self.write(extent), strict=True):
                 self._owner.note_move(frame.key, place)
                 self.moved_bytes += frame.footprint_bytes
@@ -312,7 +282,7 @@ class SegmentLog:
         """The record of ``entry`` as a frame to be written, ``None`` where it is damaged."""
         assert entry.info is not None  # noqa: S101 - only records are wanted
         head = bytearray(HEAD_BYTES)
-        payload = memoryview(np.empty(entry.info.payload_bytes, np.uint8))
+        payload = np.empty(entry.info.payload_bytes, np.uint8).data
         self._disk.read(segment.descriptor, [head, payload], entry.offset)
         record_header = bytes(head[TOMBSTONE_BYTES:])
         try:
@@ -423,68 +393,8 @@ class SegmentLog:
             self._leftovers.pop(0)
 
 
-def segment_entries(disk: Disk, segment: Segment) -> list[FrameEntry]:
-    """The frames of a segment: from memory, from its list, or found by a search. Raises :class:`OSError`."""
-    entries = segment.entries
-    if entries is not None:
-        return list(entries)
-    with suppress(OSError):
-        listed = decode_list(segment.list_path.read_bytes(), segment.seed, segment.size_bytes)
-        if listed is not None:
-            return listed[0]
-
-    def read(offset: int, length: int) -> bytes:
-        buffer = bytearray(min(length, segment.size_bytes - offset))
-        return bytes(memoryview(buffer)[: disk.read(segment.descriptor, [buffer], offset)])
-
-    return list(find_frames(read, segment.size_bytes, segment.seed))
-
-
-def give_back(disk: Disk, segment: Segment) -> None:
-    """Cut off what a segment has too much, if it is worth it: a file that keeps its size is cheaper to use again."""
-    if segment.size_bytes - segment.end > segment.size_bytes // _WASTE_SHARE:
-        disk.truncate(segment.descriptor, segment.end)
-        segment.size_bytes = segment.end
-
-
 def storage_error(action: str, error: OSError) -> KvloomError:
     """What a failed call means to a caller: no room, or a disk that cannot."""
     if error.errno in _FULL_ERRNOS:
         return StorageFull(f"the disk has no room to {action}: {error.strerror}")
     return StorageUnavailable(f"the disk cannot {action}: {error.strerror}")
-
-
-def _has_room(segment: Segment, frame_bytes: int) -> bool:
-    listed = segment.frames < max(1, segment.size_bytes // FRAME_BYTES_MEAN_MIN)
-    return listed and segment.size_bytes - segment.end >= frame_bytes
-
-
-def _extent(segment: Segment, frames: Sequence[NewFrame]) -> Extent:
-    """The first of ``frames``, for which there is room, and as many more as fit beside it."""
-    free_bytes = segment.size_bytes - segment.end
-    free_frames = segment.size_bytes // FRAME_BYTES_MEAN_MIN - segment.frames
-    fitting = 0
-    while fitting < min(len(frames), free_frames) and frames[fitting].footprint_bytes <= free_bytes:
-        free_bytes -= frames[fitting].footprint_bytes
-        fitting += 1
-    return Extent(segment, tuple(frames[: max(1, fitting)]))
-
-
-def _laid_out(segment: Segment, frames: Sequence[NewFrame]) -> tuple[list[FrameEntry], list[Buffer]]:
-    """Where each frame comes to lie, and what is written from the end of the segment on, padding included."""
-    entries: list[FrameEntry] = []
-    buffers: list[Buffer] = []
-    offset = segment.end
-    for number, frame in enumerate(frames, 1):
-        kind = FrameKind.TOMBSTONE if frame.info is None else FrameKind.RECORD
-        stop = offset + frame.footprint_bytes
-        if number == len(frames):
-            stop = aligned(stop, BLOCK_BYTES)
-        head = encode_frame(kind, frame.key, stop - offset, frame.record_header, seed=segment.seed, offset=offset)
-        padding_bytes = stop - offset - len(head) - len(frame.payload)
-        buffers += [head, frame.payload] if len(frame.payload) else [head]
-        if padding_bytes:
-            buffers.append(_ZEROS[:padding_bytes])
-        entries.append(FrameEntry(kind, offset, stop - offset, frame.key, frame.info))
-        offset = stop
-    return entries, buffers

@@ -22,9 +22,9 @@ from .disk import Disk
 from .key import KEY_BYTES, StorageKey
 from .record import HEADER_BYTES, check_payload, parse_record_header
 from .ssd_catalogue import Resident
+from .ssd_extent import BLOCK_BYTES
 from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned, find_frames
-from .ssd_log import BLOCK_BYTES, give_back
-from .ssd_segment import Segment, decode_list, parse_name
+from .ssd_segment import Segment, decode_list, give_back, parse_name
 from .ssd_writer import charged_bytes
 
 __all__ = ["ORDER_FILE", "Recovered", "in_order_of_use", "order_is_sound", "recover", "verify_record", "write_order"]
@@ -93,7 +93,7 @@ def verify_record(disk: Disk, segment: Segment, entry: FrameEntry) -> None:
     if entry.info is None:
         raise ValueError("a tombstone has no record")
     head = bytearray(HEAD_BYTES)
-    body = memoryview(np.empty(entry.footprint_bytes - HEAD_BYTES, np.uint8))
+    body = np.empty(entry.footprint_bytes - HEAD_BYTES, np.uint8).data
     read_bytes = disk.read(segment.descriptor, [head, body], entry.offset)
     if read_bytes != entry.footprint_bytes:
         raise InvalidData(f"record is cut off: {read_bytes} of {entry.footprint_bytes} bytes")

@@ -10,6 +10,7 @@ import os
 import re
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,10 +20,22 @@ from xxhash import xxh3_64_digest
 
 from .disk import Disk
 from .key import ContentKey, StorageKey
-from .ssd_frame import ALIGNMENT_BYTES, FrameEntry, FrameKind
+from .ssd_frame import ALIGNMENT_BYTES, FrameEntry, FrameKind, find_frames
 from .tier import OwnerId, RecordInfo
 
-__all__ = ["LISTED_BYTES", "LIST_HEAD_BYTES", "Place", "Segment", "decode_list", "encode_list", "parse_name"]
+__all__ = [
+    "LISTED_BYTES",
+    "LIST_HEAD_BYTES",
+    "Place",
+    "Segment",
+    "decode_list",
+    "encode_list",
+    "give_back",
+    "new_seed",
+    "parse_name",
+    "segment_entries",
+    "segment_name",
+]
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.log")
 _LIST_MAGIC: Final = b"KVLI"
@@ -43,6 +56,7 @@ _LISTED = np.dtype(
     ]
 )
 LISTED_BYTES: Final = _LISTED.itemsize
+_WASTE_SHARE: Final = 8
 _ORDINAL_SHIFT: Final = 64
 _OFFSET_SHIFT: Final = 32
 _LOW: Final = 2**32 - 1
@@ -63,9 +77,7 @@ class Place:
     @classmethod
     def unpacked(cls, packed: int) -> "Place":
         """What :meth:`packed` made."""
-        return cls(
-            packed >> _ORDINAL_SHIFT, (packed >> _OFFSET_SHIFT & _LOW) * ALIGNMENT_BYTES, packed & _LOW
-        )
+        return cls(packed >> _ORDINAL_SHIFT, (packed >> _OFFSET_SHIFT & _LOW) * ALIGNMENT_BYTES, packed & _LOW)
 
 
 @dataclass(slots=True, eq=False)
@@ -159,3 +171,27 @@ def _entry(row: tuple[int, int, int, int, int, int, bytes, bytes, bytes]) -> Fra
     if kind == FrameKind.RECORD:
         info = RecordInfo(StorageKey(key), ContentKey(content), payload, stored, OwnerId(owner), expires)
     return FrameEntry(FrameKind(kind), offset, footprint, StorageKey(key), info)
+
+
+def segment_entries(disk: Disk, segment: Segment) -> list[FrameEntry]:
+    """The frames of a segment: from memory, from its list, or found by a search. Raises :class:`OSError`."""
+    entries = segment.entries
+    if entries is not None:
+        return list(entries)
+    with suppress(OSError):
+        listed = decode_list(segment.list_path.read_bytes(), segment.seed, segment.size_bytes)
+        if listed is not None:
+            return listed[0]
+
+    def read(offset: int, length: int) -> bytes:
+        buffer = bytearray(min(length, segment.size_bytes - offset))
+        return bytes(memoryview(buffer)[: disk.read(segment.descriptor, [buffer], offset)])
+
+    return list(find_frames(read, segment.size_bytes, segment.seed))
+
+
+def give_back(disk: Disk, segment: Segment) -> None:
+    """Cut off what a segment has too much, if it is worth it: a file that keeps its size is cheaper to use again."""
+    if segment.size_bytes - segment.end > segment.size_bytes // _WASTE_SHARE:
+        disk.truncate(segment.descriptor, segment.end)
+        segment.size_bytes = segment.end

@@ -15,8 +15,9 @@ from .. import limits
 from ..errors import KvloomError, Overloaded, StorageUnavailable
 from .key import StorageKey
 from .ssd_catalogue import SsdCatalogue
+from .ssd_extent import BLOCK_BYTES, Extent, NewFrame
 from .ssd_frame import aligned
-from .ssd_log import BLOCK_BYTES, FRAME_OVERHEAD_BYTES, Extent, NewFrame, SegmentLog
+from .ssd_log import FRAME_OVERHEAD_BYTES, SegmentLog
 from .ssd_segment import Place
 
 __all__ = ["DeleteWork", "PutWork", "SsdWriter", "Work", "charged_bytes"]

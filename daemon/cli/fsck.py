@@ -38,19 +38,19 @@ def fsck(directory: Path, repair: bool, as_json: bool) -> None:
             f"{len(report.findings)} damaged"
         )
     if repair and report.findings:
-        deleted = asyncio.run(_repair(directory))
+        taken_bytes = sum(path.stat().st_size for path in directory.iterdir())
+        deleted = asyncio.run(_repair(directory, 2 * taken_bytes + _SPARE_BYTES))
         say(f"{deleted} damaged records deleted, lists made anew")
     elif report.findings:
         raise Stop(ExitCode.FAILED)
 
 
-async def _repair(directory: Path) -> int:
+async def _repair(directory: Path, limit_bytes: int) -> int:
     """Open the tier, which drops what has no frame any more, and scrub it once; how many records were deleted."""
     from ...kvstore.scrub import Scrubber
     from ...kvstore.ssd import SsdTier
 
-    taken_bytes = sum(path.stat().st_size for path in directory.iterdir())
-    tier = await asyncio.to_thread(SsdTier.open, directory, 2 * taken_bytes + _SPARE_BYTES)
+    tier = await asyncio.to_thread(SsdTier.open, directory, limit_bytes)
     try:
         return (await Scrubber(tier, directory).once()).damaged
     finally:

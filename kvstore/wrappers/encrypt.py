@@ -19,8 +19,8 @@ block is its number, so no nonce is used twice under a key unless two 24-byte ra
 that was moved, cut off, exchanged or taken from another record or an older put does not open. A range needs only the
 blocks it touches. Decision: ``docs/adr/0009-encryption-at-rest.md``.
 
-Whoever can write to the disk can still put a whole older record back, or remove one. Not hidden: lengths, times, owners, and the content keys, which are hashes of the tokens that only who knows the text
-can make.
+Whoever can write to the disk can still put a whole older record back, or remove one. Not hidden: lengths, times,
+owners, and the content keys, which are hashes of the tokens that only who knows the text can make.
 """
 
 import asyncio

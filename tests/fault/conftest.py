@@ -16,7 +16,7 @@ PAGE = 4096
 
 
 class FailingDisk(Disk):
-    """The real disk, until ``failures`` says otherwise: the number of calls of a method that still work, and an errno."""
+    """The real disk, until ``failures`` says otherwise: how many calls of a method still work, and then which errno."""
 
     def __init__(self) -> None:
         self.failures: dict[str, tuple[int, int]] = {}

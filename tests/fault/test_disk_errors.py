@@ -1,6 +1,7 @@
 """A disk that fails: typed refusals that name it, reads go on, and writing heals when the disk does."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -40,16 +41,16 @@ async def test_what_was_acknowledged_stays_and_writing_heals(
         await tier.put(make_record(item, 50_000))
     kept = [item for item in range(100, 200) if await holds(tier, item)]
     failing_disk.failures[method] = (0, number)
-    stored, refused = [], 0
+    stored: list[int] = []
+    refused: list[str] = []
     for item in range(12):
         try:
             await tier.put(make_record(item, 50_000))
         except (StorageFull, StorageUnavailable) as error:
-            assert os.strerror(number) in str(error)
-            assert str(error).startswith("ssd tier: ")
-            refused += 1
+            refused.append(str(error))
         else:
             stored.append(item)
+    assert all(said.startswith("ssd tier: ") and os.strerror(number) in said for said in refused)
     assert failing_disk.failed or method in ("create", "resize")
     assert refused or method in ("create", "resize", "truncate", "write_small", "unlink", "rename")
     for item in (*stored, kept[-1]):
@@ -135,18 +136,20 @@ async def test_no_descriptor_left(tmp_path: Path) -> None:
         await tier.put(make_record(item, 50_000))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
+    refused: list[str] = []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
-        with pytest.raises(OSError, match="Too many open files"):
+        with contextlib.suppress(OSError):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
         for item in range(20):
             try:
                 await tier.put(make_record(item, 50_000))
             except StorageUnavailable as error:
-                assert "Too many open files" in str(error)
+                refused.append(str(error))
             else:
                 assert await holds(tier, item)
+        assert all("Too many open files" in said for said in refused)
     finally:
         for descriptor in taken:
             os.close(descriptor)

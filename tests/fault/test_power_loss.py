@@ -58,7 +58,9 @@ async def work(tier: SsdTier, disk, random: Random) -> dict[StorageKey, list[Ack
 
 
 @pytest.mark.parametrize("life", range(-(-CUTS // CUTS_PER_LIFE)))
-async def test_acknowledged_is_durable_and_deleted_is_gone(tmp_path: Path, seed: int, life: int, recording_disk) -> None:
+async def test_acknowledged_is_durable_and_deleted_is_gone(
+    tmp_path: Path, seed: int, life: int, recording_disk
+) -> None:
     random = Random(f"{seed}/{life}")
     directory = tmp_path / "data"
     tier = SsdTier.open(directory, LIMIT)

@@ -101,9 +101,7 @@ async def test_files_that_are_no_segments(tmp_path: Path, content: bytes) -> Non
 
 @pytest.mark.parametrize("suffix", [".log", ".list"])
 @pytest.mark.parametrize("lists", [True, False])
-async def test_damaged_pages_are_survived(
-    tmp_path: Path, rng: np.random.Generator, suffix: str, lists: bool
-) -> None:
+async def test_damaged_pages_are_survived(tmp_path: Path, rng: np.random.Generator, suffix: str, lists: bool) -> None:
     await filled(tmp_path)
     good = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".log", ".list")}
     damageable = [path for path in good if path.suffix == suffix]

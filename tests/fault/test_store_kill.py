@@ -69,7 +69,12 @@ def acknowledged_before_kill(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("ack", "rounds"), [(Ack.DISK, KILLS - KILLS // 10), (Ack.MEMORY, KILLS // 10)])
 async def test_nothing_acknowledged_is_lost(
-    tmp_path: Path, writer: dict[str, Any], forge: subprocess.Popen[str], rng: np.random.Generator, ack: Ack, rounds: int
+    tmp_path: Path,
+    writer: dict[str, Any],
+    forge: subprocess.Popen[str],
+    rng: np.random.Generator,
+    ack: Ack,
+    rounds: int,
 ) -> None:
     for turn in range(rounds):
         directory, life = tmp_path / str(turn // LIVES), turn % LIVES

@@ -88,7 +88,9 @@ async def test_a_flipped_bit_in_any_block_is_corrupt_where_it_is_read(tier: Encr
     damaged[-1] ^= 128
     await inner.put(replace(sealed, payload=bytes(damaged)))
     assert isinstance(await tier.get(record.storage_key), Corrupt)
-    assert isinstance(await tier.get(record.storage_key, [ByteRange(0, 10), ByteRange(2 * BLOCK_BYTES, 10**6)]), Corrupt)
+    assert isinstance(
+        await tier.get(record.storage_key, [ByteRange(0, 10), ByteRange(2 * BLOCK_BYTES, 10**6)]), Corrupt
+    )
     first = await tier.get(record.storage_key, [ByteRange(5, BLOCK_BYTES + 5)])
     assert isinstance(first, Hit)
     assert bytes(first.value.parts[0]) == record.payload[5 : BLOCK_BYTES + 5]
