@@ -21,6 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -45,6 +46,7 @@ class Row:
     """One backend under one load."""
 
     backend: str
+    load: str
     value_bytes: int
     clients: int
     put_mb_per_s: float
@@ -58,7 +60,7 @@ class Row:
 
 
 class LmdbBackend:
-    """Records as values in LMDB, one writer thread with group commit, oldest out first."""
+    """Records as values in LMDB, one writer thread with group commit, least recently used out first."""
 
     def __init__(self, directory: Path, quota_bytes: int) -> None:
         self._environment = lmdb.open(str(directory), map_size=quota_bytes // 4096 * 4096, max_readers=32)
@@ -83,6 +85,9 @@ class LmdbBackend:
 
     async def get(self, key: StorageKey) -> bool:
         """Whether it was found and is right."""
+        with self._changed:
+            if key in self._sizes:
+                self._sizes.move_to_end(key)
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, key)
 
     async def close(self) -> None:
@@ -136,11 +141,19 @@ class LmdbBackend:
                 extra_bytes = 2 * extra_bytes + sum(len(value) for _, value, _ in batch)
             else:
                 break
+        with self._changed:
+            self._note(batch)
+
+    def _note(self, batch: Sequence[tuple[bytes, bytes, Future[None]]]) -> None:
         for key, value, _ in batch:
             self._used_bytes += len(value) + 4096 - self._sizes.pop(key, 0)
             self._sizes[key] = len(value) + 4096
 
     def _victims(self, needed_bytes: int) -> list[bytes]:
+        with self._changed:
+            return self._least_recent(needed_bytes)
+
+    def _least_recent(self, needed_bytes: int) -> list[bytes]:
         victims = []
         while self._sizes and self._used_bytes + needed_bytes > self._budget_bytes:
             key, size = self._sizes.popitem(last=False)
@@ -226,26 +239,33 @@ def forget_lists(directory: Path) -> None:
         path.unlink()
 
 
-async def churn(name: str, root: Path, quota_bytes: int, value_bytes: int, clients: int, times: int) -> Row:
-    """Put ``times`` the quota, a fifth of it over again, reading one in four of the recent ones back."""
+async def churn(
+    name: str, root: Path, quota_bytes: int, value_bytes: int, clients: int, times: int, *, reuse: bool
+) -> Row:
+    """Put ``times`` the quota; with ``reuse`` a fifth of it over again, and one in four read back.
+
+    What is put or read again is any of the last three quarters of a quota: records get used until they are evicted,
+    which is the worst for a log.
+    """
     directory = Path(tempfile.mkdtemp(dir=root))
     backend = BACKENDS[name](directory, quota_bytes)
     payload = Random(value_bytes).randbytes(value_bytes)
     puts = times * quota_bytes // value_bytes
+    window = quota_bytes * 3 // 4 // value_bytes
     numbers = iter(range(puts))
     latencies: list[float] = []
 
     async def client(seed: int) -> None:
         random = Random(seed)
         for number in numbers:
-            again = number > 100 and random.random() < 0.2
-            key = key_of(number - random.randrange(100) if again else number)
+            again = reuse and number > window and random.random() < 0.2
+            key = key_of(number - random.randrange(window) if again else number)
             record = Record(key, ContentKey(bytes(32)), payload, 1)
             start = time.perf_counter()
             await backend.put(record)
             latencies.append(time.perf_counter() - start)
-            if number > 50 and random.random() < 0.25:
-                await backend.get(key_of(number - random.randrange(50)))
+            if reuse and number > window and random.random() < 0.25:
+                await backend.get(key_of(number - random.randrange(window)))
 
     wrote, cpu, start = written_to_disk(), time.process_time(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -277,6 +297,7 @@ async def churn(name: str, root: Path, quota_bytes: int, value_bytes: int, clien
     shutil.rmtree(directory)
     return Row(
         name,
+        "reuse" if reuse else "fresh",
         value_bytes,
         clients,
         round(size / put_s / 1e6, 1),
@@ -336,15 +357,19 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to measure")
     parser.add_argument("--quota-mib", type=int, default=256)
     parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--values", type=int, nargs="+", default=[4 * MIB, 256 * 1024], help="bytes of a value")
     parser.add_argument("--records", type=int, default=100_000)
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(dir=arguments.directory))
     rows: list[Row] = []
     try:
-        for value_bytes, clients in ((4 * MIB, 1), (4 * MIB, 8), (256 * 1024, 1), (256 * 1024, 8)):
-            for name in BACKENDS:
+        for value_bytes, clients in product(arguments.values, (1, 8)):
+            for name, reuse in product(BACKENDS, (False, True)):
+                if reuse and (clients == 1 or name == "log+lmdb"):
+                    continue
                 times = arguments.times if clients == 8 else max(2, arguments.times // 3)
-                row = asyncio.run(churn(name, root, arguments.quota_mib * MIB, value_bytes, clients, times))
+                quota_bytes = arguments.quota_mib * MIB
+                row = asyncio.run(churn(name, root, quota_bytes, value_bytes, clients, times, reuse=reuse))
                 rows.append(row)
                 print(json.dumps(asdict(row)), flush=True)
         opened = asyncio.run(opening(root, arguments.records, 1000)) if arguments.records else {}

@@ -115,10 +115,10 @@ class SsdCatalogue:
         with self._lock:
             self._evict_down_to(self._budget_bytes)
 
-    def give_up(self, size_bytes: int) -> None:
-        """Forget records of at least ``size_bytes`` together, or all there are: the log has no room for them."""
+    def give_up(self, size_bytes: int, *, keep_bytes: int = 0) -> None:
+        """Forget records of at least ``size_bytes`` together, down to ``keep_bytes``: they would have to be moved."""
         with self._lock:
-            self._evict_down_to(max(0, self._policy.total_bytes - size_bytes))
+            self._evict_down_to(max(keep_bytes, self._policy.total_bytes - size_bytes))
 
     def holds(self, key: StorageKey, place: Place) -> bool:
         """Whether the record at ``place`` is the resident one of ``key``."""

@@ -48,7 +48,11 @@ FRAME_OVERHEAD_BYTES: Final = LISTED_BYTES + 2 * 32
 """What a frame is charged beside its footprint: its line in a list, its key in the order of use, old and new."""
 _SEQUENCE_STEP: Final = 2**20
 _ROUNDS_MAX: Final = 8
-"""Segments reclaimed for one new one before more records are given up."""
+"""Segments reclaimed for one new one, or all there are if these are more, before more records are given up."""
+_KEPT_EIGHTHS: Final = 5
+"""While more than this of the capacity is kept, as much is given up as would be moved: what the policy would evict next
+is mostly what lies oldest in the log, and writing it twice wears the disk.
+"""
 _MOVE_BYTES_MAX: Final = 32 * 1024 * 1024
 _FULL_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SCARCE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE))
@@ -66,8 +70,8 @@ class LogOwner(Protocol):
         """The record is at ``place`` from now on."""
         ...
 
-    def give_up(self, size_bytes: int) -> None:
-        """Evict records of at least ``size_bytes`` together, or all there are: too much is wanted."""
+    def give_up(self, size_bytes: int, *, keep_bytes: int = 0) -> None:
+        """Evict records of at least ``size_bytes`` together, down to ``keep_bytes`` at most: too much is wanted."""
         ...
 
     def note_lost(self, key: StorageKey, *, damaged: bool) -> None:
@@ -214,7 +218,7 @@ class SegmentLog:
                 freed = None
             if not self._segments:
                 raise StorageFull(f"no room for a segment of {size_bytes} bytes")
-            if rounds % _ROUNDS_MAX == _ROUNDS_MAX - 1:
+            if rounds and rounds % max(_ROUNDS_MAX, len(self._segments)) == 0:
                 self._owner.give_up(size_bytes)
             freed = self._freed()
         raise AssertionError("unreachable: counting does not end")
@@ -224,6 +228,9 @@ class SegmentLog:
         self._clear_leftovers()
         oldest = self._segments[0]
         entries = segment_entries(self._disk, oldest)
+        wanted_bytes = sum(entry.footprint_bytes for entry in entries if self._wanted(oldest, entry))
+        if wanted_bytes:
+            self._owner.give_up(wanted_bytes, keep_bytes=self._capacity_bytes * _KEPT_EIGHTHS // 8)
         if entries and all(self._wanted(oldest, entry) for entry in entries):
             self._requeue(oldest)
             return None
@@ -297,7 +304,10 @@ class SegmentLog:
         return entry.kind is FrameKind.RECORD and self._owner.holds(entry.key, segment.place(entry))
 
     def _requeue(self, oldest: Segment) -> None:
-        """Make the oldest segment the youngest of the sealed ones: below the active one, above all others."""
+        """Make the oldest segment the youngest of the sealed ones: below the active one, above all others.
+
+        Nothing is lost should a power cut undo it: all of its frames are the newest of their keys either way.
+        """
         sealed = [item for item in self._segments if item is not self._active]
         sequence = max(item.sequence for item in sealed) + 1
         path = self._directory / segment_name(sequence, oldest.seed)
@@ -308,7 +318,6 @@ class SegmentLog:
         with self._changed:
             self._segments.remove(oldest)
             self._segments.insert(len(self._segments) - (self._active is not None), oldest)
-        self._disk.sync_directory(self._directory)
 
     def _start(self, size_bytes: int, least_bytes: int, recycled: Segment | None = None) -> Segment:
         """A new active segment, in the file of ``recycled`` where one is given, which keeps its size if it must."""
@@ -339,9 +348,9 @@ class SegmentLog:
         self._active = segment
         try:
             self._disk.sync_directory(self._directory)
-        except OSError:
+        except OSError as error:
             self._abandon(segment)
-            raise
+            raise storage_error("make a new file durable", error) from error
         return segment
 
     def _seal_active(self) -> None:

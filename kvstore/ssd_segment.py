@@ -56,7 +56,7 @@ _LISTED = np.dtype(
     ]
 )
 LISTED_BYTES: Final = _LISTED.itemsize
-_WASTE_SHARE: Final = 8
+_WASTE_SHARE: Final = 10
 _ORDINAL_SHIFT: Final = 64
 _OFFSET_SHIFT: Final = 32
 _LOW: Final = 2**32 - 1

@@ -1,8 +1,8 @@
 """Child of the crash tests: puts numbered chunks into a store on DIRECTORY and prints each number once it is durable.
 
-Reads lines ``FIRST ACK DIRECTORY`` and forks a writer for each, so that hundreds of them do not import everything
-again: prints ``pid N``, then its numbers (``disk``: after each acknowledged put, ``memory``: after a flush), and ``end``
-once it has been killed.
+Reads lines ``FIRST ACK DIRECTORY`` and forks a writer for each, so that hundreds of them import everything once.
+Prints ``pid N``, then its numbers (``disk``: after each acknowledged put, ``memory``: after a flush), and ``end`` once
+it has been killed.
 """
 
 import asyncio
