@@ -52,6 +52,17 @@ class Disk:
             done_bytes += count
         return done_bytes
 
+    def read_cached(self, descriptor: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        """Like :meth:`read` where the page cache has it all; :class:`BlockingIOError` where the disk would be asked."""
+        wanted_bytes = sum(len(buffer) for buffer in buffers)
+        try:
+            done_bytes = os.preadv(descriptor, buffers, offset, os.RWF_NOWAIT) if wanted_bytes else 0
+        except OSError as error:  # of any kind: what is really wrong, a read that may wait will tell
+            raise BlockingIOError from error
+        if done_bytes != wanted_bytes:
+            raise BlockingIOError
+        return done_bytes
+
     def sync(self, descriptor: int) -> None:
         """Make what was written to the file durable. After a failure nothing written since the last one is sure."""
         os.fdatasync(descriptor)

@@ -10,9 +10,9 @@ checksum. What lies in the directory is told in :mod:`.ssd_files`, what lies in 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from .tier import Capacity, Record, RecordInfo, Slice, Tier
 __all__ = ["LogPosition", "Scrubbed", "SsdTier"]
 
 _log = logging.getLogger(__name__)
-_READERS = 8
+_READERS = 4
 _SCAN_RECORDS = 1024
 _LOOKUPS_MAX = 8
 _RECORD_SHARE = 4
@@ -51,8 +51,10 @@ _SEGMENT_SHARE_MIN = 1024
 _SEGMENT_BYTES_MIN = 64 * 1024
 _FIXED_BYTES = 64 * 1024
 """The small files, and what the list of a segment being written may take beyond what is kept free for it."""
+_Read = Callable[[int, Sequence[bytearray | memoryview], int], int]
+_INLINE_READ_BYTES_MAX = 512 * 1024
 _INLINE_CHECKSUM_BYTES_MAX = 512 * 1024
-"""Payloads up to this are checksummed on the event loop: that takes less than handing them to a thread does."""
+"""Up to this is read from the page cache, or checksummed, on the event loop: handing it to a thread takes longer."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -181,11 +183,18 @@ class SsdTier(Tier):
         await self._submit(PutWork(NewFrame(record.storage_key, record.info, header, record.payload)))
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
-        """The ranges, read in a worker thread."""
+        """The ranges, read in a worker thread, or at once where they are small and in the page cache."""
         self._require_open()
-        if key not in self._catalogue:
+        place = self._catalogue.place_of(key)
+        if place is None:
             return Miss()
-        outcome = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, key, ranges)
+        outcome: Outcome[Slice] | None = None
+        if _asked_bytes(place, ranges) <= _INLINE_READ_BYTES_MAX:
+            with suppress(BlockingIOError):
+                outcome = self._read(key, ranges, self._disk.read_cached)
+        if outcome is None:
+            loop = asyncio.get_running_loop()
+            outcome = await loop.run_in_executor(self._readers, self._read, key, ranges, self._disk.read)
         if isinstance(outcome, Hit):
             self._catalogue.note_use(key)
         return outcome
@@ -257,7 +266,7 @@ class SsdTier(Tier):
         self._writer.submit(work)
         return await asyncio.wrap_future(work.done)
 
-    def _read(self, key: StorageKey, ranges: Sequence[ByteRange] | None) -> Outcome[Slice]:
+    def _read(self, key: StorageKey, ranges: Sequence[ByteRange] | None, read: _Read) -> Outcome[Slice]:
         for _ in range(_LOOKUPS_MAX):
             place = self._catalogue.place_of(key)
             if place is None:
@@ -266,9 +275,11 @@ class SsdTier(Tier):
                 if segment is None:
                     continue  # the record has moved: look it up again
                 try:
-                    return Hit(_slice(self._disk, segment, key, place, ranges), self.name)
+                    return Hit(_slice(read, segment, key, place, ranges), self.name)
                 except InvalidData as error:
                     return Corrupt(self.name, str(error))
+                except BlockingIOError:
+                    raise
                 except OSError as error:
                     return Unavailable(self.name, f"the disk cannot be read: {error.strerror}")
         return Unavailable(self.name, "the record is being moved over and over")
@@ -327,28 +338,34 @@ def _segment_bytes(limit_bytes: int) -> int:
     return size_bytes // BLOCK_BYTES * BLOCK_BYTES
 
 
-def _slice(disk: Disk, segment: Segment, key: StorageKey, place: Place, ranges: Sequence[ByteRange] | None) -> Slice:
+def _asked_bytes(place: Place, ranges: Sequence[ByteRange] | None) -> int:
+    if ranges is None:
+        return place.payload_bytes
+    return sum(min(item.stop, place.payload_bytes) - min(item.start, place.payload_bytes) for item in ranges)
+
+
+def _slice(read: _Read, segment: Segment, key: StorageKey, place: Place, ranges: Sequence[ByteRange] | None) -> Slice:
     """Read a record and verify it; :class:`InvalidData` where it does not hold, :class:`OSError`."""
     head = bytearray(HEAD_BYTES)
     if ranges is None:
         whole = np.empty(place.payload_bytes, np.uint8)
-        _fill(disk, segment, [head, whole.data], place.offset)
+        _fill(read, segment, [head, whole.data], place.offset)
         header = _checked_header(head, key, place)
         check_payload(header, whole.data)
         return Slice(header.info, (_frozen(whole),))
-    _fill(disk, segment, [head], place.offset)
+    _fill(read, segment, [head], place.offset)
     header = _checked_header(head, key, place)
     parts = []
     for item in ranges:
         start = min(item.start, place.payload_bytes)
         part = np.empty(max(0, min(item.stop, place.payload_bytes) - start), np.uint8)
-        _fill(disk, segment, [part.data], place.offset + HEAD_BYTES + start)
+        _fill(read, segment, [part.data], place.offset + HEAD_BYTES + start)
         parts.append(_frozen(part))
     return Slice(header.info, tuple(parts))
 
 
-def _fill(disk: Disk, segment: Segment, buffers: Sequence[bytearray | memoryview], offset: int) -> None:
-    if disk.read(segment.descriptor, buffers, offset) != sum(len(buffer) for buffer in buffers):
+def _fill(read: _Read, segment: Segment, buffers: Sequence[bytearray | memoryview], offset: int) -> None:
+    if read(segment.descriptor, buffers, offset) != sum(len(buffer) for buffer in buffers):
         raise InvalidData("record is cut off")
 
 

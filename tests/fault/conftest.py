@@ -49,6 +49,13 @@ class FailingDisk(Disk):
         self._may_fail("read")
         return super().read(descriptor, buffers, offset)
 
+    def read_cached(self, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        try:
+            self._may_fail("read_cached")
+        except OSError as error:
+            raise BlockingIOError from error
+        return super().read_cached(descriptor, buffers, offset)
+
     def truncate(self, descriptor: int, size_bytes: int) -> None:
         self._may_fail("truncate")
         super().truncate(descriptor, size_bytes)

@@ -121,7 +121,7 @@ async def test_failures_that_come_and_go_lose_nothing_acknowledged(tmp_path: Pat
 async def test_a_disk_that_cannot_be_read_is_unavailable_and_nothing_is_deleted(tmp_path: Path, failing_disk) -> None:
     tier = SsdTier.open(tmp_path, LIMIT, disk=failing_disk)
     await tier.put(make_record(1, 50_000))
-    failing_disk.failures["read"] = (0, errno.EIO)
+    failing_disk.failures["read"] = failing_disk.failures["read_cached"] = (0, errno.EIO)
     outcome = await tier.get(make_record(1, 0).storage_key)
     assert outcome == Unavailable("ssd", "the disk cannot be read: Input/output error")
     failing_disk.failures.clear()
