@@ -138,7 +138,7 @@ class SsdTier(Tier):
                 found = recover(directory, disk)
                 for segment in found.segments:
                     undo.callback(disk.close, segment.descriptor)
-                catalogue.load(in_order_of_use(directory, found.residents))
+                catalogue.load(in_order_of_use(directory, found), found.places, found.sizes)
                 catalogue.evict_to_budget()
                 log = SegmentLog(
                     directory,

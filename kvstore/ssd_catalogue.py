@@ -6,23 +6,13 @@ the tier is closed: after a crash the order of eviction is that of the writes.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from .eviction import EvictionPolicy
 from .key import StorageKey
 from .ssd_segment import Place
 
-__all__ = ["Resident", "SsdCatalogue"]
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """A record that was found: its place and what it is charged."""
-
-    key: StorageKey
-    place: Place
-    size_bytes: int
+__all__ = ["SsdCatalogue"]
 
 
 class SsdCatalogue:
@@ -82,12 +72,14 @@ class SsdCatalogue:
             places = dict(self._places)
         return sorted(places, key=places.__getitem__)
 
-    def load(self, residents: Iterable[Resident]) -> None:
-        """Fill an empty catalogue, least recently used first."""
+    def load(
+        self, keys: Iterable[StorageKey], places: Mapping[StorageKey, int], sizes: Mapping[StorageKey, int]
+    ) -> None:
+        """Fill an empty catalogue with ``keys``, least recently used first: their packed places and charges."""
         with self._lock:
-            for resident in residents:
-                self._policy.record_put(resident.key, resident.size_bytes)
-                self._places[resident.key] = resident.place.packed()
+            for key in keys:
+                self._policy.record_put(key, sizes[key])
+                self._places[key] = places[key]
 
     def note_use(self, key: StorageKey) -> None:
         """A record was read."""

@@ -21,10 +21,9 @@ from .atomic_file import replace_file
 from .disk import Disk
 from .key import KEY_BYTES, StorageKey
 from .record import HEADER_BYTES, check_payload, parse_record_header
-from .ssd_catalogue import Resident
 from .ssd_extent import BLOCK_BYTES
-from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned, find_frames
-from .ssd_segment import Segment, decode_list, give_back, parse_name
+from .ssd_frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, aligned, find_frames
+from .ssd_segment import ListedColumns, Place, Segment, decode_columns, give_back, parse_name
 from .ssd_writer import charged_bytes
 
 __all__ = ["ORDER_FILE", "Recovered", "in_order_of_use", "order_is_sound", "recover", "verify_record", "write_order"]
@@ -41,7 +40,10 @@ class Recovered:
     """What was found; ``damaged`` counts the segments that are not what they were written as."""
 
     segments: list[Segment] = field(default_factory=list)
-    residents: dict[StorageKey, Resident] = field(default_factory=dict)
+    places: dict[StorageKey, int] = field(default_factory=dict)
+    """Packed, of all residents as they were written."""
+    sizes: dict[StorageKey, int] = field(default_factory=dict)
+    """What they are charged."""
     damaged: int = 0
 
 
@@ -52,19 +54,13 @@ def recover(directory: Path, disk: Disk) -> Recovered:
     for (sequence, seed), path in named:
         descriptor = disk.open(path)
         segment = Segment(path, len(found.segments), sequence, seed, descriptor, os.fstat(descriptor).st_size)
-        entries = _read_segment(disk, segment, found)
-        if not entries:
-            disk.close(descriptor)
-            disk.unlink(segment.list_path)
-            disk.unlink(path)
+        segment.frames = _read_segment(disk, segment, found)
+        if segment.frames:
+            found.segments.append(segment)
             continue
-        segment.frames = len(entries)
-        found.segments.append(segment)
-        for entry in entries:
-            found.residents.pop(entry.key, None)
-            if entry.kind is FrameKind.RECORD:
-                size_bytes = charged_bytes(entry.footprint_bytes)
-                found.residents[entry.key] = Resident(entry.key, segment.place(entry), size_bytes)
+        disk.close(descriptor)
+        disk.unlink(segment.list_path)
+        disk.unlink(path)
     held = {segment.list_path.name for segment in found.segments}
     for path in directory.glob("*.list"):
         if path.name not in held:
@@ -72,14 +68,14 @@ def recover(directory: Path, disk: Disk) -> Recovered:
     return found
 
 
-def in_order_of_use(directory: Path, residents: dict[StorageKey, Resident]) -> Iterable[Resident]:
-    """Those listed in the order file first, as far as it holds; then the others, as they were written."""
-    rest = dict(residents)
-    for key in _read_order(directory / ORDER_FILE, len(residents)):
-        resident = rest.pop(key, None)
-        if resident is not None:
-            yield resident
-    yield from rest.values()
+def in_order_of_use(directory: Path, found: Recovered) -> Iterable[StorageKey]:
+    """The residents: those in the order file first, as far as it holds; then the others, as they were written."""
+    rest = dict.fromkeys(found.places)
+    for key in _read_order(directory / ORDER_FILE, len(rest)):
+        if key in rest:
+            del rest[key]
+            yield key
+    yield from rest
 
 
 def write_order(directory: Path, keys: Iterable[StorageKey]) -> None:
@@ -106,29 +102,46 @@ def verify_record(disk: Disk, segment: Segment, entry: FrameEntry) -> None:
         raise InvalidData("padding behind the record is not zero")
 
 
-def _read_segment(disk: Disk, segment: Segment, found: Recovered) -> list[FrameEntry]:
-    """The frames of a segment; ``entries`` is ``None`` from then on, its list is on the disk."""
-    listed = None
+def _read_segment(disk: Disk, segment: Segment, found: Recovered) -> int:
+    """Note what a segment holds; its frames. Where it has a list its ``entries`` are ``None`` from then on."""
+    columns = None
     try:
         data = segment.list_path.read_bytes()
     except OSError:
         data = b""
     else:
-        listed = decode_list(data, segment.seed, segment.size_bytes)
-        found.damaged += listed is None
-    if listed is not None:
-        entries, segment.end = listed
+        columns = decode_columns(data, segment.seed, segment.size_bytes)
+        found.damaged += columns is None
+    if columns is not None:
+        _note_columns(segment, columns, found)
+        segment.end = columns.end
         segment.entries = None
         give_back(disk, segment)
-        return entries
+        return len(columns.keys)
     entries = _searched(disk, segment, found)
     segment.entries = entries
     segment.end = min(aligned(entries[-1].stop, BLOCK_BYTES), segment.size_bytes) if entries else 0
     give_back(disk, segment)
+    for entry in entries:
+        found.places.pop(entry.key, None)
+        if entry.info is not None:
+            found.places[entry.key] = segment.place(entry).packed()
+            found.sizes[entry.key] = charged_bytes(entry.footprint_bytes)
     if entries:
         with suppress(OSError):  # a full disk: the entries stay in memory and are searched for again next time
             segment.write_list(disk)
-    return entries
+    return len(entries)
+
+
+def _note_columns(segment: Segment, columns: ListedColumns, found: Recovered) -> None:
+    places, sizes = found.places, found.sizes
+    rows = zip(columns.is_record, columns.keys, columns.places, columns.footprints_bytes, strict=True)
+    for is_record, data, packed, footprint_bytes in rows:
+        key = StorageKey(data)
+        places.pop(key, None)
+        if is_record:
+            places[key] = Place.packed_in(segment.ordinal, packed)
+            sizes[key] = charged_bytes(footprint_bytes)
 
 
 def _searched(disk: Disk, segment: Segment, found: Recovered) -> list[FrameEntry]:

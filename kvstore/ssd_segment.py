@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from xxhash import xxh3_64_digest
 
 from .disk import Disk
@@ -26,8 +27,10 @@ from .tier import OwnerId, RecordInfo
 __all__ = [
     "LISTED_BYTES",
     "LIST_HEAD_BYTES",
+    "ListedColumns",
     "Place",
     "Segment",
+    "decode_columns",
     "decode_list",
     "encode_list",
     "give_back",
@@ -73,6 +76,11 @@ class Place:
     def packed(self) -> int:
         """The place as one integer: a million of them are kept."""
         return self.ordinal << _ORDINAL_SHIFT | self.offset // ALIGNMENT_BYTES << _OFFSET_SHIFT | self.payload_bytes
+
+    @staticmethod
+    def packed_in(ordinal: int, packed_in_segment_0: int) -> int:
+        """A packed place of segment 0, in another segment."""
+        return ordinal << _ORDINAL_SHIFT | packed_in_segment_0
 
     @classmethod
     def unpacked(cls, packed: int) -> "Place":
@@ -140,6 +148,11 @@ def encode_list(entries: Sequence[FrameEntry], seed: int, end: int) -> bytes:
 
 def decode_list(data: bytes, seed: int, size_bytes: int) -> tuple[list[FrameEntry], int] | None:
     """The entries and where they stop; ``None`` for a list that is damaged, or of more than ``size_bytes`` hold."""
+    listed = _checked_rows(data, seed, size_bytes)
+    return None if listed is None else ([_entry(row) for row in listed[0].tolist()], listed[1])
+
+
+def _checked_rows(data: bytes, seed: int, size_bytes: int) -> tuple[NDArray[np.void], int] | None:
     if len(data) < LIST_HEAD_BYTES:
         return None
     fields, rows = data[: LIST_HEAD_BYTES - 8], data[LIST_HEAD_BYTES:]
@@ -148,7 +161,30 @@ def decode_list(data: bytes, seed: int, size_bytes: int) -> tuple[list[FrameEntr
         return None
     if len(rows) != count * LISTED_BYTES or end > size_bytes:
         return None
-    return [_entry(row) for row in np.frombuffer(rows, _LISTED).tolist()], end
+    return np.frombuffer(rows, _LISTED), end
+
+
+@dataclass(frozen=True, slots=True)
+class ListedColumns:
+    """A list for whoever opens the tier: one entry per frame in each column, no object per frame."""
+
+    is_record: list[bool]
+    keys: list[bytes]
+    places: list[int]
+    """Packed, of segment 0."""
+    footprints_bytes: list[int]
+    end: int
+
+
+def decode_columns(data: bytes, seed: int, size_bytes: int) -> ListedColumns | None:
+    """What :func:`decode_list` finds, as columns."""
+    listed = _checked_rows(data, seed, size_bytes)
+    if listed is None:
+        return None
+    rows, end = listed
+    places = (rows["offset"] // ALIGNMENT_BYTES << np.uint64(_OFFSET_SHIFT)) | rows["payload"]
+    is_record = (rows["kind"] == FrameKind.RECORD).tolist()
+    return ListedColumns(is_record, rows["key"].tolist(), places.tolist(), rows["footprint"].tolist(), end)
 
 
 def _row(entry: FrameEntry, info: RecordInfo) -> tuple[int | bytes, ...]:

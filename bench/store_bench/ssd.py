@@ -30,8 +30,10 @@ from kvloom.kvstore.tier import Record
 from .rows import Row, Timed
 
 MIB = 1024 * 1024
-QUOTA_BYTES = 1024 * MIB
-WORKING_SET_BYTES = 256 * MIB
+QUOTA_BYTES = 512 * MIB
+"""Of the tier, and of a raw file that is written round and round: both find the same share of it in the page cache."""
+READ_BYTES = 256 * MIB
+"""The newest values are read, so many bytes of them."""
 
 
 class Subject(ABC):
@@ -60,7 +62,7 @@ class RawFile(Subject):
         self.name = name
         self._parallel = parallel
         self._value = os.urandom(value_bytes)
-        self._values = WORKING_SET_BYTES // value_bytes
+        self._values = (QUOTA_BYTES // (8 if parallel else 1)) // value_bytes
         self._paths = [root / f"raw-{name}-{number}".replace(" ", "-") for number in range(8 if parallel else 1)]
         self._files = [self._filled(path) for path in self._paths]
         self._next = count()
@@ -86,7 +88,11 @@ class RawFile(Subject):
                     with self._one_stream:
                         self._write(descriptor)
                 else:
-                    os.pread(descriptor, len(self._value), random.randrange(self._values) * len(self._value))
+                    os.pread(
+                        descriptor,
+                        len(self._value),
+                        random.randrange(READ_BYTES // len(self._value)) * len(self._value),
+                    )
                 latencies.append(time.perf_counter() - start)
             return latencies
 
@@ -114,7 +120,7 @@ class KvloomSsd(Subject):
         self.name = name
         self._directory = Path(tempfile.mkdtemp(dir=root))
         self._value = os.urandom(value_bytes)
-        self._values = WORKING_SET_BYTES // value_bytes
+        self._values = READ_BYTES // value_bytes
         self._numbers = count()
         self._loop = asyncio.new_event_loop()
         self._tier = SsdTier.open(self._directory, QUOTA_BYTES)
@@ -171,10 +177,11 @@ def rows(
         for value_bytes in values:
             raw, tier = RawFile(root, value_bytes, "raw write"), KvloomSsd(root, value_bytes, "kvloom ssd")
             parallel = RawFile(root, value_bytes, "raw write, parallel", parallel=True)
+            writers = {"raw write": raw, "raw write, parallel": parallel, "kvloom ssd": tier}
+            readers = {"raw pread": raw, "kvloom ssd": tier}
             for number in clients:
-                writers = {"raw write": raw, "raw write, parallel": parallel, "kvloom ssd": tier}
-                readers = {"raw pread": raw, "kvloom ssd": tier}
                 yield from turns("put", writers, value_bytes, number, seconds, rounds)
+            for number in clients:
                 yield from turns("get", readers, value_bytes, number, seconds, rounds)
                 cached = {f"{name}, cached": subject for name, subject in readers.items()}
                 yield from turns("get", cached, value_bytes, number, seconds, rounds, cached=True)
