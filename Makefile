@@ -99,7 +99,7 @@ $(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
-	$(PIP) --group test --editable '.[cachegen,demo]'
+	$(PIP) --group test --editable '.[cachegen,demo,encryption]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python
