@@ -55,12 +55,16 @@ WRITE_QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Bytes handed to one disk tier and not yet committed; past this its puts are refused."""
 MEMORY_SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 MEMORY_TIER_BYTES_MIN: Final = 256 * 1024
-SSD_CHECK_SECONDS_MAX: Final = 120.0
-"""How long the child process that checks a data directory at open may take before the directory counts as damaged."""
 SHARED_DIRTY_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes waiting for one shared tier; past this a chunk stays local (or its put waits, where so configured)."""
 SHARED_DRAIN_SECONDS_MAX: Final = 10.0
 """How long a closing store still writes to its shared tiers."""
+SSD_SEGMENT_BYTES_MAX: Final = 128 * 1024 * 1024
+"""A file of the log of an SSD tier whose quota is below 128 GiB is at most so large; a larger one has larger files."""
+SSD_SEGMENTS_MAX: Final = 2048
+"""Files of that log; each is an open descriptor."""
+SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * 1024 * 1024
+"""What the background scrub reads: 64 GiB in two and a quarter hours."""
 PROMOTIONS_QUEUED_MAX: Final = 256
 PROMOTION_BYTES_MAX: Final = 128 * 1024 * 1024
 """Payloads that promotions waiting hold on to; past this a promotion reads its record again."""

@@ -57,7 +57,8 @@ class DaemonConfig:
     is put without a time to live (``None``: for ever), ``ssd_admission`` which chunks are written to the SSD,
     ``network_quota_bytes`` what a namespace may have on the shared tier, whichever daemon put it there. ``network`` is
     the line that configures the network tier (it may hold a password), ``root_secret`` the file that daemons of one
-    network store have in common.
+    network store have in common. ``encryption_secret`` is the file of the secret
+    that the keys of what is on disk are wrapped under; ``None`` stores it as it is.
     """
 
     host: str
@@ -70,6 +71,7 @@ class DaemonConfig:
     ssd_admission: AdmissionRule
     ttl_seconds: float | None
     network_quota_bytes: int | None
+    encryption_secret: Path | None
     log_format: LogFormat
     log_level: LogLevel
     network: str | None = field(default=None, repr=False)
@@ -89,6 +91,7 @@ class ConfigText:
     ssd_admission: str | None = None
     ttl: str | None = None
     network_quota: str | None = None
+    encryption_secret: str | None = None
     log_format: str | None = None
     log_level: str | None = None
     network: str | None = None
@@ -124,6 +127,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         ssd_admission=_choice("ssd_admission", text.ssd_admission or AdmissionRule.ALWAYS, AdmissionRule),
         ttl_seconds=_ttl(text.ttl),
         network_quota_bytes=None if text.network_quota in (None, "off") else _quota(text.network_quota),
+        encryption_secret=Path(text.encryption_secret).absolute() if text.encryption_secret else None,
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
         network=_network(text.network),

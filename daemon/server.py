@@ -21,16 +21,19 @@ from ..clients.local_wire import socket_path
 from ..errors import ConfigError
 from ..kvstore.cascade import CascadeLimits
 from ..kvstore.key import ContentKey
+from ..kvstore.keyring import Keyring
 from ..kvstore.memory import MemoryTier
 from ..kvstore.namespace import derive_namespace, load_or_create_root_secret, load_root_secret
 from ..kvstore.network import open_network_tier, parse_network
 from ..kvstore.profiles import ProfileShelf
 from ..kvstore.quota import Quota, Quotas
+from ..kvstore.scrub import Scrubber
 from ..kvstore.ssd import SsdTier
 from ..kvstore.ssd_files import DirectoryLock
 from ..kvstore.store import StoreRules, TieredStore
 from ..kvstore.store_stats import StoreObserver
-from ..kvstore.tier import Tier
+from ..kvstore.tier import RecordInfo, Tier
+from ..kvstore.wrappers.encrypt import EncryptTier
 from .admission import Admission
 from .config import DaemonConfig, format_size
 from .http_api import HttpApi
@@ -44,7 +47,7 @@ __all__ = ["RunningDaemon", "open_daemon", "run_daemon"]
 
 NAMESPACE: Final = "default"
 _CLOSE_SECONDS_MAX: Final = 1.0
-_SPARE_FILES: Final = 256
+_SPARE_FILES: Final = 256 + limits.SSD_SEGMENTS_MAX
 _LEASED_SHARE: Final = 2
 """Local clients may hold half of the memory tier mapped: it takes no new records where they do."""
 _log = structlog.get_logger("kvloom.daemon")
@@ -82,7 +85,8 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         _prepare_directory(config.data_dir)
         stack.callback(DirectoryLock(config.data_dir).release)
         listener = stack.enter_context(_bind(config.host, config.port))
-        store = await _open_store(config)
+        ssd = await asyncio.to_thread(_open_ssd, config) if config.ssd_bytes else None
+        store = await _open_store(config, ssd)
         stack.push_async_callback(store.close)
         secret = await asyncio.to_thread(_root_secret, config)
         shelf = ProfileShelf(config.data_dir / "profiles")
@@ -95,6 +99,8 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             dirty_bytes_max=config.dirty_bytes_max,
         )
         await store.start()
+        if ssd is not None:
+            await stack.enter_async_context(_scrubbing(ssd, store, config))
         await service.open()
         await stack.enter_async_context(_serve_http(service, listener))
         local = bind_local(socket_path(config.data_dir))
@@ -179,10 +185,18 @@ def _root_secret(config: DaemonConfig) -> bytes:
     return load_or_create_root_secret(config.data_dir / "root.secret")
 
 
-async def _open_store(config: DaemonConfig) -> TieredStore:
+def _open_ssd(config: DaemonConfig) -> SsdTier:
+    return SsdTier.open(_chunks(config), config.ssd_bytes)
+
+
+def _chunks(config: DaemonConfig) -> Path:
+    return config.data_dir / "chunks"
+
+
+async def _open_store(config: DaemonConfig, ssd: SsdTier | None) -> TieredStore:
     tiers: list[Tier] = [MemoryTier(config.memory_bytes)]
-    if config.ssd_bytes:
-        tiers.append(await asyncio.to_thread(SsdTier.open, config.data_dir / "chunks", config.ssd_bytes))
+    if ssd is not None:
+        tiers.append(await asyncio.to_thread(_sealed, config, ssd))
     if config.network is not None:
         tiers.append(await asyncio.to_thread(open_network_tier, config.network))
     return TieredStore(
@@ -195,6 +209,27 @@ async def _open_store(config: DaemonConfig) -> TieredStore:
         ),
         observer=_LoggingObserver(),
     )
+
+
+def _sealed(config: DaemonConfig, tier: Tier) -> Tier:
+    """``tier``, encrypted where the configuration asks for it."""
+    if config.encryption_secret is None:
+        return tier
+    secret = load_or_create_root_secret(config.encryption_secret)
+    return EncryptTier(tier, Keyring(config.data_dir / "keys", secret))
+
+
+@asynccontextmanager
+async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> AsyncIterator[None]:
+    def note(info: RecordInfo) -> None:
+        store.note_corrupt(ssd.name, info.content_key, "found by the scrub")
+
+    scrubbing = asyncio.create_task(Scrubber(ssd, _chunks(config), on_damaged=note).run())
+    try:
+        yield
+    finally:
+        scrubbing.cancel()
+        await asyncio.wait((scrubbing,))
 
 
 class _LoggingObserver(StoreObserver):

@@ -29,6 +29,7 @@ __all__ = ["serve"]
 @click.option("--ssd-admission", metavar="RULE", help="always, or second-use to spare the SSD.  [default: always]")
 @click.option("--ttl", metavar="TIME", help="How long a chunk is kept: 90, 15m, 12h, 30d or never.  [default: never]")
 @click.option("--network-quota", metavar="SIZE", help="Of a namespace on the network store.  [default: off]")
+@click.option("--encryption-secret", metavar="FILE", help="Encrypt what is on disk; made where missing.  [default: no]")
 @click.option("--log-format", metavar="FORM", help="auto, console or json.  [default: auto]")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: info]")
 @click.option("--json", "as_json", is_flag=True, help="The same as --log-format json.")

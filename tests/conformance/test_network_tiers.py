@@ -15,7 +15,7 @@ from kvloom.kvstore.wrappers.fault import FaultTier, NoFaults
 from kvloom.kvstore.wrappers.retry import RetryPolicy
 from kvloom.kvstore.wrappers.throttle import InflightBytes
 
-PATIENT = RetryPolicy(seconds_max=30.0), BreakerPolicy(stall_seconds=15.0, ping_seconds=15.0)
+PATIENT = RetryPolicy(seconds_max=30.0, tries_max=12), BreakerPolicy(stall_seconds=15.0, ping_seconds=15.0)
 """The machines that run these tests stall now and then; what the real policies do is tested with a clock of its own."""
 
 
