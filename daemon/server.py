@@ -86,6 +86,8 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         stack.callback(DirectoryLock(config.data_dir).release)
         listener = stack.enter_context(_bind(config.host, config.port))
         ssd = await asyncio.to_thread(_open_ssd, config) if config.ssd_bytes else None
+        if ssd is not None:
+            stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
         store = await _open_store(config, ssd)
         stack.push_async_callback(store.close)
         secret = await asyncio.to_thread(_root_secret, config)

@@ -8,7 +8,7 @@ offset bytes field             contents
 0      4     magic             ``KVLR``
 4      2     format            3
 6      2     flags             0
-8      32    storage key       where the record is kept: keyed BLAKE3 of the content key
+8      32    storage key       where the record is kept: its owner, keyed BLAKE3 of the content key
 40     32    content key       what the payload is
 72     16    owner             whose it is: quotas go by it
 88     8     payload length    bytes after the header
