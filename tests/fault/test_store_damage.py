@@ -62,6 +62,7 @@ async def check_usable(tier: SsdTier, *, deletions_known: bool = True) -> None:
         assert bytes(outcome.value.parts[0]) == record.payload
 
 
+@pytest.mark.slow
 async def test_every_bit_of_a_record_is_covered_by_a_check(
     tmp_path: Path, container_bytes: Callable[..., bytes]
 ) -> None:

@@ -66,6 +66,7 @@ def acknowledged_before_kill(
     raise AssertionError("the process that forks writers has ended")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("ack", "rounds"), [(Ack.DISK, KILLS - KILLS // 10), (Ack.MEMORY, KILLS // 10)])
 async def test_nothing_acknowledged_is_lost(

@@ -29,6 +29,7 @@ async def test_a_sound_directory(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "lock"} == before
 
 
+@pytest.mark.slow
 async def test_every_single_flipped_bit_is_found(tmp_path: Path) -> None:
     """In every file that carries something: frames, headers, payloads, padding, tombstones, lists, order."""
     await fill(tmp_path, [30, 500])
