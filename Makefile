@@ -31,7 +31,7 @@ ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: help demo test lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
+.PHONY: bench-peers help demo test lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,14 @@ contracts: $(VENV)/.test $(VENV)/.lint $(TYPING) ## import-linter: imports point
 
 wheel-check: $(VENV)/.test ## sdist and wheel, installed in empty environments with and without a compiler, and used
 	$(BIN)/pytest -m package tests/e2e $(PYTEST_ARGS)
+
+PEERS := build/peers
+bench-peers: ## the peers that bench/store.py compares with, each in an environment of its own
+	@command -v valkey-server redis-server || echo "neither valkey-server nor redis-server: apt-get install redis-server"
+	@[ -e $(PEERS)/redis/bin ] || { $(PYTHON) -m venv $(PEERS)/redis && $(PEERS)/redis/bin/pip install -qq 'redis[hiredis]'; }
+	@[ -e $(PEERS)/mooncake/bin ] || { $(PYTHON) -m venv $(PEERS)/mooncake && \
+		$(PEERS)/mooncake/bin/pip install -qq mooncake-transfer-engine-non-cuda numpy; }
+	@echo "Mooncake needs the system's libibverbs1 and librdmacm1"
 
 fuzz: fuzz-native fuzz-containers ## hostile input, a million cases each: the compiled core with sanitizers, whole containers
 
@@ -93,7 +101,7 @@ $(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
-	$(PIP) --group test --editable '.[cachegen,demo]'
+	$(PIP) --group test --editable '.[cachegen,demo,encryption,mooncake,network]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python

@@ -55,9 +55,39 @@ WRITE_QUEUE_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Bytes handed to one disk tier and not yet committed; past this its puts are refused."""
 MEMORY_SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 MEMORY_TIER_BYTES_MIN: Final = 256 * 1024
-SSD_CHECK_SECONDS_MAX: Final = 120.0
-"""How long the child process that checks a data directory at open may take before the directory counts as damaged."""
+SHARED_DIRTY_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Bytes waiting for one shared tier; past this a chunk stays local (or its put waits, where so configured)."""
+SHARED_DRAIN_SECONDS_MAX: Final = 10.0
+"""How long a closing store still writes to its shared tiers."""
+SSD_SEGMENT_BYTES_MAX: Final = 128 * 1024 * 1024
+"""A file of the log of an SSD tier whose quota is below 128 GiB is at most so large; a larger one has larger files."""
+SSD_SEGMENTS_MAX: Final = 2048
+"""Files of that log; each is an open descriptor."""
+SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * 1024 * 1024
+"""What the background scrub reads: 64 GiB in two and a quarter hours."""
 PROMOTIONS_QUEUED_MAX: Final = 256
+PROMOTION_BYTES_MAX: Final = 128 * 1024 * 1024
+"""Payloads that promotions waiting hold on to; past this a promotion reads its record again."""
+PROMOTIONS_AT_ONCE_MAX: Final = 4
+CHANGES_REMEMBERED_MAX: Final = 4096
+"""Keys whose last change is known; a promotion that is older than the oldest of them is given up."""
+GETS_AT_ONCE_DEFAULT: Final = 16
+DELETIONS_AT_ONCE_MAX: Final = 64
+ADMISSION_KEYS_MAX: Final = 32_768
+"""Chunks seen once whose second use a disk tier waits for."""
+TTL_SECONDS_MAX: Final = 10 * 366 * 86_400
+SWEEP_SECONDS: Final = 10.0
+SHARED_COUNT_ROUNDS_DEFAULT: Final = 6
+"""Rounds of upkeep from one count of what owners have on shared tiers to the next."""
+SWEEP_RECORDS_MAX: Final = 1024
+"""Expired records that one pass frees on one tier."""
+LEASE_SECONDS_MAX: Final = 3600.0
+LEASES_MAX: Final = 4096
+"""Leases of one owner at the same time."""
+PINNED_SHARE_MAX: Final = 4
+"""An owner may pin a quarter of its quota on the smallest local tier, all owners together half of that tier."""
+OWNERS_COUNTED_MAX: Final = 1024
+"""Owners with counters of their own; those beyond are counted together."""
 PROFILES_MAX: Final = 256
 """Codec profiles on one shelf."""
 NAMESPACE_CHARS_MAX: Final = 64
@@ -83,6 +113,14 @@ STORE_READS_MAX: Final = 16
 CONNECTIONS_MAX: Final = 10_240
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
+LOCAL_CONNECTIONS_MAX: Final = 256
+"""Connections to the Unix socket at once."""
+LOCAL_LEASES_MAX: Final = 4096
+"""Chunks that one connection may hold mapped at once."""
+LOCAL_GET_KEYS_MAX: Final = 128
+"""Chunks in one local read: the system passes at most 253 descriptors at a time."""
+LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes that one local read of several chunks sends through the socket; the rest is asked for again, one by one."""
 
 # Clients
 CLIENT_CONNECTIONS_MAX: Final = 4
@@ -90,7 +128,31 @@ CLIENT_CONNECTIONS_MAX: Final = 4
 CONNECT_SECONDS_MAX: Final = 2.0
 PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
+LOCAL_RELEASES_DEFERRED_MAX: Final = 16
+LOCAL_RELEASED_BYTES_DEFERRED_MAX: Final = 16 * 1024 * 1024
+"""Leases that a client which asks nothing more may keep although it has no use for them: up to either limit."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""
 CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024
 """Text that ``kvloom calibrate`` reads, shared out evenly among its files."""
+
+# Network tiers
+NETWORK_INFLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Bytes of records on their way to or from the network store; a single record may be as large as its own limit."""
+NETWORK_REQUESTS_MAX: Final = 64
+"""Operations under way at the network store."""
+NETWORK_WAITING_MAX: Final = 1024
+"""Operations that wait for one of those to end; past this they are refused."""
+NETWORK_WAIT_SECONDS_MAX: Final = 5.0
+NETWORK_TRIES_MAX: Final = 3
+NETWORK_BYTES_PER_SECOND_MIN: Final = 8 * 1024 * 1024
+"""A transfer slower than this is given up: computing the KV again is faster."""
+VALKEY_VALUE_BYTES_MAX: Final = 1024 * 1024
+"""One value of Valkey, and so the longest that one command holds up its server."""
+VALKEY_CONNECTIONS_MAX: Final = 16
+"""Connections to one Valkey node."""
+S3_PART_BYTES: Final = 8 * 1024 * 1024
+"""A larger object is put in parts of this size, and read in ranges of it."""
+S3_REQUESTS_PER_OBJECT_MAX: Final = 4
+MOONCAKE_THREADS_MAX: Final = 16
+"""Threads that wait in Mooncake's client; one that never comes back is lost to the pool."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +18,9 @@ from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
 from . import protocol, wire
-from .discovery import Endpoint, find_daemon
+from .discovery import Endpoint, find_daemon, find_local_socket
+from .local_connection import LocalGone
+from .local_daemon import LocalDaemon
 from .protocol import Buffer, HttpReply, HttpRequest, Operation, PrefixReply
 
 if TYPE_CHECKING:
@@ -34,9 +38,14 @@ class AsyncKvloomClient:
     See :class:`kvloom.clients.KvloomClient` for how the daemon is found and what a dead one means.
     """
 
-    def __init__(self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX) -> None:
+    def __init__(
+        self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX, local: bool = True
+    ) -> None:
         self._endpoint = find_daemon(address)
         self._connections_max = connections_max
+        path = find_local_socket(self._endpoint) if local else None
+        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max)
+        self._workers: ThreadPoolExecutor | None = None
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -57,10 +66,20 @@ class AsyncKvloomClient:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            await asyncio.to_thread(workers.shutdown)
+        if self._local is not None:
+            self._local.close()
 
-    async def put(self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY) -> wire.PutReply:
-        """Store a container; returns once it has reached ``ack``. Raises the typed error of whatever was wrong."""
-        return await self._run(protocol.PutChunk(key, container, ack))
+    async def put(
+        self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY, ttl_seconds: float | None = None
+    ) -> wire.PutReply:
+        """Store a container, for ``ttl_seconds`` if given; returns once it has reached ``ack``.
+
+        Raises the typed error of whatever was wrong.
+        """
+        return await self._run(protocol.PutChunk(key, container, ack, ttl_seconds))
 
     async def get(
         self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
@@ -76,6 +95,13 @@ class AsyncKvloomClient:
 
         After one read found no daemon, the rest do not wait for it again.
         """
+        if self._local is not None:
+            try:
+                return await self._aside(lambda local: local.get_many(keys, level=level))
+            except LocalGone:
+                pass
+            except DaemonUnavailable as error:
+                return [Unavailable(protocol.DAEMON, str(error)) for _ in keys]
         gone: list[Unavailable] = []
         slots = asyncio.Semaphore(self._connections_max)
 
@@ -145,9 +171,21 @@ class AsyncKvloomClient:
 
     async def _run(self, operation: Operation[T]) -> T:
         try:
+            if self._local is not None and self._local.takes(operation):
+                with suppress(LocalGone):
+                    return await self._aside(lambda local: local.run(operation))
             return await self._answer(operation)
         except DaemonUnavailable as error:
             return operation.without_daemon(error)
+
+    async def _aside(self, ask: Callable[[LocalDaemon], T]) -> T:
+        """Ask through the Unix socket in a thread: what is mapped is verified there too, off the event loop."""
+        local = self._local
+        if local is None:
+            raise LocalGone("no local socket is known")
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(self._connections_max, thread_name_prefix="kvloom-client")
+        return await asyncio.get_running_loop().run_in_executor(self._workers, ask, local)
 
     async def _answer(self, operation: Operation[T]) -> T:
         """The parsed answer; :class:`DaemonUnavailable` where there is none."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,9 @@ from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
 from . import protocol, wire
 from .connection import Connection, StaleConnection
-from .discovery import Endpoint, find_daemon
+from .discovery import Endpoint, find_daemon, find_local_socket
+from .local_connection import LocalGone
+from .local_daemon import LocalDaemon
 from .protocol import Buffer, HttpReply, Operation, PrefixReply
 
 if TYPE_CHECKING:
@@ -36,11 +39,19 @@ class KvloomClient:
     first call. Reads and lookups never raise for a dead, slow or lying daemon: they come to a miss, or to an outcome
     that says why, after at most :data:`limits.CONNECT_SECONDS_MAX` to connect and
     :data:`limits.PROGRESS_SECONDS_MAX` without a byte.
+
+    Where the daemon's note names a Unix socket of this user, it is used by itself, and chunks in the daemon's memory
+    are mapped instead of copied: a container read so is valid, and its memory taken, for as long as its ``data`` or
+    anything made from it is referenced. ``local=False`` does without.
     """
 
-    def __init__(self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX) -> None:
+    def __init__(
+        self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX, local: bool = True
+    ) -> None:
         self._endpoint = find_daemon(address)
         self._connections_max = connections_max
+        path = find_local_socket(self._endpoint) if local else None
+        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max)
         self._idle: deque[Connection] = deque()
         self._workers: ThreadPoolExecutor | None = None
 
@@ -64,10 +75,17 @@ class KvloomClient:
             workers.shutdown()
         while self._idle:
             self._idle.pop().close()
+        if self._local is not None:
+            self._local.close()
 
-    def put(self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY) -> wire.PutReply:
-        """Store a container; returns once it has reached ``ack``. Raises the typed error of whatever was wrong."""
-        return self._run(protocol.PutChunk(key, container, ack))
+    def put(
+        self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY, ttl_seconds: float | None = None
+    ) -> wire.PutReply:
+        """Store a container, for ``ttl_seconds`` if given; returns once it has reached ``ack``.
+
+        Raises the typed error of whatever was wrong.
+        """
+        return self._run(protocol.PutChunk(key, container, ack, ttl_seconds))
 
     def get(self, key: ContentKey, *, level: Level | None = None, layers: range | None = None) -> Outcome[Container]:
         """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss.
@@ -81,6 +99,13 @@ class KvloomClient:
 
         After one read found no daemon, the rest do not wait for it again.
         """
+        if self._local is not None:
+            try:
+                return self._local.get_many(keys, level=level)
+            except LocalGone:
+                pass
+            except DaemonUnavailable as error:
+                return [Unavailable(protocol.DAEMON, str(error)) for _ in keys]
         gone: list[Unavailable] = []
 
         def read(key: ContentKey) -> Outcome[Container]:
@@ -148,6 +173,9 @@ class KvloomClient:
 
     def _run(self, operation: Operation[T]) -> T:
         try:
+            if self._local is not None and self._local.takes(operation):
+                with suppress(LocalGone):
+                    return self._local.run(operation)
             return operation.parse(self._exchange(operation))
         except DaemonUnavailable as error:
             return operation.without_daemon(error)

@@ -21,6 +21,7 @@ __all__ = [
     "Endpoint",
     "data_directory",
     "find_daemon",
+    "find_local_socket",
     "parse_address",
 ]
 
@@ -45,11 +46,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class DaemonNote:
-    """What a running daemon writes to ``daemon.json``; stale after a crash, so only ever a hint."""
+    """What a running daemon writes to ``daemon.json``; stale after a crash, so only ever a hint.
+
+    ``local`` is the path of its Unix socket, where it has one.
+    """
 
     endpoint: Endpoint
     pid: int
     version: str
+    local: str | None = None
 
     @staticmethod
     def path(data_dir: Path) -> Path:
@@ -62,6 +67,8 @@ class DaemonNote:
         draft = target.with_suffix(".tmp")
         draft.unlink(missing_ok=True)
         document = {"host": self.endpoint.host, "port": self.endpoint.port, "pid": self.pid, "version": self.version}
+        if self.local is not None:
+            document["local"] = self.local
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(document, file)
@@ -74,8 +81,9 @@ class DaemonNote:
             with cls.path(data_dir).open("rb") as file:
                 document = json.loads(file.read(_NOTE_BYTES_MAX))
             endpoint = Endpoint(str(document["host"]), int(document["port"]))
-            return cls(endpoint, int(document["pid"]), str(document["version"]))
-        except (OSError, ValueError, TypeError, KeyError):
+            local = document.get("local")
+            return cls(endpoint, int(document["pid"]), str(document["version"]), None if local is None else str(local))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
 
@@ -109,3 +117,12 @@ def find_daemon(
         return parse_address(explicit)
     note = DaemonNote.read(data_dir or data_directory(variables))
     return Endpoint(DEFAULT_HOST, DEFAULT_PORT) if note is None else note.endpoint
+
+
+def find_local_socket(
+    endpoint: Endpoint, *, environ: Mapping[str, str] | None = None, data_dir: Path | None = None
+) -> Path | None:
+    """The Unix socket of the daemon at ``endpoint``, where the note in this user's data directory names one."""
+    variables = os.environ if environ is None else environ
+    note = DaemonNote.read(data_dir or data_directory(variables))
+    return None if note is None or note.endpoint != endpoint or note.local is None else Path(note.local)

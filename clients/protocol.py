@@ -31,6 +31,7 @@ from ..errors import (
     error_for_code,
 )
 from ..kvstore.key import ChunkRef, ContentKey
+from ..kvstore.namespace import check_ttl
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
 from ..kvstore.tier import Ack
 from . import wire
@@ -51,6 +52,7 @@ __all__ = [
     "PrefixReply",
     "PutChunk",
     "PutProfile",
+    "outcome_of_error",
     "prefix_reply",
 ]
 
@@ -111,18 +113,22 @@ class Operation(ABC, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PutChunk(Operation[wire.PutReply]):
-    """Store ``container`` under ``key`` and wait until it has reached ``ack``."""
+    """Store ``container`` under ``key``, for ``ttl_seconds`` if given, and wait until it has reached ``ack``."""
 
     answer_seconds_max: ClassVar[float] = limits.PUT_WAIT_SECONDS_MAX + limits.PROGRESS_SECONDS_MAX
     key: ContentKey
     container: Buffer
     ack: Ack
+    ttl_seconds: float | None = None
 
     def request(self) -> HttpRequest:
         size = memoryview(self.container).nbytes
         if size > limits.CONTAINER_BYTES_MAX:
             raise BodyTooLarge(f"container has {size} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
         target = f"/chunks/{self.key.hex()}?ack={self.ack.value}"
+        if self.ttl_seconds is not None:
+            check_ttl(self.ttl_seconds)
+            target += f"&ttl_seconds={self.ttl_seconds:.3f}"
         return HttpRequest("PUT", target, {"Content-Type": wire.CONTAINER_TYPE}, self.container)
 
     def parse(self, reply: HttpReply) -> wire.PutReply:
@@ -154,16 +160,24 @@ class GetChunk(Operation[Outcome[Container]]):
     def parse(self, reply: HttpReply) -> Outcome[Container]:
         if reply.status != 200:
             return _outcome_of(reply)
+        return self.judge(reply.body, reply.headers.get(wire.HEADER_TIER.lower(), DAEMON))
+
+    def judge(self, data: Buffer, tier: str) -> Outcome[Container]:
+        """What ``data``, which came from ``tier``, is to who asked: verified and what was asked for, or damage."""
         try:
-            container = Container.parse(reply.body, content_key=self.key)
+            container = Container.parse(data, content_key=self.key)
         except (InvalidData, KeyMismatch, KvloomError) as error:
             return Corrupt(DAEMON, str(error))
+        return self.accept(container, tier)
+
+    def accept(self, container: Container, tier: str) -> Outcome[Container]:
+        """What a verified container is to who asked."""
         if self.level is not None and self.level not in container.header.levels:
             return Corrupt(DAEMON, f"asked for level {self.level}, the reply does not hold it")
         header = container.header
         if self.layers is not None and header.layers != header.whole_blocks(self.layers):
             return Corrupt(DAEMON, f"asked for {self.layers}, the reply holds {header.layers}")
-        return Hit(container, reply.headers.get(wire.HEADER_TIER.lower(), DAEMON))
+        return Hit(container, tier)
 
     def without_daemon(self, error: DaemonUnavailable) -> Outcome[Container]:
         return Unavailable(DAEMON, str(error))
@@ -351,12 +365,15 @@ def _error_of(reply: HttpReply) -> KvloomError:
 
 
 def _outcome_of(reply: HttpReply) -> Outcome[T]:
-    """What an error reply means to a read: a state of the cache is an outcome, a caller's mistake is raised."""
-    error = _error_of(reply)
+    return outcome_of_error(_error_of(reply), retry_seconds=_seconds(reply.headers.get("retry-after", "")))
+
+
+def outcome_of_error(error: KvloomError, *, retry_seconds: float = 1.0) -> Outcome[T]:
+    """What an error means to a read: a state of the cache is an outcome, a caller's mistake is raised."""
     if isinstance(error, NotFound):
         return Miss()
     if isinstance(error, Overloaded):
-        return Throttled(DAEMON, _seconds(reply.headers.get("retry-after", "")))
+        return Throttled(DAEMON, retry_seconds)
     if error.http_status >= 500:
         return Unavailable(DAEMON, str(error))
     raise error

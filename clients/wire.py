@@ -17,6 +17,7 @@ from ..codec.level import Level, LossyCodec, parse_level
 from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
+from .tenancy import StageStats, TenantStats
 
 __all__ = [
     "CONTAINER_TYPE",
@@ -50,6 +51,7 @@ __all__ = [
     "parse_ack",
     "parse_keys",
     "parse_layers",
+    "parse_ttl",
 ]
 
 Json = Any
@@ -64,6 +66,7 @@ PROFILE_TYPE: Final = "application/vnd.kvloom.profile"
 JSON_TYPE: Final = "application/json"
 
 T = TypeVar("T")
+_SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,6})?", re.ASCII)
 _LAYERS = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 
 
@@ -140,12 +143,13 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class ChunkEntry:
-    """One stored chunk as a list shows it; ``tiers`` are fastest first."""
+    """One stored chunk as a list shows it; ``tiers`` are fastest first, ``expires_at_ms`` is absent for never."""
 
     key: bytes
     payload_bytes: int
     stored_at_ms: int
     tiers: tuple[str, ...]
+    expires_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,7 @@ class TierStats:
     errors: int
     evictions: int
     promotions: int
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,14 @@ class DaemonStats:
     profiles: int
     tiers: tuple[TierStats, ...]
     codec: LossyCodec = LossyCodec.KVLOOM
+    stages: tuple[StageStats, ...] = ()
+    tenants: tuple[TenantStats, ...] = ()
+    expired: int = 0
+    pinned_bytes: int = 0
+    leases: int = 0
+    admitted: int = 0
+    deferred: int = 0
+    promotions_dropped: int = 0
 
 
 def dump(record: object) -> Json:
@@ -292,6 +305,13 @@ def parse_ack(text: str) -> Ack:
         return Ack(text)
     except ValueError as error:
         raise InvalidRequest(f"ack {text[:40]!r} is not one of {', '.join(Ack)}") from error
+
+
+def parse_ttl(text: str) -> float:
+    """A time to live in seconds; its limits are the store's."""
+    if not _SECONDS.fullmatch(text):
+        raise InvalidRequest(f"ttl_seconds {text[:40]!r} is not a number of seconds")
+    return float(text)
 
 
 def _load(kind: Any, value: Json, name: str, strict: bool) -> Any:

@@ -82,8 +82,8 @@ def calibrate(
     """Make a profile of ``layout`` from ``samples``, which are consumed once.
 
     ``kl_target`` is the KL divergence (nats) aimed at by ``standard``; ``step_scale`` multiplies the steps that gives.
-    Layers are coded together in blocks of at most :data:`BLOCK_LAYERS`, and ``block_channels`` channels or one layer. With
-    ``refinements`` below 3 there are fewer levels, of which the last has the finest step all the same. The first
+    Layers are coded together in blocks of at most :data:`BLOCK_LAYERS`, and ``block_channels`` channels or one layer.
+    With ``refinements`` below 3 there are fewer levels, of which the last has the finest step all the same. The first
     tokens of a context are left out of the statistics. Raises :class:`InvalidTensor` when the samples hold no other,
     :class:`InvalidRequest` for more refinements than there are levels.
     """

@@ -31,6 +31,7 @@ __all__ = [
     "check_tokens",
     "checksum",
     "generic_digest",
+    "named_key",
     "parse_header",
     "write_header",
 ]
@@ -48,6 +49,13 @@ _ENTRY = struct.Struct("<BBHI8s")
 _CHECKSUM_BYTES = 8
 _GENERIC_NAME = b"kvloom generic profile 4"
 Buffer = bytes | bytearray | memoryview
+_KINDS = tuple(Kind)
+_CONTENT_KEY = slice(32, 64)
+_EXACT_PLACES: dict[tuple[int, int], tuple[Level, Kind | None]] = {
+    (EXACT.code, kind.value): (EXACT, kind) for kind in Kind
+}
+_BLOCK_PLACES = _EXACT_PLACES | {(level.code, _BLOCK_KIND): (level, None) for level in LOSSY_LEVELS}
+_CACHEGEN_PLACES = _EXACT_PLACES | {(level.code, kind.value): (level, kind) for level in LOSSY_LEVELS for kind in Kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +140,11 @@ class ContainerHeader:
         return max(ends, default=self.header_bytes)
 
 
+def named_key(data: Buffer) -> bytes:
+    """The content key in the header at the start of ``data``, which nobody has verified; short where the data is."""
+    return bytes(memoryview(data)[_CONTENT_KEY])
+
+
 def generic_digest(layout: Layout) -> bytes:
     """The name of the generic profile of ``layout``, which both ends make themselves: of what it is made from."""
     return blake3(_GENERIC_NAME + layout.to_bytes()).digest()
@@ -199,7 +212,7 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
     header = ContainerHeader(key, profile, layout, tokens, first_position, block_layers, segments, header_bytes, codec)
     if header.total_bytes > limits.CONTAINER_BYTES_MAX:
         raise BodyTooLarge(f"container declares {header.total_bytes} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
-    if any(segment.level != EXACT for segment in segments) and profile == NO_PROFILE:
+    if profile == NO_PROFILE and any(segment.level != EXACT for segment in segments):
         raise MalformedContainer("container has lossy segments but names no profile")
     return header if declared_bytes is None else _cut(header, declared_bytes)
 
@@ -215,16 +228,15 @@ def check_tokens(tokens: int, first_position: int) -> None:
 
 
 def _segments(view: memoryview, start: int, count: int, offset: int, codec: LossyCodec) -> tuple[Segment, ...]:
-    lossy_kinds = tuple(Kind) if codec is LossyCodec.CACHEGEN else (_BLOCK_KIND,)
-    levels = {level.code: level for level in (*LOSSY_LEVELS, EXACT)}
+    places = _CACHEGEN_PLACES if codec is LossyCodec.CACHEGEN else _BLOCK_PLACES
     segments: list[Segment] = []
-    for level_code, kind, layer, length, digest in _ENTRY.iter_unpack(view[start : start + count * _ENTRY.size]):
-        level = levels.get(level_code)
-        if level is None or kind not in (tuple(Kind) if level == EXACT else lossy_kinds):
+    for level_code, kind_code, layer, length, digest in _ENTRY.iter_unpack(view[start : start + count * _ENTRY.size]):
+        place = places.get((level_code, kind_code))
+        if place is None:
             raise MalformedContainer(
-                f"segment {len(segments)} has level code {level_code} and kind {kind}, neither is known"
+                f"segment {len(segments)} has level code {level_code} and kind {kind_code}, neither is known"
             )
-        segments.append(Segment(level, None if kind == _BLOCK_KIND else Kind(kind), layer, offset, length, digest))
+        segments.append(Segment(place[0], place[1], layer, offset, length, digest))
         offset += length
     return tuple(segments)
 
@@ -260,7 +272,7 @@ def check_table(
     expected: list[tuple[Level, int, Kind | None]] = []
     for level in levels:
         if level == EXACT or cachegen:
-            expected += [(level, layer, kind) for layer in range(first, stop) for kind in Kind]
+            expected += [(level, layer, kind) for layer in range(first, stop) for kind in _KINDS]
         else:
             expected += [(level, layer, None) for layer in range(first, stop, block_layers)]
     found = [(segment.level, segment.layer, segment.kind) for segment in segments]

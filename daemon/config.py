@@ -6,7 +6,7 @@ Every value arrives as text, is parsed in one place, and is refused with one lin
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,6 +15,8 @@ from .. import limits
 from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
+from ..kvstore.admission import AdmissionRule
+from ..kvstore.network import parse_network
 from .machine import Machine
 
 __all__ = ["ConfigText", "DaemonConfig", "LogFormat", "LogLevel", "format_size", "parse_size", "resolve_config"]
@@ -24,6 +26,8 @@ _MEMORY_SHARE: Final = 0.25
 _SSD_BYTES_DEFAULT_MAX: Final = 64 * 1024**3
 _SSD_SHARE: Final = 0.20
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
+_DURATION = re.compile(r"(\d{1,9})([smhd]?)", re.ASCII)
+_SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 Choice = TypeVar("Choice", bound=StrEnum)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -49,7 +53,12 @@ class LogLevel(StrEnum):
 class DaemonConfig:
     """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk.
 
-    ``codec`` is what the lossy levels of its namespace are coded with.
+    ``codec`` is what the lossy levels of its namespace are coded with, ``ttl_seconds`` how long it keeps a chunk that
+    is put without a time to live (``None``: for ever), ``ssd_admission`` which chunks are written to the SSD,
+    ``network_quota_bytes`` what a namespace may have on the shared tier, whichever daemon put it there. ``network`` is
+    the line that configures the network tier (it may hold a password), ``root_secret`` the file that daemons of one
+    network store have in common. ``encryption_secret`` is the file of the secret
+    that the keys of what is on disk are wrapped under; ``None`` stores it as it is.
     """
 
     host: str
@@ -59,8 +68,14 @@ class DaemonConfig:
     ssd_bytes: int
     dirty_bytes_max: int
     codec: LossyCodec
+    ssd_admission: AdmissionRule
+    ttl_seconds: float | None
+    network_quota_bytes: int | None
+    encryption_secret: Path | None
     log_format: LogFormat
     log_level: LogLevel
+    network: str | None = field(default=None, repr=False)
+    root_secret: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +88,14 @@ class ConfigText:
     memory: str | None = None
     ssd: str | None = None
     codec: str | None = None
+    ssd_admission: str | None = None
+    ttl: str | None = None
+    network_quota: str | None = None
+    encryption_secret: str | None = None
     log_format: str | None = None
     log_level: str | None = None
+    network: str | None = None
+    root_secret: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
@@ -103,8 +124,14 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         ssd_bytes=_ssd_size(text.ssd, machine),
         dirty_bytes_max=min(limits.DIRTY_BYTES_MAX, memory_bytes // 2),
         codec=_choice("codec", text.codec or LossyCodec.KVLOOM, LossyCodec),
+        ssd_admission=_choice("ssd_admission", text.ssd_admission or AdmissionRule.ALWAYS, AdmissionRule),
+        ttl_seconds=_ttl(text.ttl),
+        network_quota_bytes=None if text.network_quota in (None, "off") else _quota(text.network_quota),
+        encryption_secret=Path(text.encryption_secret).absolute() if text.encryption_secret else None,
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
+        network=_network(text.network),
+        root_secret=None if text.root_secret is None else Path(text.root_secret).expanduser().absolute(),
     )
 
 
@@ -151,6 +178,14 @@ def _tier_size(name: str, text: str | None, default: int, most: int) -> int:
     return size
 
 
+def _network(text: str | None) -> str | None:
+    """The line as it is, once it is known to hold; ``off`` switches off what the environment says."""
+    if text is None or text == "off":
+        return None
+    parse_network(text)
+    return text
+
+
 def _loopback(host: str) -> str:
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -170,6 +205,26 @@ def _port(text: str | None) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
         raise ConfigError(f"port {text[:40]!r} is not a number from 0 to 65535")
     return int(text)
+
+
+def _quota(text: str) -> int:
+    size_bytes = parse_size("network_quota", text)
+    if size_bytes < limits.TIER_BYTES_MIN:
+        least = format_size(limits.TIER_BYTES_MIN)
+        raise ConfigError(f"network_quota is {format_size(size_bytes)}, at least {least} is needed")
+    return size_bytes
+
+
+def _ttl(text: str | None) -> float | None:
+    """Seconds of ``90``, ``15m``, ``12h`` or ``30d``; ``None`` for nothing said or ``never``."""
+    if text is None or text == "never":
+        return None
+    match = _DURATION.fullmatch(text.strip())
+    seconds = 0 if match is None else int(match[1]) * _SECONDS_OF[match[2]]
+    if not 1 <= seconds <= limits.TTL_SECONDS_MAX:
+        most_days = limits.TTL_SECONDS_MAX // 86_400
+        raise ConfigError(f"ttl {text[:40]!r} is not never or a time such as 90, 15m, 12h or 30d, up to {most_days}d")
+    return float(seconds)
 
 
 def _choice(name: str, text: str, kind: type[Choice]) -> Choice:

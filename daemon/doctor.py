@@ -102,7 +102,7 @@ def _directory(data_dir: Path) -> list[Finding]:
     if system.startswith(_NETWORK_FILE_SYSTEMS):
         fix = "use a local disk: kvloom serve --data-dir DIR"
         findings.append(
-            Finding("data directory", State.PROBLEM, f"{data_dir} is on {system}: LMDB needs a local disk", fix)
+            Finding("data directory", State.PROBLEM, f"{data_dir} is on {system}: the SSD tier needs a local disk", fix)
         )
     if system in _MEMORY_FILE_SYSTEMS:
         fix = "use a disk: kvloom serve --data-dir DIR"

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .. import __version__
+from .. import __version__, limits
 from ..clients.wire import DaemonStats
 
 __all__ = ["METRICS_TYPE", "Metrics"]
@@ -104,3 +104,49 @@ class _StatsCollector(Collector):
                 counter.add_metric([tier.name], count)
         yield from gauges
         yield from counters
+        yield CounterMetricFamily("kvloom_expired", "Records freed because their time was over.", value=stats.expired)
+        yield CounterMetricFamily("kvloom_disk_deferred", "Puts kept off the disk, first use.", value=stats.deferred)
+        yield GaugeMetricFamily("kvloom_pinned_bytes", "Bytes that leases keep.", value=stats.pinned_bytes)
+        yield GaugeMetricFamily("kvloom_leases", "Leases running.", value=stats.leases)
+        yield from _stage_metrics(stats)
+        yield from _tenant_metrics(stats)
+
+
+def _stage_metrics(stats: DaemonStats) -> Iterator[Metric]:
+    dirty = GaugeMetricFamily("kvloom_stage_dirty_bytes", "Bytes waiting to be written to a tier.", labels=["tier"])
+    written = CounterMetricFamily("kvloom_stage_written", "Records written behind to a tier.", labels=["tier"])
+    failed = CounterMetricFamily("kvloom_stage_failures", "Records a tier refused.", labels=["tier"])
+    dropped = CounterMetricFamily("kvloom_stage_dropped", "Records not sent to a tier: too many.", labels=["tier"])
+    for stage in stats.stages:
+        dirty.add_metric([stage.tier], stage.dirty_bytes)
+        written.add_metric([stage.tier], stage.written)
+        failed.add_metric([stage.tier], stage.failures)
+        dropped.add_metric([stage.tier], stage.dropped)
+    yield from (dirty, written, failed, dropped)
+
+
+def _tenant_metrics(stats: DaemonStats) -> Iterator[Metric]:
+    """Labelled by the namespaces of this daemon, which its configuration bounds, never by what a client sends."""
+    name = ["namespace"]
+    puts = CounterMetricFamily("kvloom_tenant_puts", "Containers accepted from a tenant.", labels=name)
+    put_bytes = CounterMetricFamily("kvloom_tenant_put_bytes", "Their bytes.", labels=name)
+    hits = CounterMetricFamily("kvloom_tenant_hits", "Reads of a tenant that were answered.", labels=name)
+    hit_bytes = CounterMetricFamily("kvloom_tenant_hit_bytes", "Their bytes.", labels=name)
+    misses = CounterMetricFamily("kvloom_tenant_misses", "Reads of a tenant that were not.", labels=name)
+    pinned = GaugeMetricFamily("kvloom_tenant_pinned_bytes", "Bytes that a tenant's leases keep.", labels=name)
+    used = GaugeMetricFamily("kvloom_tenant_used_bytes", "Bytes of a tier that a tenant has.", labels=[*name, "tier"])
+    evictions = CounterMetricFamily(
+        "kvloom_tenant_evictions", "Chunks of a tenant that a tier gave up for room.", labels=[*name, "tier"]
+    )
+    for tenant in stats.tenants[: limits.OWNERS_COUNTED_MAX]:
+        label = [tenant.namespace]
+        puts.add_metric(label, tenant.puts)
+        put_bytes.add_metric(label, tenant.put_bytes)
+        hits.add_metric(label, tenant.hits)
+        hit_bytes.add_metric(label, tenant.hit_bytes)
+        misses.add_metric(label, tenant.misses)
+        pinned.add_metric(label, tenant.pinned_bytes)
+        for tier in tenant.tiers:
+            used.add_metric([*label, tier.tier], tier.used_bytes)
+            evictions.add_metric([*label, tier.tier], tier.evictions)
+    yield from (puts, put_bytes, hits, hit_bytes, misses, pinned, used, evictions)

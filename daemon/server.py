@@ -17,20 +17,28 @@ from aiohttp import web
 
 from .. import __version__, limits
 from ..clients.discovery import DaemonNote, Endpoint
+from ..clients.local_wire import socket_path
 from ..errors import ConfigError
+from ..kvstore.cascade import CascadeLimits
 from ..kvstore.key import ContentKey
+from ..kvstore.keyring import Keyring
 from ..kvstore.memory import MemoryTier
-from ..kvstore.namespace import derive_namespace, load_or_create_root_secret
+from ..kvstore.namespace import derive_namespace, load_or_create_root_secret, load_root_secret
+from ..kvstore.network import open_network_tier, parse_network
 from ..kvstore.profiles import ProfileShelf
+from ..kvstore.quota import Quota, Quotas
+from ..kvstore.scrub import Scrubber
 from ..kvstore.ssd import SsdTier
 from ..kvstore.ssd_files import DirectoryLock
-from ..kvstore.store import TieredStore
+from ..kvstore.store import StoreRules, TieredStore
 from ..kvstore.store_stats import StoreObserver
-from ..kvstore.tier import Tier
+from ..kvstore.tier import RecordInfo, Tier
+from ..kvstore.wrappers.encrypt import EncryptTier
 from .admission import Admission
 from .config import DaemonConfig, format_size
 from .http_api import HttpApi
 from .http_guard import GuardedProtocol
+from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
 from .service import Service
@@ -39,7 +47,9 @@ __all__ = ["RunningDaemon", "open_daemon", "run_daemon"]
 
 NAMESPACE: Final = "default"
 _CLOSE_SECONDS_MAX: Final = 1.0
-_SPARE_FILES: Final = 256
+_SPARE_FILES: Final = 256 + limits.SSD_SEGMENTS_MAX
+_LEASED_SHARE: Final = 2
+"""Local clients may hold half of the memory tier mapped: it takes no new records where they do."""
 _log = structlog.get_logger("kvloom.daemon")
 
 
@@ -75,23 +85,35 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         _prepare_directory(config.data_dir)
         stack.callback(DirectoryLock(config.data_dir).release)
         listener = stack.enter_context(_bind(config.host, config.port))
-        store = await _open_store(config)
+        ssd = await asyncio.to_thread(_open_ssd, config) if config.ssd_bytes else None
+        if ssd is not None:
+            stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
+        store = await _open_store(config, ssd)
         stack.push_async_callback(store.close)
-        secret = await asyncio.to_thread(load_or_create_root_secret, config.data_dir / "root.secret")
+        secret = await asyncio.to_thread(_root_secret, config)
         shelf = ProfileShelf(config.data_dir / "profiles")
         admission = Admission()
         service = Service(
             store,
             shelf,
-            derive_namespace(secret, NAMESPACE, codec=config.codec),
+            derive_namespace(secret, NAMESPACE, codec=config.codec, ttl_seconds=config.ttl_seconds),
             admission,
             dirty_bytes_max=config.dirty_bytes_max,
         )
         await store.start()
+        if ssd is not None:
+            await stack.enter_async_context(_scrubbing(ssd, store, config))
         await service.open()
         await stack.enter_async_context(_serve_http(service, listener))
+        local = bind_local(socket_path(config.data_dir))
+        if local is not None:
+            stack.callback(socket_path(config.data_dir).unlink, missing_ok=True)
+            stack.enter_context(local)
+            leased_bytes_max = config.memory_bytes // _LEASED_SHARE
+            await stack.enter_async_context(serve_local(service, local, leased_bytes_max=leased_bytes_max))
         endpoint = Endpoint(*listener.getsockname()[:2])
-        DaemonNote(endpoint, os.getpid(), __version__).write(config.data_dir)
+        path = None if local is None else str(socket_path(config.data_dir))
+        DaemonNote(endpoint, os.getpid(), __version__, path).write(config.data_dir)
         stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
         stack.push_async_callback(_drain, admission, store)
         _log.info(
@@ -100,8 +122,11 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             data_dir=str(config.data_dir),
             memory=format_size(config.memory_bytes),
             ssd=format_size(config.ssd_bytes),
+            network="none" if config.network is None else str(parse_network(config.network)),
             version=__version__,
         )
+        if config.network is not None and config.root_secret is None:
+            _log.warning("no root secret is configured: other daemons cannot find what this one puts into the network")
         if not config.ssd_bytes:
             _log.warning("no SSD tier: chunks are lost when the daemon ends")
         yield RunningDaemon(endpoint, service)
@@ -155,16 +180,58 @@ def _protocol_factory(runner: web.AppRunner) -> Callable[[], GuardedProtocol]:
     return make
 
 
-async def _open_store(config: DaemonConfig) -> TieredStore:
+def _root_secret(config: DaemonConfig) -> bytes:
+    """The one that is configured, or the daemon's own. Blocks."""
+    if config.root_secret is not None:
+        return load_root_secret(config.root_secret)
+    return load_or_create_root_secret(config.data_dir / "root.secret")
+
+
+def _open_ssd(config: DaemonConfig) -> SsdTier:
+    return SsdTier.open(_chunks(config), config.ssd_bytes)
+
+
+def _chunks(config: DaemonConfig) -> Path:
+    return config.data_dir / "chunks"
+
+
+async def _open_store(config: DaemonConfig, ssd: SsdTier | None) -> TieredStore:
     tiers: list[Tier] = [MemoryTier(config.memory_bytes)]
-    if config.ssd_bytes:
-        tiers.append(await asyncio.to_thread(SsdTier.open, config.data_dir / "chunks", config.ssd_bytes))
+    if ssd is not None:
+        tiers.append(await asyncio.to_thread(_sealed, config, ssd))
+    if config.network is not None:
+        tiers.append(await asyncio.to_thread(open_network_tier, config.network))
     return TieredStore(
         tiers,
         clock_ms=lambda: time.time_ns() // 1_000_000,
-        dirty_bytes_max=config.dirty_bytes_max,
+        rules=StoreRules(
+            CascadeLimits(config.dirty_bytes_max),
+            config.ssd_admission,
+            Quotas(Quota(limit_bytes=config.network_quota_bytes)),
+        ),
         observer=_LoggingObserver(),
     )
+
+
+def _sealed(config: DaemonConfig, tier: Tier) -> Tier:
+    """``tier``, encrypted where the configuration asks for it."""
+    if config.encryption_secret is None:
+        return tier
+    secret = load_or_create_root_secret(config.encryption_secret)
+    return EncryptTier(tier, Keyring(config.data_dir / "keys", secret))
+
+
+@asynccontextmanager
+async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> AsyncIterator[None]:
+    def note(info: RecordInfo) -> None:
+        store.note_corrupt(ssd.name, info.content_key, "found by the scrub")
+
+    scrubbing = asyncio.create_task(Scrubber(ssd, _chunks(config), on_damaged=note).run())
+    try:
+        yield
+    finally:
+        scrubbing.cancel()
+        await asyncio.wait((scrubbing,))
 
 
 class _LoggingObserver(StoreObserver):

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from .. import __version__, limits
-from ..clients import wire
+from ..clients import tenancy, wire
 from ..codec.container import generic_digest, parse_header
 from ..codec.level import EXACT, Level
 from ..errors import (
@@ -26,12 +26,15 @@ from ..errors import (
     TooManyItems,
 )
 from ..kvstore.key import ContentKey, chunk_refs
+from ..kvstore.lending import LentChunk
 from ..kvstore.namespace import Namespace
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
+from ..kvstore.pins import LeaseId
 from ..kvstore.profiles import ProfileShelf
-from ..kvstore.store import ChunkRead, StoredChunk, TieredStore
-from ..kvstore.store_stats import TierStats
-from ..kvstore.tier import Ack, Buffer
+from ..kvstore.store import ChunkRead, PinnedChunks, StoredChunk, TieredStore
+from ..kvstore.store_stats import StageStats, TierStats
+from ..kvstore.tenants import TenantStats
+from ..kvstore.tier import NEVER, Ack, Buffer
 from .admission import Admission
 
 __all__ = ["Service"]
@@ -69,8 +72,8 @@ class Service:
         self._profiles.update(await self._shelf.list())
         self.admission.open()
 
-    async def put(self, key: ContentKey, payload: Buffer, *, ack: Ack) -> Ack:
-        """Keep a container, given away by the caller, and return what was reached.
+    async def put(self, key: ContentKey, payload: Buffer, *, ack: Ack, ttl_seconds: float | None = None) -> Ack:
+        """Keep a container, given away by the caller, for ``ttl_seconds`` if given, and return what was reached.
 
         Raises what :meth:`TieredStore.put` raises, :class:`CodecMismatch` for lossy levels of another codec than the
         namespace's, and :class:`ProfileMismatch` for lossy levels whose profile is neither on the shelf nor the generic
@@ -89,7 +92,7 @@ class Service:
                 f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
                 f"which is not among the {len(self._profiles)} profiles here; put it first"
             )
-        return await self._store.put(self._namespace, key, payload, ack=ack)
+        return await self._store.put(self._namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds)
 
     @asynccontextmanager
     async def reading(
@@ -106,14 +109,25 @@ class Service:
         with self.admission.reserve(chunk.total_bytes):
             yield chunk
 
+    async def lend(
+        self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> LentChunk | None:
+        """A chunk in memory that a local client can map, until its lease is released; None: ask :meth:`reading`."""
+        outcome = await self._store.lend(self._namespace, key, level=level, layers=layers)
+        return outcome.value if isinstance(outcome, Hit) else None
+
     async def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored."""
         return await self._store.contains_many(self._namespace, keys)
 
+    async def match_prefix(self, keys: Sequence[ContentKey]) -> int:
+        """How many of the leading ``keys`` are stored without a gap."""
+        return await self._store.longest_prefix(self._namespace, keys)
+
     async def longest_prefix(self, question: wire.PrefixQuestion) -> wire.PrefixCount:
         """How many leading chunks are stored, of keys, or of tokens that are cut and keyed here."""
         if question.keys is not None and question.tokens is None and question.identity is None:
-            return wire.PrefixCount(await self._store.longest_prefix(self._namespace, wire.parse_keys(question.keys)))
+            return wire.PrefixCount(await self.match_prefix(wire.parse_keys(question.keys)))
         if question.keys is not None or question.tokens is None or question.identity is None:
             raise InvalidRequest("a prefix question has either keys, or identity and tokens")
         refs = await asyncio.to_thread(
@@ -128,6 +142,45 @@ class Service:
     async def delete(self, key: ContentKey) -> bool:
         """Forget a chunk on every tier; whether there was one."""
         return await self._store.delete(self._namespace, key)
+
+    async def delete_many(self, keys: Sequence[ContentKey]) -> list[bool]:
+        """Forget chunks on every tier; for each, whether there was one."""
+        return await self._store.delete_many(self._namespace, keys)
+
+    async def delete_namespace(self) -> int:
+        """Forget every chunk of the namespace; how many records there were, each once per tier."""
+        return await self._store.delete_namespace(self._namespace)
+
+    @asynccontextmanager
+    async def reading_many(
+        self, keys: Sequence[ContentKey], *, level: Level | None = None, layers: range | None = None
+    ) -> AsyncIterator[list[ChunkRead | None]]:
+        """Read chunks in the order of ``keys``, ``None`` for what is not stored, and hold their bytes as above.
+
+        A chunk that cannot be read for now is ``None`` too: to a batch it is one that has to be computed. Raises
+        :class:`Overloaded` where what was found is more than the budget has room for, :class:`InvalidRequest`.
+        """
+        async with self._reads:
+            outcomes = await self._store.get_many(self._namespace, keys, level=level, layers=layers)
+        found = [outcome.value if isinstance(outcome, Hit) else None for outcome in outcomes]
+        with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None)):
+            yield found
+
+    async def pin(self, keys: Sequence[ContentKey], *, lease_seconds: float) -> PinnedChunks:
+        """Keep chunks from being evicted until the lease ends; raises what :meth:`TieredStore.pin` raises."""
+        return await self._store.pin(self._namespace, keys, lease_seconds=lease_seconds)
+
+    def release(self, lease: LeaseId) -> bool:
+        """End a lease now; whether it was running."""
+        return self._store.release(self._namespace, lease)
+
+    async def prefetch(self, keys: Sequence[ContentKey]) -> int:
+        """Have chunks copied into memory in the background; for how many that is under way or not needed."""
+        return await self._store.prefetch(self._namespace, keys)
+
+    def hint(self, keys: Sequence[ContentKey], *, finished: bool) -> None:
+        """Say that chunks will not be used again (or will), for eviction to act on."""
+        self._store.hint(self._namespace, keys, finished=finished)
 
     async def describe(self, key: ContentKey) -> wire.ChunkDetail:
         """What is stored under ``key``, without its segments; :class:`NotFound` where nothing is."""
@@ -207,6 +260,14 @@ class Service:
             profiles=len(self._profiles),
             tiers=tuple(_tier(item) for item in store.tiers),
             codec=self._namespace.codec,
+            stages=tuple(_stage(item) for item in store.stages),
+            tenants=(_tenant(self._store.tenant_stats(self._namespace)),),
+            expired=store.expired,
+            pinned_bytes=store.pinned_bytes,
+            leases=store.leases,
+            admitted=store.admitted,
+            deferred=store.deferred,
+            promotions_dropped=store.promotions_dropped,
         )
 
 
@@ -224,7 +285,8 @@ def _found(outcome: Outcome[T], what: str) -> T:
 
 
 def _entry(stored: StoredChunk) -> wire.ChunkEntry:
-    return wire.ChunkEntry(stored.key, stored.payload_bytes, stored.stored_at_ms, stored.tiers)
+    expires_at_ms = None if stored.expires_at_ms == NEVER else stored.expires_at_ms
+    return wire.ChunkEntry(stored.key, stored.payload_bytes, stored.stored_at_ms, stored.tiers, expires_at_ms)
 
 
 def _tier(stats: TierStats) -> wire.TierStats:
@@ -240,4 +302,39 @@ def _tier(stats: TierStats) -> wire.TierStats:
         errors=stats.errors,
         evictions=stats.capacity.evictions,
         promotions=stats.promotions,
+        shared=stats.shared,
+    )
+
+
+def _stage(stats: StageStats) -> tenancy.StageStats:
+    return tenancy.StageStats(
+        stats.tier,
+        stats.dirty_bytes,
+        stats.dirty_bytes_max,
+        stats.dirty_records,
+        stats.written,
+        stats.failures,
+        stats.dropped,
+    )
+
+
+def _tenant(stats: TenantStats) -> tenancy.TenantStats:
+    return tenancy.TenantStats(
+        stats.namespace,
+        stats.puts,
+        stats.put_bytes,
+        stats.hits,
+        stats.hit_bytes,
+        stats.misses,
+        stats.pinned_bytes,
+        tuple(
+            tenancy.TenantTier(
+                item.tier,
+                item.holdings.used_bytes,
+                item.holdings.records,
+                item.holdings.evictions,
+                item.holdings.limit_bytes,
+            )
+            for item in stats.tiers
+        ),
     )

@@ -20,7 +20,17 @@ from .key import ContentKey, StorageKey
 from .outcome import Corrupt, Hit, Outcome, Unavailable
 from .tier import Buffer, RecordInfo, Slice
 
-__all__ = ["ChunkHead", "ChunkRead", "Copy", "is_sound", "read_chunk", "read_head", "read_whole", "verified_header"]
+__all__ = [
+    "ChunkHead",
+    "ChunkRead",
+    "Copy",
+    "is_sound",
+    "read_chunk",
+    "read_head",
+    "read_whole",
+    "select_asked",
+    "verified_header",
+]
 
 _HEAD_BYTES = 16 * 1024
 _INLINE_CHECK_BYTES_MAX = 64 * 1024
@@ -36,6 +46,8 @@ class Copy:
     storage_key: StorageKey
     content_key: ContentKey
     read: Callable[[Sequence[ByteRange] | None], Awaitable[Outcome[Slice]]]
+    whole_at_once: bool = False
+    """Whether reading all of the chunk is better one read than two: where each costs a round trip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,13 @@ class ChunkRead:
     parts: tuple[Buffer, ...]
     total_bytes: int
     tier: str
+    info: RecordInfo
+    """The record that it was read from."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the parts are all of the record's payload."""
+        return self.total_bytes == self.info.payload_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +83,11 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
     that the chunk has not, :class:`InvalidRequest`.
     """
     for _ in range(_REPLACED_MAX):
-        found = await read_head(copy)
+        found = await read_head(copy, whole=copy.whole_at_once and level is None and layers is None)
         if not isinstance(found, Hit):
             return found
         head = found.value
-        selection = _select(head.header, level, layers)
+        selection = select_asked(head.header, level, layers)
         ranges = selection.ranges
         if all(item.stop <= len(head.start) for item in ranges):
             start = memoryview(head.start)
@@ -85,14 +104,15 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
         except InvalidData as error:
             return Corrupt(copy.tier, str(error))
         header = parse_header(selection.header)
-        return Hit(ChunkRead(header, (selection.header, *parts), selection.total_bytes, copy.tier), copy.tier)
+        chunk = ChunkRead(header, (selection.header, *parts), selection.total_bytes, copy.tier, head.info)
+        return Hit(chunk, copy.tier)
     return Unavailable(copy.tier, "the chunk is being replaced over and over")
 
 
-async def read_head(copy: Copy) -> Outcome[ChunkHead]:
-    """Read and verify the container header and the identity of the record."""
+async def read_head(copy: Copy, *, whole: bool = False) -> Outcome[ChunkHead]:
+    """Read and verify the container header and the identity of the record, with the ``whole`` of it in one read."""
     for size_bytes in (_HEAD_BYTES, limits.CONTAINER_HEADER_BYTES_MAX):
-        found = await copy.read((ByteRange(0, size_bytes),))
+        found = await copy.read(None if whole else (ByteRange(0, size_bytes),))
         if not isinstance(found, Hit):
             return found
         info, start = found.value.info, found.value.parts[0]
@@ -136,7 +156,8 @@ async def verified_header(payload: Buffer, key: ContentKey) -> ContainerHeader:
     return await asyncio.to_thread(verify, payload, content_key=key)
 
 
-def _select(header: ContainerHeader, level: Level | None, layers: range | None) -> Selection:
+def select_asked(header: ContainerHeader, level: Level | None, layers: range | None) -> Selection:
+    """:func:`select`, where layers that the chunk has not are the caller's mistake: :class:`InvalidRequest`."""
     if layers is not None and (
         layers.step != 1 or not layers or layers.start < header.layers.start or layers.stop > header.layers.stop
     ):

@@ -13,59 +13,21 @@ here. For readable assertion failures call ``pytest.register_assert_rewrite("kvl
 """
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
-
-from blake3 import blake3
 
 from ..codec.container import ByteRange
-from ..errors import StorageFull, StorageUnavailable
-from .key import ContentKey, StorageKey
+from ..errors import StorageUnavailable
+from .conformance_base import bytes_of, make_record, read_whole
+from .conformance_room import RoomConformance
+from .key import OWNER_BYTES, OwnerId
 from .outcome import Hit, Miss
-from .tier import Record, RecordInfo, Slice, Tier
+from .tier import NEVER, UNOWNED, Record, RecordInfo, Usage
 
 __all__ = ["TierConformance", "make_record"]
 
 
-def make_record(number: int, size_bytes: int, *, version: int = 0, stored_at_ms: int = 1_700_000_000_000) -> Record:
-    """Record ``number``: its keys depend on the number only, its payload on number, version and size."""
-    content_key = ContentKey(blake3(f"content {number}".encode()).digest())
-    place = StorageKey(blake3(f"storage {number}".encode()).digest())
-    payload = Random(f"{number}/{version}/{size_bytes}").randbytes(size_bytes)  # noqa: S311 - test content
-    return Record(place, content_key, payload, stored_at_ms + version)
-
-
-class TierConformance(ABC):
-    """One behaviour per test; the limits and sizes below suit tiers whose smallest capacity is a few MiB."""
-
-    limit_bytes = 4 * 1024 * 1024
-    record_bytes = 20_000
-    evicts_least_recently_used = True
-    """Whether the tier made here evicts in order of last use; the test of the order is left out where it does not."""
-
-    @abstractmethod
-    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
-        """A tier on ``directory``; a durable one finds there what an earlier one has left."""
-
-    @asynccontextmanager
-    async def opened(self, directory: Path, limit_bytes: int | None = None) -> AsyncIterator[Tier]:
-        """A tier, closed at the end. Made in a worker thread, since opening may block."""
-        tier = await asyncio.to_thread(self.make_tier, directory, limit_bytes or self.limit_bytes)
-        try:
-            yield tier
-        finally:
-            await tier.close()
-
-    async def fill(self, tier: Tier, *, times: int) -> None:
-        """Put ``times`` as many bytes as the limit has, several records at once."""
-        numbers = range(1000, 1000 + times * self.limit_bytes // self.record_bytes)
-        for start in range(0, len(numbers), 16):
-            await asyncio.gather(
-                *(tier.put(make_record(number, self.record_bytes)) for number in numbers[start : start + 16])
-            )
+class TierConformance(RoomConformance):
+    """One behaviour per test; the limits and sizes of :class:`TierCase` suit tiers of a few MiB."""
 
     async def test_has_a_name_and_says_whether_it_is_durable(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
@@ -77,8 +39,8 @@ class TierConformance(ABC):
             for number, size_bytes in enumerate((0, 1, 63, 64, 4095, 4096, 4097, 100_000, 600_000)):
                 record = make_record(number, size_bytes)
                 await tier.put(record)
-                found = await _read(tier, record.storage_key)
-                assert _bytes(found) == record.payload
+                found = await read_whole(tier, record.storage_key)
+                assert bytes_of(found) == record.payload
                 assert found.info == record.info
 
     async def test_hit_names_the_tier(self, tmp_path: Path) -> None:
@@ -94,7 +56,7 @@ class TierConformance(ABC):
             plain = make_record(1, 5000)
             for payload in (bytearray(plain.payload), memoryview(plain.payload)):
                 await tier.put(Record(plain.storage_key, plain.content_key, payload, 1))
-                assert _bytes(await _read(tier, plain.storage_key)) == plain.payload
+                assert bytes_of(await read_whole(tier, plain.storage_key)) == plain.payload
 
     async def test_absent_record_is_a_miss(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
@@ -107,7 +69,7 @@ class TierConformance(ABC):
             record = make_record(1, 50_000)
             await tier.put(record)
             ranges = [ByteRange(40_000, 50_000), ByteRange(0, 1), ByteRange(7, 7), ByteRange(1000, 30_001)]
-            found = await _read(tier, record.storage_key, ranges)
+            found = await read_whole(tier, record.storage_key, ranges)
             assert [bytes(part) for part in found.parts] == [bytes(record.payload[r.start : r.stop]) for r in ranges]
             assert found.info == record.info
 
@@ -116,34 +78,34 @@ class TierConformance(ABC):
             record = make_record(1, 1000)
             await tier.put(record)
             ranges = [ByteRange(900, 5000), ByteRange(1000, 2000), ByteRange(3000, 4000), ByteRange(0, 2**40)]
-            found = await _read(tier, record.storage_key, ranges)
+            found = await read_whole(tier, record.storage_key, ranges)
             assert [bytes(part) for part in found.parts] == [record.payload[900:], b"", b"", record.payload]
 
     async def test_no_ranges_is_not_the_same_as_an_empty_list_of_ranges(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
             record = make_record(1, 1000)
             await tier.put(record)
-            assert (await _read(tier, record.storage_key, [])).parts == ()
-            assert len((await _read(tier, record.storage_key)).parts) == 1
+            assert (await read_whole(tier, record.storage_key, [])).parts == ()
+            assert len((await read_whole(tier, record.storage_key)).parts) == 1
 
     async def test_parts_are_read_only_and_outlive_the_record(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
             record = make_record(1, 100_000)
             await tier.put(record)
-            found = await _read(tier, record.storage_key)
+            found = await read_whole(tier, record.storage_key)
             assert all(memoryview(part).readonly for part in found.parts)
             await tier.delete(record.storage_key)
             await self.fill(tier, times=2)
-            assert _bytes(found) == record.payload
+            assert bytes_of(found) == record.payload
 
     async def test_put_replaces(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
             for version, size_bytes in enumerate((3000, 70_000, 10, 70_000, 300_000)):
                 record = make_record(1, size_bytes, version=version)
                 await tier.put(record)
-                found = await _read(tier, record.storage_key)
-                assert (_bytes(found), found.info) == (record.payload, record.info)
-            assert tier.capacity().records == 1
+                found = await read_whole(tier, record.storage_key)
+                assert (bytes_of(found), found.info) == (record.payload, record.info)
+            assert await self.count(tier) == 1
 
     async def test_delete_forgets_and_says_whether_there_was_something(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
@@ -154,7 +116,7 @@ class TierConformance(ABC):
             assert await tier.delete(record.storage_key) is False
             assert isinstance(await tier.get(record.storage_key), Miss)
             await tier.put(record)
-            assert _bytes(await _read(tier, record.storage_key)) == record.payload
+            assert bytes_of(await read_whole(tier, record.storage_key)) == record.payload
 
     async def test_contains_many_answers_in_order(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
@@ -170,7 +132,7 @@ class TierConformance(ABC):
 
     async def test_scan_lists_every_record_once(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
-            records = [make_record(number, 10 + number % 7) for number in range(1100)]
+            records = [make_record(number, 10 + number % 7) for number in range(self.listed_records)]
             await asyncio.gather(*(tier.put(record) for record in records))
             await tier.delete(records[0].storage_key)
             listed = [info async for info in tier.scan()]
@@ -178,88 +140,57 @@ class TierConformance(ABC):
 
     async def test_scan_survives_changes_meanwhile(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
-            for number in range(100):
+            for number in range(self.churned_records):
                 await tier.put(make_record(number, 100))
             listed = 0
             async for info in tier.scan():
                 listed += 1
                 await tier.delete(info.storage_key)
                 await tier.put(make_record(1000 + listed, 100))
-                if listed == 500:
+                if listed == 5 * self.churned_records:
                     break
-            assert listed >= 100
+            assert listed >= self.churned_records
 
-    async def test_capacity_counts_records_and_bytes(self, tmp_path: Path) -> None:
+    async def test_an_owner_is_listed_counted_and_deleted_alone(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
-            assert tier.capacity().records == 0
-            assert tier.capacity().limit_bytes == self.limit_bytes
-            for number in range(10):
-                await tier.put(make_record(number, self.record_bytes))
-            full = tier.capacity()
-            assert full.records == 10
-            assert 10 * self.record_bytes <= full.used_bytes <= full.limit_bytes
-            assert full.evictions == 0
+            ours, theirs = (OwnerId(name * OWNER_BYTES) for name in (b"o", b"t"))
+            mine = [make_record(number, 100 * number, owner=ours) for number in range(7)]
+            others = [make_record(number, 50, owner=theirs) for number in range(5)]
+            await asyncio.gather(*(tier.put(record) for record in (*mine, *others)))
+            assert await tier.usage(ours) == Usage(7, 2100)
+            assert await tier.usage(UNOWNED) == Usage(0, 0)
+            listed = [info async for info in tier.scan_owner(theirs)]
+            assert sorted(listed, key=_place) == sorted((record.info for record in others), key=_place)
+            assert await tier.delete_owner(ours) == 7
+            assert await tier.usage(ours) == Usage(0, 0)
+            assert isinstance(await tier.get(mine[1].storage_key), Miss)
+            assert bytes_of(await read_whole(tier, others[1].storage_key)) == others[1].payload
+            assert await tier.delete_owner(ours) == 0
 
-    async def test_capacity_is_never_exceeded_under_churn(self, tmp_path: Path) -> None:
-        random = Random(7)  # noqa: S311 - test content
+    async def test_a_tier_that_works_answers_a_ping(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
-            expected: dict[StorageKey, bytes] = {}
-            for step in range(400):
-                record = make_record(random.randrange(300), random.choice((300, 5000, 30_000, 90_000)), version=step)
+            await tier.ping()
+
+    async def test_an_expired_record_is_told_from_a_live_one(self, tmp_path: Path) -> None:
+        far_ms = 4_000_000_000_000  # an engine with a clock of its own must not expire it meanwhile
+        async with self.opened(tmp_path) as tier:
+            expiries = (NEVER, far_ms, 2 * far_ms)
+            records = [make_record(number, 300, expires_at_ms=expiry) for number, expiry in enumerate(expiries)]
+            keys = [record.storage_key for record in records]
+            for record in records:
                 await tier.put(record)
-                expected[record.storage_key] = bytes(record.payload)
-                if step % 5 == 0:
-                    gone = make_record(random.randrange(300), 0).storage_key
-                    await tier.delete(gone)
-                    expected.pop(gone, None)
-                capacity = tier.capacity()
-                assert capacity.used_bytes <= capacity.limit_bytes
-                assert _bytes(await _read(tier, record.storage_key)) == record.payload
-            assert tier.capacity().evictions > 0
-            survivors = 0
-            for key, payload in expected.items():
-                outcome = await tier.get(key)
-                if isinstance(outcome, Hit):
-                    survivors += 1
-                    assert _bytes(outcome.value) == payload
-                else:
-                    assert isinstance(outcome, Miss)
-            assert survivors == tier.capacity().records
-
-    async def test_churn_keeps_a_good_part_of_the_limit_in_use(self, tmp_path: Path) -> None:
-        async with self.opened(tmp_path) as tier:
-            await self.fill(tier, times=4)
-            assert tier.capacity().records * self.record_bytes >= self.limit_bytes // 2
-
-    async def test_least_recently_used_goes_first(self, tmp_path: Path) -> None:
-        if not self.evicts_least_recently_used:
-            return
-        async with self.opened(tmp_path) as tier:
-            used = [make_record(number, self.record_bytes) for number in range(5)]
-            unused = [make_record(number, self.record_bytes) for number in range(5, 10)]
-            for record in (*used, *unused):
-                await tier.put(record)
-            number = 10
-            while tier.capacity().evictions == 0 or any(await tier.contains_many([r.storage_key for r in unused])):
-                for record in used:
-                    assert isinstance(await tier.get(record.storage_key), Hit)
-                await tier.put(make_record(number, self.record_bytes))
-                number += 1
-                assert number < 10 + 4 * self.limit_bytes // self.record_bytes
-            assert all(await tier.contains_many([record.storage_key for record in used]))
-
-    async def test_record_larger_than_the_tier_is_refused_and_nothing_is_lost(self, tmp_path: Path) -> None:
-        async with self.opened(tmp_path) as tier:
-            kept = make_record(1, 1000)
-            await tier.put(kept)
-            for record in (make_record(2, 2 * self.limit_bytes), make_record(1, 2 * self.limit_bytes)):
-                refused = False
-                try:
-                    await tier.put(record)
-                except StorageFull:
-                    refused = True
-                assert refused
-            assert _bytes(await _read(tier, kept.storage_key)) == kept.payload
+                assert (await read_whole(tier, record.storage_key)).info == record.info
+            assert await tier.contains_live([*keys, make_record(9, 0).storage_key], far_ms - 1) == [True] * 3 + [False]
+            assert await tier.contains_live(keys, far_ms) == [True, False, True]
+            assert await tier.contains_live(keys[::-1], 2 * far_ms) == [False, False, True]
+            assert await tier.expired(far_ms - 1, 10) == []
+            assert await tier.expired(far_ms, 10) == keys[1:2]
+            assert sorted(await tier.expired(2 * far_ms, 10)) == sorted(keys[1:])
+            assert len(await tier.expired(2 * far_ms, 1)) == 1
+            await tier.put(make_record(1, 300, version=1))
+            assert await tier.contains_live(keys, far_ms) == [True, True, True]
+            await tier.delete(keys[2])
+            assert await tier.expired(2 * far_ms, 10) == []
 
     async def test_concurrent_operations_do_not_mix_records(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
@@ -269,25 +200,25 @@ class TierConformance(ABC):
                     record = make_record(number, 100 + 7000 * (number % 3), version=version)
                     await tier.put(record)
                     whole, some = await asyncio.gather(
-                        _read(tier, record.storage_key), _read(tier, record.storage_key, [ByteRange(10, 90)])
+                        read_whole(tier, record.storage_key), read_whole(tier, record.storage_key, [ByteRange(10, 90)])
                     )
-                    assert _bytes(whole) == record.payload
-                    assert _bytes(some) == record.payload[10:90]
+                    assert bytes_of(whole) == record.payload
+                    assert bytes_of(some) == record.payload[10:90]
                 if number % 2:
                     assert await tier.delete(make_record(number, 0).storage_key)
 
             async with asyncio.TaskGroup() as group:
-                for number in range(40):
+                for number in range(self.visitors):
                     group.create_task(visit(number))
-            assert tier.capacity().records == 20
+            assert await self.count(tier) == self.visitors // 2
 
     async def test_concurrent_puts_of_one_key_leave_one_of_them(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
             records = [make_record(1, 2000 + version, version=version) for version in range(20)]
             await asyncio.gather(*(tier.put(record) for record in records))
-            found = await _read(tier, records[0].storage_key)
-            assert (_bytes(found), found.info) in [(record.payload, record.info) for record in records]
-            assert tier.capacity().records == 1
+            found = await read_whole(tier, records[0].storage_key)
+            assert (bytes_of(found), found.info) in [(record.payload, record.info) for record in records]
+            assert await self.count(tier) == 1
 
     async def test_cancelled_operations_leave_the_tier_whole(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as tier:
@@ -306,9 +237,9 @@ class TierConformance(ABC):
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 outcome = await tier.get(record.storage_key)
-                assert not isinstance(outcome, Hit) or _bytes(outcome.value) == record.payload
+                assert not isinstance(outcome, Hit) or bytes_of(outcome.value) == record.payload
             await tier.put(kept)
-            assert _bytes(await _read(tier, kept.storage_key)) == kept.payload
+            assert bytes_of(await read_whole(tier, kept.storage_key)) == kept.payload
             capacity = tier.capacity()
             assert capacity.used_bytes <= capacity.limit_bytes
 
@@ -316,7 +247,7 @@ class TierConformance(ABC):
         async with self.opened(tmp_path) as tier:
             record = make_record(1, 1000)
             await tier.put(record)
-            held = await _read(tier, record.storage_key)
+            held = await read_whole(tier, record.storage_key)
             await tier.close()
             await tier.close()
             for refused in (
@@ -332,7 +263,7 @@ class TierConformance(ABC):
                 except StorageUnavailable:
                     answered = False
                 assert not answered
-            assert _bytes(held) == record.payload
+            assert bytes_of(held) == record.payload
 
     async def test_durable_tier_has_everything_after_reopening(self, tmp_path: Path) -> None:
         records = [make_record(number, 10 + 3000 * (number % 4)) for number in range(30)]
@@ -342,21 +273,11 @@ class TierConformance(ABC):
             await asyncio.gather(*(tier.put(record) for record in records))
             await tier.delete(records[0].storage_key)
         async with self.opened(tmp_path) as tier:
-            assert tier.capacity().records == 29
+            assert await self.count(tier) == 29
             assert isinstance(await tier.get(records[0].storage_key), Miss)
             for record in records[1:]:
-                found = await _read(tier, record.storage_key)
-                assert (_bytes(found), found.info) == (record.payload, record.info)
-
-
-async def _read(tier: Tier, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Slice:
-    outcome = await tier.get(key, ranges)
-    assert isinstance(outcome, Hit), outcome
-    return outcome.value
-
-
-def _bytes(found: Slice) -> bytes:
-    return b"".join(bytes(part) for part in found.parts)
+                found = await read_whole(tier, record.storage_key)
+                assert (bytes_of(found), found.info) == (record.payload, record.info)
 
 
 def _place(info: RecordInfo) -> bytes:

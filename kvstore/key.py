@@ -1,15 +1,18 @@
 """Chunk identity: the one function that names a chunk, and the one that turns the name into a place in a store.
 
 A **content key** is BLAKE3-256 over length-prefixed fields: whatever could change the KV is a field, so two chunks
-share a key only if they share every byte of KV. Clients compute it. A **storage key** is keyed BLAKE3 of the content
-key under the namespace's secret: the server derives it and never sends it, so one tenant's keys say nothing about
-another's (peers drop the salt and share hits between tenants; LMCache builds identity in several places).
+share a key only if they share every byte of KV. Clients compute it. A **storage key** is the owner and keyed BLAKE3 of
+the content key, both under the namespace's secret: the server derives it and never sends it, so one tenant's keys say
+nothing about another's (peers drop the salt and share hits between tenants; LMCache builds identity in several places).
+The owner comes first, so that a store shared by several daemons can list, count and delete what is one owner's by the
+keys alone (docs/adr/0010).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NewType
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NewType
 
 from blake3 import blake3
 
@@ -21,21 +24,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "OWNER_BYTES",
     "ChunkRef",
     "ContentKey",
     "ContextMarker",
     "ModelIdentity",
+    "OwnerId",
     "StorageKey",
     "chunk_refs",
     "content_key",
     "key_from_hex",
+    "owner_id",
+    "owner_of",
     "storage_key",
 ]
 
 ContentKey = NewType("ContentKey", bytes)
 StorageKey = NewType("StorageKey", bytes)
+OwnerId = NewType("OwnerId", bytes)
+"""Whose a record is, in :data:`OWNER_BYTES` bytes: quotas and isolated eviction go by it. Neither name nor secret."""
 
 KEY_BYTES = 32
+OWNER_BYTES: Final = 16
 _FORMAT = b"kvloom chunk 1"
 
 
@@ -152,8 +162,23 @@ def chunk_refs(
 
 
 def storage_key(namespace_secret: bytes, key: ContentKey) -> StorageKey:
-    """Where a namespace keeps the chunk ``key``; ``namespace_secret`` has 32 bytes and never leaves the server."""
-    return StorageKey(blake3(key, key=namespace_secret).digest())
+    """Where a namespace keeps the chunk ``key``; ``namespace_secret`` has 32 bytes and never leaves the server.
+
+    The owner's 16 bytes, then 16 of keyed BLAKE3: records carry the content key in full and it is compared.
+    """
+    place = blake3(key, key=namespace_secret).digest(KEY_BYTES - OWNER_BYTES)
+    return StorageKey(owner_id(namespace_secret) + place)
+
+
+@lru_cache(maxsize=1024)
+def owner_id(namespace_secret: bytes) -> OwnerId:
+    """Whose the records of a namespace are: derived from its secret, so it tells neither the name nor the secret."""
+    return OwnerId(blake3(b"kvloom owner", key=namespace_secret).digest(OWNER_BYTES))
+
+
+def owner_of(key: StorageKey) -> OwnerId:
+    """Whose the record under ``key`` is."""
+    return OwnerId(key[:OWNER_BYTES])
 
 
 def key_from_hex(text: str) -> ContentKey:

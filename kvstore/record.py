@@ -6,35 +6,44 @@ A record is this header and the payload, nothing else. All integers are little-e
 offset bytes field             contents
 ====== ===== ================= ==========================================================================
 0      4     magic             ``KVLR``
-4      2     format            2
+4      2     format            3
 6      2     flags             0
-8      32    storage key       where the record is kept: keyed BLAKE3 of the content key
+8      32    storage key       where the record is kept: its owner, keyed BLAKE3 of the content key
 40     32    content key       what the payload is
 72     16    owner             whose it is: quotas go by it
 88     8     payload length    bytes after the header
 96     8     stored at         milliseconds since 1970-01-01 UTC
 104    8     expires at        milliseconds since 1970-01-01 UTC, or 0: never
-112    8     payload checksum  first 8 bytes of BLAKE3-256 of the payload
-120    8     header checksum   first 8 bytes of BLAKE3-256 of bytes 0 to 119
+112    8     payload checksum  XXH3-64 of the payload
+120    8     header checksum   XXH3-64 of bytes 0 to 119
 ====== ===== ================= ==========================================================================
 
 Both keys stand in full and are compared on every read: a record that an index points to by mistake is a damaged
-record, never another tenant's bytes.
+record, never another tenant's bytes. The checksums are against damage, not against somebody who can write to the disk
+(that is what :mod:`.wrappers.encrypt` is for), so they are XXH3, ten times as fast as BLAKE3.
 """
 
 import struct
 from dataclasses import dataclass
 
+from xxhash import xxh3_64_digest
+
 from .. import limits
-from ..codec.container import checksum
 from ..errors import InvalidData
 from .key import ContentKey, StorageKey
 from .tier import Buffer, OwnerId, Record, RecordInfo
 
-__all__ = ["HEADER_BYTES", "RecordHeader", "check_payload", "encode_record", "parse_record_header"]
+__all__ = [
+    "HEADER_BYTES",
+    "RecordHeader",
+    "check_payload",
+    "encode_record",
+    "encode_record_header",
+    "parse_record_header",
+]
 
 MAGIC = b"KVLR"
-FORMAT = 2
+FORMAT = 3
 
 _FIELDS = struct.Struct("<4sHH32s32s16sQQQ8s")
 _CHECKSUM_BYTES = 8
@@ -51,6 +60,11 @@ class RecordHeader:
 
 def encode_record(record: Record) -> bytes:
     """The header and the payload as one value (one copy of the payload); :class:`InvalidData` past the limit."""
+    return b"".join((encode_record_header(record), record.payload))
+
+
+def encode_record_header(record: Record) -> bytes:
+    """What stands before the payload of ``record``; reads all of the payload. :class:`InvalidData` past the limit."""
     payload_bytes = len(record.payload)
     if payload_bytes > limits.RECORD_BYTES_MAX:
         raise InvalidData(f"record has {payload_bytes} payload bytes, the limit is {limits.RECORD_BYTES_MAX}")
@@ -64,9 +78,9 @@ def encode_record(record: Record) -> bytes:
         payload_bytes,
         record.stored_at_ms,
         record.expires_at_ms,
-        checksum(record.payload),
+        xxh3_64_digest(record.payload),
     )
-    return b"".join((fields, checksum(fields), record.payload))
+    return fields + xxh3_64_digest(fields)
 
 
 def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
@@ -77,7 +91,7 @@ def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
     if len(data) < HEADER_BYTES:
         raise InvalidData(f"record has {len(data)} bytes, its header needs {HEADER_BYTES}")
     head = bytes(data[:HEADER_BYTES])
-    if checksum(head[: _FIELDS.size]) != head[_FIELDS.size :]:
+    if xxh3_64_digest(head[: _FIELDS.size]) != head[_FIELDS.size :]:
         raise InvalidData("record header does not match its checksum")
     magic, form, flags, storage_key, content_key, owner, payload_bytes, stored_at_ms, expires_at_ms, digest = (
         _FIELDS.unpack_from(head)
@@ -96,5 +110,5 @@ def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
 
 def check_payload(header: RecordHeader, payload: Buffer) -> None:
     """Raise :class:`InvalidData` unless ``payload`` is the whole payload that the header describes."""
-    if len(payload) != header.info.payload_bytes or checksum(payload) != header.payload_checksum:
+    if len(payload) != header.info.payload_bytes or xxh3_64_digest(payload) != header.payload_checksum:
         raise InvalidData("record payload does not match its checksum")

@@ -1,88 +1,105 @@
-"""The SSD tier: records in LMDB, durable when acknowledged, never beyond their quota.
+"""The SSD tier: a log of checksummed records, durable when acknowledged, never beyond its quota.
 
-One value is a record header and the payload (:mod:`.record`). Writing is one thread with group commit
-(:mod:`.ssd_writer`); reading is a small pool of threads that copy just the ranges asked for out of the map, since the
-map is only valid within its transaction. Each read verifies the record header and compares both keys in full; a read
-of the whole payload also verifies its checksum. What lies in the directory is told in :mod:`.ssd_files`, what lies in
-the database in :mod:`.ssd_format`.
+Writing is one thread with group commit (:mod:`.ssd_writer`) that appends to the log (:mod:`.ssd_log`); reading is a
+small pool of threads that read just the ranges asked for, into memory of their own. Where a record lies is known in
+memory (:mod:`.ssd_catalogue`) and found again from the log when the tier is opened (:mod:`.ssd_recovery`). Each read
+verifies the header of the record and compares both keys in full; a read of the whole payload also verifies its
+checksum. What lies in the directory is told in :mod:`.ssd_files`, what lies in a segment in :mod:`.ssd_frame`.
 """
 
 import asyncio
 import logging
-import os
-import shutil
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-
-import lmdb
-import numpy as np
 
 from .. import limits
 from ..codec.container import ByteRange
-from ..errors import ConfigError, InvalidData, KvloomError, StorageFull, StorageUnavailable
-from .eviction import EvictionPolicy, LruPolicy
-from .key import ContentKey, StorageKey
+from ..errors import ConfigError, InvalidData, StorageFull, StorageUnavailable
+from .disk import Disk
+from .eviction import EvictionPolicy
+from .key import OwnerId, StorageKey, owner_of
 from .outcome import Corrupt, Hit, Miss, Outcome, Unavailable
-from .record import HEADER_BYTES, check_payload, encode_record, parse_record_header
-from .ssd_catalogue import SsdCatalogue, Victim, charged_bytes
-from .ssd_files import (
-    DirectoryLock,
-    environment_damage,
-    make_room_for_quarantine,
-    prepare_directory,
-    quarantine,
-    sync,
-)
-from .ssd_format import DATABASES_MAX, FORMAT_KEY, FORMAT_VALUE, INDEX, META, RECORDS, IndexEntry
-from .ssd_writer import Databases, DeleteWork, FlushWork, PutWork, SsdWriter, Work
-from .tier import Buffer, Capacity, OwnerId, Record, RecordInfo, Slice, Tier
+from .quota import QuotaPolicy
+from .record import encode_record_header
+from .ssd_catalogue import SsdCatalogue
+from .ssd_extent import BLOCK_BYTES, NewFrame
+from .ssd_files import DirectoryLock, check_format, prepare_directory
+from .ssd_frame import HEAD_BYTES, FrameEntry, aligned
+from .ssd_log import SegmentLog
+from .ssd_reading import Read, asked_bytes, read_slice
+from .ssd_recovery import in_order_of_use, recover, verify_record, write_order
+from .ssd_segment import segment_entries
+from .ssd_writer import DeleteWork, PutWork, SsdWriter, Work, charged_bytes
+from .tier import Capacity, Holdings, Record, RecordInfo, Slice, Tier
 
-__all__ = ["SsdTier"]
+__all__ = ["LogPosition", "Scrubbed", "SsdTier"]
 
 _log = logging.getLogger(__name__)
-_READERS = 8
+_READERS = 4
 _SCAN_RECORDS = 1024
+_LOOKUPS_MAX = 8
 _RECORD_SHARE = 4
-"""A record may take a quarter of the quota: LMDB needs contiguous pages for it."""
-_RESERVE_SHARE = 8
+"""A record may take a quarter of the quota."""
 _BATCH_SHARE = 16
+_SEGMENT_SHARE = 16
+_SEGMENT_SHARE_MIN = 1024
+_SEGMENT_BYTES_MIN = 64 * 1024
 _FIXED_BYTES = 64 * 1024
-_SHRINK_SLACK_BYTES = 16 * 1024 * 1024
-"""Room for the deletions that a smaller quota asks for; the compacted copy is without it."""
-_SMALL_COPY_BYTES_MAX = 4096
+"""The small files, and what the list of a segment being written may take beyond what is kept free for it."""
+_INLINE_READ_BYTES_MAX = 512 * 1024
+_INLINE_CHECKSUM_BYTES_MAX = 512 * 1024
+"""Up to this is read from the page cache, or checksummed, on the event loop: handing it to a thread takes longer."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LogPosition:
+    """A place in the order of the log; later records have later ones."""
+
+    sequence: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """What one step of a scrub read; it goes on at ``position``, or is at the end of the log."""
+
+    position: LogPosition
+    at_end: bool
+    records: int
+    size_bytes: int
+    damaged: tuple[RecordInfo, ...]
 
 
 class SsdTier(Tier):
-    """Made by :meth:`open`. ``limit_bytes`` bounds the files in the directory, quarantined ones included."""
+    """Made by :meth:`open`. ``limit_bytes`` bounds the files in the directory, all bookkeeping included."""
 
     def __init__(
         self,
         name: str,
+        directory: Path,
         limit_bytes: int,
-        map_bytes: int,
-        databases: Databases,
+        disk: Disk,
         catalogue: SsdCatalogue,
+        log: SegmentLog,
         lock: DirectoryLock,
     ) -> None:
         self.name = name
         self.durable = True
-        self.quarantined = 0
-        """Environments found damaged when the tier was opened (0 or 1)."""
+        self.damaged_segments = 0
+        """Segments found damaged when the tier was opened; what is sound in them is kept."""
+        self._directory = directory
         self._limit_bytes = limit_bytes
-        self._record_bytes_max = min(map_bytes // _RECORD_SHARE, HEADER_BYTES + limits.RECORD_BYTES_MAX)
-        self._databases = databases
+        self._record_bytes_max = min(limit_bytes // _RECORD_SHARE, HEAD_BYTES + limits.RECORD_BYTES_MAX)
+        self._disk = disk
         self._catalogue = catalogue
+        self._segment_log = log
         self._lock = lock
-        self._writer = SsdWriter(
-            databases,
-            catalogue,
-            batch_bytes_max=_batch_bytes(map_bytes),
-            free_disk_bytes=lambda: shutil.disk_usage(databases.environment.path()).free,
-            name=name,
-        )
+        batch_bytes_max = min(limits.WRITE_BATCH_BYTES_MAX, limit_bytes // _BATCH_SHARE)
+        self._writer = SsdWriter(log, catalogue, batch_bytes_max=batch_bytes_max, name=name)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix=f"kvloom-{name}-reader")
         self._closed = False
         self._released = False
@@ -90,63 +107,101 @@ class SsdTier(Tier):
 
     @classmethod
     def open(
-        cls, directory: Path, limit_bytes: int, *, policy: EvictionPolicy | None = None, name: str = "ssd"
+        cls,
+        directory: Path,
+        limit_bytes: int,
+        *,
+        policy: EvictionPolicy | None = None,
+        name: str = "ssd",
+        disk: Disk | None = None,
     ) -> "SsdTier":
-        """Open or create the tier in ``directory``. Blocks (it checks what is there in a child process).
+        """Open or create the tier in ``directory``. Blocks: it reads what the log lists.
 
         Raises :class:`ConfigError` where the directory is in use by another daemon, cannot be used, or was written
-        in another format. A damaged database is moved aside, logged and counted, and the tier starts empty. A quota
-        below what is stored evicts down to it.
+        in another format, :class:`StorageUnavailable` where the disk fails. Damage is survived, logged and counted.
+        A quota below what is stored evicts down to it.
         """
         if limit_bytes < limits.TIER_BYTES_MIN:
             raise ConfigError(f"{name} tier of {limit_bytes} bytes, at least {limits.TIER_BYTES_MIN} are needed")
+        disk = disk or Disk()
         prepare_directory(directory)
-        environment = directory / "lmdb"
         with ExitStack() as undo:
             lock = DirectoryLock(directory)
             undo.callback(lock.release)
-            shutil.rmtree(directory / "compacting", ignore_errors=True)
-            damage = environment_damage(environment)
-            if damage is not None:
-                quarantine(directory, environment, damage)
+            check_format(directory)
+            segment_bytes = _segment_bytes(limit_bytes)
+            capacity_bytes = limit_bytes - _FIXED_BYTES - segment_bytes // 2
+            budget_bytes = (capacity_bytes - 2 * segment_bytes) * 7 // 8
+            kept_by = QuotaPolicy.around(policy)
+            kept_by.quotas.check_fits(name, budget_bytes)
+            catalogue = SsdCatalogue(kept_by, budget_bytes)
             try:
-                map_bytes = limit_bytes - _FIXED_BYTES - make_room_for_quarantine(directory, limit_bytes)
-                databases = _open_environment(environment, map_bytes)
-                undo.callback(lambda: databases.environment.close())
-                catalogue = _load(databases, policy or LruPolicy(), map_bytes)
-                claimed_bytes = databases.claimed_bytes
-                if claimed_bytes > map_bytes:
-                    databases.environment.close()
-                    _shrink(catalogue, environment, claimed_bytes)
-                    databases = _open_environment(environment, map_bytes)
-            except (lmdb.Error, OSError) as error:
-                raise StorageUnavailable(f"{name} tier cannot open {environment}: {error}") from error
-            tier = cls(name, limit_bytes, map_bytes, databases, catalogue, lock)
-            tier.quarantined = int(damage is not None)
+                found = recover(directory, disk)
+                for segment in found.segments:
+                    undo.callback(disk.close, segment.descriptor)
+                catalogue.load(in_order_of_use(directory, found), found.places, found.sizes, found.expiries)
+                log = SegmentLog(
+                    directory,
+                    disk,
+                    catalogue,
+                    capacity_bytes=capacity_bytes,
+                    segment_bytes=segment_bytes,
+                    segments=found.segments,
+                )
+                log.shrink()
+            except OSError as error:
+                raise StorageUnavailable(f"{name} tier cannot open {directory}: {error}") from error
+            tier = cls(name, directory, limit_bytes, disk, catalogue, log, lock)
+            tier.damaged_segments = found.damaged
             undo.pop_all()
             return tier
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes written to the log since the tier was opened: those put, their padding, and those moved."""
+        return self._segment_log.written_bytes
+
+    @property
+    def damaged_records(self) -> int:
+        """Records found damaged by the tier itself while it made room, since it was opened."""
+        return self._catalogue.damaged
+
     async def put(self, record: Record) -> None:
-        """Keep ``record``; durable on return. Cancelled while it is being committed, it may or may not be kept."""
+        """Keep ``record``; durable on return. Cancelled while it is being written, it may or may not be kept."""
         self._require_open()
-        record_bytes = HEADER_BYTES + len(record.payload)
+        record_bytes = HEAD_BYTES + len(record.payload)
         if record_bytes > self._record_bytes_max:
             raise StorageFull(
                 f"record of {record_bytes} bytes does not fit the {self.name} tier, "
                 f"whose largest record is {self._record_bytes_max}"
             )
-        value = await asyncio.get_running_loop().run_in_executor(self._readers, encode_record, record)
-        await self._submit(PutWork(record.storage_key, record.info, value))
+        quota_bytes = self._catalogue.quota_bytes(owner_of(record.storage_key))
+        if quota_bytes is not None and charged_bytes(aligned(record_bytes)) > quota_bytes:
+            raise StorageFull(
+                f"record of {record_bytes} bytes: its owner may have {quota_bytes} in the {self.name} tier"
+            )
+        if len(record.payload) <= _INLINE_CHECKSUM_BYTES_MAX:
+            header = encode_record_header(record)
+        else:
+            loop = asyncio.get_running_loop()
+            header = await loop.run_in_executor(self._readers, encode_record_header, record)
+        await self._submit(PutWork(NewFrame(record.storage_key, record.info, header, record.payload)))
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
-        """Copies of the ranges, read in a worker thread."""
+        """The ranges, read in a worker thread, or at once where they are small and in the page cache."""
         self._require_open()
-        if key not in self._catalogue:
+        place = self._catalogue.place_of(key)
+        if place is None:
             return Miss()
-        outcome = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, key, ranges)
-        if isinstance(outcome, Hit) and self._catalogue.note_use(key):
-            with suppress(StorageUnavailable):
-                self._writer.submit(FlushWork())
+        outcome: Outcome[Slice] | None = None
+        if asked_bytes(place, ranges) <= _INLINE_READ_BYTES_MAX:
+            with suppress(BlockingIOError):
+                outcome = self._read(key, ranges, self._disk.read_cached)
+        if outcome is None:
+            loop = asyncio.get_running_loop()
+            outcome = await loop.run_in_executor(self._readers, self._read, key, ranges, self._disk.read)
+        if isinstance(outcome, Hit):
+            self._catalogue.note_use(key)
         return outcome
 
     async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
@@ -154,33 +209,69 @@ class SsdTier(Tier):
         self._require_open()
         return self._catalogue.contains_many(keys)
 
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Look the keys and their expiries up in memory."""
+        self._require_open()
+        return self._catalogue.contains_live(keys, now_ms)
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """From the expiries in memory."""
+        self._require_open()
+        return self._catalogue.expired(now_ms, limit)
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Pinned records stay."""
+        self._catalogue.protect(pinned)
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Tell the policy."""
+        self._catalogue.hint(keys, finished=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What the owner's records are charged."""
+        return self._catalogue.holdings(owner)
+
     async def delete(self, key: StorageKey) -> bool:
         """Forget a record; durable on return."""
         self._require_open()
         return await self._submit(DeleteWork(key))
 
     async def scan(self) -> AsyncIterator[RecordInfo]:
-        """All records by the index, a page of them at a time."""
-        after: StorageKey | None = None
-        while True:
+        """All records that are there when it begins and still there when their page is read, in the log's order."""
+        self._require_open()
+        keys = await asyncio.get_running_loop().run_in_executor(self._readers, self._catalogue.keys_by_place)
+        for start in range(0, len(keys), _SCAN_RECORDS):
             self._require_open()
+            page = keys[start : start + _SCAN_RECORDS]
             try:
-                page = await asyncio.get_running_loop().run_in_executor(self._readers, self._scan_page, after)
-            except (lmdb.Error, ValueError) as error:
+                infos = await asyncio.get_running_loop().run_in_executor(self._readers, self._scan_page, page)
+            except OSError as error:
                 raise StorageUnavailable(f"{self.name} tier cannot be scanned: {error}") from error
-            for info in page:
+            for info in infos:
                 yield info
-            if len(page) < _SCAN_RECORDS:
-                return
-            after = page[-1].storage_key
+
+    async def scrub(self, position: LogPosition, *, bytes_max: int) -> Scrubbed:
+        """Verify every byte of the records from ``position`` on, of about ``bytes_max``; not counted as uses.
+
+        Damaged ones are deleted, durably. Raises :class:`StorageUnavailable` where the disk cannot be read or the
+        deletion not be written.
+        """
+        self._require_open()
+        try:
+            step = await asyncio.get_running_loop().run_in_executor(self._readers, self._verify, position, bytes_max)
+        except OSError as error:
+            raise StorageUnavailable(f"{self.name} tier cannot be scrubbed: {error}") from error
+        for info in step.damaged:
+            await self.delete(info.storage_key)
+        return step
 
     def capacity(self) -> Capacity:
-        """Bytes charged for resident records, page rounding and tree entries included."""
+        """Bytes charged for resident records, padding and bookkeeping included."""
         catalogue = self._catalogue
         return Capacity(self._limit_bytes, catalogue.used_bytes, len(catalogue), catalogue.evictions)
 
     async def close(self) -> None:
-        """Finish reads, commit what was submitted, write the last uses, release the directory."""
+        """Finish reads, write what was submitted and the order of use, release the directory."""
         self._closed = True
         await asyncio.to_thread(self._close_blocking)
 
@@ -189,14 +280,12 @@ class SsdTier(Tier):
             if self._released:
                 return
             self._readers.shutdown(wait=True)
-            final = FlushWork()
+            self._writer.stop()
             try:
-                self._writer.submit(final)
-                self._writer.stop()
-                final.done.result()
-            except KvloomError as error:
-                _log.warning("%s tier: the last uses could not be written: %s", self.name, error)
-            self._databases.environment.close()
+                self._segment_log.close()
+                write_order(self._directory, self._catalogue.keys())
+            except OSError as error:
+                _log.warning("%s tier: the order of use could not be written: %s", self.name, error)
             self._lock.release()
             self._released = True
 
@@ -204,142 +293,73 @@ class SsdTier(Tier):
         self._writer.submit(work)
         return await asyncio.wrap_future(work.done)
 
-    def _read(self, key: StorageKey, ranges: Sequence[ByteRange] | None) -> Outcome[Slice]:
-        databases = self._databases
-        try:
-            with databases.environment.begin(buffers=True) as transaction:
-                listed = transaction.get(key, db=databases.index)
-                value = transaction.get(key, db=databases.records)
-                if listed is None and value is None:
-                    return Miss()
-                if listed is None or value is None:
-                    return Corrupt(self.name, "record and index disagree about its presence")
-                return Hit(_slice(key, IndexEntry.from_bytes(listed), value, ranges), self.name)
-        except (InvalidData, ValueError, lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
-            return Corrupt(self.name, str(error))
-        except lmdb.Error as error:
-            return Unavailable(self.name, str(error))
+    def _read(self, key: StorageKey, ranges: Sequence[ByteRange] | None, read: Read) -> Outcome[Slice]:
+        for _ in range(_LOOKUPS_MAX):
+            place = self._catalogue.place_of(key)
+            if place is None:
+                return Miss()
+            with self._segment_log.reading(place.ordinal) as segment:
+                if segment is None:
+                    continue  # the record has moved: look it up again
+                try:
+                    return Hit(read_slice(read, segment, key, place, ranges), self.name)
+                except InvalidData as error:
+                    return Corrupt(self.name, str(error))
+                except BlockingIOError:
+                    raise
+                except OSError as error:
+                    return Unavailable(self.name, f"the disk cannot be read: {error.strerror}")
+        return Unavailable(self.name, "the record is being moved over and over")
 
-    def _scan_page(self, after: StorageKey | None) -> list[RecordInfo]:
-        databases = self._databases
-        page: list[RecordInfo] = []
-        with databases.environment.begin() as transaction, transaction.cursor(db=databases.index) as cursor:
-            found = cursor.first() if after is None else cursor.set_range(after + b"\0")
-            while found and len(page) < _SCAN_RECORDS:
-                entry = IndexEntry.from_bytes(cursor.value())
-                payload_bytes = entry.record_bytes - HEADER_BYTES
-                key, content_key = StorageKey(cursor.key()), ContentKey(entry.content_key)
-                page.append(
-                    RecordInfo(
-                        key,
-                        content_key,
-                        payload_bytes,
-                        entry.stored_at_ms,
-                        OwnerId(entry.owner),
-                        entry.expires_at_ms,
-                    )
-                )
-                found = cursor.next()
-        return page
+    def _scan_page(self, keys: Sequence[StorageKey]) -> list[RecordInfo]:
+        infos: list[RecordInfo] = []
+        ordinal, listed = -1, dict[int, FrameEntry]()
+        for key in keys:
+            place = self._catalogue.place_of(key)
+            if place is None:
+                continue
+            if place.ordinal != ordinal:
+                with self._segment_log.reading(place.ordinal) as segment:
+                    entries = [] if segment is None else segment_entries(self._disk, segment)
+                ordinal, listed = place.ordinal, {entry.offset: entry for entry in entries}
+            entry = listed.get(place.offset)
+            if entry is not None and entry.key == key and entry.info is not None:
+                infos.append(entry.info)
+        return infos
+
+    def _verify(self, position: LogPosition, bytes_max: int) -> Scrubbed:
+        records = size_bytes = 0
+        damaged: list[RecordInfo] = []
+        for known in self._segment_log.segments():
+            if known.sequence < position.sequence:
+                continue
+            with self._segment_log.reading(known.ordinal) as segment:
+                if segment is None:
+                    continue
+                for entry in segment_entries(self._disk, segment):
+                    here = LogPosition(segment.sequence, entry.offset)
+                    if here < position or entry.info is None:
+                        continue
+                    if not self._catalogue.holds(entry.key, segment.place(entry)):
+                        continue
+                    if size_bytes >= bytes_max:
+                        return Scrubbed(here, False, records, size_bytes, tuple(damaged))
+                    records += 1
+                    size_bytes += entry.footprint_bytes
+                    try:
+                        verify_record(self._disk, segment, entry)
+                    except InvalidData as error:
+                        _log.warning("damaged record in %s at %d: %s", segment.path.name, entry.offset, error)
+                        damaged.append(entry.info)
+        return Scrubbed(LogPosition(), True, records, size_bytes, tuple(damaged))
 
     def _require_open(self) -> None:
         if self._closed:
             raise StorageUnavailable(f"{self.name} tier is closed")
 
 
-def _slice(key: StorageKey, entry: IndexEntry, value: memoryview, ranges: Sequence[ByteRange] | None) -> Slice:
-    """Verify the record that ``value`` maps and copy the ranges out; :class:`InvalidData` where it does not hold."""
-    header = parse_record_header(value, record_bytes=len(value))
-    info = header.info
-    listed = (entry.content_key, entry.owner, entry.expires_at_ms, entry.record_bytes)
-    if info.storage_key != key or (info.content_key, info.owner, info.expires_at_ms, len(value)) != listed:
-        raise InvalidData("record is of another chunk than the index says")
-    payload = value[HEADER_BYTES:]
-    if ranges is None:
-        whole = _copy(payload)
-        check_payload(header, whole)
-        return Slice(info, (whole,))
-    return Slice(info, tuple(_copy(payload[min(item.start, item.stop) : item.stop]) for item in ranges))
-
-
-def _copy(view: memoryview) -> Buffer:
-    """Copy out of the map through NumPy, which lets other threads run while pages come in from the disk."""
-    if len(view) <= _SMALL_COPY_BYTES_MAX:
-        return bytes(view)
-    copied = np.frombuffer(view, np.uint8).copy()
-    copied.flags.writeable = False
-    return copied.data
-
-
-def _batch_bytes(limit_bytes: int) -> int:
-    return min(limits.WRITE_BATCH_BYTES_MAX, limit_bytes // _BATCH_SHARE)
-
-
-def _budget_bytes(map_bytes: int) -> int:
-    """What records may be charged: an eighth of the map is left to fragmentation, two batches to pages freed late."""
-    return map_bytes - map_bytes // _RESERVE_SHARE - 2 * _batch_bytes(map_bytes) - _FIXED_BYTES
-
-
-def _open_environment(path: Path, map_bytes: int) -> Databases:
-    """Open the environment, creating it where it is missing; :class:`ConfigError` for one of another format."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    environment = lmdb.open(
-        str(path),
-        map_size=map_bytes // 4096 * 4096,
-        mode=0o600,
-        max_dbs=DATABASES_MAX,
-        max_readers=4 * _READERS,
-        max_spare_txns=_READERS,
-    )
-    with ExitStack() as undo:
-        undo.callback(environment.close)
-        environment.reader_check()
-        with environment.begin(write=True) as transaction:
-            databases = Databases(
-                environment,
-                environment.open_db(RECORDS, txn=transaction),
-                environment.open_db(INDEX, txn=transaction),
-                environment.open_db(META, txn=transaction),
-                environment.stat()["psize"],
-            )
-            transaction.put(FORMAT_KEY, FORMAT_VALUE, db=databases.meta, overwrite=False)
-            form = transaction.get(FORMAT_KEY, db=databases.meta)
-        if form != FORMAT_VALUE:
-            raise ConfigError(f"{path} is of format {form!r}, this kvloom reads {FORMAT_VALUE!r}")
-        sync(path)
-        sync(path.parent)
-        undo.pop_all()
-    return databases
-
-
-def _load(databases: Databases, policy: EvictionPolicy, map_bytes: int) -> SsdCatalogue:
-    """Rebuild the catalogue from the index, in order of last use."""
-    entries: list[tuple[int, Victim]] = []
-    with databases.environment.begin(db=databases.index) as transaction, transaction.cursor() as cursor:
-        for key, value in cursor:
-            entry = IndexEntry.from_bytes(value)
-            size_bytes = charged_bytes(entry.record_bytes, databases.page_bytes)
-            entries.append((entry.used_sequence, Victim(StorageKey(key), size_bytes)))
-    entries.sort(key=lambda item: item[0])
-    catalogue = SsdCatalogue(policy, _budget_bytes(map_bytes))
-    catalogue.load((victim for _, victim in entries), entries[-1][0] if entries else 0)
-    return catalogue
-
-
-def _shrink(catalogue: SsdCatalogue, environment: Path, claimed_bytes: int) -> None:
-    """Put a smaller quota into effect: evict down to it, then replace the file by a compacted copy of itself."""
-    databases = _open_environment(environment, claimed_bytes + _SHRINK_SLACK_BYTES)
-    target = environment.parent / "compacting"
-    target.mkdir(mode=0o700)
-    with closing(databases.environment):
-        victims = catalogue.evict_for({})
-        with databases.environment.begin(write=True) as transaction:
-            for victim in victims:
-                transaction.delete(victim.key, db=databases.index)
-                transaction.delete(victim.key, db=databases.records)
-        databases.environment.copy(str(target), compact=True)
-    with (target / "data.mdb").open("rb") as copied:
-        os.fsync(copied.fileno())
-    (target / "data.mdb").replace(environment / "data.mdb")
-    shutil.rmtree(target)
-    _log.info("%s compacted to its new quota, %d records evicted", environment, len(victims))
+def _segment_bytes(limit_bytes: int) -> int:
+    """A file of the log: a 16th of the quota within bounds, and no more than so many files."""
+    most = max(limits.SSD_SEGMENT_BYTES_MAX, limit_bytes // _SEGMENT_SHARE_MIN)
+    size_bytes = min(most, max(_SEGMENT_BYTES_MIN, limit_bytes // _SEGMENT_SHARE))
+    return size_bytes // BLOCK_BYTES * BLOCK_BYTES

@@ -1,66 +1,44 @@
-"""What the SSD tier knows in memory: which records are resident, what they are charged, who was used when.
+"""What the SSD tier knows in memory: which records are resident, where they lie, who was used when.
 
-The policy is the list of residents. The event loop, the readers and the writer all come here, so every method takes
-the lock, briefly. Last uses are noted here and written behind with the next transaction: after a crash the order of
-eviction is approximately, not exactly, what it was.
+The policy is the list of residents and their charges, the dictionary of places their order of use. The event loop, the
+readers and the writer all come here, so every method takes the lock, briefly. The order of use is written down when
+the tier is closed: after a crash the order of eviction is that of the writes.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .eviction import EvictionPolicy
-from .key import StorageKey
+from ..errors import StorageFull
+from .expiry import ExpiryIndex
+from .key import OwnerId, StorageKey, owner_of
+from .quota import QuotaPolicy
+from .ssd_segment import Place
+from .tier import NEVER, Holdings
 
-__all__ = ["USES_PENDING_MAX", "SsdCatalogue", "Use", "Victim", "charged_bytes"]
-
-USES_PENDING_MAX = 4096
-_PAGE_HEADER_BYTES = 16
-_NODE_BYTES = 40
-"""What LMDB stores beside a value in a leaf: its node header (8) and our key (32)."""
-_TREE_BYTES_PER_RECORD = 320
-"""Leaf entries of a record in both trees (146 bytes) at the half-full pages of random inserts, and their branches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """A record taken out to make room, and what it was charged."""
-
-    key: StorageKey
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A record was last used at ``sequence``."""
-
-    key: StorageKey
-    sequence: int
-
-
-def charged_bytes(record_bytes: int, page_bytes: int) -> int:
-    """What a record of ``record_bytes`` takes of the map: whole pages past half a page, tree entries always."""
-    largest_node_bytes = (page_bytes - _PAGE_HEADER_BYTES) // 4 * 2 - 2
-    if _NODE_BYTES + record_bytes > largest_node_bytes:
-        return -(-(record_bytes + _PAGE_HEADER_BYTES) // page_bytes) * page_bytes + _TREE_BYTES_PER_RECORD
-    return 2 * record_bytes + _TREE_BYTES_PER_RECORD
+__all__ = ["SsdCatalogue"]
 
 
 class SsdCatalogue:
     """Thread-safe; ``budget_bytes`` is what all residents together may be charged."""
 
-    def __init__(self, policy: EvictionPolicy, budget_bytes: int) -> None:
+    def __init__(self, policy: QuotaPolicy, budget_bytes: int) -> None:
         self._policy = policy
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
-        self._uses: dict[StorageKey, int] = {}
-        self._sequence = 0
+        self._places: dict[StorageKey, int] = {}
+        self._expiry = ExpiryIndex()
         self._evictions = 0
+        self._damaged = 0
 
     @property
     def evictions(self) -> int:
         """Records evicted since the tier was opened."""
         return self._evictions
+
+    @property
+    def damaged(self) -> int:
+        """Records found damaged and given up while their segment was reclaimed."""
+        return self._damaged
 
     @property
     def used_bytes(self) -> int:
@@ -70,91 +48,184 @@ class SsdCatalogue:
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._policy)
+            return len(self._places)
 
     def __contains__(self, key: object) -> bool:
         with self._lock:
-            return key in self._policy
+            return key in self._places
 
     def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
         """For each key, whether it is resident."""
         with self._lock:
-            return [key in self._policy for key in keys]
+            return [key in self._places for key in keys]
 
-    def load(self, residents: Iterable[Victim], sequence: int) -> None:
-        """Fill an empty catalogue, least recently used first; ``sequence`` is the last one ever given out."""
+    def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """For each key, whether it is resident and not expired."""
         with self._lock:
-            for resident in residents:
-                self._policy.record_put(resident.key, resident.size_bytes)
-            self._sequence = sequence
+            return [key in self._places and not self._expiry.is_expired(key, now_ms) for key in keys]
 
-    def next_sequence(self) -> int:
-        """A number larger than all before."""
+    def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """Up to ``limit`` residents that are expired."""
         with self._lock:
-            self._sequence += 1
-            return self._sequence
+            return self._expiry.due(now_ms, limit)
 
-    def note_use(self, key: StorageKey) -> bool:
-        """A record was read; whether so many uses are noted that they should be written now."""
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Evict none of which ``pinned`` says true."""
         with self._lock:
-            if key not in self._policy:
-                return False
-            self._policy.record_use(key)
-            self._sequence += 1
-            self._uses[key] = self._sequence
-            return len(self._uses) == USES_PENDING_MAX
+            self._policy.pinned = pinned
 
-    def take_uses(self) -> list[Use]:
-        """The uses noted and not yet written; they are the caller's to write now."""
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Tell the policy."""
         with self._lock:
-            taken, self._uses = self._uses, {}
-        return [Use(key, sequence) for key, sequence in taken.items()]
+            for key in keys:
+                self._policy.record_hint(key, discard=finished)
 
-    def note_put(self, key: StorageKey, size_bytes: int) -> None:
-        """A record is committed."""
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What an owner is charged."""
         with self._lock:
+            return self._policy.holdings(owner)
+
+    def quota_bytes(self, owner: OwnerId) -> int | None:
+        """What an owner may be charged."""
+        return self._policy.quotas.of(owner).limit_bytes
+
+    def place_of(self, key: StorageKey) -> Place | None:
+        """Where the record lies."""
+        with self._lock:
+            packed = self._places.get(key)
+        return None if packed is None else Place.unpacked(packed)
+
+    def keys(self) -> list[StorageKey]:
+        """All residents, least recently used first."""
+        with self._lock:
+            return list(self._places)
+
+    def keys_by_place(self) -> list[StorageKey]:
+        """All residents in the order of the log."""
+        with self._lock:
+            places = dict(self._places)
+        return sorted(places, key=places.__getitem__)
+
+    def load(
+        self,
+        keys: Iterable[StorageKey],
+        places: Mapping[StorageKey, int],
+        sizes: Mapping[StorageKey, int],
+        expiries: Mapping[StorageKey, int],
+    ) -> None:
+        """Fill an empty catalogue with ``keys``, least recently used first, then keep within the budget and quotas.
+
+        ``places`` are packed, ``sizes`` what the records are charged, ``expiries`` those of the ones that expire.
+        """
+        with self._lock:
+            for key in keys:
+                self._policy.record_put(key, sizes[key])
+                self._places[key] = places[key]
+            for key, expires_at_ms in expiries.items():
+                self._expiry.note(key, expires_at_ms)
+            for owner in {owner_of(key) for key in self._places}:
+                while self._policy.excess_bytes(owner, 0) > 0 and (own := self._policy.own_victim(owner)) is not None:
+                    self._evict(own)
+            self._evict_down_to(self._budget_bytes, None)
+
+    def note_use(self, key: StorageKey) -> None:
+        """A record was read."""
+        with self._lock:
+            packed = self._places.pop(key, None)
+            if packed is not None:
+                self._places[key] = packed
+                self._policy.record_use(key)
+
+    def make_room(self, incoming: Mapping[StorageKey, int]) -> None:
+        """Evict until the incoming records (key → charge) fit the quotas of their owners and the budget.
+
+        Raises :class:`StorageFull` where they cannot, because what is stored is pinned or guaranteed to others.
+        """
+        by_owner: dict[OwnerId, dict[StorageKey, int]] = {}
+        for key, size_bytes in incoming.items():
+            by_owner.setdefault(owner_of(key), {})[key] = size_bytes
+        with self._lock:
+            coming: dict[StorageKey, int] = {}
+            for owner, sizes in by_owner.items():
+                while self._policy.excess_bytes(owner, self._growth_bytes(sizes)) > 0:
+                    own = self._policy.own_victim(owner)
+                    if own is None:
+                        raise StorageFull("all that the owner of the record has on disk is pinned")
+                    self._evict(own)
+                coming |= sizes
+                while (growth_bytes := self._growth_bytes(coming)) + self._policy.total_bytes > self._budget_bytes:
+                    if not self._evict_down_to(self._budget_bytes - growth_bytes, owner):
+                        raise StorageFull("all that is on disk is pinned, or guaranteed to other owners")
+
+    def note_put(self, key: StorageKey, size_bytes: int, place: Place, expires_at_ms: int = NEVER) -> None:
+        """A record is durable at ``place``."""
+        with self._lock:
+            self._places.pop(key, None)
+            self._places[key] = place.packed()
             self._policy.record_put(key, size_bytes)
+            self._expiry.note(key, expires_at_ms)
 
     def note_delete(self, key: StorageKey) -> None:
-        """A deletion is committed."""
+        """A deletion is durable."""
         with self._lock:
+            self._places.pop(key, None)
             self._policy.record_delete(key)
+            self._expiry.forget(key)
 
-    def evict_for(self, incoming: Mapping[StorageKey, int]) -> list[Victim]:
-        """Take out victims until the incoming records (key → charge) fit the budget beside the residents."""
+    def give_up(self, size_bytes: int, owner: OwnerId, *, keep_bytes: int = 0) -> bool:
+        """Forget records of at least ``size_bytes`` together, down to ``keep_bytes``: they would have to be moved."""
         with self._lock:
-            victims: list[Victim] = []
-            needed_bytes = sum(incoming.values())
-            replaced_bytes = sum(self._policy.size_of(key) for key in incoming)
-            while self._policy.total_bytes - replaced_bytes + needed_bytes > self._budget_bytes:
-                victim = self._evict()
-                if victim is None:
-                    break
-                replaced_bytes -= victim.size_bytes if victim.key in incoming else 0
-                victims.append(victim)
-            return victims
+            return self._evict_down_to(max(keep_bytes, self._policy.total_bytes - size_bytes), owner)
 
-    def evict_bytes(self, size_bytes: int) -> list[Victim]:
-        """Take out victims charged at least ``size_bytes`` together, or all there are."""
+    def surrender(self, key: StorageKey, owner: OwnerId) -> bool:
+        """Forget a record that found no room, out of turn; ``False`` where it is pinned or guaranteed, and stays."""
         with self._lock:
-            victims: list[Victim] = []
-            while size_bytes > 0 and (victim := self._evict()) is not None:
-                size_bytes -= victim.size_bytes
-                victims.append(victim)
-            return victims
+            if key not in self._places:
+                return True
+            if not self._policy.may_evict(key, owner):
+                return False
+            self._evict(key)
+            return True
 
-    def restore(self, victims: Iterable[Victim]) -> None:
-        """Put victims back whose eviction could not be committed."""
+    def holds(self, key: StorageKey, place: Place) -> bool:
+        """Whether the record at ``place`` is the resident one of ``key``."""
         with self._lock:
-            for victim in victims:
-                self._policy.record_put(victim.key, victim.size_bytes)
-                self._evictions -= 1
+            return self._places.get(key) == place.packed()
 
-    def _evict(self) -> Victim | None:
-        key = self._policy.victim()
-        if key is None:
-            return None
-        victim = Victim(key, self._policy.size_of(key))
+    def note_move(self, key: StorageKey, place: Place) -> None:
+        """A resident record lies at ``place`` from now on; not a use."""
+        with self._lock:
+            if key in self._places:
+                self._places[key] = place.packed()
+
+    def note_lost(self, key: StorageKey, *, damaged: bool) -> None:
+        """A record is gone: to make room, or because it was ``damaged``."""
+        with self._lock:
+            if key not in self._places:
+                return
+            if damaged:
+                self._damaged += 1
+                del self._places[key]
+                self._policy.record_delete(key)
+                self._expiry.forget(key)
+            else:
+                self._evict(key)
+
+    def _growth_bytes(self, incoming: Mapping[StorageKey, int]) -> int:
+        """By how much the residents grow by ``incoming``, some of which replace others."""
+        return sum(incoming.values()) - sum(self._policy.size_of(key) for key in incoming)
+
+    def _evict_down_to(self, size_bytes: int, owner: OwnerId | None) -> bool:
+        """Evict for ``owner`` until the residents are charged ``size_bytes``; whether that could be."""
+        while self._policy.total_bytes > size_bytes:
+            key = self._policy.victim(owner)
+            if key is None:
+                return False
+            self._evict(key)
+        return True
+
+    def _evict(self, key: StorageKey) -> None:
         self._policy.record_evict(key)
+        self._places.pop(key, None)
+        self._expiry.forget(key)
         self._evictions += 1
-        return victim

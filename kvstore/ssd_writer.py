@@ -1,59 +1,37 @@
-"""The one writer of the SSD tier: a thread that commits whatever has gathered as one transaction (group commit).
+"""The one writer of the SSD tier: a thread that writes whatever has gathered and syncs it once (group commit).
 
-While one transaction is being synced the next gathers, so many waiting puts share one sync and a single put waits for
-nobody. Evictions are part of the transaction that needs their room. LMDB reuses a freed page two transactions later
-at the earliest, and needs contiguous pages for a record; where that stands in the way, the writer frees more in
-transactions of their own, then tries again.
+While one group is being synced the next gathers, so many waiting puts share one sync and a single put waits for
+nobody. Records are checksummed before they come here and written from where they lie, without a copy.
 """
 
-import errno
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-
-import lmdb
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from .. import limits
 from ..errors import KvloomError, Overloaded, StorageFull, StorageUnavailable
 from .key import StorageKey
-from .ssd_catalogue import SsdCatalogue, Victim, charged_bytes
-from .ssd_format import SEQUENCE_KEY, IndexEntry
-from .tier import RecordInfo
+from .ssd_catalogue import SsdCatalogue
+from .ssd_extent import BLOCK_BYTES, Extent, NewFrame
+from .ssd_frame import aligned
+from .ssd_log import FRAME_OVERHEAD_BYTES, SegmentLog
+from .ssd_segment import Place
+from .tier import NEVER
 
-__all__ = ["Databases", "DeleteWork", "FlushWork", "PutWork", "SsdWriter", "Work"]
+__all__ = ["DeleteWork", "PutWork", "SsdWriter", "Work", "charged_bytes"]
 
 _log = logging.getLogger(__name__)
-_ATTEMPTS_MAX = 8
-_FREE_BYTES_MIN = 64 * 1024
-_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True, slots=True)
-class Databases:
-    """The open environment and its named databases."""
-
-    environment: lmdb.Environment
-    records: "lmdb._Database"
-    index: "lmdb._Database"
-    meta: "lmdb._Database"
-    page_bytes: int
-
-    @property
-    def claimed_bytes(self) -> int:
-        """Bytes of the map that hold or have held something; the map is never smaller."""
-        return (self.environment.info()["last_pgno"] + 1) * self.page_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PutWork:
-    """Keep ``value`` (record header and payload); the future tells when it is durable."""
+    """Keep a record; the future tells when it is durable."""
 
-    key: StorageKey
-    info: RecordInfo
-    value: bytes
+    frame: NewFrame
     done: Future[bool] = field(default_factory=Future)
 
 
@@ -65,37 +43,35 @@ class DeleteWork:
     done: Future[bool] = field(default_factory=Future)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FlushWork:
-    """Write the uses noted so far."""
-
-    done: Future[bool] = field(default_factory=Future)
+Work = PutWork | DeleteWork
 
 
-Work = PutWork | DeleteWork | FlushWork
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    work: Work
+    frame: NewFrame
+
+
+def charged_bytes(footprint_bytes: int) -> int:
+    """What a record is charged: its frame and the padding behind it, and its line in the list."""
+    padded = aligned(footprint_bytes, BLOCK_BYTES) if footprint_bytes >= BLOCK_BYTES else footprint_bytes
+    return padded + FRAME_OVERHEAD_BYTES
 
 
 class SsdWriter:
-    """Owns the write transactions. ``submit`` from any thread; ``stop`` commits what was submitted, then joins."""
+    """Owns the log's changes. ``submit`` from any thread; ``stop`` writes what was submitted, then joins."""
 
-    def __init__(
-        self,
-        databases: Databases,
-        catalogue: SsdCatalogue,
-        *,
-        batch_bytes_max: int,
-        free_disk_bytes: Callable[[], int],
-        name: str,
-    ) -> None:
-        self._databases = databases
+    def __init__(self, log: SegmentLog, catalogue: SsdCatalogue, *, batch_bytes_max: int, name: str) -> None:
+        self._segment_log = log
         self._catalogue = catalogue
         self._batch_bytes_max = batch_bytes_max
-        self._free_disk_bytes = free_disk_bytes
         self._name = name
         self._queue: deque[Work] = deque()
         self._queued_bytes = 0
         self._accepting = True
         self._changed = threading.Condition()
+        self.groups = 0
+        """Groups written since the tier was opened."""
         self._thread = threading.Thread(target=self._run, name=f"kvloom-{name}-writer", daemon=True)
         self._thread.start()
 
@@ -115,7 +91,7 @@ class SsdWriter:
             self._changed.notify()
 
     def stop(self) -> None:
-        """Commit everything submitted and end the thread. Blocks; safe to call again."""
+        """Write everything submitted and end the thread. Blocks; safe to call again."""
         with self._changed:
             self._accepting = False
             self._changed.notify()
@@ -152,118 +128,77 @@ class SsdWriter:
             return batch
 
     def _settle(self, batch: Sequence[Work]) -> None:
-        """Commit the batch and tell every waiter; a batch without room is tried one by one."""
-        try:
-            results = self._transact(batch)
-        except StorageFull as error:
-            if len(batch) == 1:
-                batch[0].done.set_exception(error)
-            else:
-                for work in batch:
-                    self._settle([work])
-        except KvloomError as error:
-            for work in batch:
-                work.done.set_exception(error)
-        else:
-            for work, result in zip(batch, results, strict=True):
-                work.done.set_result(result)
-
-    def _transact(self, batch: Sequence[Work]) -> list[bool]:
-        incoming = {
-            work.key: charged_bytes(len(work.value), self._databases.page_bytes)
-            for work in batch
-            if isinstance(work, PutWork)
-        }
-        victims = self._catalogue.evict_for(incoming)
-        free_bytes = max(sum(incoming.values()), _FREE_BYTES_MIN)
-        for attempt in range(_ATTEMPTS_MAX):
+        """Write the batch, an extent at a time, and tell every waiter as soon as its record is durable."""
+        pending = self._admitted(self._planned(batch))
+        while pending:
+            count = 1
             try:
-                results = self._commit(batch, victims)
-            except lmdb.Error as error:
-                if not self._says_full(error) or attempt == _ATTEMPTS_MAX - 1:
-                    raise self._failure(error, victims) from error
-                victims = self._free(victims, free_bytes << attempt)
+                extent = self._segment_log.prepare([item.frame for item in pending])
+                count = len(extent.frames)
+                places = self._segment_log.write(extent)
+            except KvloomError as error:
+                _log.warning("%s tier: %s", self._name, error)
+                for item in pending[:count]:
+                    item.work.done.set_exception(type(error)(f"{self._name} tier: {error}"))
             else:
-                self._note(batch, incoming)
-                return results
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                self.groups += 1
+                self._note(pending[:count], extent, places)
+            pending = pending[count:]
 
-    def _commit(self, batch: Sequence[Work], victims: Sequence[Victim]) -> list[bool]:
-        databases = self._databases
-        results: list[bool] = []
-        with databases.environment.begin(write=True) as transaction:
-            self._delete(transaction, victims)
-            for work in batch:
-                if isinstance(work, PutWork):
-                    entry = IndexEntry(
-                        work.info.content_key,
-                        work.info.owner,
-                        len(work.value),
-                        work.info.stored_at_ms,
-                        work.info.expires_at_ms,
-                        self._catalogue.next_sequence(),
-                    )
-                    transaction.put(work.key, entry.to_bytes(), db=databases.index)
-                    results.append(transaction.put(work.key, work.value, db=databases.records))
-                elif isinstance(work, DeleteWork):
-                    listed = transaction.delete(work.key, db=databases.index)
-                    results.append(transaction.delete(work.key, db=databases.records) or listed)
-                else:
-                    results.append(True)
-            for use in self._catalogue.take_uses():
-                value = transaction.get(use.key, db=databases.index)
-                if value is not None:
-                    moved = replace(IndexEntry.from_bytes(value), used_sequence=use.sequence)
-                    transaction.put(use.key, moved.to_bytes(), db=databases.index)
-        return results
-
-    def _free(self, victims: Sequence[Victim], size_bytes: int) -> list[Victim]:
-        """Evict ``size_bytes`` more and age what was freed until it can be reused; the victims still to be deleted.
-
-        Where even the deletion finds no room, the victims stay to be deleted with the next attempt.
-        """
-        pending = [*victims, *self._catalogue.evict_bytes(size_bytes)]
-        try:
-            with self._databases.environment.begin(write=True) as transaction:
-                self._delete(transaction, pending)
-            pending = []
-            for _ in range(2):
-                with self._databases.environment.begin(write=True) as transaction:
-                    sequence = self._catalogue.next_sequence()
-                    transaction.put(SEQUENCE_KEY, str(sequence).encode(), db=self._databases.meta)
-        except lmdb.Error as error:
-            if not self._says_full(error):
-                raise self._failure(error, pending) from error
-            _log.warning("%s tier: no room to free room: %s", self._name, error)
-        return pending
-
-    def _delete(self, transaction: "lmdb.Transaction[bytes]", victims: Sequence[Victim]) -> None:
-        for victim in victims:
-            transaction.delete(victim.key, db=self._databases.index)
-            transaction.delete(victim.key, db=self._databases.records)
-
-    def _note(self, batch: Sequence[Work], incoming: dict[StorageKey, int]) -> None:
+    def _planned(self, batch: Sequence[Work]) -> list[_Pending]:
+        """The frames that the batch needs; a deletion of what is not there is answered at once."""
+        pending: list[_Pending] = []
+        put: set[StorageKey] = set()
         for work in batch:
             if isinstance(work, PutWork):
-                self._catalogue.note_put(work.key, incoming[work.key])
-            elif isinstance(work, DeleteWork):
-                self._catalogue.note_delete(work.key)
+                put.add(work.frame.key)
+                pending.append(_Pending(work, work.frame))
+            elif work.key in self._catalogue or work.key in put:
+                pending.append(_Pending(work, NewFrame(work.key)))
+            else:
+                work.done.set_result(False)
+        return pending
 
-    def _says_full(self, error: lmdb.Error) -> bool:
-        """Whether the error says that there is no room, in the map or on the disk.
+    def _admitted(self, pending: Sequence[_Pending]) -> Sequence[_Pending]:
+        """Those for which the catalogue has room, having made it; the others are refused."""
+        charges = {item.frame.key: _charge(item) for item in pending if isinstance(item.work, PutWork)}
+        with suppress(StorageFull):
+            self._catalogue.make_room(charges)
+            return pending
+        admitted: list[_Pending] = []
+        incoming: dict[StorageKey, int] = {}
+        for item in pending:
+            if isinstance(item.work, PutWork):
+                wanted = {**incoming, item.frame.key: _charge(item)}
+                try:
+                    self._catalogue.make_room(wanted)
+                except StorageFull as error:
+                    item.work.done.set_exception(StorageFull(f"{self._name} tier: {error}"))
+                    continue
+                incoming = wanted
+            admitted.append(item)
+        return admitted
 
-        LMDB reports the write that a full disk cuts short as EIO, so that one means full when the disk is.
-        """
-        if isinstance(error, lmdb.MapFullError) or error.code in _FULL_ERRNOS:
-            return True
-        return error.code == errno.EIO and self._free_disk_bytes() < limits.WRITE_BATCH_BYTES_MAX
+    def _note(self, written: Sequence[_Pending], extent: Extent, places: Sequence[Place]) -> None:
+        existed = []
+        for item, place in zip(written, places, strict=True):
+            key = item.frame.key
+            existed.append(isinstance(item.work, PutWork) or key in self._catalogue)
+            if isinstance(item.work, PutWork):
+                self._catalogue.note_put(key, _charge(item), place, _expiry(item))
+            else:
+                self._catalogue.note_delete(key)
+        for item, answer in zip(written, existed, strict=True):
+            item.work.done.set_result(answer)
 
-    def _failure(self, error: lmdb.Error, victims: Sequence[Victim]) -> KvloomError:
-        self._catalogue.restore(victims)
-        if self._says_full(error):
-            return StorageFull(f"{self._name} tier has no room: {error}")
-        return StorageUnavailable(f"{self._name} tier cannot write: {error}")
+
+def _expiry(item: _Pending) -> int:
+    return NEVER if item.frame.info is None else item.frame.info.expires_at_ms
+
+
+def _charge(item: _Pending) -> int:
+    return charged_bytes(item.frame.footprint_bytes)
 
 
 def _size_of(work: Work) -> int:
-    return len(work.value) if isinstance(work, PutWork) else 0
+    return work.frame.footprint_bytes if isinstance(work, PutWork) else 0

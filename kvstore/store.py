@@ -1,153 +1,167 @@
 """The tiered store: the only place that knows there are several tiers.
 
 A put verifies the container whole, joins it with what is stored under the key (:mod:`.merge`), and reaches what its
-``ack`` asks for: ``memory`` means the memory tier and the write-behind queue, ``disk`` means a durable tier. A get
-asks the tiers from fast to slow, verifies what it returns, deletes a damaged copy and goes on to the next, and has a
-record copied upwards when a slower tier had it. Changes of one key are serialised by a lock per key; reads take none
-and start again if the record is replaced under them.
+``ack`` asks for: ``memory`` means the memory tiers and the write-behind queue, ``disk`` the first durable tier. From
+there it goes on in the background, tier by tier (:mod:`.cascade`), last to the tiers that daemons share, which nobody
+waits for. A get asks the tiers from fast to slow, verifies what it returns, deletes a damaged copy and goes on to the
+next, and has a record copied upwards when a slower tier had it. Changes of one key are serialised by a lock per key;
+reads take none and start again if the record is replaced under them. What has expired is absent everywhere.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 from .. import limits
-from ..codec.container import ContainerHeader
 from ..codec.level import Level
-from ..errors import ConfigError, KvloomError, LevelNotStored, StorageFull, StorageUnavailable
-from .chunk_reader import ChunkRead, Copy, is_sound, read_chunk, read_head, read_whole, verified_header
+from ..errors import LevelNotStored, StorageUnavailable, TooManyItems
+from .admission import AdmissionRule, DiskAdmission
+from .cascade import Cascade, CascadeLimits
+from .change_log import ChangeLog
+from .chunk_reader import ChunkRead, Copy, read_head, verified_header
+from .concurrency import each_in_order
 from .copies import WRITE_BEHIND, Copies
-from .key import ContentKey, StorageKey, storage_key
+from .erasure import Erasure
+from .key import ContentKey, storage_key
 from .key_locks import KeyLocks
-from .merge import covers, merge_containers
-from .namespace import Namespace
-from .outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable, more_telling
+from .leasing import Leasing, PinnedChunks
+from .lending import LentChunk, lend_chunk
+from .listing import Listing, StoredChunk
+from .namespace import Namespace, check_ttl
+from .outcome import Hit, Miss, Outcome
+from .pins import LeaseId
+from .placing import Placing
 from .promotion import Promoter
+from .quota import Quotas
+from .reading import Reading, Wanted
+from .reporting import Reporting
+from .roles import Roles
+from .shared_quota import SharedQuota
+from .sharing import SharesMemory
 from .single_flight import SingleFlight
-from .store_stats import StoreObserver, StoreStats, TierCounters, TierStats
-from .tier import Ack, Buffer, Record, RecordInfo, Tier
-from .write_behind import WriteBehind
+from .store_stats import StoreObserver, StoreStats
+from .tally import Tally
+from .tenants import Tenants, TenantStats
+from .tier import NEVER, Ack, Buffer, Record, Tier
+from .upkeep import Upkeep
 
-__all__ = ["WRITE_BEHIND", "ChunkRead", "StoredChunk", "TieredStore"]
+__all__ = ["WRITE_BEHIND", "ChunkRead", "PinnedChunks", "StoreRules", "StoredChunk", "TieredStore"]
 
 _log = logging.getLogger(__name__)
-_SCAN_RECORDS = 512
-_PREFIX_KEYS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class StoredChunk:
-    """What is known of a stored chunk; ``header`` where it was read (:meth:`TieredStore.stored`)."""
+class StoreRules:
+    """What a store does where there is a choice."""
 
-    key: ContentKey
-    payload_bytes: int
-    stored_at_ms: int
-    tiers: tuple[str, ...]
-    header: ContainerHeader | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a read asks for: the key of its single flight."""
-
-    storage_key: StorageKey
-    level: Level | None
-    layers: range | None
+    cascade: CascadeLimits = field(default_factory=CascadeLimits)
+    admission: AdmissionRule = AdmissionRule.ALWAYS
+    shared_quotas: Quotas = field(default_factory=Quotas)
+    """Quotas on each shared tier, in payload bytes. Those on local tiers are their own (:class:`.QuotaPolicy`)."""
 
 
 class TieredStore:
-    """``tiers`` go from fast to slow, volatile ones first. :meth:`start` before use; all methods are safe to cancel."""
+    """``tiers`` go from fast to slow (:class:`.Roles`). :meth:`start` before use; all methods are safe to cancel."""
 
     def __init__(
         self,
         tiers: Sequence[Tier],
         *,
         clock_ms: Callable[[], int],
-        dirty_bytes_max: int = limits.DIRTY_BYTES_MAX,
-        put_wait_seconds_max: float = limits.PUT_WAIT_SECONDS_MAX,
+        rules: StoreRules | None = None,
         observer: StoreObserver | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._tiers = tuple(tiers)
-        self._volatile = tuple(tier for tier in tiers if not tier.durable)
-        self._durable = tuple(tier for tier in tiers if tier.durable)
-        if not tiers or self._tiers != self._volatile + self._durable:
-            raise ConfigError("a store needs at least one tier, and volatile tiers before durable ones")
-        if len({tier.name for tier in tiers}) != len(self._tiers):
-            raise ConfigError(f"tiers need names of their own, these are {[tier.name for tier in tiers]}")
+        rules = rules or StoreRules()
+        observer = observer or StoreObserver()
+        roles = self._roles = Roles.of(tiers)
+        self._lenders = tuple(tier for tier in tiers if isinstance(tier, SharesMemory))
         self._clock_ms = clock_ms
-        self._observer = observer or StoreObserver()
         self._locks = KeyLocks()
-        self._write_behind = WriteBehind(
-            self._durable,
-            self._locks,
-            self._observer,
-            bytes_max=dirty_bytes_max,
-            wait_seconds_max=put_wait_seconds_max,
+        self._changes = ChangeLog()
+        self._admission = DiskAdmission(rules.admission)
+        self._tenants = Tenants()
+        self._tally = tally = Tally((WRITE_BEHIND, *(tier.name for tier in tiers)), observer)
+        self._cascade = cascade = Cascade(
+            roles, self._locks, observer, rules.cascade, clock_ms=clock_ms, prepare_shared=self._prepare_shared
         )
-        self._copies = Copies(self._volatile, self._write_behind, self._durable)
-        self._promoter = Promoter(self._locks, self._observer, self._count_promotion)
-        self._flights: SingleFlight[_Wanted, Outcome[ChunkRead]] = SingleFlight()
-        self._counters = {name: TierCounters() for name in (WRITE_BEHIND, *(tier.name for tier in tiers))}
-        self._misses = 0
-        self._puts = 0
-        self._put_bytes = 0
+        self._copies = Copies(roles, cascade, clock_ms)
+        self._leasing = Leasing(roles, self._copies, clock_ms)
+        self._pins = pins = self._leasing.pins
+        self._promoter = Promoter(self._locks, self._changes, observer, tally.note_promotion)
+        self._reading = Reading(roles, cascade, self._copies, self._locks, tally, self._after_hit, self._changes.mark)
+        self._listing = Listing(roles, cascade, tally, clock_ms)
+        self._erasure = Erasure(roles, cascade, self._locks, self._changes, pins, tally, clock_ms)
+        self._placing = Placing(
+            roles,
+            cascade,
+            self._reading,
+            self._locks,
+            self._changes,
+            self._admission,
+            pins,
+            tally,
+            clock_ms,
+            self._erasure.erased_at_ms,
+        )
+        self._shared_quotas = {
+            stage.tier.name: SharedQuota(stage.tier, rules.shared_quotas) for stage in cascade.shared
+        }
+        self._upkeep = Upkeep(
+            roles,
+            self._locks,
+            pins,
+            self._erasure,
+            tuple(self._shared_quotas.values()),
+            self._tenants,
+            tally,
+            clock_ms=clock_ms,
+            sleep=sleep,
+        )
+        self._reporting = Reporting(roles, cascade, tally, self._tenants, pins, self._admission, self._promoter)
+        self._flights: SingleFlight[Wanted, Outcome[ChunkRead]] = SingleFlight()
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
 
     async def start(self) -> None:
-        """Start writing behind and promoting. Once."""
+        """Start writing behind, promoting and keeping up. Once."""
         self._runner = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write what is dirty, stop, close the tiers. Idempotent; call it again if it was cancelled."""
+        """Write what is dirty (to shared tiers for a bounded time), stop, close the tiers. Idempotent.
+
+        Call it again if it was cancelled.
+        """
         self._closed = True
-        self._write_behind.finish()
+        self._cascade.finish()
         if self._runner is not None:
             await asyncio.wait((self._runner,))
             failure = None if self._runner.cancelled() else self._runner.exception()
             if failure is not None:
                 _log.error("the store's background work failed", exc_info=failure)
-        for tier in self._tiers:
+        for tier in self._roles.all:
             await tier.close()
 
-    async def put(self, namespace: Namespace, key: ContentKey, payload: Buffer, *, ack: Ack) -> Ack:
+    async def put(
+        self, namespace: Namespace, key: ContentKey, payload: Buffer, *, ack: Ack, ttl_seconds: float | None = None
+    ) -> Ack:
         """Store a container and return what was reached, which is what ``ack`` asked for.
 
-        ``payload`` is given away: nobody may change it afterwards. Raises what :func:`kvloom.codec.container.verify`
-        raises for a container that does not hold or is of another chunk, :class:`LayoutMismatch` where it cannot be
-        joined with what is stored, :class:`Overloaded` where too much waits to be written, :class:`StorageFull` and
-        :class:`StorageUnavailable`. After an error or a cancellation the chunk may or may not be stored.
+        ``payload`` is given away: nobody may change it afterwards. It expires after ``ttl_seconds`` (default: the
+        namespace's); where the chunk is stored already, at the later of both times. Raises what
+        :func:`kvloom.codec.container.verify` raises for a container that does not hold or is of another chunk,
+        :class:`LayoutMismatch` where it cannot be joined with what is stored, :class:`Overloaded` where too much waits
+        to be written, :class:`StorageFull` and :class:`StorageUnavailable`. After an error or a cancellation the chunk
+        may or may not be stored.
         """
         self._require_running()
+        expires_at_ms = self._expiry(namespace.ttl_seconds if ttl_seconds is None else ttl_seconds)
         header = await verified_header(payload, key)
         place = storage_key(namespace.secret, key)
-        if ack is Ack.DISK and not self._durable:
-            raise StorageUnavailable("ack=disk was asked for and no durable tier is configured")
-        behind = ack is Ack.MEMORY and bool(self._durable)
-        reserved_bytes = len(payload) if behind else 0
-        if behind:
-            await self._write_behind.reserve(reserved_bytes)
-        try:
-            async with self._locks.hold(place):
-                merged = await self._merged(place, key, header, payload)
-                record = Record(place, key, merged, self._clock_ms(), namespace.owner)
-                if ack is Ack.DISK:
-                    await self._put_durable(record)
-                    await self._put_volatile(record)
-                else:
-                    in_memory = await self._put_volatile(record)
-                    if behind:
-                        self._write_behind.add(record, reserved_bytes)
-                        reserved_bytes = 0
-                    elif not in_memory:
-                        raise StorageFull(f"container of {len(merged)} bytes fits none of the tiers")
-        finally:
-            if reserved_bytes:
-                self._write_behind.release(reserved_bytes)
-        self._puts += 1
-        self._put_bytes += len(payload)
-        self._observer.on_put(len(payload))
+        record = Record(place, key, payload, 0, namespace.owner, expires_at_ms)
+        await self._placing.put(record, header, ack)
+        self._tally.note_put(self._tenants.of(namespace), len(payload))
         return ack
 
     async def get(
@@ -160,75 +174,86 @@ class TieredStore:
         read. Raises :class:`LevelNotStored`, and :class:`InvalidRequest` for layers that the chunk has not.
         """
         self._require_running()
-        wanted = _Wanted(storage_key(namespace.secret, key), level, layers)
-        outcome = await self._flights.run(wanted, lambda: self._read(wanted, key))
-        if isinstance(outcome, Hit):
-            counters = self._counters[outcome.tier]
-            counters.hits += 1
-            counters.hit_bytes += outcome.value.total_bytes
-            self._observer.on_hit(outcome.tier, outcome.value.total_bytes)
-        else:
-            self._misses += 1
-            self._observer.on_miss()
+        wanted = Wanted(storage_key(namespace.secret, key), level, layers)
+        outcome = await self._flights.run(wanted, lambda: self._reading.read(wanted, key))
+        self._tally.note_read(self._tenants.of(namespace), outcome)
         return outcome
+
+    async def get_many(
+        self,
+        namespace: Namespace,
+        keys: Sequence[ContentKey],
+        *,
+        level: Level | None = None,
+        layers: range | None = None,
+        at_once: int = limits.GETS_AT_ONCE_DEFAULT,
+    ) -> list[Outcome[ChunkRead]]:
+        """:meth:`get` for each key, in their order, ``at_once`` of them under way; not stored at ``level`` is a miss.
+
+        The caller holds all that is found: it bounds the number of keys by what it has room for.
+        """
+        _check_count(keys)
+
+        async def get(key: ContentKey) -> Outcome[ChunkRead]:
+            try:
+                return await self.get(namespace, key, level=level, layers=layers)
+            except LevelNotStored:
+                return Miss()
+
+        return await each_in_order(get, keys, at_once=at_once)
+
+    async def lend(
+        self, namespace: Namespace, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> Outcome[LentChunk]:
+        """Lend what :meth:`get` would read, where a tier has it in memory that can be shared; a miss asks for ``get``.
+
+        The bytes are not verified here: who maps them does (:mod:`.sharing`).
+        """
+        self._require_running()
+        place = storage_key(namespace.secret, key)
+        for tier in self._lenders:
+            found = await lend_chunk(tier, place, key, level=level, layers=layers, now_ms=self._clock_ms())
+            if isinstance(found, Hit):
+                self._tally.note_hit(self._tenants.of(namespace), tier.name, found.value.total_bytes)
+                return found
+        return Miss()
 
     async def contains_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether a chunk is stored; a tier that cannot answer counts as empty."""
         self._require_running()
-        places = [storage_key(namespace.secret, key) for key in keys]
-        found = [self._write_behind.find(place) is not None for place in places]
-        for tier in self._tiers:
-            missing = [index for index, known in enumerate(found) if not known]
-            if missing:
-                answers = await self._ask(tier, [places[index] for index in missing])
-                for index, answer in zip(missing, answers, strict=True):
-                    found[index] = answer
-        return found
+        return await self._listing.present([storage_key(namespace.secret, key) for key in keys])
 
     async def longest_prefix(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """How many of the leading ``keys`` are stored without a gap."""
-        for start in range(0, len(keys), _PREFIX_KEYS):
-            found = await self.contains_many(namespace, keys[start : start + _PREFIX_KEYS])
-            if not all(found):
-                return start + found.index(False)
-        return len(keys)
+        self._require_running()
+        return await self._listing.longest_prefix(namespace, keys)
 
     async def delete(self, namespace: Namespace, key: ContentKey) -> bool:
-        """Forget a chunk in every tier and in the queue; whether there was one.
+        """Forget a chunk in every tier and in the queues; whether there was one.
 
         Every tier is tried; then the first failure is raised, :class:`StorageUnavailable` or another.
         """
         self._require_running()
-        place = storage_key(namespace.secret, key)
-        failure: KvloomError | None = None
-        async with self._locks.hold(place):
-            existed = self._write_behind.discard(place)
-            for tier in self._tiers:
-                try:
-                    existed = await tier.delete(place) or existed
-                except KvloomError as error:
-                    self._note_error(tier.name, "delete", str(error))
-                    failure = failure or error
-        if failure is not None:
-            raise failure
-        return existed
+        return await self._placing.delete(storage_key(namespace.secret, key))
+
+    async def delete_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
+        """:meth:`delete` for each key, in their order; the first failure ends it."""
+        _check_count(keys)
+        return await each_in_order(lambda key: self.delete(namespace, key), keys, at_once=limits.DELETIONS_AT_ONCE_MAX)
+
+    async def delete_namespace(self, namespace: Namespace) -> int:
+        """Forget all chunks of ``namespace``, here now, on daemons that share a tier with this one soon after.
+
+        How many records there were, each once per tier. Every tier is tried; then the first failure is raised.
+        """
+        self._require_running()
+        return await self._erasure.erase(namespace)
 
     async def scan(self, namespace: Namespace) -> AsyncIterator[StoredChunk]:
         """The chunks of ``namespace``, each once, in no particular order; no others are shown."""
         self._require_running()
-        seen: set[StorageKey] = set()
-        for chunk in await self._listed(namespace, [item.info for item in self._write_behind.records()], seen):
+        async for chunk in self._listing.scan(namespace):
             yield chunk
-        for tier in self._tiers:
-            page: list[RecordInfo] = []
-            async for info in tier.scan():
-                page.append(info)
-                if len(page) == _SCAN_RECORDS:
-                    for chunk in await self._listed(namespace, page, seen):
-                        yield chunk
-                    page = []
-            for chunk in await self._listed(namespace, page, seen):
-                yield chunk
 
     async def stored(self, namespace: Namespace, key: ContentKey) -> StoredChunk | None:
         """What is stored under ``key``, with the container's header, or ``None``. Not counted as a read."""
@@ -238,163 +263,132 @@ class TieredStore:
             found = await read_head(copy)
             if isinstance(found, Hit):
                 info = found.value.info
-                tiers = [tier.name for tier in self._tiers if (await self._ask(tier, [place]))[0]]
+                tiers = await self._listing.holders(place) or (copy.tier,)
                 return StoredChunk(
-                    key, info.payload_bytes, info.stored_at_ms, tuple(tiers or [copy.tier]), found.value.header
+                    key, info.payload_bytes, info.stored_at_ms, tiers, found.value.header, info.expires_at_ms
                 )
         return None
 
-    def stats(self) -> StoreStats:
-        """All counters now."""
-        tiers = tuple(
-            TierStats(
-                tier.name,
-                tier.durable,
-                tier.capacity(),
-                counters.hits,
-                counters.hit_bytes,
-                counters.corrupt,
-                counters.errors,
-                counters.promotions,
-            )
-            for tier in self._tiers
-            for counters in (self._counters[tier.name],)
-        )
-        return StoreStats(
-            tiers=tiers,
-            misses=self._misses,
-            puts=self._puts,
-            put_bytes=self._put_bytes,
-            dirty_bytes=self._write_behind.dirty_bytes,
-            dirty_records=len(self._write_behind),
-            write_behind_hits=self._counters[WRITE_BEHIND].hits,
-            write_behind_failures=self._write_behind.failures,
-        )
+    async def pin(self, namespace: Namespace, keys: Sequence[ContentKey], *, lease_seconds: float) -> PinnedChunks:
+        """Keep those of ``keys`` that are stored here from being evicted where they are, until the lease ends.
 
-    async def flush(self) -> None:
-        """Wait until everything accepted so far is durable; :class:`StorageUnavailable` if some of it cannot be."""
+        A deletion or the expiry of a chunk ends its pin. Raises :class:`StorageFull` where that would pin too many
+        bytes (a quarter of the owner's quota), :class:`Overloaded` for too many leases; nothing is pinned then.
+        """
         self._require_running()
-        await self._write_behind.flush()
+        _check_count(keys)
+        places = [storage_key(namespace.secret, key) for key in keys]
+        return await self._leasing.pin(namespace.owner, places, lease_seconds)
+
+    def release(self, namespace: Namespace, lease: LeaseId) -> bool:
+        """End a lease of ``namespace`` now; whether it was running (another's is like none)."""
+        return self._pins.release(namespace.owner, lease)
+
+    def hint(self, namespace: Namespace, keys: Sequence[ContentKey], *, finished: bool) -> None:
+        """Say that ``keys`` will not be used again (or will): eviction policies that take hints act on it."""
+        self._require_running()
+        _check_count(keys)
+        places = [storage_key(namespace.secret, key) for key in keys]
+        for tier in self._roles.all:
+            tier.hint(places, finished=finished)
+
+    async def prefetch(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
+        """Have ``keys`` copied into the memory tiers in the background; for how many that is under way or not needed.
+
+        Nothing is promised: a full queue drops the rest, and a chunk that is not stored is found out later.
+        """
+        self._require_running()
+        _check_count(keys)
+        volatile = self._roles.volatile
+        if not volatile:
+            return 0
+        places = [storage_key(namespace.secret, key) for key in keys]
+        near = await self._listing.ask(volatile[0], places)
+        slower = (*volatile[1:], *self._roles.durable, *self._roles.shared)
+        taken = 0
+        for key, place, is_near in zip(keys, places, near, strict=True):
+            taken += is_near or self._promoter.fetch(
+                place,
+                [
+                    (self._copies.in_tier(tier, place, key), tuple(item for item in volatile if item is not tier))
+                    for tier in slower
+                ],
+            )
+        return taken
+
+    def note_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
+        """Count a damaged record that somebody else found, and has deleted, in ``tier``."""
+        self._tally.note_corrupt(tier, key, detail)
+
+    def stats(self) -> StoreStats:
+        """The counters of the store now."""
+        return self._reporting.stats()
+
+    def tenant_stats(self, namespace: Namespace) -> TenantStats:
+        """The counters of one tenant now."""
+        return self._reporting.tenant(namespace)
+
+    async def flush(self, *, shared: bool = False) -> None:
+        """Wait until everything accepted so far is on the local tiers that are to have it, or on the ``shared`` too.
+
+        Raises :class:`StorageUnavailable` if some of it was refused. A chunk kept off the disk at its first use is
+        not waited for.
+        """
+        self._require_running()
+        await self._cascade.flush(shared=shared)
 
     async def settled(self) -> None:
         """Wait until the promotions under way are done."""
         self._require_running()
         await self._promoter.settled()
 
+    async def keep_up(self) -> int:
+        """Do now what is done from time to time: free what has expired and the like; how many records that freed."""
+        self._require_running()
+        return await self._upkeep.round()
+
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            promoting = group.create_task(self._promoter.run())
-            await self._write_behind.run()
-            promoting.cancel()
+            background = [group.create_task(self._promoter.run()), group.create_task(self._upkeep.run())]
+            await self._cascade.run()
+            for task in background:
+                task.cancel()
 
-    async def _read(self, wanted: _Wanted, key: ContentKey) -> Outcome[ChunkRead]:
-        worst: Outcome[ChunkRead] = Miss()
-        not_stored: LevelNotStored | None = None
-        for copy in self._copies.of(wanted.storage_key, key):
-            try:
-                outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
-                if isinstance(outcome, Corrupt) and not await self._discarded(copy, outcome):
-                    outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
-            except LevelNotStored as error:
-                not_stored = error
-                continue
-            if isinstance(outcome, Hit):
-                self._offer_promotion(copy, outcome.value)
-                return outcome
-            if isinstance(outcome, Unavailable | Throttled):
-                self._note_error(copy.tier, "get", str(outcome))
-            worst = more_telling(worst, outcome)
-        if not_stored is not None:
-            raise not_stored
-        return worst
+    def _after_hit(self, copy: Copy, read: ChunkRead, mark: int) -> None:
+        """Copy what was read to where its use says that it belongs."""
+        tier = self._roles.named(copy.tier)
+        if tier is None:
+            return
+        place = copy.storage_key
+        if tier in self._roles.volatile and self._admission.is_waiting(place):
+            if self._promoter.offer(copy, read, self._roles.durable[:1], mark):
+                self._admission.use(place)
+            return
+        targets = self._roles.faster_than(tier)
+        if tier.shared and not self._admission.takes_all and not self._admission.use(place):
+            targets = tuple(item for item in targets if not item.durable)
+        if targets:
+            self._promoter.offer(copy, read, targets, mark)
 
-    async def _discarded(self, copy: Copy, found: Corrupt) -> bool:
-        """Count a damaged copy and delete it if it still is damaged now that nobody can be replacing it."""
-        self._counters[copy.tier].corrupt += 1
-        self._observer.on_corrupt(copy.tier, copy.content_key, found.detail)
-        async with self._locks.hold(copy.storage_key):
-            if await is_sound(copy):
-                return False
-            await self._forget(copy)
-        return True
+    async def _prepare_shared(self, tier: Tier, record: Record) -> Record | None:
+        """What is written to a shared tier: the record joined with what is there, within its owner's quota."""
+        if self._erasure.is_erased(record.info):
+            return None
+        joined = await self._reading.joined_with_shared(tier, record)
+        await self._shared_quotas[tier.name].make_room(joined)
+        return joined
 
-    async def _forget(self, copy: Copy) -> None:
-        for tier in self._tiers:
-            if tier.name == copy.tier:
-                try:
-                    await tier.delete(copy.storage_key)
-                except KvloomError as error:
-                    self._note_error(tier.name, "delete", str(error))
-
-    async def _merged(self, place: StorageKey, key: ContentKey, header: ContainerHeader, payload: Buffer) -> Buffer:
-        """``payload``, or it and what is stored under its key in one container. Hold the key's lock."""
-        for copy in self._copies.of(place, key):
-            head = await read_head(copy)
-            if not isinstance(head, Hit):
-                continue
-            if covers(header, head.value.header):
-                return payload
-            old = await read_whole(copy)
-            if isinstance(old, Hit):
-                return await asyncio.to_thread(merge_containers, old.value.parts[0], payload)
-        return payload
-
-    async def _put_durable(self, record: Record) -> None:
-        for tier in self._durable:
-            await tier.put(record)
-        self._write_behind.discard(record.storage_key)
-
-    async def _put_volatile(self, record: Record) -> bool:
-        """Put into the memory tiers as far as they take it; an older copy does not stay behind in one that refuses."""
-        taken = False
-        for tier in self._volatile:
-            try:
-                await tier.put(record)
-                taken = True
-            except KvloomError as error:
-                self._note_error(tier.name, "put", str(error))
-                await self._forget(self._copies.in_tier(tier, record.storage_key, record.content_key))
-        return taken
-
-    async def _listed(
-        self, namespace: Namespace, infos: Sequence[RecordInfo], seen: set[StorageKey]
-    ) -> list[StoredChunk]:
-        """Those of ``infos`` that are the namespace's own and not ``seen``; they are from now on."""
-        own = [
-            info
-            for info in infos
-            if info.storage_key not in seen and storage_key(namespace.secret, info.content_key) == info.storage_key
-        ]
-        places = [info.storage_key for info in own]
-        seen.update(places)
-        holders: list[list[str]] = [[] for _ in own]
-        for tier in self._tiers:
-            for names, held in zip(holders, await self._ask(tier, places), strict=True):
-                names.extend([tier.name] if held else [])
-        return [
-            StoredChunk(info.content_key, info.payload_bytes, info.stored_at_ms, tuple(names or [WRITE_BEHIND]))
-            for info, names in zip(own, holders, strict=True)
-        ]
-
-    async def _ask(self, tier: Tier, places: Sequence[StorageKey]) -> list[bool]:
-        try:
-            return await tier.contains_many(places)
-        except KvloomError as error:
-            self._note_error(tier.name, "contains", str(error))
-            return [False] * len(places)
-
-    def _offer_promotion(self, copy: Copy, read: ChunkRead) -> None:
-        names = [tier.name for tier in self._tiers]
-        if copy.tier in names[1:]:
-            self._promoter.offer(copy, read.total_bytes, self._tiers[: names.index(copy.tier)])
-
-    def _count_promotion(self, tier: Tier) -> None:
-        self._counters[tier.name].promotions += 1
-
-    def _note_error(self, tier: str, operation: str, detail: str) -> None:
-        self._counters[tier].errors += 1
-        self._observer.on_tier_error(tier, operation, detail)
+    def _expiry(self, ttl_seconds: float | None) -> int:
+        if ttl_seconds is None:
+            return NEVER
+        check_ttl(ttl_seconds)
+        return self._clock_ms() + round(ttl_seconds * 1000)
 
     def _require_running(self) -> None:
         if self._closed or self._runner is None or self._runner.done():
             raise StorageUnavailable("the store is closed" if self._closed else "the store is not running")
+
+
+def _check_count(keys: Sequence[ContentKey]) -> None:
+    if len(keys) > limits.KEYS_PER_REQUEST_MAX:
+        raise TooManyItems(f"{len(keys)} keys at once, the limit is {limits.KEYS_PER_REQUEST_MAX}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from .key import ContentKey
 from .tier import Capacity
 
-__all__ = ["StoreObserver", "StoreStats", "TierCounters", "TierStats"]
+__all__ = ["StageStats", "StoreObserver", "StoreStats", "TierCounters", "TierStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,31 @@ class TierStats:
     corrupt: int
     errors: int
     promotions: int
-    """Records copied into this tier because a slower one had the hit."""
+    """Records copied into this tier because of a use: a hit in a slower one, or the second use of a chunk."""
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StageStats:
+    """What waits to be written to one tier, and what became of what waited."""
+
+    tier: str
+    dirty_bytes: int
+    dirty_bytes_max: int
+    dirty_records: int
+    written: int
+    failures: int
+    """Records that the tier refused."""
+    dropped: int
+    """Records that do not go to the tier because too much waited for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """The store as a whole. A read that no tier could answer is one of ``misses``, whatever the reason."""
+    """The store as a whole. A read that no tier could answer is one of ``misses``, whatever the reason.
+
+    ``dirty_bytes``, ``dirty_records`` and ``write_behind_failures`` are of the local tiers; ``stages`` tells of each.
+    """
 
     tiers: tuple[TierStats, ...]
     misses: int
@@ -37,6 +56,17 @@ class StoreStats:
     """Reads answered from the queue of records not yet durable."""
     write_behind_failures: int
     """Records acknowledged as ``memory`` that a durable tier then refused."""
+    stages: tuple[StageStats, ...] = ()
+    expired: int = 0
+    """Records that the sweep freed because their time was over."""
+    pinned_bytes: int = 0
+    pinned: int = 0
+    leases: int = 0
+    admitted: int = 0
+    deferred: int = 0
+    """Records kept off the disk at their first use."""
+    promotions_dropped: int = 0
+    """Promotions and prefetches not even tried because too many were waiting."""
 
 
 class StoreObserver:
@@ -65,6 +95,9 @@ class StoreObserver:
 
     def on_write_behind_failed(self, key: ContentKey, detail: str) -> None:
         """A record acknowledged as ``memory`` was refused by a durable tier and stays in memory only."""
+
+    def on_write_behind_dropped(self, tier: str, size_bytes: int) -> None:
+        """A record of ``size_bytes`` does not go to ``tier``: too much waits for it already."""
 
 
 @dataclass(slots=True)

@@ -8,37 +8,47 @@ third-party ones too.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NewType
+from typing import Final
 
 from ..codec.container import ByteRange
-from .key import ContentKey, StorageKey
-from .outcome import Outcome
+from .key import OWNER_BYTES, ContentKey, OwnerId, StorageKey
+from .outcome import Hit, Outcome
 
 __all__ = [
     "NEVER",
     "OWNER_BYTES",
+    "UNBOUNDED_BYTES",
     "UNOWNED",
     "Ack",
     "Buffer",
     "Capacity",
+    "Holdings",
     "OwnerId",
     "Record",
     "RecordInfo",
     "Slice",
     "Tier",
+    "Usage",
+    "is_expired",
 ]
 
 Buffer = bytes | bytearray | memoryview
-OwnerId = NewType("OwnerId", bytes)
-"""Whose a record is, in :data:`OWNER_BYTES` bytes: quotas and isolated eviction go by it. Neither name nor secret."""
-OWNER_BYTES: Final = 16
 UNOWNED: Final = OwnerId(bytes(OWNER_BYTES))
 """The owner of records that belong to no tenant."""
 NEVER: Final = 0
 """The expiry of a record that does not expire."""
+
+
+def is_expired(expires_at_ms: int, now_ms: int) -> bool:
+    """Whether a record of that expiry is absent at ``now_ms``."""
+    return expires_at_ms != NEVER and expires_at_ms <= now_ms
+
+
+UNBOUNDED_BYTES: Final = 2**63 - 1
+"""The limit of a tier whose room is not kvloom's to manage: an engine that many share evicts or grows by itself."""
 
 
 class Ack(StrEnum):
@@ -102,6 +112,25 @@ class Capacity:
     evictions: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one owner keeps in a tier."""
+
+    records: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one owner has on a tier, in bytes as the tier charges them, and what it was made to give up."""
+
+    used_bytes: int
+    records: int
+    evictions: int
+    limit_bytes: int | None
+    """The owner's quota."""
+
+
 class Tier(ABC):
     """One place that keeps records. All methods are safe to call concurrently and safe to cancel."""
 
@@ -110,6 +139,13 @@ class Tier(ABC):
 
     durable: bool
     """Whether a completed :meth:`put` survives ``kill -9`` and power loss."""
+
+    shared: bool = False
+    """Whether other daemons read and write the same records: the slowest tier, behind those of this machine.
+
+    Its :meth:`capacity` is what this process counted last (in a :meth:`scan` to the end), not a live figure.
+    The owner of what is put into it stands at the start of the storage key (:func:`.key.owner_of`).
+    """
 
     @abstractmethod
     async def put(self, record: Record) -> None:
@@ -125,7 +161,7 @@ class Tier(ABC):
 
     @abstractmethod
     async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
-        """For each key, whether a record is here. Does not count as a use."""
+        """For each key, whether a record is here, expired or not. Does not count as a use."""
 
     @abstractmethod
     async def delete(self, key: StorageKey) -> bool:
@@ -135,6 +171,34 @@ class Tier(ABC):
     def scan(self) -> AsyncIterator[RecordInfo]:
         """All records, in no particular order; a record put or deleted meanwhile may or may not appear."""
 
+    async def scan_owner(self, owner: OwnerId) -> AsyncIterator[RecordInfo]:
+        """All records of ``owner``, as :meth:`scan` lists them."""
+        async for info in self.scan():
+            if info.owner == owner:
+                yield info
+
+    async def usage(self, owner: OwnerId) -> Usage:
+        """How much ``owner`` keeps here, whichever daemon put it. Lists the owner's records: not for every request."""
+        records = payload_bytes = 0
+        async for info in self.scan_owner(owner):
+            records += 1
+            payload_bytes += info.payload_bytes
+        return Usage(records, payload_bytes)
+
+    async def delete_owner(self, owner: OwnerId) -> int:
+        """Forget all records of ``owner``, whichever daemon put them; how many there were."""
+        deleted = 0
+        for info in [info async for info in self.scan_owner(owner)]:
+            deleted += await self.delete(info.storage_key)
+        return deleted
+
+    async def ping(self) -> None:
+        """Ask the backend for the smallest sign of life; :class:`StorageUnavailable` where there is none.
+
+        Cheap, and never retried. A tier of this machine has no backend that could be away.
+        """
+        return
+
     @abstractmethod
     def capacity(self) -> Capacity:
         """How full the tier is now."""
@@ -142,3 +206,39 @@ class Tier(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Flush and release everything. Idempotent; other calls afterwards raise :class:`StorageUnavailable`."""
+
+    # What a tier may do better than this, or can do without: the store asks every tier, wrappers pass all of it on.
+
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """:meth:`contains_many` without the records that are expired at ``now_ms``.
+
+        Here each record found is asked for its expiry; a tier that has an index of these answers from it.
+        """
+        live: list[bool] = []
+        for key, present in zip(keys, await self.contains_many(keys), strict=True):
+            found = await self.get(key, ()) if present else None
+            live.append(isinstance(found, Hit) and not is_expired(found.value.info.expires_at_ms, now_ms))
+        return live
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """Up to ``limit`` records that are expired at ``now_ms``; they stay until they are deleted."""
+        due: list[StorageKey] = []
+        async for info in self.scan():
+            if is_expired(info.expires_at_ms, now_ms):
+                due.append(info.storage_key)
+                if len(due) == limit:
+                    break
+        return due
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:  # noqa: B027
+        """Evict no record for whose key ``pinned`` (cheap, callable from any thread) says true.
+
+        A tier that leaves eviction to somebody else cannot promise that, and does nothing here.
+        """
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:  # noqa: B027
+        """Tell the eviction policy that ``keys`` will not be used again (``finished``), or will after all."""
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What ``owner`` has here, or ``None`` where the tier does not know without looking."""
+        return None

@@ -32,6 +32,7 @@ VERBS = (
     Verb("rm", "Forget chunks."),
     Verb("calibrate", "Learn a codec profile for a model from text."),
     Verb("bench", "Measure your daemon and its disk."),
+    Verb("fsck", "Check the chunks on disk, byte by byte."),
     Verb("doctor", "Find what is misconfigured, and the fix."),
 )
 

@@ -4,6 +4,7 @@ import click
 from rich.table import Table
 
 from ...clients import KvloomClient, wire
+from ...kvstore.tier import UNBOUNDED_BYTES
 from ..config import format_size
 from .console import address_option, examples, json_option, print_json
 from .tables import print_table, since
@@ -39,12 +40,13 @@ def _tiers(stats: wire.DaemonStats) -> Table:
     for name in ("used", "limit", "full", "chunks", "hits", "evicted", "damaged"):
         table.add_column(name, justify="right")
     for tier in stats.tiers:
+        unbounded = tier.limit_bytes == UNBOUNDED_BYTES
         table.add_row(
             tier.name,
-            format_size(tier.used_bytes),
-            format_size(tier.limit_bytes),
-            f"{tier.used_bytes / tier.limit_bytes:.0%}",
-            f"{tier.records:,}",
+            "-" if unbounded else format_size(tier.used_bytes),
+            "-" if unbounded else format_size(tier.limit_bytes),
+            "-" if unbounded else f"{tier.used_bytes / tier.limit_bytes:.0%}",
+            "-" if unbounded else f"{tier.records:,}",
             f"{tier.hits:,}",
             f"{tier.evictions:,}",
             f"[red]{tier.corrupt:,}[/red]" if tier.corrupt else "0",

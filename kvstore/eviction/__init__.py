@@ -5,12 +5,43 @@ from types import MappingProxyType
 from typing import Final
 
 from ...errors import ConfigError
-from .base import EvictionPolicy
+from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from .cost import RecomputeCost
+from .gdsf import GdsfPolicy
+from .gittins import GittinsPolicy
+from .hinted import HintedPolicy
 from .lru import LruPolicy
+from .s3fifo import S3FifoPolicy
+from .wtinylfu import WTinyLfuPolicy
 
-__all__ = ["POLICIES", "EvictionPolicy", "LruPolicy", "make_policy"]
+__all__ = [
+    "DEFAULT_POLICY",
+    "POLICIES",
+    "UNATTRIBUTED",
+    "ChunkAttributes",
+    "EvictionPolicy",
+    "GdsfPolicy",
+    "GittinsPolicy",
+    "HintedPolicy",
+    "LruPolicy",
+    "RecomputeCost",
+    "S3FifoPolicy",
+    "WTinyLfuPolicy",
+    "make_policy",
+]
 
-POLICIES: Final = MappingProxyType[str, Callable[[], EvictionPolicy]]({"lru": LruPolicy})
+POLICIES: Final = MappingProxyType[str, Callable[[], EvictionPolicy]](
+    {
+        "gittins": GittinsPolicy,
+        "lru": LruPolicy,
+        "s3-fifo": S3FifoPolicy,
+        "w-tinylfu": WTinyLfuPolicy,
+        "gdsf": GdsfPolicy,
+        "hinted": HintedPolicy,
+    }
+)
+DEFAULT_POLICY: Final = "gittins"
+"""The one that saves most where chunks come with their attributes (docs/adr/0013)."""
 
 
 def make_policy(name: str) -> EvictionPolicy:

@@ -1,27 +1,55 @@
 """The interface of an eviction policy: it is told what happens and asked who goes next.
 
-A policy is pure: it has no clock, no randomness, no I/O, and sees only keys, sizes and the order of calls, so a trace
-of calls replays to the same victims. It is also the tier's list of what is resident, so that a million records are
-not listed twice. A policy is not thread-safe: its tier serialises the calls.
+A policy is pure: it has no clock, no randomness, no I/O, and sees only keys, sizes, what a chunk costs to compute again
+and the order of calls, so a trace of calls replays to the same victims. It is also the tier's list of what is resident,
+so that a million records are not listed twice. A policy is not thread-safe: its tier serialises the calls.
+
+A tier makes room before it puts, so a policy refuses a newcomer by naming it as the next victim: one record of slack.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Final
 
+from ... import limits
 from ..key import StorageKey
 
-__all__ = ["EvictionPolicy"]
+__all__ = ["UNATTRIBUTED", "ChunkAttributes", "EvictionPolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAttributes:
+    """What a policy may know of a chunk beside its size.
+
+    ``parent`` is the storage key of the chunk before it, ``None`` for a first chunk, a standalone one, or where nobody
+    said. ``start`` is the number of tokens before the chunk, ``tokens`` its own.
+    """
+
+    parent: StorageKey | None = None
+    start: int = 0
+    tokens: int = limits.CHUNK_TOKENS_DEFAULT
+
+
+UNATTRIBUTED: Final = ChunkAttributes()
+"""For a record of which nothing is known: it is taken for a full first chunk."""
 
 
 class EvictionPolicy(ABC):
     """Chooses the record to give up. Sizes are whatever the tier charges for a record, in bytes."""
 
     @abstractmethod
-    def record_put(self, key: StorageKey, size_bytes: int) -> None:
+    def record_put(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes = UNATTRIBUTED) -> None:
         """``key`` is resident from now on, or is replaced by a record of another size. Counts as a use."""
 
     @abstractmethod
     def record_use(self, key: StorageKey) -> None:
         """``key`` was read. A key that is not resident is ignored."""
+
+    def record_hint(self, key: StorageKey, *, discard: bool) -> None:  # noqa: B027  (most policies take no hints)
+        """Somebody predicts that ``key`` is not worth keeping until its next use (``discard``), or that it is.
+
+        It holds until the next put or use of ``key``. A key that is not resident is ignored; most policies ignore all.
+        """
 
     @abstractmethod
     def record_delete(self, key: StorageKey) -> None:

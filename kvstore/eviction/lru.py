@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from ..key import StorageKey
-from .base import EvictionPolicy
+from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
 
 __all__ = ["LruPolicy"]
 
@@ -15,7 +15,7 @@ class LruPolicy(EvictionPolicy):
         self._sizes: OrderedDict[StorageKey, int] = OrderedDict()
         self._total_bytes = 0
 
-    def record_put(self, key: StorageKey, size_bytes: int) -> None:
+    def record_put(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes = UNATTRIBUTED) -> None:
         """Place ``key`` at the young end."""
         self._total_bytes += size_bytes - self._sizes.get(key, 0)
         self._sizes[key] = size_bytes

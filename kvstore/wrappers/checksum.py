@@ -6,15 +6,15 @@ verified above.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from blake3 import blake3
 
 from ...codec.container import ByteRange
-from ..key import StorageKey
+from ..key import OwnerId, StorageKey
 from ..outcome import Corrupt, Hit, Outcome
-from ..tier import Buffer, Capacity, Record, RecordInfo, Slice, Tier
+from ..tier import Buffer, Capacity, Holdings, Record, RecordInfo, Slice, Tier
 
 __all__ = ["ChecksumTier"]
 
@@ -28,6 +28,7 @@ class ChecksumTier(Tier):
         self._inner = inner
         self.name = inner.name
         self.durable = inner.durable
+        self.shared = inner.shared
 
     async def put(self, record: Record) -> None:
         """Keep the payload with its checksum."""
@@ -68,6 +69,26 @@ class ChecksumTier(Tier):
         """All records, with the lengths that were put."""
         async for info in self._inner.scan():
             yield _outer(info)
+
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Ask the inner tier."""
+        return await self._inner.contains_live(keys, now_ms)
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """The inner tier's."""
+        return await self._inner.expired(now_ms, limit)
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Pass it on."""
+        self._inner.protect(pinned)
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Pass it on."""
+        self._inner.hint(keys, finished=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """The inner tier's."""
+        return self._inner.holdings(owner)
 
     def capacity(self) -> Capacity:
         """The inner tier's."""

@@ -14,9 +14,9 @@ from random import Random
 
 from ...codec.container import ByteRange
 from ...errors import StorageFull, StorageUnavailable
-from ..key import StorageKey
+from ..key import OwnerId, StorageKey
 from ..outcome import Hit, Miss, Outcome, Unavailable
-from ..tier import Buffer, Capacity, Record, RecordInfo, Slice, Tier
+from ..tier import Buffer, Capacity, Holdings, Record, RecordInfo, Slice, Tier
 
 __all__ = [
     "CorruptBytes",
@@ -135,6 +135,7 @@ class FaultTier(Tier):
         self.plan = plan
         self.name = inner.name
         self.durable = inner.durable
+        self.shared = inner.shared
         self._sleep = sleep
 
     async def put(self, record: Record) -> None:
@@ -176,6 +177,28 @@ class FaultTier(Tier):
         """Never disturbed."""
         async for info in self._inner.scan():
             yield info
+
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Ask, unless the plan says otherwise."""
+        if isinstance(await self._raised_fault(Operation.CONTAINS), Lose):
+            return [False] * len(keys)
+        return await self._inner.contains_live(keys, now_ms)
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """The inner tier's."""
+        return await self._inner.expired(now_ms, limit)
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Pass it on."""
+        self._inner.protect(pinned)
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Pass it on."""
+        self._inner.hint(keys, finished=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """The inner tier's."""
+        return self._inner.holdings(owner)
 
     def capacity(self) -> Capacity:
         """The inner tier's."""

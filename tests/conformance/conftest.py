@@ -3,3 +3,4 @@
 import pytest
 
 pytest.register_assert_rewrite("kvloom.kvstore.conformance")
+pytest.register_assert_rewrite("kvloom.kvstore.conformance_shared")

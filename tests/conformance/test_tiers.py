@@ -3,11 +3,17 @@
 from pathlib import Path
 
 from kvloom.kvstore.conformance import TierConformance
+from kvloom.kvstore.keyring import Keyring
 from kvloom.kvstore.memory import MemoryTier
 from kvloom.kvstore.ssd import SsdTier
 from kvloom.kvstore.tier import Tier
 from kvloom.kvstore.wrappers.checksum import ChecksumTier
+from kvloom.kvstore.wrappers.encrypt import EncryptTier
 from kvloom.kvstore.wrappers.fault import FaultTier, NoFaults
+
+
+def encrypted(inner: Tier, directory: Path) -> Tier:
+    return EncryptTier(inner, Keyring(directory / "keys", bytes(range(32))))
 
 
 class TestMemory(TierConformance):
@@ -38,6 +44,21 @@ class TestSsdWithChecksum(TierConformance):
 class TestSsdWithFaults(TierConformance):
     def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
         return FaultTier(SsdTier.open(directory, limit_bytes), NoFaults())
+
+
+class TestSsdEncrypted(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return encrypted(SsdTier.open(directory, limit_bytes), directory)
+
+
+class TestMemoryEncrypted(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return encrypted(MemoryTier(limit_bytes), directory)
+
+
+class TestMemoryEncryptedWithChecksum(TierConformance):
+    def make_tier(self, directory: Path, limit_bytes: int) -> Tier:
+        return ChecksumTier(encrypted(MemoryTier(limit_bytes), directory))
 
 
 class TestWrappersStack(TierConformance):

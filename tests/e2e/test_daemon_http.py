@@ -155,3 +155,12 @@ def test_a_body_may_come_in_pieces_of_undeclared_length(daemon, key, container):
     answer = daemon.ask("PUT", f"/chunks/{key.hex()}", pieces())
     assert answer.status == 201
     assert daemon.ask("GET", f"/chunks/{key.hex()}").body == container
+
+
+def test_a_chunk_can_be_put_for_a_time(daemon, key, container):
+    assert daemon.ask("PUT", f"/chunks/{key.hex()}?ack=disk&ttl_seconds=3600", container).status == 201
+    chunk = daemon.ask("GET", f"/chunks/{key.hex()}/info").json()["chunk"]
+    assert 3_500_000 < chunk["expires_at_ms"] - chunk["stored_at_ms"] <= 3_600_000
+    for wrong in ("0", "x", "-5", "999999999999"):
+        answer = daemon.ask("PUT", f"/chunks/{key.hex()}?ttl_seconds={wrong}", container)
+        assert (answer.status, answer.json()["error"]) == (400, "invalid_request")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 HEAVY = {"torch", "transformers", "cupy", "accelerate", "gguf", "bm25s", "matplotlib", "constriction"}
-SERVER = {"lmdb", "prometheus_client", "psutil", "rich", "structlog", "click"}
+SERVER = {"xxhash", "prometheus_client", "psutil", "rich", "structlog", "click"}
 MODULES = "import json, sys; json.dump(sorted({name.partition('.')[0] for name in sys.modules}), sys.stdout)"
 
 
@@ -52,4 +52,4 @@ def test_the_version_and_help_do_not_load_a_web_server() -> None:
     command = "from kvloom.daemon.cli import cli; cli.main(['{}'], standalone_mode=False)"
     for flag in ("--version", "--help"):
         shown = f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()): {command.format(flag)}"
-        assert not loaded_by(shown) & (HEAVY | {"aiohttp", "lmdb"})
+        assert not loaded_by(shown) & (HEAVY | {"aiohttp", "xxhash"})

@@ -1,9 +1,12 @@
 """Child of the crash tests: puts numbered chunks into a store on DIRECTORY and prints each number once it is durable.
 
-``python store_writer.py DIRECTORY FIRST ACK``: ``disk`` prints after each acknowledged put, ``memory`` after a flush.
+Reads lines ``FIRST ACK DIRECTORY`` and forks a writer for each, so that hundreds of them import everything once.
+Prints ``pid N``, then its numbers (``disk``: after each acknowledged put, ``memory``: after a flush), and ``end`` once
+it has been killed.
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -56,5 +59,16 @@ async def write(directory: Path, first: int, ack: Ack) -> None:
             group.create_task(keep_putting(first + writer))
 
 
+def serve() -> None:
+    for line in sys.stdin:
+        first, ack, directory = line.rstrip("\n").split(" ", 2)
+        child = os.fork()
+        if child == 0:
+            asyncio.run(write(Path(directory), int(first), Ack(ack)))
+        print(f"pid {child}", flush=True)  # noqa: T201
+        os.waitpid(child, 0)
+        print("end", flush=True)  # noqa: T201
+
+
 if __name__ == "__main__":
-    asyncio.run(write(Path(sys.argv[1]), int(sys.argv[2]), Ack(sys.argv[3])))
+    serve()

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -13,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvloom.errors import StorageUnavailable
-from kvloom.kvstore import ssd_files
+from kvloom.codec.level import EXACT
 from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.key import ContentKey, storage_key
+from kvloom.kvstore.key import ContentKey
 from kvloom.kvstore.namespace import derive_namespace
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss
 from kvloom.kvstore.record import HEADER_BYTES
@@ -39,10 +37,6 @@ async def opened(directory: Path) -> AsyncIterator[TieredStore]:
         await store.close()
 
 
-def files_bytes(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
 async def filled(directory: Path) -> None:
     tier = SsdTier.open(directory, LIMIT)
     for number in range(30):
@@ -52,11 +46,12 @@ async def filled(directory: Path) -> None:
     await tier.close()
 
 
-async def check_usable(tier: SsdTier) -> None:
-    """Whatever is there reads right or not at all, and new records are kept."""
+async def check_usable(tier: SsdTier, *, deletions_known: bool = True) -> None:
+    """Whatever is there reads right or not at all, what was deleted stays so, and new records are kept."""
     for number in range(30):
         outcome = await tier.get(make_record(number, 0).storage_key)
         if isinstance(outcome, Hit):
+            assert number % 4 or not deletions_known
             size_bytes = outcome.value.info.payload_bytes
             assert bytes(outcome.value.parts[0]) == make_record(number, size_bytes).payload
     for number in range(100, 130):
@@ -67,26 +62,25 @@ async def check_usable(tier: SsdTier) -> None:
         assert bytes(outcome.value.parts[0]) == record.payload
 
 
-async def test_every_region_of_a_record_is_covered_by_a_check(
+@pytest.mark.slow
+async def test_every_bit_of_a_record_is_covered_by_a_check(
     tmp_path: Path, container_bytes: Callable[..., bytes]
 ) -> None:
+    """Header and payload, every single bit of it; the record is damaged while the store is open."""
     key = ContentKey(bytes(range(32)))
-    payload = container_bytes(content_key=key, segment_bytes=60)
-    data = tmp_path / "lmdb" / "data.mdb"
+    payload = container_bytes([EXACT], content_key=key, layers=1, kv_heads=1, tokens=1, segment_bytes=4)
     flipped = 0
     async with opened(tmp_path) as store:
-        tier = store._tiers[0]
-        for bit in range(0, 8 * (HEADER_BYTES + len(payload)), 41):
+        tier = store._roles.all[0]
+        assert isinstance(tier, SsdTier)
+        for bit in range(8 * (HEADER_BYTES + len(payload))):
             await store.put(NAMESPACE, key, payload, ack=Ack.DISK)
             flipped += 1
-            # Older copies lie on free pages; the time of the put, its number, tells this one from them.
-            fixed = storage_key(NAMESPACE.secret, key) + key + NAMESPACE.owner
-            fixed += struct.pack("<QQ", len(payload), flipped)
-            content = data.read_bytes()
-            offset = content.index(b"KVLR\2\0\0\0" + fixed) + bit // 8
-            with data.open("r+b") as file:
-                file.seek(offset)
-                file.write(bytes([content[offset] ^ 1 << bit % 8]))
+            segment = tier._segment_log.segments()[-1]
+            start = segment.entries[-1].offset + 64
+            damaged = bytearray(1)
+            os.preadv(segment.descriptor, [damaged], start + bit // 8)
+            os.pwrite(segment.descriptor, bytes([damaged[0] ^ 1 << bit % 8]), start + bit // 8)
             assert isinstance(await store.get(NAMESPACE, key), Corrupt), f"bit {bit} is not covered"
             assert await store.get(NAMESPACE, key) == Miss()
             assert store.stats().tiers[0].corrupt == flipped
@@ -96,63 +90,70 @@ async def test_every_region_of_a_record_is_covered_by_a_check(
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"garbage" * 10_000, bytes(100_000)])
-async def test_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "lmdb").mkdir()
-    (tmp_path / "lmdb" / "data.mdb").write_bytes(content)
+async def test_files_that_are_no_segments(tmp_path: Path, content: bytes) -> None:
+    names = (f"{1:016x}-{2:016x}.log", f"{1:016x}-{2:016x}.list", f"{3:016x}-{2:016x}.list", "xyz.log", "order")
+    for name in names:
+        (tmp_path / name).write_bytes(content)
     tier = SsdTier.open(tmp_path, LIMIT)
-    assert tier.quarantined == (1 if content else 0)
-    assert (tmp_path / "quarantine-1").exists() == bool(content)
+    assert tier.capacity().records == 0
     await check_usable(tier)
     await tier.close()
 
 
-async def test_damaged_pages_are_survived(tmp_path: Path, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("suffix", [".log", ".list"])
+@pytest.mark.parametrize("lists", [True, False])
+async def test_damaged_pages_are_survived(tmp_path: Path, rng: np.random.Generator, suffix: str, lists: bool) -> None:
     await filled(tmp_path)
-    data = tmp_path / "lmdb" / "data.mdb"
-    good = data.read_bytes()
-    pages = [*range(6), *rng.choice(range(6, len(good) // PAGE), 8, replace=False).tolist()]
-    for index, page in enumerate(pages):
-        damaged = bytearray(good)
-        damaged[page * PAGE : (page + 1) * PAGE] = bytes(PAGE) if index % 2 else rng.bytes(PAGE)
-        data.write_bytes(damaged)
+    good = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".log", ".list")}
+    damageable = [path for path in good if path.suffix == suffix]
+    for turn in range(20):
+        for path in tmp_path.iterdir():
+            if path.suffix in (".log", ".list"):
+                path.unlink()
+        for path, content in good.items():
+            damaged = bytearray(content)
+            if path in damageable:
+                page = int(rng.integers(len(content) // PAGE + 1))
+                part = damaged[page * PAGE : (page + 1) * PAGE]
+                damaged[page * PAGE : (page + 1) * PAGE] = bytes(len(part)) if turn % 2 else rng.bytes(len(part))
+            if lists or path.suffix == ".log":
+                path.write_bytes(damaged)
         tier = SsdTier.open(tmp_path, LIMIT)
-        await check_usable(tier)
+        # A deletion stands twice, in the log and in its list: only with one of them damaged it is sure to be known.
+        await check_usable(tier, deletions_known=lists or suffix == ".list")
         await tier.close()
 
 
-async def test_truncated_file_is_survived(tmp_path: Path, rng: np.random.Generator) -> None:
+async def test_truncated_segments_are_survived(tmp_path: Path, rng: np.random.Generator) -> None:
     await filled(tmp_path)
-    data = tmp_path / "lmdb" / "data.mdb"
-    good = data.read_bytes()
-    for size in (1, PAGE, 2 * PAGE, len(good) // 2, len(good) - PAGE, int(rng.integers(len(good)))):
-        data.write_bytes(good[:size])
+    good = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".log", ".list")}
+    last = max(path for path in good if path.suffix == ".log")
+    size_bytes = len(good[last])
+    for size in (0, 1, PAGE, 2 * PAGE, size_bytes // 2, size_bytes - PAGE, int(rng.integers(size_bytes))):
+        for path in tmp_path.iterdir():
+            if path.suffix in (".log", ".list"):
+                path.unlink()
+        for path, content in good.items():
+            path.write_bytes(content[:size] if path == last else content)
         tier = SsdTier.open(tmp_path, LIMIT)
-        await check_usable(tier)
+        for number in range(30):
+            outcome = await tier.get(make_record(number, 0).storage_key)
+            if isinstance(outcome, Hit):
+                payload_bytes = outcome.value.info.payload_bytes
+                assert bytes(outcome.value.parts[0]) == make_record(number, payload_bytes).payload
         await tier.close()
 
 
-async def test_quarantined_files_count_towards_the_quota(tmp_path: Path) -> None:
-    for turn in range(4):
-        tier = SsdTier.open(tmp_path, LIMIT)
-        for number in range(60 + turn):
-            await tier.put(make_record(number, 30_000))
-        await tier.close()
-        assert files_bytes(tmp_path) <= LIMIT
-        with (tmp_path / "lmdb" / "data.mdb").open("r+b") as file:
-            file.write(bytes(2 * PAGE))
+async def test_a_segment_truncated_under_an_open_tier_reads_short_and_ends_nothing(tmp_path: Path) -> None:
     tier = SsdTier.open(tmp_path, LIMIT)
-    assert tier.quarantined == 1
+    for number in range(20):
+        await tier.put(make_record(number, 30_000))
+    for path in tmp_path.glob("*.log"):
+        os.truncate(path, 10_000)
+    kinds = [type(await tier.get(make_record(number, 0).storage_key)) for number in range(20)]
+    assert set(kinds) == {Corrupt}
     await check_usable(tier)
     await tier.close()
-
-
-def test_check_that_cannot_run_quarantines_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lmdb").mkdir()
-    (tmp_path / "lmdb" / "data.mdb").write_bytes(b"garbage")
-    monkeypatch.setattr(ssd_files, "__package__", "kvloom.no_such_room")
-    with pytest.raises(StorageUnavailable, match=r"failed with status 1: .*no_such_room"):
-        SsdTier.open(tmp_path, LIMIT)
-    assert (tmp_path / "lmdb" / "data.mdb").read_bytes() == b"garbage"
 
 
 def opened_by_a_child(directory: Path) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from kvloom.clients.discovery import DaemonNote, Endpoint, data_directory, find_daemon, parse_address
+from kvloom.clients.discovery import (
+    DaemonNote,
+    Endpoint,
+    data_directory,
+    find_daemon,
+    find_local_socket,
+    parse_address,
+)
 from kvloom.errors import ConfigError
 
 
@@ -57,3 +64,16 @@ def test_an_explicit_address_beats_the_environment_beats_the_note(tmp_path):
 def test_the_data_directory_follows_the_environment(tmp_path):
     assert data_directory({"KVLOOM_DATA_DIR": str(tmp_path)}) == tmp_path
     assert data_directory({}).name == "kvloom"
+
+
+def test_the_local_socket_is_that_of_the_daemon_asked_for(tmp_path):
+    endpoint = Endpoint("127.0.0.1", 7000)
+    assert find_local_socket(endpoint, environ={}, data_dir=tmp_path) is None
+    DaemonNote(endpoint, 1, "0.1").write(tmp_path)
+    assert find_local_socket(endpoint, environ={}, data_dir=tmp_path) is None
+    DaemonNote(endpoint, 1, "0.1", str(tmp_path / "daemon.sock")).write(tmp_path)
+    assert DaemonNote.read(tmp_path).local == str(tmp_path / "daemon.sock")
+    assert find_local_socket(endpoint, environ={}, data_dir=tmp_path) == tmp_path / "daemon.sock"
+    assert find_local_socket(endpoint, environ={"KVLOOM_DATA_DIR": str(tmp_path)}) == tmp_path / "daemon.sock"
+    assert find_local_socket(Endpoint("10.0.0.1", 7000), environ={}, data_dir=tmp_path) is None
+    assert find_local_socket(Endpoint("127.0.0.1", 7001), environ={}, data_dir=tmp_path) is None

@@ -39,6 +39,11 @@ def container(container_bytes):
 def test_requests_say_what_was_asked(container):
     put = protocol.PutChunk(KEY, container, Ack.DISK).request()
     assert (put.method, put.target, put.body) == ("PUT", f"/chunks/{KEY.hex()}?ack=disk", container)
+    brief = protocol.PutChunk(KEY, container, Ack.MEMORY, ttl_seconds=90.5).request()
+    assert brief.target == f"/chunks/{KEY.hex()}?ack=memory&ttl_seconds=90.500"
+    for ttl in (0, -1, 1e12, float("nan")):
+        with pytest.raises(errors.InvalidRequest, match="time to live"):
+            protocol.PutChunk(KEY, container, Ack.MEMORY, ttl_seconds=ttl).request()
     get = protocol.GetChunk(KEY, ECONOMY, range(1, 3)).request()
     assert (get.method, get.target) == ("GET", f"/chunks/{KEY.hex()}?level=economy&layers=1-2")
     assert protocol.GetChunk(KEY).request().target == f"/chunks/{KEY.hex()}"

@@ -144,3 +144,14 @@ def test_levels_travel_by_name():
     assert wire.dump(STANDARD) == "standard"
     with pytest.raises(UnknownLevel):
         wire.decode(wire.LevelBytes, b'{"level": "x", "payload_bytes": 1}')
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1", 1.0), ("0.5", 0.5), ("86400", 86400.0), ("3.25", 3.25)])
+def test_a_time_to_live_is_a_plain_number_of_seconds(text, seconds):
+    assert wire.parse_ttl(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e3", "nan", "inf", " 1", "1,5", "\u0661", "1" * 13, "1."])
+def test_a_time_to_live_that_is_none(text):
+    with pytest.raises(InvalidRequest, match="ttl_seconds"):
+        wire.parse_ttl(text)

@@ -8,6 +8,7 @@ from kvloom import limits
 from kvloom.daemon.config import ConfigText, LogFormat, LogLevel, format_size, parse_size, resolve_config
 from kvloom.daemon.machine import Machine, probe_machine
 from kvloom.errors import ConfigError
+from kvloom.kvstore.admission import AdmissionRule
 
 GIB = 1024**3
 MACHINE = Machine(
@@ -61,9 +62,26 @@ def test_the_disk_tier_can_be_switched_off(text):
     assert resolve_config(ConfigText(ssd=text), MACHINE).ssd_bytes == 0
 
 
+def test_the_network_is_configured_by_a_line_and_a_secret(tmp_path):
+    config = resolve_config(ConfigText(), MACHINE)
+    assert (config.network, config.root_secret) == (None, None)
+    environ = {
+        "KVLOOM_NETWORK": "valkey://me:hunter2@cache/team",
+        "KVLOOM_ROOT_SECRET": str(tmp_path / "secret"),
+    }
+    config = resolve_config(ConfigText.from_environ(environ), MACHINE)
+    assert config.network == "valkey://me:hunter2@cache/team"
+    assert config.root_secret == tmp_path / "secret"
+    assert "hunter2" not in repr(config)
+    config = resolve_config(ConfigText(network="off").over(ConfigText.from_environ(environ)), MACHINE)
+    assert config.network is None
+
+
 @pytest.mark.parametrize(
     ("given_text", "says"),
     [
+        (ConfigText(network="memcached://x"), "network scheme 'memcached' is not one of"),
+        (ConfigText(network="valkey://a/UP"), "prefix 'UP'"),
         (ConfigText(host="0.0.0.0"), "host '0.0.0.0'"),
         (ConfigText(host="::"), "host '::'"),
         (ConfigText(host="192.168.1.5"), "host '192.168.1.5'"),
@@ -119,3 +137,32 @@ def test_probing_reads_the_real_machine(tmp_path):
     assert machine.disk_free_bytes > 0
     assert machine.own_disk_bytes == 0
     assert probe_machine(tmp_path).own_disk_bytes >= 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(None, None), ("never", None), ("90", 90), ("15m", 900), ("12h", 43_200), ("30d", 2_592_000)]
+)
+def test_a_time_to_live_has_units(text, seconds):
+    assert resolve_config(ConfigText(ttl=text), MACHINE).ttl_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5h", "soon", "99999d", "", " "])
+def test_a_time_to_live_that_is_none(text):
+    with pytest.raises(ConfigError, match="ttl"):
+        resolve_config(ConfigText(ttl=text), MACHINE)
+
+
+def test_what_the_ssd_takes_is_a_rule_by_name():
+    assert resolve_config(ConfigText(), MACHINE).ssd_admission is AdmissionRule.ALWAYS
+    assert resolve_config(ConfigText(ssd_admission="second-use"), MACHINE).ssd_admission is AdmissionRule.SECOND_USE
+    with pytest.raises(ConfigError, match="ssd_admission 'third-use' is not one of always, second-use"):
+        resolve_config(ConfigText(ssd_admission="third-use"), MACHINE)
+
+
+def test_a_quota_on_the_network_store_is_a_size_or_off():
+    assert resolve_config(ConfigText(), MACHINE).network_quota_bytes is None
+    assert resolve_config(ConfigText(network_quota="off"), MACHINE).network_quota_bytes is None
+    assert resolve_config(ConfigText(network_quota="500GiB"), MACHINE).network_quota_bytes == 500 * GIB
+    for text, says in (("lots", "network_quota 'lots'"), ("10", "network_quota is 10 B, at least 1.0 MiB")):
+        with pytest.raises(ConfigError, match=says):
+            resolve_config(ConfigText(network_quota=text), MACHINE)

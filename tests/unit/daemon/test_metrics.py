@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvloom.clients import wire
+from kvloom import limits
+from kvloom.clients import tenancy, wire
 from kvloom.daemon.metrics import Metrics
 
 TIER = wire.TierStats("ssd", True, 100, 40, 3, 7, 700, 1, 2, 5, 6)
@@ -42,3 +45,33 @@ def test_two_daemons_in_one_process_count_for_themselves():
     one, other = Metrics(lambda: STATS), Metrics(lambda: STATS)
     one.add_sent(7)
     assert samples(other)["kvloom_http_sent_bytes_total",] == 0
+
+
+def test_tenants_and_stages_are_told_apart_by_label():
+    tiers = (tenancy.TenantTier("memory", 50, 2, 7, 100), tenancy.TenantTier("ssd", 60, 3, 8))
+    stats = replace(
+        STATS,
+        stages=(tenancy.StageStats("ssd", 1, 9, 1, 5, 6, 0), tenancy.StageStats("network", 2, 9, 1, 7, 8, 4)),
+        tenants=(tenancy.TenantStats("alice", 1, 10, 2, 20, 3, 30, tiers),),
+        expired=11,
+        pinned_bytes=30,
+        leases=2,
+        deferred=5,
+    )
+    seen = samples(Metrics(lambda: stats))
+    assert (seen["kvloom_stage_dropped_total", "network"], seen["kvloom_stage_dropped_total", "ssd"]) == (4, 0)
+    assert (seen["kvloom_stage_dirty_bytes", "network"], seen["kvloom_stage_failures_total", "ssd"]) == (2, 6)
+    assert (seen["kvloom_stage_written_total", "network"], seen["kvloom_expired_total",]) == (7, 11)
+    assert (seen["kvloom_leases",], seen["kvloom_pinned_bytes",], seen["kvloom_disk_deferred_total",]) == (2, 30, 5)
+    expected = {"puts_total": 1, "put_bytes_total": 10, "hits_total": 2, "hit_bytes_total": 20, "misses_total": 3}
+    expected |= {"pinned_bytes": 30}
+    assert {name: seen[f"kvloom_tenant_{name}", "alice"] for name in expected} == expected
+    assert seen["kvloom_tenant_used_bytes", "alice", "ssd"] == 60
+    assert seen["kvloom_tenant_evictions_total", "alice", "memory"] == 7
+
+
+def test_the_number_of_tenants_in_a_scrape_is_bounded(monkeypatch):
+    monkeypatch.setattr(limits, "OWNERS_COUNTED_MAX", 3)
+    tenants = tuple(tenancy.TenantStats(f"tenant-{number}", 1, 1, 1, 1, 1, 1, ()) for number in range(10))
+    seen = samples(Metrics(lambda: replace(STATS, tenants=tenants)))
+    assert sum(name[0] == "kvloom_tenant_puts_total" for name in seen) == 3

@@ -200,3 +200,70 @@ async def test_stats_count_what_happened(service, key, container_bytes):
     assert (stats.hits, stats.misses, stats.puts, stats.put_bytes) == (1, 1, 1, len(data))
     assert [(tier.name, tier.records, tier.durable) for tier in stats.tiers] == [("memory", 1, False), ("ssd", 1, True)]
     assert isinstance(await service._store.get(service._namespace, key), Hit)
+
+
+async def test_a_chunk_put_for_a_time_says_until_when(service, key, container_bytes):
+    await service.put(key, container_bytes([EXACT], content_key=key), ack=Ack.DISK, ttl_seconds=60)
+    assert (await service.describe(key)).chunk.expires_at_ms == 61_000
+    assert (await service.list_chunks(limit=1, prefix="")).chunks[0].expires_at_ms == 61_000
+    other = os.urandom(32)
+    await service.put(other, container_bytes([EXACT], content_key=other), ack=Ack.DISK)
+    assert (await service.describe(other)).chunk.expires_at_ms is None
+    with pytest.raises(errors.InvalidRequest, match="time to live"):
+        await service.put(key, container_bytes([EXACT], content_key=key), ack=Ack.DISK, ttl_seconds=0)
+
+
+async def test_a_lease_is_counted_and_can_be_given_back(service, key, container_bytes):
+    data = container_bytes([EXACT], content_key=key)
+    await service.put(key, data, ack=Ack.DISK)
+    pinned = await service.pin([key, os.urandom(32)], lease_seconds=30)
+    assert (pinned.pinned, pinned.until_ms) == ((True, False), 31_000)
+    stats = service.stats()
+    assert (stats.leases, stats.pinned_bytes, stats.tenants[0].pinned_bytes) == (1, len(data), len(data))
+    assert service.release(pinned.lease)
+    assert not service.release(pinned.lease)
+    assert (service.stats().leases, service.stats().pinned_bytes) == (0, 0)
+
+
+async def test_many_chunks_are_read_in_order_and_held_against_the_budget(service, container_bytes):
+    keys = [os.urandom(32) for _ in range(4)]
+    data = [container_bytes([EXACT], content_key=name, segment_bytes=500) for name in keys]
+    for name, payload in list(zip(keys, data, strict=True))[::2]:
+        await service.put(name, payload, ack=Ack.MEMORY)
+    async with service.reading_many(keys) as found:
+        assert [chunk is not None for chunk in found] == [True, False, True, False]
+        assert b"".join(found[2].parts) == data[2]
+        assert service.stats().bytes_inflight == len(data[0]) + len(data[2])
+    assert service.stats().bytes_inflight == 0
+    with service.admission.reserve(MIB), pytest.raises(errors.Overloaded):
+        async with service.reading_many(keys):
+            pass
+
+
+async def test_many_chunks_or_all_are_forgotten(service, container_bytes):
+    keys = [os.urandom(32) for _ in range(5)]
+    for name in keys:
+        await service.put(name, container_bytes([EXACT], content_key=name), ack=Ack.DISK)
+    assert await service.delete_many([*keys[:2], os.urandom(32)]) == [True, True, False]
+    assert await service.delete_namespace() == 6  # three chunks on two tiers
+    assert await service.exists(keys) == [False] * 5
+
+
+async def test_prefetch_and_hints_are_passed_on(service, key, container_bytes):
+    await service.put(key, container_bytes([EXACT], content_key=key), ack=Ack.DISK)
+    assert await service.prefetch([key, os.urandom(32)]) == 2
+    service.hint([key], finished=True)
+    assert await service.exists([key]) == [True]
+
+
+async def test_stats_tell_of_the_tenant_and_of_what_waits(service, key, container_bytes):
+    data = container_bytes([EXACT], content_key=key)
+    await service.put(key, data, ack=Ack.MEMORY)
+    await service._store.flush()
+    await read(service, key)
+    stats = service.stats()
+    assert [(stage.tier, stage.written, stage.dirty_bytes) for stage in stats.stages] == [("ssd", 1, 0)]
+    (tenant,) = stats.tenants
+    assert (tenant.namespace, tenant.puts, tenant.hits, tenant.hit_bytes) == ("default", 1, 1, len(data))
+    assert [(tier.tier, tier.records) for tier in tenant.tiers] == [("memory", 1), ("ssd", 1)]
+    assert wire.load(wire.DaemonStats, wire.dump(stats)) == stats

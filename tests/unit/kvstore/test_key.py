@@ -18,6 +18,8 @@ from kvloom.kvstore.key import (
     chunk_refs,
     content_key,
     key_from_hex,
+    owner_id,
+    owner_of,
     storage_key,
 )
 
@@ -65,7 +67,7 @@ def test_keys_are_frozen(
 
 
 def test_storage_keys_are_frozen() -> None:
-    assert storage_key(b"n" * 32, PARENT).hex() == "927c1c7e97e489edd9c6180157d3629f1ef14dda9c4b24e244ea7b421afcbff2"
+    assert storage_key(b"n" * 32, PARENT).hex() == "5f49e7ef108bfc73d5e25dde15199a27927c1c7e97e489edd9c6180157d3629f"
 
 
 @given(identities, tokens_of, contexts)
@@ -220,6 +222,8 @@ def test_namespaces_keep_one_chunk_in_different_places(one: bytes, other: bytes,
     ours, theirs = storage_key(one, ContentKey(key)), storage_key(other, ContentKey(key))
     assert (ours == theirs) == (one == other)
     assert ours != key
+    assert (owner_of(ours), owner_of(theirs)) == (owner_id(one), owner_id(other))
+    assert (owner_id(one) == owner_id(other)) == (one == other)
 
 
 @given(st.binary(min_size=32, max_size=32))

@@ -3,9 +3,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_digest
 
 from kvloom import limits
-from kvloom.codec.container import checksum
 from kvloom.errors import InvalidData
 from kvloom.kvstore.key import ContentKey, StorageKey
 from kvloom.kvstore.record import HEADER_BYTES, check_payload, encode_record, parse_record_header
@@ -22,20 +22,20 @@ RECORD = Record(
 
 
 def resealed(fields: bytes) -> bytes:
-    return fields + checksum(fields)
+    return fields + xxh3_64_digest(fields)
 
 
 def test_layout_is_the_documented_one() -> None:
     data = encode_record(RECORD)
     assert len(data) == 128 + len(RECORD.payload)
     assert data[:4] == b"KVLR"
-    assert struct.unpack_from("<HH", data, 4) == (2, 0)
+    assert struct.unpack_from("<HH", data, 4) == (3, 0)
     assert data[8:40] == RECORD.storage_key
     assert data[40:72] == RECORD.content_key
     assert data[72:88] == RECORD.owner
     assert struct.unpack_from("<QQQ", data, 88) == (len(RECORD.payload), RECORD.stored_at_ms, RECORD.expires_at_ms)
-    assert data[112:120] == checksum(RECORD.payload)
-    assert data[120:128] == checksum(data[:120])
+    assert data[112:120] == xxh3_64_digest(RECORD.payload)
+    assert data[120:128] == xxh3_64_digest(data[:120])
     assert data[128:] == RECORD.payload
 
 

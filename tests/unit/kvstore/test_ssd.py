@@ -2,25 +2,22 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+from random import Random
 
-import lmdb
 import pytest
 
 from kvloom import limits
 from kvloom.codec.container import ByteRange
 from kvloom.errors import ConfigError, Overloaded, StorageFull
-from kvloom.kvstore import ssd_catalogue
 from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.eviction import LruPolicy
+from kvloom.kvstore.disk import Disk
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss
 from kvloom.kvstore.record import HEADER_BYTES
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.ssd_catalogue import SsdCatalogue, Use, Victim, charged_bytes
-from kvloom.kvstore.ssd_format import DATABASES_MAX, FORMAT_KEY, INDEX, META, RECORDS, IndexEntry
+from kvloom.kvstore.ssd import LogPosition, SsdTier
+from kvloom.kvstore.ssd_frame import HEAD_BYTES
 from kvloom.kvstore.ssd_writer import Work
-from kvloom.kvstore.tier import Record
+from kvloom.kvstore.tier import OwnerId, Record
 
 MIB = 1024 * 1024
 LIMIT = 4 * MIB
@@ -37,39 +34,30 @@ def files_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def edit(directory: Path, database: bytes, key: bytes, value: bytes | None) -> None:
-    """Change one value behind the tier's back, while it is closed."""
-    with lmdb.open(str(directory / "lmdb"), map_size=64 * MIB, max_dbs=DATABASES_MAX) as environment:
-        opened = environment.open_db(database)
-        with environment.begin(write=True) as transaction:
-            if value is None:
-                transaction.delete(key, db=opened)
-            else:
-                transaction.put(key, value, db=opened)
-
-
-def stored_value(directory: Path, database: bytes, key: bytes) -> bytes:
-    with lmdb.open(str(directory / "lmdb"), map_size=64 * MIB, max_dbs=DATABASES_MAX) as environment:
-        opened = environment.open_db(database)
-        with environment.begin() as transaction:
-            value = transaction.get(key, db=opened)
-    assert value is not None
-    return value
+def forget_lists(directory: Path) -> None:
+    """What opening finds after a crash: segments, and nothing that says what is in them."""
+    for path in (*directory.glob("*.list"), directory / "order"):
+        path.unlink(missing_ok=True)
 
 
 async def is_right(tier: SsdTier, record: Record) -> bool:
     outcome = await tier.get(record.storage_key)
-    return isinstance(outcome, Hit) and bytes(outcome.value.parts[0]) == record.payload
+    return (
+        isinstance(outcome, Hit)
+        and bytes(outcome.value.parts[0]) == record.payload
+        and outcome.value.info == record.info
+    )
 
 
 async def test_everything_belongs_to_its_user_only(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     directory.mkdir(mode=0o755)
-    await SsdTier.open(directory, LIMIT).close()
+    tier = SsdTier.open(directory, LIMIT)
+    await tier.put(make_record(1, 1000))
+    await tier.close()
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert (directory / "lmdb").stat().st_mode & 0o777 == 0o700
-    modes = {path.name: path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_file()}
-    assert modes == {"lock": 0o600, "data.mdb": 0o600, "lock.mdb": 0o600}
+    modes = {path.suffix or path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+    assert modes == dict.fromkeys(("lock", "format", "order", ".log", ".list"), 0o600)
 
 
 async def test_a_directory_has_one_user_at_a_time(tier: SsdTier, tmp_path: Path) -> None:
@@ -91,18 +79,44 @@ def test_too_small_a_limit_is_refused(tmp_path: Path) -> None:
 
 
 async def test_another_format_is_refused_and_left_alone(tmp_path: Path) -> None:
-    await SsdTier.open(tmp_path, LIMIT).close()
-    edit(tmp_path, META, FORMAT_KEY, b"1")
-    with pytest.raises(ConfigError, match="format b'1', this kvloom reads b'2'"):
+    record = make_record(1, 1000)
+    tier = SsdTier.open(tmp_path, LIMIT)
+    await tier.put(record)
+    await tier.close()
+    good = (tmp_path / "format").read_bytes()
+    (tmp_path / "format").write_bytes(b"kvloom log 9\n")
+    with pytest.raises(ConfigError, match="format b'kvloom log 9"):
         SsdTier.open(tmp_path, LIMIT)
-    edit(tmp_path, META, FORMAT_KEY, b"2")
-    await SsdTier.open(tmp_path, LIMIT).close()
+    (tmp_path / "format").write_bytes(good)
+    tier = SsdTier.open(tmp_path, LIMIT)
+    assert await is_right(tier, record)
+    await tier.close()
 
 
-async def test_many_waiting_puts_share_commits(tier: SsdTier) -> None:
-    before = tier._databases.environment.info()["last_txnid"]
+def test_a_directory_of_the_older_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lmdb").mkdir()
+    with pytest.raises(ConfigError, match=f"in LMDB: remove {tmp_path / 'lmdb'}"):
+        SsdTier.open(tmp_path, LIMIT)
+
+
+async def test_many_waiting_puts_share_groups(tier: SsdTier) -> None:
     await asyncio.gather(*(tier.put(make_record(number, 1000)) for number in range(200)))
-    assert tier._databases.environment.info()["last_txnid"] - before < 100
+    assert 1 <= tier._writer.groups < 100
+
+
+async def test_owner_and_expiry_are_kept(tmp_path: Path) -> None:
+    plain = make_record(1, 1000)
+    record = Record(plain.storage_key, plain.content_key, plain.payload, 7, OwnerId(b"o" * 16), 99)
+    tier = SsdTier.open(tmp_path, LIMIT)
+    await tier.put(record)
+    await tier.close()
+    for forget in (False, True):
+        if forget:
+            forget_lists(tmp_path)
+        tier = SsdTier.open(tmp_path, LIMIT)
+        assert await is_right(tier, record)
+        assert [info async for info in tier.scan()] == [record.info]
+        await tier.close()
 
 
 async def test_files_never_exceed_the_limit_and_fragmentation_is_survived(tmp_path: Path) -> None:
@@ -118,6 +132,37 @@ async def test_files_never_exceed_the_limit_and_fragmentation_is_survived(tmp_pa
     for record in last.values():
         assert await is_right(tier, record) or isinstance(await tier.get(record.storage_key), Miss)
     await tier.close()
+    assert files_bytes(tmp_path) <= LIMIT
+
+
+async def test_many_small_records_and_deletions_stay_within_the_limit(tmp_path: Path) -> None:
+    tier = SsdTier.open(tmp_path, limits.TIER_BYTES_MIN)
+    for turn in range(6):
+        records = [make_record(number, 40, version=turn) for number in range(600)]
+        await asyncio.gather(*(tier.put(record) for record in records))
+        assert await is_right(tier, records[-1])
+        await asyncio.gather(*(tier.delete(record.storage_key) for record in records))
+        assert files_bytes(tmp_path) <= limits.TIER_BYTES_MIN
+    assert tier.capacity().records == 0
+    await tier.close()
+
+
+async def test_records_in_use_outlive_many_times_the_quota(tmp_path: Path, seed: int) -> None:
+    """Used records are moved on when their segment is reclaimed: alone, and with all of their segment."""
+    tier = SsdTier.open(tmp_path, LIMIT)
+    random = Random(seed)
+    used = [make_record(number, (3_000, 50_000, 200_000)[number % 3]) for number in range(12)]
+    for record in used:
+        await tier.put(record)
+        await tier.put(make_record(500 + len(used), 1000))
+    for number in range(1000, 1400):
+        await tier.put(make_record(number, random.choice((3_000, 60_000))))
+        assert await is_right(tier, used[number % len(used)])
+        if number % 100 == 0:
+            await tier.close()
+            tier = SsdTier.open(tmp_path, LIMIT)
+    assert tier.written_bytes < 4 * 400 * 31_500
+    await tier.close()
 
 
 async def test_order_of_use_survives_reopening(tmp_path: Path) -> None:
@@ -129,26 +174,26 @@ async def test_order_of_use_survives_reopening(tmp_path: Path) -> None:
         await tier.get(record.storage_key, [])
     await tier.close()
     tier = SsdTier.open(tmp_path, LIMIT)
-    for number in range(100, 117):
+    for number in range(100, 112):
         await tier.put(make_record(number, 100_000))
-    held = await tier.contains_many([record.storage_key for record in records])
+    held = await tier.contains_many([record.storage_key for record in (*records[10:], *records[:10])])
     assert tier.capacity().evictions > 0
-    assert all(held[:10])
-    assert not any(held[10 : 10 + tier.capacity().evictions])
+    assert held == sorted(held)
+    assert any(held)
     await tier.close()
 
 
-async def test_noted_uses_are_written_when_many_have_gathered(tier: SsdTier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssd_catalogue, "USES_PENDING_MAX", 5)
-    records = [make_record(number, 100) for number in range(5)]
+@pytest.mark.parametrize("content", [b"", b"KVLO", bytes(1000), b"KVLO\1\0\0\0" + bytes(48)])
+async def test_a_damaged_order_of_use_is_ignored(tmp_path: Path, content: bytes) -> None:
+    tier = SsdTier.open(tmp_path, LIMIT)
+    records = [make_record(number, 1000) for number in range(5)]
     for record in records:
         await tier.put(record)
-    before = tier._databases.environment.info()["last_txnid"]
-    for record in records:
-        await tier.get(record.storage_key)
-    await tier.delete(make_record(99, 0).storage_key)
-    assert tier._catalogue.take_uses() == []
-    assert tier._databases.environment.info()["last_txnid"] > before
+    await tier.close()
+    (tmp_path / "order").write_bytes(content)
+    tier = SsdTier.open(tmp_path, LIMIT)
+    assert tier._catalogue.keys() == [record.storage_key for record in records]
+    await tier.close()
 
 
 async def test_smaller_quota_is_put_into_effect_at_open(tmp_path: Path) -> None:
@@ -160,13 +205,12 @@ async def test_smaller_quota_is_put_into_effect_at_open(tmp_path: Path) -> None:
     assert files_bytes(tmp_path) > LIMIT
     tier = SsdTier.open(tmp_path, LIMIT)
     assert files_bytes(tmp_path) <= LIMIT
-    assert not (tmp_path / "compacting").exists()
     assert 20 <= tier.capacity().records < 60
     assert await is_right(tier, records[-1])
     assert isinstance(await tier.get(records[0].storage_key), Miss)
     for number in range(100, 140):
         await tier.put(make_record(number, 100_000))
-    assert files_bytes(tmp_path) <= LIMIT
+        assert files_bytes(tmp_path) <= LIMIT
     await tier.close()
 
 
@@ -181,34 +225,55 @@ async def test_larger_quota_is_used_after_reopening(tmp_path: Path) -> None:
 
 async def test_record_too_large_for_the_tier_is_named(tier: SsdTier) -> None:
     with pytest.raises(
-        StorageFull, match=rf"record of {2 * MIB + HEADER_BYTES} bytes does not fit the ssd tier, whose largest"
+        StorageFull, match=rf"record of {2 * MIB + HEAD_BYTES} bytes does not fit the ssd tier, whose largest"
     ):
         await tier.put(make_record(1, 2 * MIB))
 
 
-async def test_pages_held_by_a_long_read_refuse_puts_and_its_end_heals_them(tier: SsdTier) -> None:
-    kept = make_record(0, 200_000)
-    await tier.put(kept)
-    with tier._databases.environment.begin():
-        with pytest.raises(StorageFull, match=r"ssd tier has no room: .*MAP_FULL"):
-            await asyncio.gather(*(tier.put(make_record(number, 200_000)) for number in range(1, 60)))
-        assert tier.capacity().used_bytes <= LIMIT
-        found = [await tier.get(make_record(number, 0).storage_key) for number in range(60)]
-        assert not any(isinstance(outcome, Corrupt) for outcome in found)
-    for number in range(100, 140):
-        await tier.put(make_record(number, 200_000))
-        assert await is_right(tier, make_record(number, 200_000))
+async def test_deletion_outlives_every_copy_of_its_record(tmp_path: Path) -> None:
+    """However often the log is rebuilt from its segments alone, and wherever its reclaiming stands."""
+    tier = SsdTier.open(tmp_path, LIMIT)
+    deleted = [make_record(number, 50_000) for number in range(10)]
+    for version in range(3):
+        for number in range(10):
+            await tier.put(make_record(number, 50_000 + version, version=version))
+    for record in deleted:
+        assert await tier.delete(record.storage_key)
+    for turn in range(30):
+        for number in range(4):
+            await tier.put(make_record(100 + 4 * turn + number, 70_000))
+        await tier.close()
+        forget_lists(tmp_path)
+        tier = SsdTier.open(tmp_path, LIMIT)
+        assert not any(await tier.contains_many([record.storage_key for record in deleted]))
+    await tier.close()
 
 
-async def test_more_waiting_than_the_queue_holds_is_refused(tier: SsdTier, monkeypatch: pytest.MonkeyPatch) -> None:
+class HeldDisk(Disk):
+    """Syncs wait until they may go on; says when one waits."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+
+    def sync(self, descriptor: int) -> None:
+        self.go.wait()
+        super().sync(descriptor)
+
+
+async def test_more_waiting_than_the_queue_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WRITE_QUEUE_BYTES_MAX", 50_000)
-    with tier._databases.environment.begin(write=True):
-        tasks = [asyncio.create_task(tier.put(make_record(number, 20_000))) for number in range(10)]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    disk = HeldDisk()
+    tier = SsdTier.open(tmp_path, LIMIT, disk=disk)
+    disk.go.clear()
+    tasks = [asyncio.create_task(tier.put(make_record(number, 20_000))) for number in range(10)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    disk.go.set()
     refused = [error for error in await asyncio.gather(*tasks, return_exceptions=True) if error is not None]
     assert refused
     assert all(isinstance(error, Overloaded) and "the limit is 50000" in str(error) for error in refused)
     assert tier.capacity().records == 10 - len(refused)
+    await tier.close()
 
 
 async def test_cancelled_put_that_waits_is_not_written(tier: SsdTier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +301,7 @@ async def test_cancelled_put_that_waits_is_not_written(tier: SsdTier, monkeypatc
     assert await is_right(tier, make_record(9, 1000))
 
 
-async def test_close_commits_what_was_submitted(tmp_path: Path) -> None:
+async def test_close_writes_what_was_submitted(tmp_path: Path) -> None:
     tier = SsdTier.open(tmp_path, LIMIT)
     tasks = [asyncio.create_task(tier.put(make_record(number, 1000))) for number in range(50)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -250,120 +315,135 @@ async def test_close_commits_what_was_submitted(tmp_path: Path) -> None:
     await tier.close()
 
 
+async def test_a_deletion_in_the_same_group_as_its_put_counts(tmp_path: Path) -> None:
+    tier = SsdTier.open(tmp_path, LIMIT)
+    record = make_record(1, 1000)
+    outcomes = await asyncio.gather(
+        tier.put(record), tier.delete(record.storage_key), tier.delete(record.storage_key), tier.put(record)
+    )
+    assert outcomes == [None, True, False, None]
+    await tier.close()
+    tier = SsdTier.open(tmp_path, LIMIT)
+    assert await is_right(tier, record)
+    await tier.close()
+
+
 class TestDamage:
     async def test_flipped_bits_are_corrupt_never_wrong_bytes(self, tmp_path: Path) -> None:
         record = make_record(1, 3000)
         tier = SsdTier.open(tmp_path, LIMIT)
         await tier.put(record)
-        await tier.close()
-        good = stored_value(tmp_path, RECORDS, record.storage_key)
-        data = tmp_path / "lmdb" / "data.mdb"
-        offset = data.read_bytes().index(good)
-        tier = SsdTier.open(tmp_path, LIMIT)
-        for position in range(0, 8 * len(good), 61):
-            damaged = bytearray(good)
-            damaged[position // 8] ^= 1 << position % 8
-            with data.open("r+b") as file:
-                file.seek(offset)
-                file.write(damaged)
-            assert isinstance(await tier.get(record.storage_key), Corrupt)
-            in_range = await tier.get(record.storage_key, [ByteRange(0, 10)])
-            assert isinstance(in_range, Corrupt if position < 8 * HEADER_BYTES else Hit)
+        (log,) = tmp_path.glob("*.log")
+        good = log.read_bytes()
+        start = good.index(record.payload) - HEADER_BYTES
+        with log.open("r+b", buffering=0) as file:
+            for position in range(0, 8 * (HEADER_BYTES + 3000), 61):
+                place = start + position // 8
+                os.pwrite(file.fileno(), bytes([good[place] ^ 1 << position % 8]), place)
+                assert isinstance(await tier.get(record.storage_key), Corrupt)
+                in_range = await tier.get(record.storage_key, [ByteRange(0, 10)])
+                assert isinstance(in_range, Corrupt if position < 8 * HEADER_BYTES else Hit)
+                os.pwrite(file.fileno(), good[place : place + 1], place)
         assert await tier.delete(record.storage_key)
         await tier.put(record)
         assert await is_right(tier, record)
         await tier.close()
 
-    async def test_record_under_another_key_is_corrupt(self, tmp_path: Path) -> None:
+    async def test_record_in_place_of_another_is_corrupt(self, tmp_path: Path) -> None:
         one, other = make_record(1, 3000), make_record(2, 3000)
         tier = SsdTier.open(tmp_path, LIMIT)
         await tier.put(one)
         await tier.put(other)
-        await tier.close()
-        edit(tmp_path, RECORDS, one.storage_key, stored_value(tmp_path, RECORDS, other.storage_key))
-        tier = SsdTier.open(tmp_path, LIMIT)
+        (log,) = tmp_path.glob("*.log")
+        good = log.read_bytes()
+        frames = [good.index(record.payload) - HEAD_BYTES for record in (one, other)]
+        frame = good[frames[1] : frames[1] + HEAD_BYTES + 3000]
+        with log.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), frame, frames[0])
         assert isinstance(await tier.get(one.storage_key), Corrupt)
         assert isinstance(await tier.get(one.storage_key, [ByteRange(0, 1)]), Corrupt)
         assert await is_right(tier, other)
         await tier.close()
-
-    async def test_index_that_names_another_content_key_is_corrupt(self, tmp_path: Path) -> None:
-        record = make_record(1, 3000)
-        tier = SsdTier.open(tmp_path, LIMIT)
-        await tier.put(record)
-        await tier.close()
-        entry = IndexEntry.from_bytes(stored_value(tmp_path, INDEX, record.storage_key))
-        wrong = replace(entry, content_key=bytes(32))
-        edit(tmp_path, INDEX, record.storage_key, wrong.to_bytes())
-        tier = SsdTier.open(tmp_path, LIMIT)
-        assert isinstance(await tier.get(record.storage_key), Corrupt)
+        forget_lists(tmp_path)
+        tier = SsdTier.open(tmp_path, LIMIT)  # a frame counts only where it was written
+        assert isinstance(await tier.get(one.storage_key), Miss)
+        assert await is_right(tier, other)
+        assert tier.damaged_segments == 1
         await tier.close()
 
-    @pytest.mark.parametrize("database", [RECORDS, INDEX])
-    async def test_index_and_records_that_disagree_are_quarantined(self, tmp_path: Path, database: bytes) -> None:
+    @pytest.mark.parametrize("content", [b"", b"KVLI", bytes(5000)])
+    async def test_a_damaged_list_is_rebuilt_from_its_segment(self, tmp_path: Path, content: bytes) -> None:
+        records = [make_record(number, 30_000) for number in range(30)]
         tier = SsdTier.open(tmp_path, LIMIT)
-        await tier.put(make_record(1, 3000))
+        for record in records:
+            await tier.put(record)
         await tier.close()
-        edit(tmp_path, database, make_record(1, 0).storage_key, None)
+        lists = sorted(tmp_path.glob("*.list"))
+        good = [path.read_bytes() for path in lists]
+        lists[1].write_bytes(content)
         tier = SsdTier.open(tmp_path, LIMIT)
-        assert tier.quarantined == 1
-        assert (tmp_path / "quarantine-1" / "data.mdb").exists()
+        assert tier.damaged_segments == 1
+        assert [path.read_bytes() for path in lists] == good
+        assert all([await is_right(tier, record) for record in records])
+        await tier.close()
+
+    async def test_frames_behind_a_damaged_one_are_found(self, tmp_path: Path) -> None:
+        records = [make_record(number, 10_000) for number in range(20)]
+        tier = SsdTier.open(tmp_path, LIMIT)
+        for record in records:
+            await tier.put(record)
+        await tier.close()
+        forget_lists(tmp_path)
+        log = min(tmp_path.glob("*.log"))
+        start = log.read_bytes().index(records[4].payload) - HEAD_BYTES
+        with log.open("r+b") as file:
+            file.seek(start)
+            file.write(bytes(100))
+        tier = SsdTier.open(tmp_path, LIMIT)
+        assert tier.damaged_segments == 1
+        held = await tier.contains_many([record.storage_key for record in records])
+        assert held == [number != 4 for number in range(20)]
         await tier.close()
 
 
-class TestCatalogue:
-    def catalogue(self, budget_bytes: int = 100) -> SsdCatalogue:
-        catalogue = SsdCatalogue(LruPolicy(), budget_bytes)
+class TestScrub:
+    async def test_every_damaged_record_is_found_once_and_becomes_a_miss(self, tmp_path: Path) -> None:
+        records = [make_record(number, 30_000) for number in range(40)]
+        tier = SsdTier.open(tmp_path, LIMIT)
+        for record in records:
+            await tier.put(record)
+        damaged = records[3::7]
+        for log in tmp_path.glob("*.log"):
+            content = log.read_bytes()
+            for record in damaged:
+                if record.payload in content:
+                    with log.open("r+b", buffering=0) as file:
+                        place = content.index(record.payload) + 17_000
+                        os.pwrite(file.fileno(), bytes([content[place] ^ 4]), place)
+        position, found, steps, read_bytes = LogPosition(), [], 0, 0
+        while True:
+            step = await tier.scrub(position, bytes_max=100_000)
+            found += step.damaged
+            steps += 1
+            read_bytes += step.size_bytes
+            assert step.size_bytes <= 100_000 + 36_864
+            if step.at_end:
+                break
+            assert step.position > position
+            position = step.position
+        assert sorted(info.storage_key for info in found) == sorted(record.storage_key for record in damaged)
+        assert steps > 5
+        assert read_bytes >= 40 * 30_000
+        for record in records:
+            wanted = Miss if record in damaged else Hit
+            assert isinstance(await tier.get(record.storage_key), wanted)
+        assert (await tier.scrub(LogPosition(), bytes_max=10 * MIB)).damaged == ()
+        await tier.close()
+
+    async def test_a_scrub_is_no_use(self, tier: SsdTier) -> None:
         for number in range(5):
-            catalogue.note_put(make_record(number, 0).storage_key, 20)
-        return catalogue
-
-    def test_room_is_made_oldest_first(self) -> None:
-        keys = [make_record(number, 0).storage_key for number in range(6)]
-        victims = self.catalogue().evict_for({keys[5]: 30})
-        assert victims == [Victim(keys[0], 20), Victim(keys[1], 20)]
-
-    def test_replacing_needs_only_the_difference(self) -> None:
-        key = make_record(4, 0).storage_key
-        assert self.catalogue().evict_for({key: 20}) == []
-        assert len(self.catalogue().evict_for({key: 30})) == 1
-        assert len(self.catalogue().evict_for({make_record(0, 0).storage_key: 30})) == 2
-
-    def test_restored_victims_are_resident_again(self) -> None:
-        catalogue = self.catalogue()
-        victims = catalogue.evict_bytes(50)
-        assert (len(catalogue), catalogue.evictions) == (2, 3)
-        catalogue.restore(victims)
-        assert (len(catalogue), catalogue.used_bytes, catalogue.evictions) == (5, 100, 0)
-
-    def test_evicting_more_than_there_is_ends(self) -> None:
-        catalogue = self.catalogue()
-        assert len(catalogue.evict_bytes(10**9)) == 5
-        assert catalogue.evict_for({make_record(9, 0).storage_key: 1000}) == []
-
-    def test_uses_are_taken_once_with_rising_numbers(self) -> None:
-        catalogue = self.catalogue()
-        keys = [make_record(number, 0).storage_key for number in (3, 1, 3)]
-        for key in keys:
-            catalogue.note_use(key)
-        taken = catalogue.take_uses()
-        assert {use.key for use in taken} == set(keys)
-        newest = max(taken, key=lambda use: use.sequence)
-        assert newest == Use(keys[0], catalogue.next_sequence() - 1)
-        assert catalogue.take_uses() == []
-        assert catalogue.note_use(make_record(77, 0).storage_key) is False
-
-    @pytest.mark.parametrize("record_bytes", [104, 1000, 1998, 1999, 4080, 4081, 100_000])
-    async def test_charge_covers_what_lmdb_takes(self, tmp_path: Path, record_bytes: int) -> None:
-        count = 400
-        with lmdb.open(str(tmp_path), map_size=128 * MIB, max_dbs=DATABASES_MAX) as environment:
-            records, index = environment.open_db(RECORDS), environment.open_db(INDEX)
-            with environment.begin(write=True) as transaction:
-                for number in range(count):
-                    key = make_record(number, 0).storage_key
-                    transaction.put(key, bytes(record_bytes), db=records)
-                    transaction.put(key, IndexEntry(bytes(32), bytes(16), 1, 2, 0, 3).to_bytes(), db=index)
-                stats = [transaction.stat(database) for database in (records, index)]
-        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
-        page_bytes = stats[0]["psize"]
-        assert pages * page_bytes <= count * charged_bytes(record_bytes, page_bytes) <= 2.2 * pages * page_bytes
+            await tier.put(make_record(number, 1000))
+        before = tier._catalogue.keys()
+        step = await tier.scrub(LogPosition(), bytes_max=MIB)
+        assert (step.records, step.at_end) == (5, True)
+        assert tier._catalogue.keys() == before

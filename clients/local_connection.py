@@ -1,0 +1,316 @@
+"""One blocking connection to a daemon's Unix socket, the segments mapped through it, and the leases held on them.
+
+A chunk comes as a place in a segment whose sealed descriptor the daemon has passed once. The bytes are read where they
+lie: the view that is handed out keeps the segment mapped, and when it and all that was made from it are gone the lease
+is given back. So closing a connection that still has leases only marks it: the daemon may not write over what is read.
+A daemon that dies leaves what is mapped as it is.
+"""
+
+import array
+import contextlib
+import mmap
+import os
+import socket
+import struct
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from .. import limits
+from ..errors import DaemonUnavailable, InvalidRequest, KvloomError
+from ..kvstore.tier import Buffer
+from .local_stage import Stage
+from .local_wire import FRAME_BYTES, Frame, GetReply, Granted, Kind, Mapped, decode_error
+
+__all__ = ["LocalConnection", "LocalGone", "unix_address"]
+
+_RECEIVE_BYTES: Final = 64 * 1024
+_PARTS_MAX: Final = 64
+_JOINED_BYTES_MAX: Final = 16 * 1024
+_TIMEVAL: Final = struct.Struct("@ll")
+_CREDENTIALS: Final = struct.Struct("3i")
+_ADDRESS_BYTES_MAX: Final = 100
+_DESCRIPTORS_BYTES: Final = limits.LOCAL_GET_KEYS_MAX * array.array("i").itemsize
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTORS_BYTES) if hasattr(socket, "CMSG_SPACE") else 0
+
+
+class LocalGone(Exception):
+    """There is no socket, it is not this user's daemon's, or the connection broke: HTTP may still answer."""
+
+
+@contextlib.contextmanager
+def unix_address(path: Path) -> Iterator[str]:
+    """An address for the socket at ``path``, short enough for the system however long the path is."""
+    if len(os.fsencode(path)) <= _ADDRESS_BYTES_MAX:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+class LocalConnection:
+    """Connects when made. Whoever holds it owns it; only leases may end in any thread and at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = _connect(path)
+        self._lock = threading.Lock()
+        self._number = 0
+        self._received = b""
+        self._descriptors: deque[int] = deque()
+        self._mapped: dict[int, mmap.mmap] = {}
+        self._leases: set[int] = set()
+        self._ended: deque[int] = deque()
+        self._ended_bytes = 0
+        self._unsent: list[int] = []
+        self._wait_seconds = 0.0
+        self._closing = False
+        self.stage = Stage()
+        """What a container is put through."""
+        self.reusable = True
+        """Whether the connection stands and may carry another exchange."""
+        try:
+            self.exchange(Kind.HELLO, (), seconds_max=limits.CONNECT_SECONDS_MAX)
+        except DaemonUnavailable:
+            raise
+        except KvloomError as error:
+            self._shut()
+            raise LocalGone(str(error)) from error
+
+    def close(self) -> None:
+        """Close the socket as soon as no lease is held any more. Idempotent."""
+        self._closing = True
+        self.reusable = False
+        if not self._leases.difference(self._ended):
+            self._shut()
+
+    def exchange(
+        self,
+        kind: Kind,
+        body: Sequence[Buffer],
+        *,
+        seconds_max: float = limits.PROGRESS_SECONDS_MAX,
+        descriptor: int | None = None,
+    ) -> memoryview:
+        """Ask and give the body of the answer, or raise the error that it is.
+
+        Raises :class:`LocalGone` where the connection breaks or makes no sense, and :class:`DaemonUnavailable` where
+        nothing comes for ``seconds_max``; the connection is of no use after either.
+        """
+        try:
+            with self._lock:
+                self._number = (self._number + 1) % 2**32
+                frame = Frame(kind, self._number, sum(len(part) for part in body), int(descriptor is not None))
+                passed = () if descriptor is None else (descriptor,)
+                self._set_wait(seconds_max)
+                self._send([*self._releases(), frame.encode(), *body], passed)
+                answer, data = self._receive()
+        except (BlockingIOError, TimeoutError) as error:
+            self._give_up()
+            raise DaemonUnavailable(f"daemon at {self._path} did not go on within its time limit") from error
+        except (OSError, EOFError, InvalidRequest) as error:
+            self._give_up()
+            raise LocalGone(f"daemon at {self._path} broke off: {error}") from error
+        if answer.kind is Kind.ERROR:
+            raise self._error(data)
+        if answer.kind is not kind or answer.number != self._number:
+            self._give_up()
+            raise LocalGone(f"daemon at {self._path} answered {answer.kind.name} to {kind.name}")
+        return data
+
+    def take_grants(self, reply: GetReply) -> None:
+        """Map the segments that came with ``reply``; unmap those that are gone, once nothing of them is read."""
+        for number in reply.gone:
+            self._mapped.pop(number, None)
+        for item in reply.granted:
+            self._map(item)
+        if self._descriptors:
+            self._drop_descriptors()
+            self._give_up()
+            raise LocalGone(f"daemon at {self._path} passed descriptors that it did not name")
+
+    def window(self, found: Mapped) -> memoryview:
+        """The memory that ``found`` lies in, from its first range to its last, read-only.
+
+        The lease lasts until the view and everything made from it are gone. Raises :class:`LocalGone` for a place
+        outside of what is mapped.
+        """
+        import numpy as np  # here: a client of a remote daemon needs none
+
+        segment = self._mapped.get(found.segment)
+        start, stop = found.ranges[0].start, found.ranges[-1].stop
+        if segment is None or not 0 <= start <= stop <= len(segment):
+            self._give_up()
+            raise LocalGone(f"daemon at {self._path} named bytes {start} to {stop} of segment {found.segment}")
+        window = np.frombuffer(segment, np.uint8, stop - start, start)
+        self._leases.add(found.lease)
+        weakref.finalize(window, self._end_lease, found.lease, stop - start).atexit = False
+        return window.data
+
+    def drop(self, found: Mapped) -> None:
+        """Give back a lease of which no window was taken."""
+        self._leases.add(found.lease)
+        self._end_lease(found.lease, 0)
+
+    def _end_lease(self, lease: int, size_bytes: int) -> None:
+        """Tell the daemon with the next question, or now, if much has come together and the connection is not busy."""
+        self._ended.append(lease)
+        self._ended_bytes += size_bytes
+        few = len(self._ended) < limits.LOCAL_RELEASES_DEFERRED_MAX
+        if few and self._ended_bytes < limits.LOCAL_RELEASED_BYTES_DEFERRED_MAX and not self._closing:
+            return
+        # Who finds the lock taken leaves its lease to who holds it, and that one looks again afterwards.
+        while self._ended and self._lock.acquire(blocking=False):
+            try:
+                self._send(self._releases(), (), wait=False)
+            except BlockingIOError:
+                self._ended.extend(self._unsent)  # the daemon does not read just now: with the next question
+                return
+            except OSError:
+                self._ended.clear()  # it is gone, and what was leased stays as it is
+            finally:
+                self._lock.release()
+        if self._closing and not self._leases.difference(self._ended):
+            self._shut()
+
+    def _error(self, data: memoryview) -> KvloomError:
+        try:
+            return decode_error(data)
+        except InvalidRequest as error:
+            self._give_up()
+            raise LocalGone(f"daemon at {self._path} made no sense: {error}") from error
+
+    def _releases(self) -> list[Buffer]:
+        self._unsent = [self._ended.popleft() for _ in range(min(len(self._ended), limits.LOCAL_LEASES_MAX))]
+        if not self._unsent:
+            return []
+        self._leases.difference_update(self._unsent)
+        self._ended_bytes = 0
+        body = struct.pack(f"<{len(self._unsent)}Q", *self._unsent)
+        return [Frame(Kind.RELEASE, 0, len(body)).encode(), body]
+
+    def _send(self, parts: Sequence[Buffer], descriptors: Sequence[int], *, wait: bool = True) -> None:
+        if sum(len(part) for part in parts) <= _JOINED_BYTES_MAX:
+            parts = (b"".join(parts),)
+        pending = deque(memoryview(part) for part in parts if len(part))
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        while pending:
+            sent = self._socket.sendmsg(tuple(islice(pending, _PARTS_MAX)), ancillary, flags)
+            ancillary, flags = [], 0
+            while pending and sent >= len(pending[0]):
+                sent -= len(pending.popleft())
+            if sent:
+                pending[0] = pending[0][sent:]
+
+    def _receive(self) -> tuple[Frame, memoryview]:
+        data = self._received
+        while len(data) < FRAME_BYTES:
+            data += self._more()
+        frame = Frame.decode(data[:FRAME_BYTES], reply=True)
+        end = FRAME_BYTES + frame.body_bytes
+        if len(data) < end <= _RECEIVE_BYTES:
+            while len(data) < end:
+                data += self._more()
+        if len(data) >= end:
+            self._received = data[end:]
+            body = memoryview(data)[FRAME_BYTES:end]
+        else:
+            body = self._receive_long(memoryview(data)[FRAME_BYTES:], frame.body_bytes)
+        if len(self._descriptors) < frame.descriptors:
+            raise EOFError(f"{len(self._descriptors)} of {frame.descriptors} descriptors came")
+        return frame, body
+
+    def _receive_long(self, begun: memoryview, body_bytes: int) -> memoryview:
+        body = bytearray(body_bytes)
+        body[: len(begun)] = begun
+        view = memoryview(body)
+        position = len(begun)
+        self._received = b""
+        self._set_wait(limits.PROGRESS_SECONDS_MAX)
+        while position < body_bytes:
+            count = self._socket.recv_into(view[position:])
+            if not count:
+                raise EOFError(f"closed after {position} of {body_bytes} bytes")
+            position += count
+        return view
+
+    def _more(self) -> bytes:
+        data, ancillary, flags, _ = self._socket.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                self._descriptors.extend(numbers)
+        if flags & socket.MSG_CTRUNC:
+            raise EOFError("descriptors were lost: too many are open")
+        if not data:
+            raise EOFError("closed")
+        return data
+
+    def _map(self, item: Granted) -> None:
+        if not self._descriptors:
+            raise LocalGone(f"daemon at {self._path} named a segment and passed no descriptor")
+        descriptor = self._descriptors.popleft()
+        try:
+            if os.fstat(descriptor).st_size < item.size_bytes or item.size_bytes < 1:
+                raise LocalGone(f"daemon at {self._path} passed a segment shorter than it said")
+            self._mapped[item.segment] = mmap.mmap(
+                descriptor, item.size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ
+            )
+        except (OSError, ValueError, OverflowError) as error:
+            self._give_up()
+            raise LocalGone(f"segment cannot be mapped: {error}") from error
+        finally:
+            os.close(descriptor)
+
+    def _set_wait(self, seconds: float) -> None:
+        """How long a receive may take from now on."""
+        if seconds != self._wait_seconds:
+            whole = int(seconds)
+            packed = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
+            self._wait_seconds = seconds
+
+    def _give_up(self) -> None:
+        """The daemon does not write over what is leased when a connection ends like this, so it may end at once."""
+        self.reusable = False
+        self._shut()
+
+    def _shut(self) -> None:
+        self._closing = True
+        self._socket.close()
+        self._drop_descriptors()
+        self._mapped.clear()
+
+    def _drop_descriptors(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+
+
+def _connect(path: Path) -> socket.socket:
+    """Connect to a daemon of this very user; :class:`LocalGone` where there is none."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise LocalGone("this system has no sockets that tell who is at the other end")
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with unix_address(path) as address:
+            connected.setblocking(False)  # a full queue is an answer: HTTP has another
+            connected.connect(address)
+            connected.setblocking(True)
+        _, user, _ = _CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if user != os.geteuid():
+            raise LocalGone(f"socket {path} is served by user {user}, not by {os.geteuid()}")
+        seconds = _TIMEVAL.pack(int(limits.PROGRESS_SECONDS_MAX), 0)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+    except (OSError, LocalGone) as error:
+        connected.close()
+        raise LocalGone(f"no daemon at {path}: {error}") from error
+    return connected

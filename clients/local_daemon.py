@@ -1,0 +1,263 @@
+"""A daemon on this machine, asked through its Unix socket: the operations of :mod:`.protocol` that have frames there.
+
+Both clients run an operation here first and over HTTP where that is not possible. Chunks in the daemon's memory are
+mapped: nobody copies them, and they stay valid for as long as somebody holds the container's ``data`` or anything made
+from it, whatever becomes of the daemon.
+"""
+
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from .. import limits
+from ..codec.container import Container, ContainerHeader, parse_header
+from ..codec.header import named_key
+from ..codec.level import Level
+from ..errors import (
+    BodyTooLarge,
+    DaemonUnavailable,
+    InvalidKey,
+    InvalidRequest,
+    KvloomError,
+    Overloaded,
+    StorageUnavailable,
+)
+from ..kvstore.key import KEY_BYTES, ContentKey
+from ..kvstore.outcome import Corrupt, Hit, Outcome
+from ..kvstore.tier import Ack
+from . import protocol, wire
+from .local_connection import LocalConnection, LocalGone
+from .local_wire import Failed, GetQuestion, GetReply, Inline, Kind, Later, Mapped, PutQuestion, Result
+from .protocol import DAEMON, ChunksExist, DeleteChunk, GetChunk, GetStats, MatchPrefix, Operation, PutChunk
+
+__all__ = ["LocalDaemon"]
+
+T = TypeVar("T")
+_PASSED_BYTES_MIN: Final = 128 * 1024
+"""From here on a container is put through a file that is passed; below, through the socket."""
+_COUNT: Final = struct.Struct("<Q")
+
+
+class LocalDaemon:
+    """Connections to one socket, kept and reused. Safe to use from several threads at once.
+
+    Methods raise :class:`LocalGone` where another way to the daemon may still work, :class:`DaemonUnavailable` where it
+    has kept silent for too long, and otherwise what the operation raises.
+    """
+
+    def __init__(self, path: Path, *, connections_max: int) -> None:
+        self._path = path
+        self._connections_max = connections_max
+        self._idle: deque[LocalConnection] = deque()
+
+    def close(self) -> None:
+        """Close what is idle. Containers that were read stay valid. The object may be used again afterwards."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def takes(self, operation: Operation[Any]) -> bool:
+        """Whether there are frames for the operation."""
+        return type(operation) in _HANDLERS
+
+    def run(self, operation: Operation[T]) -> T:
+        """Run one operation that has frames."""
+        handler = _HANDLERS[type(operation)]
+        answer: T = self._with_connection(lambda connection: handler(connection, operation))
+        return answer
+
+    def get_many(self, keys: Sequence[ContentKey], *, level: Level | None) -> list[Outcome[Container]]:
+        """Read many chunks, as many as go into one question at a time; outcomes stand in the order of ``keys``."""
+        outcomes: list[Outcome[Container]] = []
+        for start in range(0, len(keys), limits.LOCAL_GET_KEYS_MAX):
+            asked = [GetChunk(key, level) for key in keys[start : start + limits.LOCAL_GET_KEYS_MAX]]
+            outcomes += self._with_connection(partial(_get, asked=asked))
+        return outcomes
+
+    def _with_connection(self, work: Callable[[LocalConnection], T]) -> T:
+        try:
+            connection, fresh = self._idle.pop(), False
+        except IndexError:
+            connection, fresh = LocalConnection(self._path), True
+        try:
+            return work(connection)
+        except LocalGone:
+            if fresh:
+                raise
+            # The daemon was restarted; every operation may be sent twice.
+            connection.close()
+            connection = LocalConnection(self._path)
+            return work(connection)
+        finally:
+            if connection.reusable and len(self._idle) < self._connections_max:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+
+class MappedContainer(Container):
+    """A container in shared memory whose bytes are verified; its header is parsed when somebody first looks at it.
+
+    Parsing takes as long as reading two megabytes, and who passes the bytes on never looks.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: memoryview) -> None:
+        object.__setattr__(self, "data", data)
+
+    def __getattr__(self, name: str) -> ContainerHeader:
+        if name != "header":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        header = parse_header(self.data, declared_bytes=len(self.data))
+        object.__setattr__(self, "header", header)
+        return header
+
+
+def _get(
+    connection: LocalConnection, asked: Sequence[GetChunk], *, through_socket: bool = False
+) -> list[Outcome[Container]]:
+    """Read chunks, all at the level and the layers of the first."""
+    _joined([item.key for item in asked])
+    question = GetQuestion([item.key for item in asked], asked[0].level, asked[0].layers, through_socket)
+    try:
+        body = connection.exchange(Kind.GET, (question.encode(),), seconds_max=asked[0].answer_seconds_max)
+    except DaemonUnavailable:
+        raise
+    except KvloomError as error:
+        return [protocol.outcome_of_error(error) for _ in asked]
+    try:
+        reply = GetReply.decode(body)
+    except InvalidRequest as error:
+        connection.close()
+        raise LocalGone(f"daemon's answer does not hold: {error}") from error
+    connection.take_grants(reply)
+    if len(reply.results) != len(asked):
+        connection.close()
+        raise LocalGone(f"daemon answered for {len(reply.results)} chunks, {len(asked)} were asked for")
+    outcomes = [_judge(connection, item, result) for item, result in zip(asked, reply.results, strict=True)]
+    for index, (item, outcome) in enumerate(zip(asked, outcomes, strict=True)):
+        later = isinstance(reply.results[index], Later) and len(asked) > 1
+        if later or (isinstance(outcome, Corrupt) and not through_socket):
+            # Of a damaged copy the daemon is made to look for itself: it deletes it, and may have another.
+            outcomes[index] = _get(connection, [item], through_socket=not later)[0]
+    return outcomes
+
+
+def _judge(connection: LocalConnection, asked: GetChunk, result: Result) -> Outcome[Container]:
+    match result:
+        case Mapped():
+            return _judge_mapped(connection, asked, result)
+        case Inline(parts=(data,), tier=tier):
+            return asked.judge(data, tier)
+        case Failed(error=error):
+            return protocol.outcome_of_error(error)
+        case _:
+            return Corrupt(DAEMON, "the daemon sent no bytes")
+
+
+def _judge_mapped(connection: LocalConnection, asked: GetChunk, found: Mapped) -> Outcome[Container]:
+    """Verify what is mapped: all that is stored by its word sum, parts of it by the checksums of their segments."""
+    if not found.ranges:
+        connection.drop(found)
+        return Corrupt(DAEMON, "the daemon named no bytes")
+    window = connection.window(found)
+    if found.header:
+        return asked.judge(_gathered(found, window), found.tier)
+    if found.word_sum is None:
+        return asked.judge(window, found.tier)
+    from ..kvstore.sharing import word_sum  # here: a client of a remote daemon needs no NumPy
+
+    if named_key(window) != asked.key:
+        return Corrupt(DAEMON, f"asked for chunk {asked.key.hex()[:16]}…, mapped {named_key(window).hex()[:16]}…")
+    if word_sum(window) != found.word_sum:
+        return Corrupt(DAEMON, "mapped bytes do not have the sum they were kept with")
+    if asked.level is None and asked.layers is None:
+        return Hit(MappedContainer(window), found.tier)
+    try:
+        return asked.accept(Container(parse_header(window, declared_bytes=len(window)), window), found.tier)
+    except KvloomError as error:
+        return Corrupt(DAEMON, str(error))
+
+
+def _gathered(found: Mapped, window: memoryview) -> bytearray:
+    """The header and the ranges as one container: the one copy of a read of layers."""
+    start = found.ranges[0].start
+    data = bytearray(found.header)
+    for item in found.ranges:
+        data += window[item.start - start : item.stop - start]
+    return data
+
+
+def _joined(keys: Sequence[ContentKey]) -> bytes:
+    """The keys one behind the other; :class:`InvalidKey` for one that is none, as over HTTP."""
+    for key in keys:
+        if len(key) != KEY_BYTES:
+            raise InvalidKey(f"key {key.hex()[:80]!r} is not {2 * KEY_BYTES} lower-case hexadecimal digits")
+    return b"".join(keys)
+
+
+def _get_one(connection: LocalConnection, operation: GetChunk) -> Outcome[Container]:
+    return _get(connection, [operation])[0]
+
+
+def _exist(connection: LocalConnection, operation: ChunksExist) -> tuple[bool, ...]:
+    try:
+        body = connection.exchange(Kind.CONTAINS, (_joined(operation.keys),), seconds_max=operation.answer_seconds_max)
+    except (Overloaded, StorageUnavailable):
+        return (False,) * len(operation.keys)
+    if len(body) != len(operation.keys):
+        raise LocalGone(f"daemon answered for {len(body)} keys, {len(operation.keys)} were asked about")
+    return tuple(map(bool, body))
+
+
+def _match(connection: LocalConnection, operation: MatchPrefix) -> int:
+    try:
+        body = connection.exchange(Kind.PREFIX, (_joined(operation.keys),), seconds_max=operation.answer_seconds_max)
+    except (Overloaded, StorageUnavailable):
+        return 0
+    if len(body) != _COUNT.size or _COUNT.unpack(body)[0] > len(operation.keys):
+        raise LocalGone(f"daemon's answer to {len(operation.keys)} keys does not hold")
+    count: int = _COUNT.unpack(body)[0]
+    return count
+
+
+def _put(connection: LocalConnection, operation: PutChunk) -> wire.PutReply:
+    data = memoryview(operation.container).cast("B")
+    if len(data) > limits.CONTAINER_BYTES_MAX:
+        raise BodyTooLarge(f"container has {len(data)} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
+    _joined((operation.key,))
+    wait = operation.answer_seconds_max
+    if len(data) < _PASSED_BYTES_MIN or not hasattr(os, "memfd_create"):
+        question = PutQuestion(operation.key, operation.ack, len(data))
+        body = connection.exchange(Kind.PUT, (question.encode(), data), seconds_max=wait)
+    else:
+        try:
+            passed = connection.stage.fill(data)
+        except OSError as error:
+            raise LocalGone(f"no memory to pass a container in: {error.strerror}") from error
+        question = PutQuestion(operation.key, operation.ack, len(data), offset=0)
+        body = connection.exchange(Kind.PUT, (question.encode(),), seconds_max=wait, descriptor=passed)
+        connection.stage.trim()
+    return wire.PutReply(Ack.DISK if bytes(body) == b"\x01" else Ack.MEMORY)
+
+
+def _delete(connection: LocalConnection, operation: DeleteChunk) -> bool:
+    return bytes(connection.exchange(Kind.DELETE, (_joined((operation.key,)),))) == b"\x01"
+
+
+def _stats(connection: LocalConnection, operation: GetStats) -> wire.DaemonStats:
+    return wire.decode(wire.DaemonStats, connection.exchange(Kind.STATS, ()), strict=False)
+
+
+_HANDLERS: Final[dict[type[Operation[Any]], Callable[[LocalConnection, Any], Any]]] = {
+    GetChunk: _get_one,
+    ChunksExist: _exist,
+    MatchPrefix: _match,
+    PutChunk: _put,
+    DeleteChunk: _delete,
+    GetStats: _stats,
+}

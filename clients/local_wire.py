@@ -1,0 +1,385 @@
+"""The frames of the Unix socket, without I/O: what goes over it and what it means. ``docs/LOCAL.md`` is for strangers.
+
+A frame is a fixed header and a body whose length the header declares. Every length is judged before anything is
+allocated for it. Daemon and clients share this module; a frame that does not hold is :class:`InvalidRequest`, after
+which nothing on the connection can be believed.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from .. import limits
+from ..codec.container import ByteRange
+from ..codec.level import EXACT, LOSSY_LEVELS, Level
+from ..errors import InvalidRequest, KvloomError, TooManyItems, UnknownLevel, error_for_code
+from ..kvstore.key import KEY_BYTES, ContentKey
+from ..kvstore.tier import Ack, Buffer
+from . import wire
+
+__all__ = [
+    "FRAME_BYTES",
+    "PUT_BYTES",
+    "SOCKET_NAME",
+    "VERSION",
+    "Failed",
+    "Frame",
+    "GetQuestion",
+    "GetReply",
+    "Granted",
+    "Hello",
+    "Inline",
+    "Kind",
+    "Later",
+    "Mapped",
+    "PutQuestion",
+    "Result",
+    "decode_error",
+    "decode_keys",
+    "encode_error",
+    "socket_path",
+]
+
+VERSION: Final = 1
+SOCKET_NAME: Final = "daemon.sock"
+_MAGIC: Final = b"KVLL"
+_FRAME: Final = struct.Struct("<4sBBHII")
+FRAME_BYTES: Final = _FRAME.size
+_GET: Final = struct.Struct("<BBHHH")
+_PUT: Final = struct.Struct("<32sBBHIQQ")
+PUT_BYTES: Final = _PUT.size
+_COUNTS: Final = struct.Struct("<HHH")
+_PAIR: Final = struct.Struct("<QQ")
+_WORD: Final = struct.Struct("<Q")
+_MAPPED: Final = struct.Struct("<QQQIHBB")
+_LENGTH: Final = struct.Struct("<IB")
+_EVERYTHING: Final = 254
+_WHOLE_FLAG: Final = 1
+_ACKS: Final = (Ack.MEMORY, Ack.DISK)
+_LEVELS: Final = {level.code: level for level in (*LOSSY_LEVELS, EXACT)}
+_RESULTS_BYTES_MAX: Final = limits.LOCAL_GET_KEYS_MAX * (limits.CONTAINER_HEADER_BYTES_MAX + 65_536)
+
+
+class Kind(IntEnum):
+    """What a frame asks; its answer has the same kind, or ``ERROR``."""
+
+    HELLO = 1
+    CONTAINS = 2
+    PREFIX = 3
+    GET = 4
+    PUT = 5
+    RELEASE = 6
+    """Has no answer."""
+    DELETE = 7
+    STATS = 8
+    ERROR = 255
+
+
+_KEYS_BYTES_MAX: Final = limits.KEYS_PER_REQUEST_MAX * KEY_BYTES
+_QUESTION_BYTES_MAX: Final = {
+    Kind.HELLO: 0,
+    Kind.CONTAINS: _KEYS_BYTES_MAX,
+    Kind.PREFIX: _KEYS_BYTES_MAX,
+    Kind.GET: _GET.size + limits.LOCAL_GET_KEYS_MAX * KEY_BYTES,
+    Kind.PUT: _PUT.size + limits.CONTAINER_BYTES_MAX,
+    Kind.RELEASE: limits.LOCAL_LEASES_MAX * _WORD.size,
+    Kind.DELETE: KEY_BYTES,
+    Kind.STATS: 0,
+}
+_REPLY_BYTES_MAX: Final = {
+    Kind.HELLO: limits.KEYS_BODY_BYTES_MAX,
+    Kind.CONTAINS: limits.KEYS_PER_REQUEST_MAX,
+    Kind.PREFIX: _WORD.size,
+    Kind.GET: limits.CONTAINER_BYTES_MAX + limits.LOCAL_INLINE_BYTES_MAX + _RESULTS_BYTES_MAX,
+    Kind.PUT: 1,
+    Kind.DELETE: 1,
+    Kind.STATS: limits.JSON_BODY_BYTES_MAX,
+    Kind.ERROR: limits.KEYS_BODY_BYTES_MAX,
+}
+
+
+def socket_path(data_dir: Path) -> Path:
+    """Where the daemon that owns ``data_dir`` listens."""
+    return data_dir / SOCKET_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Which daemon this is, in which phase of its life, and how much it takes at a time."""
+
+    version: str
+    phase: str
+    pid: int
+    keys_max: int = limits.KEYS_PER_REQUEST_MAX
+    get_keys_max: int = limits.LOCAL_GET_KEYS_MAX
+    leases_max: int = limits.LOCAL_LEASES_MAX
+    container_bytes_max: int = limits.CONTAINER_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame's header. ``number`` is the asker's; the answer repeats it. ``descriptors`` come with its first byte."""
+
+    kind: Kind
+    number: int
+    body_bytes: int
+    descriptors: int = 0
+
+    def encode(self) -> bytes:
+        """The header's bytes."""
+        return _FRAME.pack(_MAGIC, VERSION, self.kind, self.descriptors, self.number, self.body_bytes)
+
+    @classmethod
+    def decode(cls, data: Buffer, *, reply: bool) -> "Frame":
+        """The header in :data:`FRAME_BYTES` of ``data``; its body is no longer than one of its kind can be."""
+        magic, version, code, descriptors, number, body_bytes = _FRAME.unpack(data)
+        if magic != _MAGIC or version != VERSION:
+            raise InvalidRequest(f"frame starts with {magic!r}, version {version}; expected {_MAGIC!r}, {VERSION}")
+        bounds = _REPLY_BYTES_MAX if reply else _QUESTION_BYTES_MAX
+        kind = Kind(code) if code in Kind._value2member_map_ else None
+        if kind is None or kind not in bounds:
+            raise InvalidRequest(f"frame is of kind {code}, which is not one of {sorted(bounds)}")
+        if body_bytes > bounds[kind]:
+            raise TooManyItems(f"{kind.name} frame declares {body_bytes} bytes, the limit is {bounds[kind]}")
+        if descriptors > (limits.LOCAL_GET_KEYS_MAX if reply else 1):
+            raise TooManyItems(f"{kind.name} frame declares {descriptors} descriptors")
+        return cls(kind, number, body_bytes, descriptors)
+
+
+def decode_keys(body: Buffer) -> list[ContentKey]:
+    """The keys that stand one behind the other in ``body``."""
+    data = bytes(body)
+    if len(data) % KEY_BYTES:
+        raise InvalidRequest(f"keys have {len(data)} bytes together, not a multiple of {KEY_BYTES}")
+    return [ContentKey(data[start : start + KEY_BYTES]) for start in range(0, len(data), KEY_BYTES)]
+
+
+def encode_error(error: KvloomError) -> bytes:
+    """An error as a body."""
+    return wire.encode(wire.ErrorBody(error.code, str(error)))
+
+
+def decode_error(body: Buffer) -> KvloomError:
+    """The error in a body."""
+    record = wire.decode(wire.ErrorBody, bytes(body), strict=False)
+    return error_for_code(record.error)(record.message)
+
+
+@dataclass(frozen=True, slots=True)
+class GetQuestion:
+    """Read ``keys``, all at ``level`` (default: everything) of ``layers`` (default: all).
+
+    ``through_socket`` asks for bytes that the daemon has verified just now, and for none that are mapped.
+    """
+
+    keys: Sequence[ContentKey]
+    level: Level | None = None
+    layers: range | None = None
+    through_socket: bool = False
+
+    def encode(self) -> bytes:
+        """The question as a body."""
+        code = _EVERYTHING if self.level is None else self.level.code
+        first, stop = (0, 0) if self.layers is None else (self.layers.start, self.layers.stop)
+        return _GET.pack(code, self.through_socket, first, stop, len(self.keys)) + b"".join(self.keys)
+
+    @classmethod
+    def decode(cls, body: Buffer) -> "GetQuestion":
+        """The question in a body, as long as its frame said."""
+        if len(body) < _GET.size:
+            raise InvalidRequest(f"GET has {len(body)} bytes, needs {_GET.size}")
+        code, flag, first, stop, count = _GET.unpack_from(body)
+        if code != _EVERYTHING and code not in _LEVELS:
+            raise UnknownLevel(f"level code {code} is unknown")
+        if (first, stop) != (0, 0) and not 0 <= first < stop <= limits.LAYERS_MAX:
+            raise InvalidRequest(f"layers {first} to {stop} are none")
+        keys = decode_keys(memoryview(body)[_GET.size :])
+        if flag > _WHOLE_FLAG or not 1 <= len(keys) == count <= limits.LOCAL_GET_KEYS_MAX:
+            raise InvalidRequest(f"GET has flag {flag}, {len(keys)} keys and declares {count}")
+        return cls(keys, _LEVELS.get(code), range(first, stop) if stop else None, bool(flag))
+
+
+@dataclass(frozen=True, slots=True)
+class PutQuestion:
+    """Keep ``length`` bytes under ``key``: those behind the question, or ``offset`` into the file passed with it."""
+
+    key: ContentKey
+    ack: Ack
+    length: int
+    offset: int | None = None
+
+    def encode(self) -> bytes:
+        """The question as a body, or as the beginning of one."""
+        passed = self.offset is not None
+        return _PUT.pack(self.key, _ACKS.index(self.ack), passed, 0, 0, self.offset or 0, self.length)
+
+    @classmethod
+    def decode(cls, body: Buffer) -> "PutQuestion":
+        """The question in :data:`PUT_BYTES` of a body; whether bytes follow as declared is for the reader to see."""
+        key, ack, passed, *_, offset, length = _PUT.unpack(body)
+        if ack >= len(_ACKS) or passed > 1 or offset >= 2**62:
+            raise InvalidRequest(f"PUT has ack {ack}, source {passed}, offset {offset}")
+        if length > limits.CONTAINER_BYTES_MAX:
+            raise TooManyItems(f"container declares {length} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
+        return cls(ContentKey(key), _ACKS[ack], length, offset if passed else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A segment whose descriptor comes with this reply, in the order of the list."""
+
+    segment: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A container in a segment: ``header`` (empty where the first range begins with one), then ``ranges`` of it.
+
+    ``word_sum`` is that of all the bytes, where ``header`` is empty and the container is all that is stored.
+    """
+
+    lease: int
+    segment: int
+    ranges: tuple[ByteRange, ...]
+    tier: str
+    header: bytes = b""
+    word_sum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """A container that came through the socket; when sent, in parts."""
+
+    parts: tuple[Buffer, ...]
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why there is none."""
+
+    error: KvloomError
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """There is one, but not beside the others: ask for it alone."""
+
+
+Result = Mapped | Inline | Failed | Later
+
+
+@dataclass(frozen=True, slots=True)
+class GetReply:
+    """A result per key; segments new to this connection, and those whose memory the daemon has given back."""
+
+    results: tuple[Result, ...]
+    granted: tuple[Granted, ...] = ()
+    gone: tuple[int, ...] = ()
+
+    def encode(self) -> list[Buffer]:
+        """The reply as a body in parts; bytes of containers are not copied."""
+        head = [_COUNTS.pack(len(self.granted), len(self.gone), len(self.results))]
+        head += [_PAIR.pack(item.segment, item.size_bytes) for item in self.granted]
+        head += [_WORD.pack(number) for number in self.gone]
+        parts: list[Buffer] = [b"".join(head)]
+        for result in self.results:
+            parts.extend(_encode_result(result))
+        return parts
+
+    @classmethod
+    def decode(cls, body: Buffer) -> "GetReply":
+        """The reply in a body; :class:`InvalidRequest` where it does not hold."""
+        cursor = _Cursor(memoryview(body))
+        granted_count, gone_count, result_count = cursor.take(_COUNTS)
+        granted = tuple(Granted(*cursor.take(_PAIR)) for _ in range(granted_count))
+        gone = tuple(cursor.take(_WORD)[0] for _ in range(gone_count))
+        results = tuple(_decode_result(cursor) for _ in range(result_count))
+        cursor.end()
+        return cls(results, granted, gone)
+
+
+class _Cursor:
+    """Takes fields off a body, never past its end."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._position = 0
+
+    def take(self, fields: struct.Struct) -> tuple[int, ...]:
+        """The next fields."""
+        return fields.unpack(self.bytes(fields.size))
+
+    def bytes(self, count: int) -> memoryview:
+        """The next ``count`` bytes."""
+        stop = self._position + count
+        if stop > len(self._view):
+            raise InvalidRequest(f"reply has {len(self._view)} bytes, at least {stop} are declared")
+        taken = self._view[self._position : stop]
+        self._position = stop
+        return taken
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self._position != len(self._view):
+            raise InvalidRequest(f"reply has {len(self._view) - self._position} bytes too many")
+
+
+_MAPPED_CODE, _INLINE_CODE, _FAILED_CODE, _LATER_CODE = range(4)
+
+
+def _encode_result(result: Result) -> Iterator[Buffer]:
+    match result:
+        case Mapped():
+            tier = result.tier.encode()
+            fields = _MAPPED.pack(
+                result.lease,
+                result.segment,
+                result.word_sum or 0,
+                len(result.header),
+                len(result.ranges),
+                len(tier),
+                result.word_sum is not None,
+            )
+            places = b"".join(_PAIR.pack(item.start, item.stop) for item in result.ranges)
+            yield b"".join((bytes((_MAPPED_CODE,)), fields, tier, result.header, places))
+        case Inline():
+            tier = result.tier.encode()
+            total_bytes = sum(len(part) for part in result.parts)
+            yield bytes((_INLINE_CODE,)) + _LENGTH.pack(total_bytes, len(tier)) + tier
+            yield from result.parts
+        case Failed():
+            body = encode_error(result.error)
+            yield bytes((_FAILED_CODE,)) + _LENGTH.pack(len(body), 0) + body
+        case Later():
+            yield bytes((_LATER_CODE,))
+
+
+def _decode_result(cursor: _Cursor) -> Result:
+    code = cursor.bytes(1)[0]
+    if code == _MAPPED_CODE:
+        lease, segment, total, header_bytes, range_count, tier_bytes, summed = cursor.take(_MAPPED)
+        tier = _name(cursor.bytes(tier_bytes))
+        header = bytes(cursor.bytes(header_bytes))
+        ranges = tuple(ByteRange(*cursor.take(_PAIR)) for _ in range(range_count))
+        return Mapped(lease, segment, ranges, tier, header, total if summed else None)
+    if code == _INLINE_CODE:
+        total_bytes, tier_bytes = cursor.take(_LENGTH)
+        tier = _name(cursor.bytes(tier_bytes))
+        return Inline((cursor.bytes(total_bytes),), tier)
+    if code == _FAILED_CODE:
+        return Failed(decode_error(cursor.bytes(cursor.take(_LENGTH)[0])))
+    if code == _LATER_CODE:
+        return Later()
+    raise InvalidRequest(f"reply has a result of kind {code}")
+
+
+def _name(data: memoryview) -> str:
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"tier name {bytes(data)!r} is not text") from error

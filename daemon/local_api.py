@@ -1,0 +1,323 @@
+"""The Unix socket: each frame is parsed, becomes one call of the service, and is answered; chunks are passed as memory.
+
+A chunk that lies in the daemon's memory is not sent: its client is told the segment and the place, and once per segment
+and connection is given the sealed descriptor. The lease is the connection's until it is released; what is leased when a
+connection ends is let go, but the memory under it is never written again, since its reader may live on.
+"""
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from .. import limits
+from ..clients import wire
+from ..clients.local_connection import unix_address
+from ..clients.local_wire import (
+    PUT_BYTES,
+    Failed,
+    Frame,
+    GetQuestion,
+    GetReply,
+    Granted,
+    Hello,
+    Inline,
+    Kind,
+    Later,
+    Mapped,
+    PutQuestion,
+    Result,
+    decode_keys,
+    encode_error,
+)
+from ..codec.container import ByteRange
+from ..errors import InvalidRequest, KvloomError, StorageUnavailable, TruncatedBody
+from ..kvstore.key import ContentKey
+from ..kvstore.lending import LentChunk
+from ..kvstore.segment import Segment
+from ..kvstore.sharing import Lease
+from ..kvstore.tier import Ack, Buffer
+from .local_socket import LocalSocket, peer_user
+from .service import Service
+
+__all__ = ["bind_local", "serve_local"]
+
+_log = structlog.get_logger("kvloom.daemon")
+_BACKLOG: Final = 128
+_READ_BYTES: Final = 8 * 1024 * 1024
+_COUNT: Final = struct.Struct("<Q")
+
+
+def bind_local(path: Path) -> socket.socket | None:
+    """A socket at ``path`` that only this user can connect to, not yet listening; None where there can be none.
+
+    What an earlier daemon left there is replaced: the caller holds the lock on the directory.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        with unix_address(path) as address:
+            listener.bind(address)
+        path.chmod(0o600)
+    except OSError as error:
+        listener.close()
+        _log.warning("no local socket", path=str(path), reason=str(error))
+        return None
+    listener.setblocking(False)
+    return listener
+
+
+@asynccontextmanager
+async def serve_local(service: Service, listener: socket.socket, *, leased_bytes_max: int) -> AsyncIterator[None]:
+    """Accept connections on ``listener`` while the context lasts. Clients hold at most ``leased_bytes_max`` mapped."""
+    listener.listen(_BACKLOG)
+    server = LocalApi(service, leased_bytes_max=leased_bytes_max)
+    task = asyncio.create_task(server.accept(listener))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class LocalApi:
+    """The connections of one service; their leases share one budget."""
+
+    def __init__(self, service: Service, *, leased_bytes_max: int) -> None:
+        self.service = service
+        self.leased_bytes = 0
+        self.leased_bytes_max = leased_bytes_max
+        self._connections = 0
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Serve whoever connects, until cancelled."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    connected, _ = await loop.sock_accept(listener)
+                except OSError as error:  # no descriptors left: those who are connected go on
+                    _log.warning("local connection refused", reason=str(error))
+                    await asyncio.sleep(limits.REFUSED_BODY_SECONDS_MAX)
+                    continue
+                connected.setblocking(False)
+                if not self._may_enter(connected):
+                    connected.close()
+                    continue
+                self._connections += 1
+                group.create_task(self._serve(connected))
+
+    def _may_enter(self, connected: socket.socket) -> bool:
+        try:
+            return self._connections < limits.LOCAL_CONNECTIONS_MAX and peer_user(connected) == os.geteuid()
+        except OSError:
+            return False
+
+    async def _serve(self, connected: socket.socket) -> None:
+        connection = _Connection(self, LocalSocket(connected))
+        try:
+            await connection.run()
+        except (OSError, EOFError, TimeoutError):
+            return  # a peer that went away or stood still: what it held is let go below
+        except Exception:  # noqa: BLE001 - an edge: what fails in one connection must not end the others
+            _log.exception("local connection failed")
+        finally:
+            connection.close()
+            self._connections -= 1
+
+
+class _Connection:
+    """One client: its leases by number, and the segments it has been given."""
+
+    def __init__(self, api: LocalApi, stream: LocalSocket) -> None:
+        self._api = api
+        self._service = api.service
+        self._stream = stream
+        self._leases: dict[int, Lease] = {}
+        self._next_lease = 1
+        self._segments: dict[Segment, int] = {}
+        self._next_segment = 1
+        self._in_step = False
+        """Whether all of the last frame has been read."""
+
+    def close(self) -> None:
+        """Close the connection and let go of its leases; the memory under them may still be read."""
+        self._stream.close()
+        for lease in self._leases.values():
+            self._api.leased_bytes -= lease.info.payload_bytes
+            lease.abandon()
+        self._leases.clear()
+        self._segments.clear()
+
+    async def run(self) -> None:
+        """Answer frames until the peer closes, or sends one that does not hold."""
+        wait_seconds: float | None = limits.PROGRESS_SECONDS_MAX
+        number = 0
+        while True:
+            try:
+                self._in_step = False
+                frame = await self._stream.next_frame(seconds_max=wait_seconds)
+                if frame is None:
+                    return
+                wait_seconds, number = None, frame.number
+                await self._handle(frame)
+            except KvloomError as error:
+                await self._reply(Kind.ERROR, number, (encode_error(error),))
+                if isinstance(error, InvalidRequest) or not self._in_step:
+                    # What follows a frame that does not hold, or a body that was not read, cannot be made sense of.
+                    return
+
+    async def _handle(self, frame: Frame) -> None:
+        if frame.kind is Kind.PUT:
+            await self._reply(frame.kind, frame.number, (await self._put(frame),))
+            return
+        if frame.descriptors:
+            raise InvalidRequest(f"{frame.kind.name} takes no descriptor")
+        body = await self._stream.read(frame.body_bytes)
+        self._in_step = True
+        if frame.kind is Kind.RELEASE:
+            self._release(body)
+        elif frame.kind is Kind.GET:
+            await self._get(frame, GetQuestion.decode(body))
+        else:
+            await self._reply(frame.kind, frame.number, (await self._answer(frame, body),))
+
+    async def _reply(self, kind: Kind, number: int, parts: Sequence[Buffer], descriptors: Sequence[int] = ()) -> None:
+        frame = Frame(kind, number, sum(len(part) for part in parts), len(descriptors))
+        await self._stream.send((frame.encode(), *parts), descriptors)
+
+    async def _answer(self, frame: Frame, body: memoryview) -> bytes:
+        """The body of the answer to a question about keys, or about the daemon."""
+        if frame.kind is Kind.HELLO:
+            health = self._service.health()
+            return wire.encode(Hello(health.version, health.phase, health.pid))
+        if frame.kind is Kind.STATS:
+            return wire.encode(self._service.stats())
+        keys = decode_keys(body)
+        with self._service.admission.enter():
+            if frame.kind is Kind.CONTAINS:
+                return bytes(await self._service.exists(keys))
+            if frame.kind is Kind.PREFIX:
+                return _COUNT.pack(await self._service.match_prefix(keys))
+            if len(keys) != 1:
+                raise InvalidRequest(f"DELETE names {len(keys)} keys, must name one")
+            return bytes((await self._service.delete(keys[0]),))
+
+    async def _put(self, frame: Frame) -> bytes:
+        """Keep a container; it is copied before it is looked at, since its sender can change what it passes."""
+        if frame.body_bytes < PUT_BYTES:
+            raise InvalidRequest(f"PUT has {frame.body_bytes} bytes, needs {PUT_BYTES}")
+        question = PutQuestion.decode(await self._stream.read(PUT_BYTES))
+        follows = frame.body_bytes - PUT_BYTES
+        passed = question.offset is not None
+        if follows != (0 if passed else question.length) or frame.descriptors != passed:
+            raise InvalidRequest(
+                f"PUT declares {question.length} bytes, {follows} follow it, with {frame.descriptors} descriptors"
+            )
+        with self._service.admission.enter(), self._service.admission.reserve(question.length):
+            if question.offset is None:
+                data = await self._stream.read(question.length)
+            else:
+                descriptor = self._stream.take_descriptor()
+                try:
+                    data = await asyncio.to_thread(_copied, descriptor, question.offset, question.length)
+                finally:
+                    os.close(descriptor)
+            self._in_step = True
+            reached = await self._service.put(question.key, data, ack=question.ack)
+        return bytes((reached is Ack.DISK,))
+
+    async def _get(self, frame: Frame, question: GetQuestion) -> None:
+        """Answer with places in memory; with bytes, where there is no such memory or too much of it is leased."""
+        granted: list[Granted] = []
+        descriptors: list[int] = []
+        results: list[Result] = []
+        async with AsyncExitStack() as sent:
+            sent.enter_context(self._service.admission.enter())
+            inline_bytes = 0
+            for key in question.keys:
+                try:
+                    lent = None if question.through_socket else await self._lend(key, question)
+                    if lent is not None:
+                        results.append(self._mapped(lent, granted, descriptors))
+                        continue
+                    reading = self._service.reading(key, level=question.level, layers=question.layers)
+                    chunk = await sent.enter_async_context(reading)
+                except KvloomError as error:
+                    results.append(Failed(error))
+                    continue
+                if inline_bytes and inline_bytes + chunk.total_bytes > limits.LOCAL_INLINE_BYTES_MAX:
+                    results.append(Later())
+                    continue
+                inline_bytes += chunk.total_bytes
+                results.append(Inline(chunk.parts, chunk.tier))
+            gone = tuple(number for segment, number in self._segments.items() if segment.closed)
+            for segment in [segment for segment in self._segments if segment.closed]:
+                del self._segments[segment]
+            reply = GetReply(tuple(results), tuple(granted), gone).encode()
+            await self._reply(Kind.GET, frame.number, reply, descriptors)
+
+    async def _lend(self, key: ContentKey, question: GetQuestion) -> LentChunk | None:
+        """Lend a chunk, unless this client or all of them together hold as many as they may already."""
+        if len(self._leases) >= limits.LOCAL_LEASES_MAX or self._api.leased_bytes >= self._api.leased_bytes_max:
+            return None
+        return await self._service.lend(key, level=question.level, layers=question.layers)
+
+    def _mapped(self, lent: LentChunk, granted: list[Granted], descriptors: list[int]) -> Mapped:
+        """Register the lease, and pass the segment unless this client has it."""
+        lease, segment = lent.lease, lent.lease.segment
+        number = self._segments.get(segment)
+        if number is None:
+            if segment.descriptor is None:
+                raise StorageUnavailable("the memory is not shared any more")
+            number = self._next_segment
+            self._next_segment += 1
+            self._segments[segment] = number
+            granted.append(Granted(number, segment.size_bytes))
+            descriptors.append(segment.descriptor)
+        self._leases[self._next_lease] = lease
+        self._next_lease += 1
+        self._api.leased_bytes += lease.info.payload_bytes
+        ranges = tuple(ByteRange(lease.offset + item.start, lease.offset + item.stop) for item in lent.ranges)
+        total = lease.word_sum if lent.is_whole else None
+        return Mapped(self._next_lease - 1, number, ranges, lent.tier, lent.header, total)
+
+    def _release(self, body: memoryview) -> None:
+        if len(body) % _COUNT.size:
+            raise InvalidRequest(f"RELEASE has {len(body)} bytes, not a multiple of {_COUNT.size}")
+        for (number,) in _COUNT.iter_unpack(body):
+            lease = self._leases.pop(number, None)
+            if lease is not None:
+                self._api.leased_bytes -= lease.info.payload_bytes
+                lease.release()
+
+
+def _copied(descriptor: int, offset: int, length: int) -> memoryview:
+    """The bytes of a memfd that somebody passed; reading it cannot fault or block, whatever he does to it meanwhile.
+
+    Raises :class:`InvalidRequest` for another kind of file and :class:`TruncatedBody` for a shorter one.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise InvalidRequest("the file passed is not a memfd") from error
+    if os.fstat(descriptor).st_size < offset + length:
+        raise TruncatedBody(f"the file passed has {os.fstat(descriptor).st_size} bytes, not {offset + length}")
+    view = memoryview(bytearray(length))
+    position = 0
+    while position < length:
+        count = os.preadv(descriptor, [view[position : position + _READ_BYTES]], offset + position)
+        if not count:
+            raise TruncatedBody(f"the file passed ended after {position} of {length} bytes")
+        position += count
+    return view
