@@ -45,9 +45,9 @@ __all__ = ["Answer", "IngestReport", "LoadedContext", "RagPipeline", "Strategy"]
 CALIBRATION_PLAN = SequencePlan(draws=1)
 CALIBRATION_SEQUENCES_MAX = 8
 CALIBRATION_TEXT_SEQUENCES_MAX = 2
-CALIBRATION_KL_TARGET = 0.0013
-"""Text this short makes promises: on SmolLM2 the divergence of ``standard`` came out three times what was aimed at."""
 """More of one text teaches less than other texts."""
+CALIBRATION_KL_TARGET = 0.0013
+"""So little text promises too much: on SmolLM2 ``standard`` came out at three times the divergence aimed at."""
 RECOMPUTE_RATIO = 0.2
 
 
@@ -131,8 +131,7 @@ class RagPipeline:
         self.layout = model_layout(model)
         self.identity = identity or model_identity(model, layout=self.layout)
         self.template = template or PromptTemplate(tokenizer)
-        self.chunk_tokens, self.level = chunk_tokens, level
-        self.rule = rule or KvDeviation(ratio=RECOMPUTE_RATIO)
+        self.chunk_tokens, self.level, self.rule = chunk_tokens, level, rule or KvDeviation(ratio=RECOMPUTE_RATIO)
         self.profile: AnyProfile | None = None
         self._clock = clock
         self._traffic = ChunkTraffic(client, self.layout)

@@ -136,13 +136,13 @@ def samples_seen(monkeypatch):
     """What the codec is calibrated on from now on, as pairs of tokens and of how many a gradient is known for."""
     seen, calibrate = [], codec.calibrate
 
-    def watching(samples, layout):
+    def watching(samples, layout, **options):
         def watched():
             for sample in samples:
                 seen.append((sample.keys[0].shape[1], *(item.keys[0].shape[1] for item in sample.gradients)))
                 yield sample
 
-        return calibrate(watched(), layout)
+        return calibrate(watched(), layout, **options)
 
     monkeypatch.setattr(codec, "calibrate", watching)
     return seen
