@@ -22,10 +22,11 @@ from ...errors import InvalidData, StorageFull, StorageUnavailable
 from ..key import KEY_BYTES, OWNER_BYTES, OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import HEADER_BYTES, check_payload, encode_record_header, parse_record_header
-from ..tier import UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage, is_expired
+from ..tier import Buffer, Record, RecordInfo, Slice, is_expired
 from ..wrappers.throttle import InflightBytes
 from .address import MooncakeAddress
 from .mooncake_client import NOT_FOUND, Client, client_class, read_ranges, set_up_client
+from .shared import SharedTier, require_own_place
 from .threads import BlockingCalls
 
 __all__ = ["MooncakeTier"]
@@ -42,7 +43,7 @@ _KEY_BYTES_MAX: Final = 4096
 _CLOSE_SECONDS_MAX: Final = 2.0
 
 
-class MooncakeTier(Tier):
+class MooncakeTier(SharedTier):
     """Sets its client up when first used, unless it is lent ``client``, and closes it then. Belongs to one event loop.
 
     Cancelled operations go on in their threads, with the bytes they hold, until the client comes back.
@@ -58,9 +59,7 @@ class MooncakeTier(Tier):
         client: Client | None = None,
         name: str = "mooncake",
     ) -> None:
-        self.name = name
-        self.durable = False
-        self.shared = True
+        super().__init__(name, durable=False)
         self._address = address
         client_class(address)
         self._lent = client is not None
@@ -72,14 +71,11 @@ class MooncakeTier(Tier):
         self._setting_up: asyncio.Task[Client] | None = None
         self._tried_at = float("-inf")
         self._under_way: set[asyncio.Task[Any]] = set()
-        self._counted = Usage(0, 0)
         self._random = Random()  # noqa: S311 - spreads clients in time, no secret
-        self._closed = False
 
     async def put(self, record: Record) -> None:
         """Insert or replace the object."""
-        if owner_of(record.storage_key) != record.owner:
-            raise InvalidData("the storage key does not begin with the record's owner")
+        require_own_place(record)
         client = await self._ready()
         header = await asyncio.to_thread(encode_record_header, record)
         payload = bytes(record.payload) if isinstance(record.payload, bytearray) else record.payload
@@ -130,20 +126,6 @@ class MooncakeTier(Tier):
         self._checked("remove", code)
         return True
 
-    async def scan(self) -> AsyncIterator[RecordInfo]:
-        """The master's list of all keys, over its HTTP port, and the header of each object of ours."""
-        records = payload_bytes = 0
-        async for info in self._scan(None):
-            records += 1
-            payload_bytes += info.payload_bytes
-            yield info
-        self._counted = Usage(records, payload_bytes)
-
-    async def scan_owner(self, owner: OwnerId) -> AsyncIterator[RecordInfo]:
-        """Those of the list that begin with the owner."""
-        async for info in self._scan(owner):
-            yield info
-
     async def delete_owner(self, owner: OwnerId) -> int:
         """One request to the master, which looks at all keys for it."""
         client = await self._ready()
@@ -156,10 +138,6 @@ class MooncakeTier(Tier):
         client = await self._ready()
         name = self._named(StorageKey(bytes(KEY_BYTES)))
         self._checked("is_exist", await self._threads.run(lambda: client.is_exist(name)))
-
-    def capacity(self) -> Capacity:
-        """What the last complete :meth:`scan` counted; the limit is the pool's."""
-        return Capacity(UNBOUNDED_BYTES, self._counted.payload_bytes, self._counted.records)
 
     async def close(self) -> None:
         """Wait a bounded time for calls under way, then close the client if none is left in it."""
@@ -216,7 +194,8 @@ class MooncakeTier(Tier):
             await asyncio.to_thread(check_payload, header, parts[0])
         return Hit(Slice(info, tuple(parts)), self.name)
 
-    async def _scan(self, owner: OwnerId | None) -> AsyncIterator[RecordInfo]:
+    async def records(self, owner: OwnerId | None) -> AsyncIterator[RecordInfo]:
+        """The master's list of all keys, over its HTTP port, and the header of each object of ours."""
         client = await self._ready()
         prefix = self._prefix(owner)
         page: list[tuple[str, StorageKey]] = []
@@ -334,7 +313,3 @@ class MooncakeTier(Tier):
 
     def _expired(self, info: RecordInfo) -> bool:
         return is_expired(info.expires_at_ms, self._clock_ms())
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StorageUnavailable(f"{self.name} tier is closed")

@@ -22,13 +22,14 @@ from obstore.store import S3Store
 from ... import limits
 from ...codec.container import ByteRange
 from ...errors import InvalidData, StorageUnavailable
-from ..key import KEY_BYTES, OwnerId, StorageKey, owner_of
+from ..key import KEY_BYTES, OwnerId, StorageKey
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import HEADER_BYTES, RecordHeader, check_payload, encode_record_header, parse_record_header
-from ..tier import NEVER, UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage, is_expired
+from ..tier import NEVER, Buffer, Record, RecordInfo, Slice, Usage, is_expired
 from ..wrappers.throttle import InflightBytes
 from .address import S3Address
 from .s3_object import attributes, cut, frames, key_of, object_path, spans
+from .shared import SharedTier, require_own_place
 
 __all__ = ["TTL_DAYS", "S3Tier"]
 
@@ -58,7 +59,7 @@ class _ReplacedError(Exception):
     """The object is not the version that was asked for any more."""
 
 
-class S3Tier(Tier):
+class S3Tier(SharedTier):
     """Endpoint, region and credentials are those of the ``AWS_*`` variables. Belongs to one event loop.
 
     ``options`` go over what the environment says, by obstore's names (``endpoint``, ``access_key_id``, …).
@@ -76,9 +77,7 @@ class S3Tier(Tier):
         part_bytes: int = limits.S3_PART_BYTES,
         name: str = "s3",
     ) -> None:
-        self.name = name
-        self.durable = True
-        self.shared = True
+        super().__init__(name, durable=True)
         self._store = S3Store(
             address.bucket,
             prefix=address.prefix,
@@ -94,14 +93,11 @@ class S3Tier(Tier):
         self._clock_ms = clock_ms
         self._part_bytes = part_bytes
         self._versions: OrderedDict[StorageKey, _Version] = OrderedDict()
-        self._counted = Usage(0, 0)
-        self._closed = False
 
     async def put(self, record: Record) -> None:
         """Store the object, in parts where it is large; it appears whole or not at all."""
         self._require_open()
-        if owner_of(record.storage_key) != record.owner:
-            raise InvalidData("the storage key does not begin with the record's owner")
+        require_own_place(record)
         header = await asyncio.to_thread(encode_record_header, record)
         size_bytes = HEADER_BYTES + len(record.payload)
         whole = size_bytes <= self._part_bytes
@@ -163,20 +159,6 @@ class S3Tier(Tier):
         await self._asked(obstore.delete_async(self._store, object_path(key)))
         return True
 
-    async def scan(self) -> AsyncIterator[RecordInfo]:
-        """List the bucket under the prefix and read the header of each object: a request each."""
-        records = payload_bytes = 0
-        async for info in self._scan(None):
-            records += 1
-            payload_bytes += info.payload_bytes
-            yield info
-        self._counted = Usage(records, payload_bytes)
-
-    async def scan_owner(self, owner: OwnerId) -> AsyncIterator[RecordInfo]:
-        """The objects under the owner's prefix."""
-        async for info in self._scan(owner):
-            yield info
-
     async def usage(self, owner: OwnerId) -> Usage:
         """By the listing alone; expired objects count for as long as they take room."""
         sizes = [size_bytes async for page in self._pages(owner) for _, size_bytes in page]
@@ -196,10 +178,6 @@ class S3Tier(Tier):
         """Ask for an object that is not there."""
         self._require_open()
         await self._exists(StorageKey(bytes(KEY_BYTES)))
-
-    def capacity(self) -> Capacity:
-        """What the last complete :meth:`scan` counted."""
-        return Capacity(UNBOUNDED_BYTES, self._counted.payload_bytes, self._counted.records)
 
     async def close(self) -> None:
         """Refuse what comes from now on; connections end with the object."""
@@ -281,7 +259,8 @@ class S3Tier(Tier):
         except _FAILURES as error:
             raise StorageUnavailable(f"{self.name}: {_told(error)}") from error
 
-    async def _scan(self, owner: OwnerId | None) -> AsyncIterator[RecordInfo]:
+    async def records(self, owner: OwnerId | None) -> AsyncIterator[RecordInfo]:
+        """List the bucket under the prefix and read the header of each object: a request each."""
         async for page in self._pages(owner):
             for info in await _gathered([partial(self._listed, key) for key, _ in page]):
                 if info is not None:
@@ -325,10 +304,6 @@ class S3Tier(Tier):
         self._versions.move_to_end(key)
         if len(self._versions) > _VERSIONS_KEPT:
             self._versions.popitem(last=False)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StorageUnavailable(f"{self.name} tier is closed")
 
 
 async def _gathered(requests: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:

@@ -20,12 +20,13 @@ from valkey.exceptions import OutOfMemoryError, ResponseError
 from ... import limits
 from ...codec.container import ByteRange
 from ...errors import InvalidData, StorageFull, StorageUnavailable
-from ..key import OwnerId, StorageKey, owner_of
+from ..key import OwnerId, StorageKey
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import check_payload
-from ..tier import NEVER, UNBOUNDED_BYTES, Buffer, Capacity, Record, RecordInfo, Slice, Tier, Usage, is_expired
+from ..tier import NEVER, Buffer, Record, RecordInfo, Slice, is_expired
 from ..wrappers.throttle import InflightBytes
 from .address import ValkeyAddress
+from .shared import SharedTier, require_own_place
 from .valkey_nodes import Command, Reply, ValkeyNode, ValkeyNodes
 from .valkey_record import (
     GENERATION_BYTES,
@@ -68,7 +69,7 @@ the new head with its inline payload (nothing: forget the record). Returns the h
 done, 0 where a new part is gone or there was no record."""
 
 
-class ValkeyTier(Tier):
+class ValkeyTier(SharedTier):
     """``value_bytes_max`` bounds what one command moves. Belongs to one event loop; connects when first used.
 
     ``clock_ms`` is milliseconds since 1970; what is read is held against ``inflight`` while it arrives.
@@ -84,23 +85,18 @@ class ValkeyTier(Tier):
         value_bytes_max: int = limits.VALKEY_VALUE_BYTES_MAX,
         name: str = "valkey",
     ) -> None:
-        self.name = name
-        self.durable = False
-        self.shared = True
+        super().__init__(name, durable=False)
         self._nodes = ValkeyNodes(address, connect_seconds_max=connect_seconds_max)
         self._keys = ValkeyKeys(address.prefix)
         self._inflight = inflight or InflightBytes()
         self._clock_ms = clock_ms
         self._value_bytes_max = value_bytes_max
         self._heads: OrderedDict[StorageKey, Head] = OrderedDict()
-        self._counted = Usage(0, 0)
-        self._closed = False
 
     async def put(self, record: Record) -> None:
         """Upload the parts, then name them; a put by another daemon meanwhile is replaced, whole."""
         self._require_open()
-        if owner_of(record.storage_key) != record.owner:
-            raise InvalidData("the storage key does not begin with the record's owner")
+        require_own_place(record)
         key, generation = record.storage_key, secrets.token_bytes(GENERATION_BYTES)
         head = await asyncio.to_thread(encode_head, record, generation=generation, part_bytes=self._value_bytes_max)
         payload = memoryview(record.payload)
@@ -165,20 +161,6 @@ class ValkeyTier(Tier):
             return False
         return await self._replace(key, present, [], NEVER, b"") == 1
 
-    async def scan(self) -> AsyncIterator[RecordInfo]:
-        """The heads of all nodes; one that is damaged is not shown."""
-        records = payload_bytes = 0
-        async for info in self._scan(None):
-            records += 1
-            payload_bytes += info.payload_bytes
-            yield info
-        self._counted = Usage(records, payload_bytes)
-
-    async def scan_owner(self, owner: OwnerId) -> AsyncIterator[RecordInfo]:
-        """The heads that begin with the owner. The engine looks at all its keys for it, a thousand at a time."""
-        async for info in self._scan(owner):
-            yield info
-
     async def delete_owner(self, owner: OwnerId) -> int:
         """Forget every key of the owner on every node, parts that no head names included."""
         self._require_open()
@@ -198,10 +180,6 @@ class ValkeyTier(Tier):
         """Any node that answers is a sign of life: what lies on others is lost, not the tier."""
         self._require_open()
         await self._nodes.ping()
-
-    def capacity(self) -> Capacity:
-        """What the last complete :meth:`scan` counted; the limit is the engine's ``maxmemory``."""
-        return Capacity(UNBOUNDED_BYTES, self._counted.payload_bytes, self._counted.records)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -305,7 +283,8 @@ class ValkeyTier(Tier):
             return []
         return self._keys.parts(key, head, range(head.parts))
 
-    async def _scan(self, owner: OwnerId | None) -> AsyncIterator[RecordInfo]:
+    async def records(self, owner: OwnerId | None) -> AsyncIterator[RecordInfo]:
+        """The heads of all nodes; the engine looks at all its keys for an owner, too, a thousand at a time."""
         self._require_open()
         for node in await self._nodes.primaries():
             seen: set[bytes] = set()
@@ -351,10 +330,6 @@ class ValkeyTier(Tier):
         self._heads.move_to_end(key)
         if len(self._heads) > _HEADS_KEPT:
             self._heads.popitem(last=False)
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StorageUnavailable(f"{self.name} tier is closed")
 
 
 def _parts_wanted(head: Head, ranges: Sequence[ByteRange] | None) -> list[Piece]:

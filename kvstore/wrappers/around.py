@@ -11,7 +11,8 @@ from ...codec.container import ByteRange
 from ...errors import Overloaded, StorageUnavailable
 from ..key import OwnerId, StorageKey
 from ..outcome import Outcome, Throttled, Unavailable
-from ..tier import Capacity, Holdings, Record, RecordInfo, Slice, Tier, Usage
+from ..tier import Record, RecordInfo, Slice, Tier, Usage
+from .passing import PassingTier
 
 __all__ = ["AroundTier", "Operation"]
 
@@ -34,18 +35,15 @@ class Operation:
     repeatable: bool = True
 
 
-class AroundTier(Tier):
-    """Has the name, the nature and the capacity of ``inner``, which it owns; :meth:`around` says what is added.
+class AroundTier(PassingTier):
+    """:meth:`around` says what is added.
 
     Inside, an inner tier that is away or busy is always a :class:`StorageUnavailable` or an :class:`Overloaded`;
     outside, :meth:`get` answers it as an outcome again.
     """
 
     def __init__(self, inner: Tier) -> None:
-        self._inner = inner
-        self.name = inner.name
-        self.durable = inner.durable
-        self.shared = inner.shared
+        super().__init__(inner)
         self._closed = False
 
     @abstractmethod
@@ -115,22 +113,6 @@ class AroundTier(Tier):
         """Ask the inner tier, with nothing around."""
         self._require_open()
         await self._inner.ping()
-
-    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
-        """Tell the inner tier."""
-        self._inner.protect(pinned)
-
-    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
-        """Tell the inner tier."""
-        self._inner.hint(keys, finished=finished)
-
-    def holdings(self, owner: OwnerId) -> Holdings | None:
-        """The inner tier's."""
-        return self._inner.holdings(owner)
-
-    def capacity(self) -> Capacity:
-        """The inner tier's."""
-        return self._inner.capacity()
 
     async def close(self) -> None:
         """Close the inner tier."""

@@ -6,29 +6,24 @@ verified above.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from blake3 import blake3
 
 from ...codec.container import ByteRange
-from ..key import OwnerId, StorageKey
+from ..key import StorageKey
 from ..outcome import Corrupt, Hit, Outcome
-from ..tier import Buffer, Capacity, Holdings, Record, RecordInfo, Slice, Tier
+from ..tier import Buffer, Record, RecordInfo, Slice
+from .passing import PassingTier
 
 __all__ = ["ChecksumTier"]
 
 _CHECKSUM_BYTES = 8
 
 
-class ChecksumTier(Tier):
-    """Has the name, the durability and the capacity of ``inner``, which it owns."""
-
-    def __init__(self, inner: Tier) -> None:
-        self._inner = inner
-        self.name = inner.name
-        self.durable = inner.durable
-        self.shared = inner.shared
+class ChecksumTier(PassingTier):
+    """Keeps 8 bytes more of every record than were put."""
 
     async def put(self, record: Record) -> None:
         """Keep the payload with its checksum."""
@@ -57,46 +52,8 @@ class ChecksumTier(Tier):
         )
         return Hit(Slice(outer, tuple(clipped)), self.name)
 
-    async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
-        """Ask the inner tier."""
-        return await self._inner.contains_many(keys)
-
-    async def delete(self, key: StorageKey) -> bool:
-        """Delete from the inner tier."""
-        return await self._inner.delete(key)
-
-    async def scan(self) -> AsyncIterator[RecordInfo]:
-        """All records, with the lengths that were put."""
-        async for info in self._inner.scan():
-            yield _outer(info)
-
-    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
-        """Ask the inner tier."""
-        return await self._inner.contains_live(keys, now_ms)
-
-    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
-        """The inner tier's."""
-        return await self._inner.expired(now_ms, limit)
-
-    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
-        """Pass it on."""
-        self._inner.protect(pinned)
-
-    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
-        """Pass it on."""
-        self._inner.hint(keys, finished=finished)
-
-    def holdings(self, owner: OwnerId) -> Holdings | None:
-        """The inner tier's."""
-        return self._inner.holdings(owner)
-
-    def capacity(self) -> Capacity:
-        """The inner tier's."""
-        return self._inner.capacity()
-
-    async def close(self) -> None:
-        """Close the inner tier."""
-        await self._inner.close()
+    def _seen(self, info: RecordInfo) -> RecordInfo:
+        return _outer(info)
 
 
 def _outer(info: RecordInfo) -> RecordInfo:

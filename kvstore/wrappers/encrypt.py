@@ -26,7 +26,7 @@ owners, and the content keys, which are hashes of the tokens that only who knows
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -40,7 +40,8 @@ from ...errors import InvalidData, MissingDependency
 from ..key import OwnerId, StorageKey
 from ..keyring import Keyring, OwnerKey
 from ..outcome import Corrupt, Hit, Miss, Outcome
-from ..tier import Buffer, Capacity, Holdings, Record, RecordInfo, Slice, Tier
+from ..tier import Buffer, Record, RecordInfo, Slice, Tier
+from .passing import PassingTier
 
 __all__ = ["BLOCK_BYTES", "OVERHEAD_BYTES_MAX", "EncryptTier", "plain_bytes", "sealed_bytes"]
 
@@ -70,20 +71,17 @@ def plain_bytes(stored_bytes: int) -> int:
     return max(0, body - _TAG_BYTES * blocks)
 
 
-class EncryptTier(Tier):
-    """Has the name, the durability and the capacity of ``inner``, which it owns; ``keyring`` holds the keys.
+class EncryptTier(PassingTier):
+    """Keeps what only ``keyring`` opens.
 
     The key of a new owner is made on its first put. A record whose owner's key was erased is a miss, one that does not
     open is damaged. Raises :class:`MissingDependency` where ``cryptography`` is not installed.
     """
 
     def __init__(self, inner: Tier, keyring: Keyring) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._keyring = keyring
         self._cipher = _load_cipher()
-        self.name = inner.name
-        self.durable = inner.durable
-        self.shared = inner.shared
 
     async def put(self, record: Record) -> None:
         """Encrypt in a worker thread, then keep."""
@@ -115,58 +113,17 @@ class EncryptTier(Tier):
         except InvalidData as error:
             return Corrupt(self.name, str(error))
 
-    async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
-        """Ask the inner tier: a record whose key was erased still counts until it is read or deleted."""
-        return await self._inner.contains_many(keys)
-
-    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
-        """Ask the inner tier."""
-        return await self._inner.contains_live(keys, now_ms)
-
-    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
-        """The inner tier's."""
-        return await self._inner.expired(now_ms, limit)
-
-    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
-        """Pass it on."""
-        self._inner.protect(pinned)
-
-    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
-        """Pass it on."""
-        self._inner.hint(keys, finished=finished)
-
-    def holdings(self, owner: OwnerId) -> Holdings | None:
-        """The inner tier's."""
-        return self._inner.holdings(owner)
-
-    async def delete(self, key: StorageKey) -> bool:
-        """Delete from the inner tier."""
-        return await self._inner.delete(key)
-
     async def erase(self, owner: OwnerId) -> int:
         """Destroy the owner's key, then delete what was encrypted under it; how many records.
 
         Once the key is gone so are the records, whatever becomes of the rest. Raises :class:`StorageUnavailable`.
         """
         await asyncio.to_thread(self._keyring.erase, owner)
-        gone = [info.storage_key async for info in self._inner.scan() if info.owner == owner]
-        for key in gone:
-            await self._inner.delete(key)
-        return len(gone)
+        return await self._inner.delete_owner(owner)
 
-    async def scan(self) -> AsyncIterator[RecordInfo]:
-        """The records whose owners have a key, with the lengths that were put."""
-        async for info in self._inner.scan():
-            if self._keyring.key_of(info.owner) is not None:
-                yield _outer(info)
-
-    def capacity(self) -> Capacity:
-        """The inner tier's."""
-        return self._inner.capacity()
-
-    async def close(self) -> None:
-        """Close the inner tier."""
-        await self._inner.close()
+    def _seen(self, info: RecordInfo) -> RecordInfo | None:
+        """Records whose owners have a key, with the lengths that were put."""
+        return None if self._keyring.key_of(info.owner) is None else _outer(info)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ leaves behind is what the real thing would: a lost put was acknowledged, a corru
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
@@ -16,7 +16,8 @@ from ...codec.container import ByteRange
 from ...errors import StorageFull, StorageUnavailable
 from ..key import OwnerId, StorageKey
 from ..outcome import Hit, Miss, Outcome, Unavailable
-from ..tier import Buffer, Capacity, Holdings, Record, RecordInfo, Slice, Tier
+from ..tier import Buffer, Record, Slice, Tier
+from .passing import PassingTier
 
 __all__ = [
     "CorruptBytes",
@@ -125,17 +126,14 @@ class RandomFaults(FaultPlan):
         return CorruptBytes(self._random.getrandbits(48)) if isinstance(fault, CorruptBytes) else fault
 
 
-class FaultTier(Tier):
-    """Has the name, the durability and the capacity of ``inner``, which it owns; ``plan`` may be replaced."""
+class FaultTier(PassingTier):
+    """Disturbs what ``plan``, which may be replaced, says; listings, counts and the end never are."""
 
     def __init__(
         self, inner: Tier, plan: FaultPlan, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.plan = plan
-        self.name = inner.name
-        self.durable = inner.durable
-        self.shared = inner.shared
         self._sleep = sleep
 
     async def put(self, record: Record) -> None:
@@ -173,40 +171,15 @@ class FaultTier(Tier):
             return False
         return await self._inner.delete(key)
 
-    async def scan(self) -> AsyncIterator[RecordInfo]:
-        """Never disturbed."""
-        async for info in self._inner.scan():
-            yield info
-
     async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
         """Ask, unless the plan says otherwise."""
         if isinstance(await self._raised_fault(Operation.CONTAINS), Lose):
             return [False] * len(keys)
         return await self._inner.contains_live(keys, now_ms)
 
-    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
-        """The inner tier's."""
-        return await self._inner.expired(now_ms, limit)
-
-    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
-        """Pass it on."""
-        self._inner.protect(pinned)
-
-    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
-        """Pass it on."""
-        self._inner.hint(keys, finished=finished)
-
-    def holdings(self, owner: OwnerId) -> Holdings | None:
-        """The inner tier's."""
-        return self._inner.holdings(owner)
-
-    def capacity(self) -> Capacity:
-        """The inner tier's."""
-        return self._inner.capacity()
-
-    async def close(self) -> None:
-        """Close the inner tier; never disturbed."""
-        await self._inner.close()
+    async def delete_owner(self, owner: OwnerId) -> int:
+        """Delete one by one, so that the plan has its say about each."""
+        return await Tier.delete_owner(self, owner)
 
     async def _fault(self, operation: Operation) -> Fault | None:
         fault = self.plan.next_fault(operation)
