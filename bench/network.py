@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from kvloom.codec.container import ByteRange
-from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.conformance.tier import make_record
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.network import open_network_tier, parse_network
 from kvloom.kvstore.network.address import ValkeyAddress
 from kvloom.kvstore.outcome import Hit

@@ -17,7 +17,7 @@ import psutil
 
 from kvloom.kvstore.eviction import POLICIES, make_policy
 from kvloom.kvstore.key import ContentKey, StorageKey
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.tier import Record
 
 PAYLOAD_BYTES = 64

@@ -32,10 +32,10 @@ from blake3 import blake3
 from kvloom.kvstore.key import ContentKey, StorageKey
 from kvloom.kvstore.outcome import Hit
 from kvloom.kvstore.record import check_payload, encode_record, parse_record_header
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.ssd_extent import Extent
-from kvloom.kvstore.ssd_segment import Place
-from kvloom.kvstore.ssd_writer import _Pending
+from kvloom.kvstore.ssd.extent import Extent
+from kvloom.kvstore.ssd.segment import Place
+from kvloom.kvstore.ssd.tier import SsdTier
+from kvloom.kvstore.ssd.writer import _Pending
 from kvloom.kvstore.tier import Record
 
 MIB = 1024 * 1024

@@ -15,8 +15,8 @@ from .. import limits
 from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
-from ..kvstore.admission import AdmissionRule
 from ..kvstore.network import parse_network
+from ..kvstore.tiered.admission import AdmissionRule
 from .machine import Machine
 
 __all__ = ["ConfigText", "DaemonConfig", "LogFormat", "LogLevel", "format_size", "parse_size", "resolve_config"]

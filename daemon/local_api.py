@@ -40,10 +40,10 @@ from ..clients.local_wire import (
 from ..codec.container import ByteRange
 from ..errors import InvalidRequest, KvloomError, StorageUnavailable, TruncatedBody
 from ..kvstore.key import ContentKey
-from ..kvstore.lending import LentChunk
-from ..kvstore.segment import Segment
+from ..kvstore.memory.segment import Segment
 from ..kvstore.sharing import Lease
 from ..kvstore.tier import Ack, Buffer
+from ..kvstore.tiered.lending import LentChunk
 from .local_socket import LocalSocket, peer_user
 from .service import Service
 

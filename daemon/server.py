@@ -19,20 +19,20 @@ from .. import __version__, limits
 from ..clients.discovery import DaemonNote, Endpoint
 from ..clients.local_wire import socket_path
 from ..errors import ConfigError
-from ..kvstore.cascade import CascadeLimits
 from ..kvstore.key import ContentKey
 from ..kvstore.keyring import Keyring
-from ..kvstore.memory import MemoryTier
+from ..kvstore.memory.tier import MemoryTier
 from ..kvstore.namespace import derive_namespace, load_or_create_root_secret, load_root_secret
 from ..kvstore.network import open_network_tier, parse_network
 from ..kvstore.profiles import ProfileShelf
 from ..kvstore.quota import Quota, Quotas
-from ..kvstore.scrub import Scrubber
-from ..kvstore.ssd import SsdTier
-from ..kvstore.ssd_files import DirectoryLock
-from ..kvstore.store import StoreRules, TieredStore
-from ..kvstore.store_stats import StoreObserver
+from ..kvstore.ssd.files import DirectoryLock
+from ..kvstore.ssd.scrub import Scrubber
+from ..kvstore.ssd.tier import SsdTier
 from ..kvstore.tier import RecordInfo, Tier
+from ..kvstore.tiered.cascade import CascadeLimits
+from ..kvstore.tiered.stats import StoreObserver
+from ..kvstore.tiered.store import StoreRules, TieredStore
 from ..kvstore.wrappers.encrypt import EncryptTier
 from .admission import Admission
 from .config import DaemonConfig, format_size

@@ -26,15 +26,15 @@ from ..errors import (
     TooManyItems,
 )
 from ..kvstore.key import ContentKey, chunk_refs
-from ..kvstore.lending import LentChunk
 from ..kvstore.namespace import Namespace
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
-from ..kvstore.pins import LeaseId
 from ..kvstore.profiles import ProfileShelf
-from ..kvstore.store import ChunkRead, PinnedChunks, StoredChunk, TieredStore
-from ..kvstore.store_stats import StageStats, TierStats
-from ..kvstore.tenants import TenantStats
 from ..kvstore.tier import NEVER, Ack, Buffer
+from ..kvstore.tiered.lending import LentChunk
+from ..kvstore.tiered.pins import LeaseId
+from ..kvstore.tiered.stats import StageStats, TierStats
+from ..kvstore.tiered.store import ChunkRead, PinnedChunks, StoredChunk, TieredStore
+from ..kvstore.tiered.tenants import TenantStats
 from .admission import Admission
 
 __all__ = ["Service"]

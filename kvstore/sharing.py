@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from .key import StorageKey
+from .memory.segment import Segment
 from .outcome import Outcome
-from .segment import Segment
 from .tier import Buffer, RecordInfo
 
 __all__ = ["Lease", "SharesMemory", "word_sum"]

@@ -3,7 +3,7 @@
 A tier knows nothing of containers, levels or models. It keeps *records* (an opaque payload under a storage key, with
 the content key beside it) and gives back byte ranges of them. It may lose a record; it must never give back other
 bytes than were put, as far as it can tell (whole-payload and segment checksums are verified above it). Wrappers
-(checksum, fault, …) are tiers around tiers. ``kvstore/conformance.py`` is the suite every implementation passes,
+(checksum, fault, …) are tiers around tiers. ``kvstore/conformance/`` is the suite every implementation passes,
 third-party ones too.
 """
 

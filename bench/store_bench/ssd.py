@@ -24,7 +24,7 @@ from blake3 import blake3
 
 from kvloom.kvstore.key import ContentKey, StorageKey
 from kvloom.kvstore.outcome import Hit
-from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Record
 
 from .rows import Row, Timed

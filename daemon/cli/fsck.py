@@ -23,7 +23,7 @@ def fsck(directory: Path, repair: bool, as_json: bool) -> None:
 
     Changes nothing without --repair. Exit code 1 where something is damaged.
     """
-    from ...kvstore.fsck import check_directory  # here: --help needs none of it
+    from ...kvstore.ssd.fsck import check_directory  # here: --help needs none of it
 
     chunks = directory / "chunks"
     directory = chunks if chunks.is_dir() else directory
@@ -47,8 +47,8 @@ def fsck(directory: Path, repair: bool, as_json: bool) -> None:
 
 async def _repair(directory: Path, limit_bytes: int) -> int:
     """Open the tier, which drops what has no frame any more, and scrub it once; how many records were deleted."""
-    from ...kvstore.scrub import Scrubber
-    from ...kvstore.ssd import SsdTier
+    from ...kvstore.ssd.scrub import Scrubber
+    from ...kvstore.ssd.tier import SsdTier
 
     tier = await asyncio.to_thread(SsdTier.open, directory, limit_bytes)
     try:

@@ -2,5 +2,5 @@
 
 import pytest
 
-pytest.register_assert_rewrite("kvloom.kvstore.conformance")
-pytest.register_assert_rewrite("kvloom.kvstore.conformance_shared")
+pytest.register_assert_rewrite("kvloom.kvstore.conformance.tier")
+pytest.register_assert_rewrite("kvloom.kvstore.conformance.shared")

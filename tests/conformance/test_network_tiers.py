@@ -6,7 +6,7 @@ import pytest
 from blake3 import blake3
 from network_servers import S3_BUCKET, MooncakeServers, S3Server, ValkeyCluster, ValkeyServer
 
-from kvloom.kvstore.conformance_shared import SharedTierConformance
+from kvloom.kvstore.conformance.shared import SharedTierConformance
 from kvloom.kvstore.network import guarded, open_network_tier, parse_network
 from kvloom.kvstore.tier import Tier
 from kvloom.kvstore.wrappers.breaker import BreakerPolicy, BreakerTier

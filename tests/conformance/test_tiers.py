@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from kvloom.kvstore.conformance import TierConformance
+from kvloom.kvstore.conformance.tier import TierConformance
 from kvloom.kvstore.keyring import Keyring
-from kvloom.kvstore.memory import MemoryTier
-from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.memory.tier import MemoryTier
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Tier
 from kvloom.kvstore.wrappers.checksum import ChecksumTier
 from kvloom.kvstore.wrappers.encrypt import EncryptTier

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from kvloom.kvstore.disk import Disk
+from kvloom.kvstore.ssd.disk import Disk
 
 PAGE = 4096
 

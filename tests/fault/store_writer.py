@@ -16,11 +16,11 @@ from kvloom.codec.container import ContainerWriter, Kind
 from kvloom.codec.layout import Layout
 from kvloom.codec.level import EXACT
 from kvloom.kvstore.key import ContentKey
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import derive_namespace
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.store import TieredStore
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tiered.store import TieredStore
 
 LIMIT_BYTES = 64 * 1024 * 1024
 NAMESPACE = derive_namespace(bytes(32), "crash")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kvloom.errors import KvloomError, StorageFull, StorageUnavailable
-from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.disk import Disk
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.outcome import Hit, Miss, Unavailable
-from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.ssd.disk import Disk
+from kvloom.kvstore.ssd.tier import SsdTier
 
 LIMIT = 4 * 1024 * 1024
 WRITING = ("write", "sync", "create", "resize", "rename", "unlink", "write_small", "truncate", "sync_directory")

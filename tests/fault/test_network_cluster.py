@@ -6,7 +6,7 @@ import pytest
 from network_servers import ValkeyCluster, wait_until, whole
 
 from kvloom.errors import StorageUnavailable
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import OWNER_BYTES, OwnerId
 from kvloom.kvstore.network import guarded, parse_network
 from kvloom.kvstore.network.valkey import ValkeyTier

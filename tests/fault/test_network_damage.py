@@ -6,7 +6,7 @@ from network_servers import S3_BUCKET, MooncakeServers, S3Server, ValkeyServer, 
 from kvloom import limits
 from kvloom.codec.container import ByteRange
 from kvloom.errors import StorageFull, StorageUnavailable
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.network import parse_network
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Unavailable
 from kvloom.kvstore.record import HEADER_BYTES, encode_record

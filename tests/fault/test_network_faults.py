@@ -18,12 +18,12 @@ from network_servers import S3_BUCKET, MooncakeServers, S3Server, ValkeyServer
 from kvloom.codec.level import EXACT
 from kvloom.errors import StorageUnavailable
 from kvloom.kvstore.key import ContentKey, storage_key
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import derive_namespace
 from kvloom.kvstore.network import open_network_tier
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
-from kvloom.kvstore.store import TieredStore
 from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tiered.store import TieredStore
 from kvloom.kvstore.wrappers.breaker import BreakerTier
 
 NAMESPACE = derive_namespace(bytes(32), "faults")
@@ -181,7 +181,7 @@ async def _listed(store: TieredStore):
 
 async def test_cancelled_operations_leave_no_bytes_tasks_or_connections(valkey_server: ValkeyServer) -> None:
     from kvloom import limits
-    from kvloom.kvstore.conformance import make_record
+    from kvloom.kvstore.conformance.tier import make_record
     from kvloom.kvstore.network import guarded, parse_network
     from kvloom.kvstore.network.valkey import ValkeyTier
     from kvloom.kvstore.wrappers.breaker import BreakerPolicy

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from kvloom.errors import StorageUnavailable
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.network import parse_network
 from kvloom.kvstore.outcome import Corrupt, Miss, Unavailable
 

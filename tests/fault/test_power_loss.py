@@ -13,10 +13,10 @@ from random import Random
 
 import pytest
 
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import StorageKey
 from kvloom.kvstore.outcome import Hit, Miss
-from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Record
 
 LIMIT = 1024 * 1024

@@ -13,15 +13,15 @@ import numpy as np
 from blake3 import blake3
 
 from kvloom.codec.level import DRAFT
-from kvloom.kvstore.admission import AdmissionRule
-from kvloom.kvstore.cascade import CascadeLimits
 from kvloom.kvstore.key import ContentKey
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import derive_namespace
 from kvloom.kvstore.outcome import Hit
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.store import StoreRules, TieredStore
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tiered.admission import AdmissionRule
+from kvloom.kvstore.tiered.cascade import CascadeLimits
+from kvloom.kvstore.tiered.store import StoreRules, TieredStore
 from kvloom.kvstore.wrappers.fault import FaultTier, NoFaults
 
 MIB = 1024 * 1024

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from kvloom.codec.level import EXACT
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import ContentKey
 from kvloom.kvstore.namespace import derive_namespace
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss
 from kvloom.kvstore.record import HEADER_BYTES
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.store import TieredStore
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tiered.store import TieredStore
 
 LIMIT = 4 * 1024 * 1024
 PAGE = 4096
@@ -158,7 +158,7 @@ async def test_a_segment_truncated_under_an_open_tier_reads_short_and_ends_nothi
 
 def opened_by_a_child(directory: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(item for item in sys.path if item)}
-    program = "import sys; from pathlib import Path; from kvloom.kvstore.ssd import SsdTier; "
+    program = "import sys; from pathlib import Path; from kvloom.kvstore.ssd.tier import SsdTier; "
     command = [sys.executable, "-c", program + f"SsdTier.open(Path(sys.argv[1]), {LIMIT})", str(directory)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from kvloom.kvstore.outcome import Hit, Miss
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.store import TieredStore
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tiered.store import TieredStore
 
 WRITER = Path(__file__).with_name("store_writer.py")
 KILLS = int(os.environ.get("KVLOOM_KILLS", "200"))

@@ -36,7 +36,7 @@ from kvloom.codec.frame import unpack_frame
 from kvloom.codec.profiles import AnyProfile, parse_profile
 from kvloom.codec.segment_reader import read_streams
 from kvloom.errors import BodyTooLarge, InvalidData, InvalidTensor, KvloomError, LayoutMismatch, ProfileMismatch
-from kvloom.kvstore.merge import merge_containers
+from kvloom.kvstore.tiered.merge import merge_containers
 
 TYPED = (InvalidData, InvalidTensor, BodyTooLarge, LayoutMismatch, ProfileMismatch)
 FIXED_BYTES, ENTRY_BYTES, CHECKSUM_BYTES, PROFILE_HEAD_BYTES = 96, 16, 8, 12

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvloom.errors import StorageFull
 from kvloom.kvstore.key import ContentKey, StorageKey
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.outcome import Hit, Miss
 from kvloom.kvstore.sharing import word_sum
 from kvloom.kvstore.tier import OwnerId, Record

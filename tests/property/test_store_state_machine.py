@@ -27,17 +27,17 @@ from kvloom.codec.container import Container, ContainerWriter, Kind
 from kvloom.codec.layout import Layout
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT, Level
 from kvloom.errors import KvloomError, LevelNotStored
-from kvloom.kvstore.admission import AdmissionRule
 from kvloom.kvstore.expiry import later_expiry
 from kvloom.kvstore.key import ContentKey
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import Namespace, derive_namespace
 from kvloom.kvstore.outcome import Hit, Miss
-from kvloom.kvstore.pins import LeaseId
 from kvloom.kvstore.quota import Quota, QuotaPolicy, Quotas
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.store import StoreRules, TieredStore
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import NEVER, Ack, is_expired
+from kvloom.kvstore.tiered.admission import AdmissionRule
+from kvloom.kvstore.tiered.pins import LeaseId
+from kvloom.kvstore.tiered.store import StoreRules, TieredStore
 from kvloom.kvstore.wrappers.fault import CorruptBytes, Fail, FaultTier, Full, Lose, Operation, RandomFaults
 
 T = TypeVar("T")

@@ -255,8 +255,8 @@ async def test_a_store_that_finds_damage_answers_a_miss(edge, monkeypatch, conta
     def damaged(*_, **__):
         raise InvalidData("a bit flipped")
 
-    monkeypatch.setattr("kvloom.kvstore.chunk_reader.check_segment", damaged)
-    monkeypatch.setattr("kvloom.kvstore.chunk_reader.verify", damaged)
+    monkeypatch.setattr("kvloom.kvstore.tiered.chunk_reader.check_segment", damaged)
+    monkeypatch.setattr("kvloom.kvstore.tiered.chunk_reader.verify", damaged)
     answer = await edge.ask("GET", f"/chunks/{key.hex()}")
     assert (answer.status, answer.json()["error"]) == (404, "not_found")
     assert edge.running.service.stats().tiers[0].corrupt == 1

@@ -14,11 +14,11 @@ from kvloom.daemon.admission import Admission
 from kvloom.daemon.config import ConfigText, resolve_config
 from kvloom.daemon.machine import Machine
 from kvloom.daemon.service import Service
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import Namespace, derive_namespace
 from kvloom.kvstore.profiles import ProfileShelf
-from kvloom.kvstore.store import TieredStore
 from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tiered.store import TieredStore
 
 MIB = 1024**2
 LAYOUT = Layout.uniform(layers=2, kv_heads=1, head_dim=4)

@@ -8,7 +8,7 @@ from kvloom import limits
 from kvloom.daemon.config import ConfigText, LogFormat, LogLevel, format_size, parse_size, resolve_config
 from kvloom.daemon.machine import Machine, probe_machine
 from kvloom.errors import ConfigError
-from kvloom.kvstore.admission import AdmissionRule
+from kvloom.kvstore.tiered.admission import AdmissionRule
 
 GIB = 1024**3
 MACHINE = Machine(

@@ -12,13 +12,13 @@ from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.daemon.admission import Admission
 from kvloom.daemon.service import Service
 from kvloom.kvstore.key import ModelIdentity, chunk_refs
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import derive_namespace
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
 from kvloom.kvstore.profiles import ProfileShelf
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.store import TieredStore
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tiered.store import TieredStore
 
 MIB = 1024**2
 IDENTITY = ModelIdentity(b"f" * 32, b"l" * 32)

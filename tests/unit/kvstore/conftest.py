@@ -12,11 +12,11 @@ from blake3 import blake3
 
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT, Level
 from kvloom.kvstore.key import ContentKey
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import Namespace, derive_namespace
-from kvloom.kvstore.ssd import SsdTier
-from kvloom.kvstore.store import TieredStore
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Record, Tier
+from kvloom.kvstore.tiered.store import TieredStore
 from kvloom.kvstore.wrappers.fault import Fault, FaultPlan, FaultTier, Operation
 
 MIB = 1024 * 1024

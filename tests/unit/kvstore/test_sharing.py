@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from kvloom.codec.container import Container, parse_header
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.errors import InvalidRequest
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import ContentKey
-from kvloom.kvstore.lending import lend_chunk
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.outcome import Hit, Miss
 from kvloom.kvstore.sharing import SharesMemory, word_sum
 from kvloom.kvstore.tier import OwnerId, Record
+from kvloom.kvstore.tiered.lending import lend_chunk
 from kvloom.kvstore.wrappers.checksum import ChecksumTier
 
 MIB = 1024 * 1024

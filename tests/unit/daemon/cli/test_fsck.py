@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from kvloom.daemon.cli.console import ExitCode, Stop
 from kvloom.daemon.cli.fsck import fsck
-from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.conformance.tier import make_record
+from kvloom.kvstore.ssd.tier import SsdTier
 
 LIMIT = 4 * 1024 * 1024
 RECORDS = [make_record(number, 20_000) for number in range(10)]

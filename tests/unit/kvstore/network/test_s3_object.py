@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom.codec.container import ByteRange
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import StorageKey
 from kvloom.kvstore.network.s3_object import cut, frames, key_of, object_path, spans
 

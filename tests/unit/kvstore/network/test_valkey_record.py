@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kvloom import limits
 from kvloom.codec.container import ByteRange, checksum
 from kvloom.errors import InvalidData
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import StorageKey
 from kvloom.kvstore.network.valkey_record import (
     HEAD_BYTES,

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from kvloom.errors import InvalidData, StorageFull, StorageUnavailable
-from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.conformance.tier import make_record
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.outcome import Hit, Miss, Unavailable
 from kvloom.kvstore.tier import Tier
 from kvloom.kvstore.wrappers.breaker import BreakerPolicy, BreakerTier

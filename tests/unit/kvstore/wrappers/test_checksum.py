@@ -1,8 +1,8 @@
 import pytest
 
 from kvloom.codec.container import ByteRange
-from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.conformance.tier import make_record
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.outcome import Corrupt, Hit
 from kvloom.kvstore.tier import Record
 from kvloom.kvstore.wrappers.checksum import ChecksumTier

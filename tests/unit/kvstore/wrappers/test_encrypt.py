@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom.codec.container import ByteRange
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.keyring import Keyring
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss
-from kvloom.kvstore.ssd import SsdTier
+from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import OwnerId, Record
 from kvloom.kvstore.wrappers.encrypt import BLOCK_BYTES, EncryptTier, plain_bytes, sealed_bytes
 

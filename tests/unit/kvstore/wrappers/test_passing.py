@@ -2,21 +2,22 @@
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from kvloom.errors import StorageUnavailable
-from kvloom.kvstore.conformance import make_record
+from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import OwnerId
 from kvloom.kvstore.keyring import Keyring
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.tier import UNOWNED, RecordInfo, Tier
 from kvloom.kvstore.wrappers.checksum import ChecksumTier
 from kvloom.kvstore.wrappers.encrypt import EncryptTier
 from kvloom.kvstore.wrappers.fault import FaultTier, NoFaults
 from kvloom.kvstore.wrappers.passing import PassingTier
 
-type Wrap = Callable[[Tier, Path], Tier]
+Wrap: TypeAlias = Callable[[Tier, Path], Tier]
 WRAPPERS: list[Wrap] = [
     lambda inner, _: PassingTier(inner),
     lambda inner, _: ChecksumTier(inner),

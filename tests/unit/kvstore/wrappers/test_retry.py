@@ -7,8 +7,8 @@ import pytest
 
 from kvloom.codec.container import ByteRange
 from kvloom.errors import StorageFull, StorageUnavailable
-from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.conformance.tier import make_record
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.outcome import Hit, Unavailable
 from kvloom.kvstore.wrappers.around import Operation as Work
 from kvloom.kvstore.wrappers.fault import CorruptBytes, Fail, FaultTier, Full, Operation, ScriptedFaults

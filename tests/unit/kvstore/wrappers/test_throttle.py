@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom.errors import Overloaded
-from kvloom.kvstore.conformance import make_record
-from kvloom.kvstore.memory import MemoryTier
+from kvloom.kvstore.conformance.tier import make_record
+from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.outcome import Hit, Throttled
 from kvloom.kvstore.wrappers.fault import FaultTier, NoFaults
 from kvloom.kvstore.wrappers.throttle import InflightBytes, ThrottleTier

@@ -1,0 +1,1 @@
+"""The suite that every tier passes, in parts: pytest classes to derive from."""

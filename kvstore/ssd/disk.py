@@ -1,0 +1,124 @@
+"""The seam between the log and the file system: every call that changes a file, in one place.
+
+Tests put another one in: a disk that fails as told, or one that writes down what was done and what was synced, so
+that a power cut can be replayed. Everything here blocks and raises :class:`OSError`.
+"""
+
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Final
+
+from ..tier import Buffer
+
+__all__ = ["Disk"]
+
+_BUFFERS_MAX: Final = 1024
+"""What one ``pwritev`` takes (``IOV_MAX``)."""
+
+
+class Disk:
+    """The real one. Descriptors are opened for reading and writing and are closed on exec; files have mode 0600."""
+
+    def create(self, path: Path, size_bytes: int) -> int:
+        """A new file whose ``size_bytes`` are allocated; no file stays behind where that fails."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        return descriptor
+
+    def open(self, path: Path) -> int:
+        """An existing file."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def write(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all of ``buffers`` one after the other from ``offset``; not yet durable."""
+        for start in range(0, len(buffers), _BUFFERS_MAX):
+            offset = self._write_some(descriptor, buffers[start : start + _BUFFERS_MAX], offset)
+
+    def read(self, descriptor: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        """Fill ``buffers`` from ``offset`` on; bytes read, fewer only where the file ends."""
+        wanted_bytes = sum(len(buffer) for buffer in buffers)
+        done_bytes = os.preadv(descriptor, buffers, offset) if wanted_bytes else 0
+        while 0 < done_bytes < wanted_bytes:
+            count = os.preadv(descriptor, _rest(buffers, done_bytes), offset + done_bytes)
+            if count == 0:
+                break
+            done_bytes += count
+        return done_bytes
+
+    def read_cached(self, descriptor: int, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        """Like :meth:`read` where the page cache has it all; :class:`BlockingIOError` where the disk would be asked."""
+        wanted_bytes = sum(len(buffer) for buffer in buffers)
+        try:
+            done_bytes = os.preadv(descriptor, buffers, offset, os.RWF_NOWAIT) if wanted_bytes else 0
+        except OSError as error:  # of any kind: what is really wrong, a read that may wait will tell
+            raise BlockingIOError from error
+        if done_bytes != wanted_bytes:
+            raise BlockingIOError
+        return done_bytes
+
+    def sync(self, descriptor: int) -> None:
+        """Make what was written to the file durable. After a failure nothing written since the last one is sure."""
+        os.fdatasync(descriptor)
+
+    def truncate(self, descriptor: int, size_bytes: int) -> None:
+        """Cut the file off; durable with the next :meth:`sync`."""
+        os.ftruncate(descriptor, size_bytes)
+
+    def resize(self, descriptor: int, old_bytes: int, new_bytes: int) -> None:
+        """Cut the file off, or allocate what it gets longer by."""
+        if new_bytes < old_bytes:
+            os.ftruncate(descriptor, new_bytes)
+        elif new_bytes > old_bytes:
+            os.posix_fallocate(descriptor, old_bytes, new_bytes - old_bytes)
+
+    def write_small(self, path: Path, data: bytes) -> None:
+        """Write a whole small file in place of what is there; not durable and not atomic."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            self._write_some(descriptor, [data], 0)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name; durable with the next :meth:`sync_directory`."""
+        old.rename(new)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file if it is there; durable with the next :meth:`sync_directory`."""
+        path.unlink(missing_ok=True)
+
+    def sync_directory(self, directory: Path) -> None:
+        """Make the names in ``directory`` durable."""
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor."""
+        os.close(descriptor)
+
+    def _write_some(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
+        wanted_bytes = sum(len(buffer) for buffer in buffers)
+        done_bytes = os.pwritev(descriptor, buffers, offset)
+        while done_bytes < wanted_bytes:
+            done_bytes += os.pwritev(descriptor, _rest(buffers, done_bytes), offset + done_bytes)
+        return offset + wanted_bytes
+
+
+def _rest(buffers: Sequence[Buffer], done_bytes: int) -> list[memoryview]:
+    """What is left of ``buffers`` after their first ``done_bytes``."""
+    starts = [0, *accumulate(len(buffer) for buffer in buffers)]
+    return [
+        memoryview(buffer)[max(0, done_bytes - start) :]
+        for buffer, start in zip(buffers, starts, strict=False)
+        if start + len(buffer) > done_bytes
+    ]

@@ -1,0 +1,365 @@
+"""The SSD tier: a log of checksummed records, durable when acknowledged, never beyond its quota.
+
+Writing is one thread with group commit (:mod:`.ssd_writer`) that appends to the log (:mod:`.ssd_log`); reading is a
+small pool of threads that read just the ranges asked for, into memory of their own. Where a record lies is known in
+memory (:mod:`.ssd_catalogue`) and found again from the log when the tier is opened (:mod:`.ssd_recovery`). Each read
+verifies the header of the record and compares both keys in full; a read of the whole payload also verifies its
+checksum. What lies in the directory is told in :mod:`.ssd_files`, what lies in a segment in :mod:`.ssd_frame`.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import limits
+from ...codec.container import ByteRange
+from ...errors import ConfigError, InvalidData, StorageFull, StorageUnavailable
+from ..eviction import EvictionPolicy
+from ..key import OwnerId, StorageKey, owner_of
+from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
+from ..quota import QuotaPolicy
+from ..record import encode_record_header
+from ..tier import Capacity, Holdings, Record, RecordInfo, Slice, Tier
+from .catalogue import SsdCatalogue
+from .disk import Disk
+from .extent import BLOCK_BYTES, NewFrame
+from .files import DirectoryLock, check_format, prepare_directory
+from .frame import HEAD_BYTES, FrameEntry, aligned
+from .log import SegmentLog
+from .reading import Read, asked_bytes, read_slice
+from .recovery import in_order_of_use, recover, verify_record, write_order
+from .segment import segment_entries
+from .writer import DeleteWork, PutWork, SsdWriter, Work, charged_bytes
+
+__all__ = ["LogPosition", "Scrubbed", "SsdTier"]
+
+_log = logging.getLogger(__name__)
+_READERS = 4
+_SCAN_RECORDS = 1024
+_LOOKUPS_MAX = 8
+_RECORD_SHARE = 4
+"""A record may take a quarter of the quota."""
+_BATCH_SHARE = 16
+_SEGMENT_SHARE = 16
+_SEGMENT_SHARE_MIN = 1024
+_SEGMENT_BYTES_MIN = 64 * 1024
+_FIXED_BYTES = 64 * 1024
+"""The small files, and what the list of a segment being written may take beyond what is kept free for it."""
+_INLINE_READ_BYTES_MAX = 512 * 1024
+_INLINE_CHECKSUM_BYTES_MAX = 512 * 1024
+"""Up to this is read from the page cache, or checksummed, on the event loop: handing it to a thread takes longer."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LogPosition:
+    """A place in the order of the log; later records have later ones."""
+
+    sequence: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """What one step of a scrub read; it goes on at ``position``, or is at the end of the log."""
+
+    position: LogPosition
+    at_end: bool
+    records: int
+    size_bytes: int
+    damaged: tuple[RecordInfo, ...]
+
+
+class SsdTier(Tier):
+    """Made by :meth:`open`. ``limit_bytes`` bounds the files in the directory, all bookkeeping included."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        limit_bytes: int,
+        disk: Disk,
+        catalogue: SsdCatalogue,
+        log: SegmentLog,
+        lock: DirectoryLock,
+    ) -> None:
+        self.name = name
+        self.durable = True
+        self.damaged_segments = 0
+        """Segments found damaged when the tier was opened; what is sound in them is kept."""
+        self._directory = directory
+        self._limit_bytes = limit_bytes
+        self._record_bytes_max = min(limit_bytes // _RECORD_SHARE, HEAD_BYTES + limits.RECORD_BYTES_MAX)
+        self._disk = disk
+        self._catalogue = catalogue
+        self._segment_log = log
+        self._lock = lock
+        batch_bytes_max = min(limits.WRITE_BATCH_BYTES_MAX, limit_bytes // _BATCH_SHARE)
+        self._writer = SsdWriter(log, catalogue, batch_bytes_max=batch_bytes_max, name=name)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix=f"kvloom-{name}-reader")
+        self._closed = False
+        self._released = False
+        self._closing = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        limit_bytes: int,
+        *,
+        policy: EvictionPolicy | None = None,
+        name: str = "ssd",
+        disk: Disk | None = None,
+    ) -> "SsdTier":
+        """Open or create the tier in ``directory``. Blocks: it reads what the log lists.
+
+        Raises :class:`ConfigError` where the directory is in use by another daemon, cannot be used, or was written
+        in another format, :class:`StorageUnavailable` where the disk fails. Damage is survived, logged and counted.
+        A quota below what is stored evicts down to it.
+        """
+        if limit_bytes < limits.TIER_BYTES_MIN:
+            raise ConfigError(f"{name} tier of {limit_bytes} bytes, at least {limits.TIER_BYTES_MIN} are needed")
+        disk = disk or Disk()
+        prepare_directory(directory)
+        with ExitStack() as undo:
+            lock = DirectoryLock(directory)
+            undo.callback(lock.release)
+            check_format(directory)
+            segment_bytes = _segment_bytes(limit_bytes)
+            capacity_bytes = limit_bytes - _FIXED_BYTES - segment_bytes // 2
+            budget_bytes = (capacity_bytes - 2 * segment_bytes) * 7 // 8
+            kept_by = QuotaPolicy.around(policy)
+            kept_by.quotas.check_fits(name, budget_bytes)
+            catalogue = SsdCatalogue(kept_by, budget_bytes)
+            try:
+                found = recover(directory, disk)
+                for segment in found.segments:
+                    undo.callback(disk.close, segment.descriptor)
+                catalogue.load(in_order_of_use(directory, found), found.places, found.sizes, found.expiries)
+                log = SegmentLog(
+                    directory,
+                    disk,
+                    catalogue,
+                    capacity_bytes=capacity_bytes,
+                    segment_bytes=segment_bytes,
+                    segments=found.segments,
+                )
+                log.shrink()
+            except OSError as error:
+                raise StorageUnavailable(f"{name} tier cannot open {directory}: {error}") from error
+            tier = cls(name, directory, limit_bytes, disk, catalogue, log, lock)
+            tier.damaged_segments = found.damaged
+            undo.pop_all()
+            return tier
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes written to the log since the tier was opened: those put, their padding, and those moved."""
+        return self._segment_log.written_bytes
+
+    @property
+    def damaged_records(self) -> int:
+        """Records found damaged by the tier itself while it made room, since it was opened."""
+        return self._catalogue.damaged
+
+    async def put(self, record: Record) -> None:
+        """Keep ``record``; durable on return. Cancelled while it is being written, it may or may not be kept."""
+        self._require_open()
+        record_bytes = HEAD_BYTES + len(record.payload)
+        if record_bytes > self._record_bytes_max:
+            raise StorageFull(
+                f"record of {record_bytes} bytes does not fit the {self.name} tier, "
+                f"whose largest record is {self._record_bytes_max}"
+            )
+        quota_bytes = self._catalogue.quota_bytes(owner_of(record.storage_key))
+        if quota_bytes is not None and charged_bytes(aligned(record_bytes)) > quota_bytes:
+            raise StorageFull(
+                f"record of {record_bytes} bytes: its owner may have {quota_bytes} in the {self.name} tier"
+            )
+        if len(record.payload) <= _INLINE_CHECKSUM_BYTES_MAX:
+            header = encode_record_header(record)
+        else:
+            loop = asyncio.get_running_loop()
+            header = await loop.run_in_executor(self._readers, encode_record_header, record)
+        await self._submit(PutWork(NewFrame(record.storage_key, record.info, header, record.payload)))
+
+    async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
+        """The ranges, read in a worker thread, or at once where they are small and in the page cache."""
+        self._require_open()
+        place = self._catalogue.place_of(key)
+        if place is None:
+            return Miss()
+        outcome: Outcome[Slice] | None = None
+        if asked_bytes(place, ranges) <= _INLINE_READ_BYTES_MAX:
+            with suppress(BlockingIOError):
+                outcome = self._read(key, ranges, self._disk.read_cached)
+        if outcome is None:
+            loop = asyncio.get_running_loop()
+            outcome = await loop.run_in_executor(self._readers, self._read, key, ranges, self._disk.read)
+        if isinstance(outcome, Hit):
+            self._catalogue.note_use(key)
+        return outcome
+
+    async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
+        """Look the keys up in memory."""
+        self._require_open()
+        return self._catalogue.contains_many(keys)
+
+    async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
+        """Look the keys and their expiries up in memory."""
+        self._require_open()
+        return self._catalogue.contains_live(keys, now_ms)
+
+    async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
+        """From the expiries in memory."""
+        self._require_open()
+        return self._catalogue.expired(now_ms, limit)
+
+    def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
+        """Pinned records stay."""
+        self._catalogue.protect(pinned)
+
+    def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
+        """Tell the policy."""
+        self._catalogue.hint(keys, finished=finished)
+
+    def holdings(self, owner: OwnerId) -> Holdings | None:
+        """What the owner's records are charged."""
+        return self._catalogue.holdings(owner)
+
+    async def delete(self, key: StorageKey) -> bool:
+        """Forget a record; durable on return."""
+        self._require_open()
+        return await self._submit(DeleteWork(key))
+
+    async def scan(self) -> AsyncIterator[RecordInfo]:
+        """All records that are there when it begins and still there when their page is read, in the log's order."""
+        self._require_open()
+        keys = await asyncio.get_running_loop().run_in_executor(self._readers, self._catalogue.keys_by_place)
+        for start in range(0, len(keys), _SCAN_RECORDS):
+            self._require_open()
+            page = keys[start : start + _SCAN_RECORDS]
+            try:
+                infos = await asyncio.get_running_loop().run_in_executor(self._readers, self._scan_page, page)
+            except OSError as error:
+                raise StorageUnavailable(f"{self.name} tier cannot be scanned: {error}") from error
+            for info in infos:
+                yield info
+
+    async def scrub(self, position: LogPosition, *, bytes_max: int) -> Scrubbed:
+        """Verify every byte of the records from ``position`` on, of about ``bytes_max``; not counted as uses.
+
+        Damaged ones are deleted, durably. Raises :class:`StorageUnavailable` where the disk cannot be read or the
+        deletion not be written.
+        """
+        self._require_open()
+        try:
+            step = await asyncio.get_running_loop().run_in_executor(self._readers, self._verify, position, bytes_max)
+        except OSError as error:
+            raise StorageUnavailable(f"{self.name} tier cannot be scrubbed: {error}") from error
+        for info in step.damaged:
+            await self.delete(info.storage_key)
+        return step
+
+    def capacity(self) -> Capacity:
+        """Bytes charged for resident records, padding and bookkeeping included."""
+        catalogue = self._catalogue
+        return Capacity(self._limit_bytes, catalogue.used_bytes, len(catalogue), catalogue.evictions)
+
+    async def close(self) -> None:
+        """Finish reads, write what was submitted and the order of use, release the directory."""
+        self._closed = True
+        await asyncio.to_thread(self._close_blocking)
+
+    def _close_blocking(self) -> None:
+        with self._closing:
+            if self._released:
+                return
+            self._readers.shutdown(wait=True)
+            self._writer.stop()
+            try:
+                self._segment_log.close()
+                write_order(self._directory, self._catalogue.keys())
+            except OSError as error:
+                _log.warning("%s tier: the order of use could not be written: %s", self.name, error)
+            self._lock.release()
+            self._released = True
+
+    async def _submit(self, work: Work) -> bool:
+        self._writer.submit(work)
+        return await asyncio.wrap_future(work.done)
+
+    def _read(self, key: StorageKey, ranges: Sequence[ByteRange] | None, read: Read) -> Outcome[Slice]:
+        for _ in range(_LOOKUPS_MAX):
+            place = self._catalogue.place_of(key)
+            if place is None:
+                return Miss()
+            with self._segment_log.reading(place.ordinal) as segment:
+                if segment is None:
+                    continue  # the record has moved: look it up again
+                try:
+                    return Hit(read_slice(read, segment, key, place, ranges), self.name)
+                except InvalidData as error:
+                    return Corrupt(self.name, str(error))
+                except BlockingIOError:
+                    raise
+                except OSError as error:
+                    return Unavailable(self.name, f"the disk cannot be read: {error.strerror}")
+        return Unavailable(self.name, "the record is being moved over and over")
+
+    def _scan_page(self, keys: Sequence[StorageKey]) -> list[RecordInfo]:
+        infos: list[RecordInfo] = []
+        ordinal, listed = -1, dict[int, FrameEntry]()
+        for key in keys:
+            place = self._catalogue.place_of(key)
+            if place is None:
+                continue
+            if place.ordinal != ordinal:
+                with self._segment_log.reading(place.ordinal) as segment:
+                    entries = [] if segment is None else segment_entries(self._disk, segment)
+                ordinal, listed = place.ordinal, {entry.offset: entry for entry in entries}
+            entry = listed.get(place.offset)
+            if entry is not None and entry.key == key and entry.info is not None:
+                infos.append(entry.info)
+        return infos
+
+    def _verify(self, position: LogPosition, bytes_max: int) -> Scrubbed:
+        records = size_bytes = 0
+        damaged: list[RecordInfo] = []
+        for known in self._segment_log.segments():
+            if known.sequence < position.sequence:
+                continue
+            with self._segment_log.reading(known.ordinal) as segment:
+                if segment is None:
+                    continue
+                for entry in segment_entries(self._disk, segment):
+                    here = LogPosition(segment.sequence, entry.offset)
+                    if here < position or entry.info is None:
+                        continue
+                    if not self._catalogue.holds(entry.key, segment.place(entry)):
+                        continue
+                    if size_bytes >= bytes_max:
+                        return Scrubbed(here, False, records, size_bytes, tuple(damaged))
+                    records += 1
+                    size_bytes += entry.footprint_bytes
+                    try:
+                        verify_record(self._disk, segment, entry)
+                    except InvalidData as error:
+                        _log.warning("damaged record in %s at %d: %s", segment.path.name, entry.offset, error)
+                        damaged.append(entry.info)
+        return Scrubbed(LogPosition(), True, records, size_bytes, tuple(damaged))
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StorageUnavailable(f"{self.name} tier is closed")
+
+
+def _segment_bytes(limit_bytes: int) -> int:
+    """A file of the log: a 16th of the quota within bounds, and no more than so many files."""
+    most = max(limits.SSD_SEGMENT_BYTES_MAX, limit_bytes // _SEGMENT_SHARE_MIN)
+    size_bytes = min(most, max(_SEGMENT_BYTES_MIN, limit_bytes // _SEGMENT_SHARE))
+    return size_bytes // BLOCK_BYTES * BLOCK_BYTES

@@ -1,0 +1,195 @@
+"""Reading one chunk out of one copy of it: the header first, then only the ranges needed, all of it verified."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from ... import limits
+from ...codec.container import (
+    ByteRange,
+    ContainerHeader,
+    Selection,
+    check_segment,
+    parse_header,
+    select,
+    verify,
+)
+from ...codec.level import Level
+from ...errors import InvalidData, InvalidRequest, KvloomError, MalformedContainer, TruncatedBody
+from ..key import ContentKey, StorageKey
+from ..outcome import Corrupt, Hit, Outcome, Unavailable
+from ..tier import Buffer, RecordInfo, Slice
+
+__all__ = [
+    "ChunkHead",
+    "ChunkRead",
+    "Copy",
+    "is_sound",
+    "read_chunk",
+    "read_head",
+    "read_whole",
+    "select_asked",
+    "verified_header",
+]
+
+_HEAD_BYTES = 16 * 1024
+_INLINE_CHECK_BYTES_MAX = 64 * 1024
+_REPLACED_MAX = 3
+"""How often a read starts again because the record was replaced between its header and its segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One place that may hold a chunk, under the keys of the chunk wanted."""
+
+    tier: str
+    storage_key: StorageKey
+    content_key: ContentKey
+    read: Callable[[Sequence[ByteRange] | None], Awaitable[Outcome[Slice]]]
+    whole_at_once: bool = False
+    """Whether reading all of the chunk is better one read than two: where each costs a round trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRead:
+    """A container in parts, verified: its header, then the bytes of its segments in order; read-only."""
+
+    header: ContainerHeader
+    parts: tuple[Buffer, ...]
+    total_bytes: int
+    tier: str
+    info: RecordInfo
+    """The record that it was read from."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the parts are all of the record's payload."""
+        return self.total_bytes == self.info.payload_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHead:
+    """The header of a stored container, and the first bytes of the record that it came with."""
+
+    info: RecordInfo
+    header: ContainerHeader
+    start: Buffer
+
+
+async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -> Outcome[ChunkRead]:
+    """Read ``level`` (lossy: with all coarser ones; default: all) of ``layers`` (default: all) from ``copy``.
+
+    Where lossy levels are read, ``layers`` are widened to whole blocks. Raises :class:`LevelNotStored` and, for layers
+    that the chunk has not, :class:`InvalidRequest`.
+    """
+    for _ in range(_REPLACED_MAX):
+        found = await read_head(copy, whole=copy.whole_at_once and level is None and layers is None)
+        if not isinstance(found, Hit):
+            return found
+        head = found.value
+        selection = select_asked(head.header, level, layers)
+        ranges = selection.ranges
+        if all(item.stop <= len(head.start) for item in ranges):
+            start = memoryview(head.start)
+            parts: tuple[Buffer, ...] = tuple(start[item.start : item.stop] for item in ranges)
+        else:
+            body = await copy.read(ranges)
+            if not isinstance(body, Hit):
+                return body
+            if body.value.info != head.info:
+                continue
+            parts = body.value.parts
+        try:
+            await _verify_segments(selection, parts)
+        except InvalidData as error:
+            return Corrupt(copy.tier, str(error))
+        header = parse_header(selection.header)
+        chunk = ChunkRead(header, (selection.header, *parts), selection.total_bytes, copy.tier, head.info)
+        return Hit(chunk, copy.tier)
+    return Unavailable(copy.tier, "the chunk is being replaced over and over")
+
+
+async def read_head(copy: Copy, *, whole: bool = False) -> Outcome[ChunkHead]:
+    """Read and verify the container header and the identity of the record, with the ``whole`` of it in one read."""
+    for size_bytes in (_HEAD_BYTES, limits.CONTAINER_HEADER_BYTES_MAX):
+        found = await copy.read(None if whole else (ByteRange(0, size_bytes),))
+        if not isinstance(found, Hit):
+            return found
+        info, start = found.value.info, found.value.parts[0]
+        try:
+            _check_identity(copy, info)
+            header = parse_header(start, declared_bytes=info.payload_bytes)
+            if header.content_key != copy.content_key:
+                return Corrupt(copy.tier, "the container is of another chunk than its record")
+        except TruncatedBody as error:
+            if size_bytes == _HEAD_BYTES and len(start) < info.payload_bytes:
+                continue
+            return Corrupt(copy.tier, str(error))
+        except KvloomError as error:
+            return Corrupt(copy.tier, str(error))
+        return Hit(ChunkHead(info, header, start), copy.tier)
+    raise AssertionError("unreachable: the second round returns")
+
+
+async def read_whole(copy: Copy) -> Outcome[Slice]:
+    """Read the whole container and verify every byte of it; the slice has one part."""
+    found = await copy.read(None)
+    if not isinstance(found, Hit):
+        return found
+    try:
+        _check_identity(copy, found.value.info)
+        await verified_header(found.value.parts[0], copy.content_key)
+    except KvloomError as error:
+        return Corrupt(copy.tier, str(error))
+    return found
+
+
+async def is_sound(copy: Copy) -> bool:
+    """Whether a copy found corrupt is not: gone meanwhile, or whole when read again."""
+    return not isinstance(await read_whole(copy), Corrupt)
+
+
+async def verified_header(payload: Buffer, key: ContentKey) -> ContainerHeader:
+    """Verify a whole container, in a worker thread when it is large. Raises what :func:`verify` raises."""
+    if len(payload) <= _INLINE_CHECK_BYTES_MAX:
+        return verify(payload, content_key=key)
+    return await asyncio.to_thread(verify, payload, content_key=key)
+
+
+def select_asked(header: ContainerHeader, level: Level | None, layers: range | None) -> Selection:
+    """:func:`select`, where layers that the chunk has not are the caller's mistake: :class:`InvalidRequest`."""
+    if layers is not None and (
+        layers.step != 1 or not layers or layers.start < header.layers.start or layers.stop > header.layers.stop
+    ):
+        raise InvalidRequest(
+            f"layers {layers.start}-{layers.stop - 1} asked for, "
+            f"the chunk has {header.layers.start}-{header.layers.stop - 1}"
+        )
+    return select(header, level=level, layers=layers)
+
+
+def _check_identity(copy: Copy, info: RecordInfo) -> None:
+    if info.storage_key != copy.storage_key or info.content_key != copy.content_key:
+        raise InvalidData("the record is of another chunk")
+
+
+async def _verify_segments(selection: Selection, parts: tuple[Buffer, ...]) -> None:
+    if selection.total_bytes <= _INLINE_CHECK_BYTES_MAX:
+        _check_segments(selection, parts)
+    else:
+        await asyncio.to_thread(_check_segments, selection, parts)
+
+
+def _check_segments(selection: Selection, parts: tuple[Buffer, ...]) -> None:
+    """Check every segment where it lies in the parts; :class:`MalformedContainer` for the first that is damaged."""
+    segments = selection.segments
+    position = 0
+    for item, part in zip(selection.ranges, parts, strict=True):
+        view = memoryview(part)
+        while position < len(segments) and segments[position].byte_range.stop <= item.stop:
+            segment = segments[position]
+            start = segment.offset - item.start
+            check_segment(segment, view[start : start + segment.length])
+            position += 1
+    if position != len(segments):
+        raise MalformedContainer(f"{position} of {len(segments)} segments were read")

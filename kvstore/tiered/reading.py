@@ -1,0 +1,137 @@
+"""Reading one chunk from wherever it is: tier after tier, damage deleted, levels joined."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ...codec.container import ContainerHeader
+from ...codec.level import Level
+from ...errors import KvloomError, LevelNotStored
+from ..expiry import later_expiry
+from ..key import ContentKey, StorageKey
+from ..key_locks import KeyLocks
+from ..outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable, more_telling
+from ..tier import Record, Tier
+from .cascade import Cascade
+from .chunk_reader import ChunkRead, Copy, is_sound, read_chunk, read_head, read_whole, verified_header
+from .copies import Copies
+from .merge import covers, merge_containers
+from .roles import Roles
+from .tally import Tally
+
+__all__ = ["Reading", "Wanted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a read asks for: the key of its single flight."""
+
+    storage_key: StorageKey
+    level: Level | None
+    layers: range | None
+
+
+class Reading:
+    """The reads of a store. Safe to cancel."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        cascade: Cascade,
+        copies: Copies,
+        locks: KeyLocks,
+        tally: Tally,
+        on_hit: Callable[[Copy, ChunkRead, int], None],
+        mark: Callable[[], int],
+    ) -> None:
+        """``on_hit`` is told which copy answered, with what, and the ``mark`` that was taken before it was read."""
+        self._roles = roles
+        self._cascade = cascade
+        self._copies = copies
+        self._locks = locks
+        self._tally = tally
+        self._on_hit = on_hit
+        self._mark = mark
+
+    async def read(self, wanted: Wanted, key: ContentKey) -> Outcome[ChunkRead]:
+        """The first copy that has what is wanted; raises :class:`LevelNotStored` where copies are, but none with it."""
+        worst: Outcome[ChunkRead] = Miss()
+        not_stored: LevelNotStored | None = None
+        mark = self._mark()
+        for copy in self._copies.of(wanted.storage_key, key):
+            try:
+                outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
+                if isinstance(outcome, Corrupt) and not await self._discarded(copy, outcome):
+                    outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
+            except LevelNotStored as error:
+                not_stored = error
+                continue
+            if isinstance(outcome, Hit):
+                self._on_hit(copy, outcome.value, mark)
+                return outcome
+            if isinstance(outcome, Unavailable | Throttled):
+                self._tally.note_error(copy.tier, "get", str(outcome))
+            worst = more_telling(worst, outcome)
+        if not_stored is not None:
+            raise not_stored
+        return worst
+
+    async def joined(self, record: Record, header: ContainerHeader) -> Record:
+        """``record`` with what this store's own tiers have under its key. Hold the key's lock.
+
+        Nothing stored is taken away: the result has the levels of both, and the later expiry of the two.
+        """
+        for copy in self._copies.of(record.storage_key, record.content_key, shared=False):
+            joined = await _joined(copy, record, header)
+            if joined is not None:
+                return joined
+        return record
+
+    async def joined_with_shared(self, tier: Tier, record: Record) -> Record:
+        """``record`` with what ``tier``, a shared one, has under its key, whoever put it there.
+
+        What cannot be joined is replaced: nobody waits for an answer by now.
+        """
+        copy = self._copies.in_tier(tier, record.storage_key, record.content_key)
+        header = await verified_header(record.payload, record.content_key)
+        try:
+            return await _joined(copy, record, header) or record
+        except KvloomError as error:
+            self._tally.note_error(tier.name, "join", str(error))
+            return record
+
+    async def forget(self, tier: Tier, place: StorageKey) -> None:
+        """Delete a copy that must not stay; a tier that cannot is counted."""
+        try:
+            await tier.delete(place)
+        except KvloomError as error:
+            self._tally.note_error(tier.name, "delete", str(error))
+
+    async def _discarded(self, copy: Copy, found: Corrupt) -> bool:
+        """Count a damaged copy and delete it if it still is damaged now that nobody can be replacing it."""
+        self._tally.note_corrupt(copy.tier, copy.content_key, found.detail)
+        async with self._locks_of(copy).hold(copy.storage_key):
+            if await is_sound(copy):
+                return False
+            tier = self._roles.named(copy.tier)
+            if tier is not None:
+                await self.forget(tier, copy.storage_key)
+        return True
+
+    def _locks_of(self, copy: Copy) -> KeyLocks:
+        return next((stage.locks for stage in self._cascade.shared if stage.tier.name == copy.tier), self._locks)
+
+
+async def _joined(copy: Copy, record: Record, header: ContainerHeader) -> Record | None:
+    """``record`` and what is in ``copy`` as one; ``None`` where nothing is there that could be joined."""
+    head = await read_head(copy)
+    if not isinstance(head, Hit):
+        return None
+    expires_at_ms = later_expiry(record.expires_at_ms, head.value.info.expires_at_ms)
+    if covers(header, head.value.header):
+        return replace(record, expires_at_ms=expires_at_ms)
+    old = await read_whole(copy)
+    if not isinstance(old, Hit):
+        return None
+    merged = await asyncio.to_thread(merge_containers, old.value.parts[0], record.payload)
+    return replace(record, payload=merged, expires_at_ms=expires_at_ms)

@@ -1,0 +1,171 @@
+import asyncio
+import gc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from kvloom.codec.container import ByteRange
+from kvloom.errors import ConfigError, StorageFull
+from kvloom.kvstore.conformance.tier import make_record
+from kvloom.kvstore.memory.resident import footprint
+from kvloom.kvstore.memory.segment import Segment
+from kvloom.kvstore.memory.tier import BOOKKEEPING_BYTES, MemoryTier
+from kvloom.kvstore.outcome import Hit, Miss
+from kvloom.kvstore.tier import Buffer, Record
+
+MIB = 1024 * 1024
+
+
+async def leased(tier: MemoryTier, record: Record) -> Buffer:
+    outcome = await tier.get(record.storage_key)
+    assert isinstance(outcome, Hit)
+    return outcome.value.parts[0]
+
+
+class TestSegment:
+    @pytest.mark.parametrize(
+        "derive",
+        [
+            lambda view: view,
+            lambda view: view[10:20],
+            lambda view: view.cast("H"),
+            lambda view: np.frombuffer(view, np.uint8),
+            lambda view: np.frombuffer(view, np.uint8)[3:5].reshape(1, 2),
+            lambda view: memoryview(np.frombuffer(view, np.uint8)),
+        ],
+    )
+    def test_anything_made_from_a_view_keeps_the_segment_mapped(self, derive: Callable[[memoryview], object]) -> None:
+        segment = Segment(8192, dedicated=False)
+        held = derive(segment.view(0, 64))
+        assert segment.try_close() is False
+        del held
+        assert segment.try_close() is True
+
+    def test_views_are_read_only(self) -> None:
+        view = Segment(4096, dedicated=False).view(0, 10)
+        with pytest.raises(TypeError):
+            view[0] = 1
+
+    def test_view_survives_the_segment_object(self) -> None:
+        segment = Segment(4096, dedicated=False)
+        segment.writable(0, 5)[:] = b"alive"
+        view = segment.view(0, 5)
+        del segment
+        gc.collect()
+        assert bytes(view) == b"alive"
+
+
+def test_too_small_a_limit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="262143 bytes, at least 262144"):
+        MemoryTier(262_143)
+
+
+async def test_get_copies_nothing() -> None:
+    tier = MemoryTier(MIB)
+    record = make_record(1, 5000)
+    await tier.put(record)
+    one = np.frombuffer(await leased(tier, record), np.uint8)
+    other = np.frombuffer(await leased(tier, record), np.uint8)
+    assert one.ctypes.data == other.ctypes.data
+
+
+async def test_dead_bytes_count_until_the_last_view_is_gone() -> None:
+    tier = MemoryTier(MIB)
+    record = make_record(1, 200_000)
+    await tier.put(record)
+    view = memoryview(await leased(tier, record))[100:200]
+    await tier.delete(record.storage_key)
+    assert tier.capacity().used_bytes >= 200_000
+    assert tier.capacity().records == 0
+    del view
+    assert tier.capacity().used_bytes == 0
+
+
+async def test_leases_everywhere_refuse_a_put_and_their_end_heals_it() -> None:
+    tier = MemoryTier(MIB)
+    views: list[tuple[Record, Buffer]] = []
+
+    async def put_and_lease(number: int) -> None:
+        record = make_record(number, 30_000)
+        await tier.put(record)
+        views.append((record, await leased(tier, record)))
+
+    for number in range(20):
+        await put_and_lease(number)
+    with pytest.raises(StorageFull, match="in use by readers"):
+        await asyncio.gather(*(put_and_lease(20 + number) for number in range(20)))
+    assert tier.capacity().used_bytes <= MIB
+    assert all(bytes(view) == record.payload for record, view in views)
+    views.clear()
+    for number in range(200, 240):
+        await tier.put(make_record(number, 30_000))
+    assert tier.capacity().records > 20
+
+
+async def test_compaction_keeps_what_is_used_and_never_moves_bytes_under_a_reader() -> None:
+    tier = MemoryTier(MIB)
+    hot = [make_record(number, 3000) for number in range(40)]
+    views: list[tuple[Record, Buffer]] = []
+    for step in range(1000):
+        if step < 200 and step % 5 == 0:
+            await tier.put(hot[step // 5])
+        await tier.put(make_record(1000 + step, 3000))
+        for record in hot[: step // 5]:
+            outcome = await tier.get(record.storage_key)
+            assert isinstance(outcome, Hit), f"hot record lost at step {step}"
+        if step == 300:
+            views = [(record, await leased(tier, record)) for record in hot[:1]]
+    assert tier.capacity().evictions > 0
+    for record in hot:
+        assert bytes(await leased(tier, record)) == record.payload
+    assert all(bytes(view) == record.payload for record, view in views)
+
+
+async def test_large_record_takes_the_place_of_many_small_ones() -> None:
+    tier = MemoryTier(MIB)
+    for number in range(60):
+        await tier.put(make_record(number, 10_000))
+    large = make_record(100, 900_000)
+    await tier.put(large)
+    assert bytes(await leased(tier, large)) == large.payload
+    assert tier.capacity().used_bytes <= MIB
+    await tier.put(make_record(101, 900_000))
+    assert isinstance(await tier.get(large.storage_key), Miss)
+
+
+async def test_bookkeeping_of_tiny_records_counts() -> None:
+    tier = MemoryTier(MIB)
+    for number in range(5000):
+        await tier.put(make_record(number, 1))
+    capacity = tier.capacity()
+    assert capacity.used_bytes <= MIB
+    assert 1000 < capacity.records <= MIB // (BOOKKEEPING_BYTES + footprint(1))
+
+
+async def test_cancelled_put_gives_its_bytes_back() -> None:
+    tier = MemoryTier(8 * MIB)
+    for number in range(100):
+        task = asyncio.create_task(tier.put(make_record(number % 3, 1_000_000)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    kept = make_record(7, 1_000_000)
+    await tier.put(kept)
+    assert bytes(await leased(tier, kept)) == kept.payload
+    await tier.delete(kept.storage_key)
+    for number in range(3):
+        await tier.delete(make_record(number, 0).storage_key)
+    for number in range(6):
+        await tier.put(make_record(10 + number, 1_000_000))
+    assert tier.capacity().records == 6
+
+
+async def test_view_is_readable_after_close() -> None:
+    tier = MemoryTier(MIB)
+    record = make_record(1, 50_000)
+    await tier.put(record)
+    outcome = await tier.get(record.storage_key, [ByteRange(10, 40_000)])
+    assert isinstance(outcome, Hit)
+    await tier.close()
+    assert bytes(outcome.value.parts[0]) == record.payload[10:40_000]
