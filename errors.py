@@ -30,8 +30,10 @@ __all__ = [
     "ProfileMismatch",
     "StorageFull",
     "StorageUnavailable",
+    "TenantOverloaded",
     "TooManyItems",
     "TruncatedBody",
+    "Unauthenticated",
     "UnknownLevel",
     "UnsupportedModel",
     "error_for_code",
@@ -81,8 +83,15 @@ class BodyTooLarge(InvalidRequest):
     http_status = 413
 
 
+class Unauthenticated(KvloomError):
+    """No credential, or one that does not hold: unknown, expired and revoked are told apart in the log only."""
+
+    code = "unauthenticated"
+    http_status = 401
+
+
 class Forbidden(KvloomError):
-    """Whoever asks may not: a web page, or a name that is not this machine's."""
+    """Whoever asks may not: a key without the scope, a web page, or a name that is not this machine's."""
 
     code = "forbidden"
     http_status = 403
@@ -186,6 +195,13 @@ class Overloaded(KvloomError):
 
     code = "overloaded"
     http_status = 503
+
+
+class TenantOverloaded(Overloaded):
+    """One tenant has as much in flight as it may; others are served."""
+
+    code = "tenant_overloaded"
+    http_status = 429
 
 
 class StorageUnavailable(KvloomError):

@@ -90,6 +90,8 @@ OWNERS_COUNTED_MAX: Final = 1024
 """Owners with counters of their own; those beyond are counted together."""
 PROFILES_MAX: Final = 256
 """Codec profiles on one shelf."""
+SHELF_BYTES_MAX: Final = 16 * 1024 * 1024 * 1024
+"""Their bytes."""
 NAMESPACE_CHARS_MAX: Final = 64
 TIER_BYTES_MIN: Final = 1024 * 1024
 """The smallest memory or SSD tier that a daemon accepts."""
@@ -107,7 +109,11 @@ JSON_BODY_BYTES_MAX: Final = 64 * 1024 * 1024
 KEYS_BODY_BYTES_MAX: Final = 1024 * 1024
 """A JSON list of ``KEYS_PER_REQUEST_MAX`` keys fits."""
 REQUEST_ID_CHARACTERS_MAX: Final = 64
+CREDENTIAL_CHARS_MAX: Final = 256
+"""A key as it is sent; longer ones are not looked at."""
 INFLIGHT_BYTES_MAX: Final = 1024 * 1024 * 1024
+REQUESTS_INFLIGHT_MAX: Final = 4096
+"""Requests inside at once; a connection has one at a time."""
 STORE_READS_MAX: Final = 16
 """Chunks being read out of the store at once; how large each is, is known only when it has been."""
 CONNECTIONS_MAX: Final = 10_240

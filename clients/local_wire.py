@@ -80,7 +80,7 @@ class Kind(IntEnum):
 
 _KEYS_BYTES_MAX: Final = limits.KEYS_PER_REQUEST_MAX * KEY_BYTES
 _QUESTION_BYTES_MAX: Final = {
-    Kind.HELLO: 0,
+    Kind.HELLO: limits.CREDENTIAL_CHARS_MAX,
     Kind.CONTAINS: _KEYS_BYTES_MAX,
     Kind.PREFIX: _KEYS_BYTES_MAX,
     Kind.GET: _GET.size + limits.LOCAL_GET_KEYS_MAX * KEY_BYTES,

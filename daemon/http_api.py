@@ -1,8 +1,11 @@
-"""The HTTP edge: a table of routes, each parses its request, calls the service once, and writes out what came back."""
+"""The HTTP edge: a table of routes, each parses its request, calls the service once, and writes out what came back.
+
+The table says what each route needs; the guard (:mod:`.http_guard`) refuses whatever it does not say.
+"""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from aiohttp import web
 
@@ -13,14 +16,17 @@ from ..errors import InvalidRequest, Overloaded
 from ..kvstore.key import ContentKey, key_from_hex
 from ..kvstore.tier import Ack
 from .admission import Phase
+from .authenticator import Authenticator
+from .caller import Caller, Scope
 from .http_body import body_bytes, read_body, write_parts
-from .http_guard import guard, stamp
+from .http_guard import OPEN, Guard, Open, current_caller, stamp
 from .metrics import METRICS_TYPE, Metrics
 from .service import Service
 
 __all__ = ["HttpApi", "Route"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CallerHandler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 Question = TypeVar("Question")
 _CONTAINER: Final = "container"
 _PROFILE: Final = "profile"
@@ -28,68 +34,86 @@ _PROFILE: Final = "profile"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method on one path. ``admitted`` routes are served only while the daemon is ready, and counted as inside."""
+    """One method on one path, and the scope that its caller needs; ``OPEN`` needs no caller.
+
+    ``admitted`` routes are served only while the daemon is ready, and counted as inside.
+    """
 
     method: str
     path: str
-    handler: Handler
+    needs: Scope | Open
+    handler: CallerHandler | Handler
     admitted: bool = True
 
 
 class HttpApi:
     """Builds the aiohttp application of one service."""
 
-    def __init__(self, service: Service, metrics: Metrics) -> None:
+    def __init__(
+        self, service: Service, metrics: Metrics, authenticator: Authenticator, *, loopback: bool = True
+    ) -> None:
         self._service = service
         self._metrics = metrics
+        self._authenticator = authenticator
+        self._loopback = loopback
         self.routes = (
-            Route("PUT", "/chunks/{key}", self._put_chunk),
-            Route("GET", "/chunks/{key}", self._get_chunk),
-            Route("HEAD", "/chunks/{key}", self._head_chunk),
-            Route("DELETE", "/chunks/{key}", self._delete_chunk),
-            Route("GET", "/chunks/{key}/info", self._describe_chunk),
-            Route("GET", "/chunks", self._list_chunks),
-            Route("POST", "/chunks/exists", self._exists),
-            Route("POST", "/prefix", self._prefix),
-            Route("PUT", "/profiles/{digest}", self._put_profile),
-            Route("GET", "/profiles/{digest}", self._get_profile),
-            Route("GET", "/stats", self._stats, admitted=False),
-            Route("GET", "/healthz", self._health, admitted=False),
-            Route("GET", "/readyz", self._ready, admitted=False),
-            Route("GET", "/metrics", self._render_metrics, admitted=False),
+            Route("PUT", "/chunks/{key}", Scope.WRITE, self._put_chunk),
+            Route("GET", "/chunks/{key}", Scope.READ, self._get_chunk),
+            Route("HEAD", "/chunks/{key}", Scope.READ, self._head_chunk),
+            Route("DELETE", "/chunks/{key}", Scope.WRITE, self._delete_chunk),
+            Route("GET", "/chunks/{key}/info", Scope.READ, self._describe_chunk),
+            Route("GET", "/chunks", Scope.READ, self._list_chunks),
+            Route("POST", "/chunks/exists", Scope.READ, self._exists),
+            Route("POST", "/prefix", Scope.READ, self._prefix),
+            Route("PUT", "/profiles/{digest}", Scope.WRITE, self._put_profile),
+            Route("GET", "/profiles/{digest}", Scope.READ, self._get_profile),
+            Route("GET", "/tenant", Scope.READ, self._tenant, admitted=False),
+            Route("GET", "/stats", Scope.ADMIN, self._stats, admitted=False),
+            Route("GET", "/metrics", Scope.ADMIN, self._render_metrics, admitted=False),
+            Route("GET", "/healthz", OPEN, self._health, admitted=False),
+            Route("GET", "/readyz", OPEN, self._ready, admitted=False),
         )
 
     def application(self) -> web.Application:
         """The application: every route of the table, and the guard around all of them."""
-        app = web.Application(middlewares=[guard(self._metrics)], client_max_size=limits.PROFILE_BYTES_MAX)
+        needs: dict[web.AbstractRoute, Scope | Open] = {}
+        guard = Guard(self._metrics, self._authenticator, needs, self._loopback)
+        app = web.Application(middlewares=[guard.middleware()], client_max_size=limits.PROFILE_BYTES_MAX)
         app.on_response_prepare.append(stamp)
         for route in self.routes:
-            handler = self._admitted(route.handler) if route.admitted else route.handler
-            app.router.add_route(route.method, route.path, handler, expect_handler=_continue_later)
+            handler = self._handler(route)
+            needs[app.router.add_route(route.method, route.path, handler, expect_handler=_continue_later)] = route.needs
         return app
 
-    def _admitted(self, handler: Handler) -> Handler:
+    def _handler(self, route: Route) -> Handler:
+        if route.needs is OPEN:
+            return cast("Handler", route.handler)
+        handler = cast("CallerHandler", route.handler)
+
         async def inside(request: web.Request) -> web.StreamResponse:
-            with self._service.admission.enter():
-                return await handler(request)
+            caller = current_caller()
+            if not route.admitted:
+                return await handler(request, caller)
+            with self._service.entering(caller):
+                return await handler(request, caller)
 
         return inside
 
-    async def _put_chunk(self, request: web.Request) -> web.StreamResponse:
+    async def _put_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request, "ack", "ttl_seconds")
         key = _key(request)
         ack = wire.parse_ack(request.query.get("ack", Ack.MEMORY.value))
         ttl_seconds = wire.parse_ttl(request.query["ttl_seconds"]) if "ttl_seconds" in request.query else None
-        with self._service.admission.reserve(body_bytes(request, what=_CONTAINER, limit=limits.CONTAINER_BYTES_MAX)):
+        with self._service.reserving(caller, body_bytes(request, what=_CONTAINER, limit=limits.CONTAINER_BYTES_MAX)):
             body = await self._body(request, what=_CONTAINER, limit=limits.CONTAINER_BYTES_MAX)
-            reached = await self._service.put(key, body, ack=ack, ttl_seconds=ttl_seconds)
+            reached = await self._service.put(caller, key, body, ack=ack, ttl_seconds=ttl_seconds)
         return _json(wire.PutReply(reached), status=201)
 
-    async def _get_chunk(self, request: web.Request) -> web.StreamResponse:
+    async def _get_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request, "level", "layers")
         level = parse_level(request.query["level"]) if "level" in request.query else None
         layers = wire.parse_layers(request.query["layers"]) if "layers" in request.query else None
-        async with self._service.reading(_key(request), level=level, layers=layers) as chunk:
+        async with self._service.reading(caller, _key(request), level=level, layers=layers) as chunk:
             response = web.StreamResponse()
             response.content_type = wire.CONTAINER_TYPE
             response.content_length = chunk.total_bytes
@@ -100,9 +124,9 @@ class HttpApi:
             self._metrics.add_sent(chunk.total_bytes)
         return response
 
-    async def _head_chunk(self, request: web.Request) -> web.StreamResponse:
+    async def _head_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request)
-        detail = await self._service.describe(_key(request))
+        detail = await self._service.describe(caller, _key(request))
         response = web.StreamResponse()
         response.content_type = wire.CONTAINER_TYPE
         response.content_length = detail.chunk.payload_bytes
@@ -111,38 +135,38 @@ class HttpApi:
         response.headers[wire.HEADER_TOKENS] = str(detail.tokens)
         return response
 
-    async def _delete_chunk(self, request: web.Request) -> web.StreamResponse:
+    async def _delete_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request)
-        return _json(wire.DeleteReply(await self._service.delete(_key(request))))
+        return _json(wire.DeleteReply(await self._service.delete(caller, _key(request))))
 
-    async def _describe_chunk(self, request: web.Request) -> web.StreamResponse:
+    async def _describe_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request)
-        return _json(await self._service.describe(_key(request)))
+        return _json(await self._service.describe(caller, _key(request)))
 
-    async def _list_chunks(self, request: web.Request) -> web.StreamResponse:
+    async def _list_chunks(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request, "limit", "prefix")
         limit = _number(request, "limit", limits.LIST_CHUNKS_DEFAULT)
-        return _json(await self._service.list_chunks(limit=limit, prefix=request.query.get("prefix", "")))
+        return _json(await self._service.list_chunks(caller, limit=limit, prefix=request.query.get("prefix", "")))
 
-    async def _exists(self, request: web.Request) -> web.StreamResponse:
-        question = await self._question(wire.KeysQuestion, request, limit=limits.KEYS_BODY_BYTES_MAX)
-        return _json(wire.ExistsReply(tuple(await self._service.exists(wire.parse_keys(question.keys)))))
+    async def _exists(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        question = await self._question(wire.KeysQuestion, request, caller, limit=limits.KEYS_BODY_BYTES_MAX)
+        return _json(wire.ExistsReply(tuple(await self._service.exists(caller, wire.parse_keys(question.keys)))))
 
-    async def _prefix(self, request: web.Request) -> web.StreamResponse:
-        question = await self._question(wire.PrefixQuestion, request, limit=limits.JSON_BODY_BYTES_MAX)
-        return _json(await self._service.longest_prefix(question))
+    async def _prefix(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        question = await self._question(wire.PrefixQuestion, request, caller, limit=limits.JSON_BODY_BYTES_MAX)
+        return _json(await self._service.longest_prefix(caller, question))
 
-    async def _put_profile(self, request: web.Request) -> web.StreamResponse:
+    async def _put_profile(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request)
         digest = key_from_hex(request.match_info["digest"])
-        with self._service.admission.reserve(body_bytes(request, what=_PROFILE, limit=limits.PROFILE_BYTES_MAX)):
+        with self._service.reserving(caller, body_bytes(request, what=_PROFILE, limit=limits.PROFILE_BYTES_MAX)):
             body = await self._body(request, what=_PROFILE, limit=limits.PROFILE_BYTES_MAX)
-            await self._service.put_profile(digest, body)
+            await self._service.put_profile(caller, digest, body)
         return _json(wire.ProfileReply(digest), status=201)
 
-    async def _get_profile(self, request: web.Request) -> web.StreamResponse:
+    async def _get_profile(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         _only(request)
-        async with self._service.reading_profile(key_from_hex(request.match_info["digest"])) as data:
+        async with self._service.reading_profile(caller, key_from_hex(request.match_info["digest"])) as data:
             response = web.StreamResponse()
             response.content_type = wire.PROFILE_TYPE
             response.content_length = len(data)
@@ -150,8 +174,12 @@ class HttpApi:
             self._metrics.add_sent(len(data))
         return response
 
-    async def _stats(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._service.stats())
+    async def _tenant(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        _only(request)
+        return _json(self._service.tenant(caller))
+
+    async def _stats(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        return _json(self._service.stats(caller))
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return _json(self._service.health())
@@ -162,12 +190,12 @@ class HttpApi:
             raise Overloaded(f"daemon is {health.phase}, try again in a moment")
         return _json(health)
 
-    async def _render_metrics(self, request: web.Request) -> web.StreamResponse:
+    async def _render_metrics(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": METRICS_TYPE})
 
-    async def _question(self, kind: type[Question], request: web.Request, *, limit: int) -> Question:
+    async def _question(self, kind: type[Question], request: web.Request, caller: Caller, *, limit: int) -> Question:
         _only(request)
-        with self._service.admission.reserve(body_bytes(request, what="body", limit=limit)):
+        with self._service.reserving(caller, body_bytes(request, what="body", limit=limit)):
             return wire.decode(kind, await self._body(request, what="body", limit=limit))
 
     async def _body(self, request: web.Request, *, what: str, limit: int) -> memoryview:

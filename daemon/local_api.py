@@ -44,6 +44,7 @@ from ..kvstore.memory.segment import Segment
 from ..kvstore.sharing import Lease
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.lending import LentChunk
+from .authenticator import Authenticator
 from .local_socket import LocalSocket, peer_user
 from .service import Service
 
@@ -77,10 +78,12 @@ def bind_local(path: Path) -> socket.socket | None:
 
 
 @asynccontextmanager
-async def serve_local(service: Service, listener: socket.socket, *, leased_bytes_max: int) -> AsyncIterator[None]:
+async def serve_local(
+    service: Service, authenticator: Authenticator, listener: socket.socket, *, leased_bytes_max: int
+) -> AsyncIterator[None]:
     """Accept connections on ``listener`` while the context lasts. Clients hold at most ``leased_bytes_max`` mapped."""
     listener.listen(_BACKLOG)
-    server = LocalApi(service, leased_bytes_max=leased_bytes_max)
+    server = LocalApi(service, authenticator, leased_bytes_max=leased_bytes_max)
     task = asyncio.create_task(server.accept(listener))
     try:
         yield
@@ -93,8 +96,9 @@ async def serve_local(service: Service, listener: socket.socket, *, leased_bytes
 class LocalApi:
     """The connections of one service; their leases share one budget."""
 
-    def __init__(self, service: Service, *, leased_bytes_max: int) -> None:
+    def __init__(self, service: Service, authenticator: Authenticator, *, leased_bytes_max: int) -> None:
         self.service = service
+        self.authenticator = authenticator
         self.leased_bytes = 0
         self.leased_bytes_max = leased_bytes_max
         self._connections = 0
@@ -142,6 +146,7 @@ class _Connection:
     def __init__(self, api: LocalApi, stream: LocalSocket) -> None:
         self._api = api
         self._service = api.service
+        self._caller = api.authenticator.local
         self._stream = stream
         self._leases: dict[int, Lease] = {}
         self._next_lease = 1
@@ -199,19 +204,22 @@ class _Connection:
     async def _answer(self, frame: Frame, body: memoryview) -> bytes:
         """The body of the answer to a question about keys, or about the daemon."""
         if frame.kind is Kind.HELLO:
+            if body:
+                # Somebody who is this user already and wants to be another tenant, for this connection.
+                self._caller = self._api.authenticator.by_key(bytes(body).decode("ascii", "replace"))
             health = self._service.health()
             return wire.encode(Hello(health.version, health.phase, health.pid))
         if frame.kind is Kind.STATS:
-            return wire.encode(self._service.stats())
+            return wire.encode(self._service.stats(self._caller))
         keys = decode_keys(body)
-        with self._service.admission.enter():
+        with self._service.entering(self._caller):
             if frame.kind is Kind.CONTAINS:
-                return bytes(await self._service.exists(keys))
+                return bytes(await self._service.exists(self._caller, keys))
             if frame.kind is Kind.PREFIX:
-                return _COUNT.pack(await self._service.match_prefix(keys))
+                return _COUNT.pack(await self._service.match_prefix(self._caller, keys))
             if len(keys) != 1:
                 raise InvalidRequest(f"DELETE names {len(keys)} keys, must name one")
-            return bytes((await self._service.delete(keys[0]),))
+            return bytes((await self._service.delete(self._caller, keys[0]),))
 
     async def _put(self, frame: Frame) -> bytes:
         """Keep a container; it is copied before it is looked at, since its sender can change what it passes."""
@@ -224,7 +232,7 @@ class _Connection:
             raise InvalidRequest(
                 f"PUT declares {question.length} bytes, {follows} follow it, with {frame.descriptors} descriptors"
             )
-        with self._service.admission.enter(), self._service.admission.reserve(question.length):
+        with self._service.entering(self._caller), self._service.reserving(self._caller, question.length):
             if question.offset is None:
                 data = await self._stream.read(question.length)
             else:
@@ -234,7 +242,7 @@ class _Connection:
                 finally:
                     os.close(descriptor)
             self._in_step = True
-            reached = await self._service.put(question.key, data, ack=question.ack)
+            reached = await self._service.put(self._caller, question.key, data, ack=question.ack)
         return bytes((reached is Ack.DISK,))
 
     async def _get(self, frame: Frame, question: GetQuestion) -> None:
@@ -243,7 +251,7 @@ class _Connection:
         descriptors: list[int] = []
         results: list[Result] = []
         async with AsyncExitStack() as sent:
-            sent.enter_context(self._service.admission.enter())
+            sent.enter_context(self._service.entering(self._caller))
             inline_bytes = 0
             for key in question.keys:
                 try:
@@ -251,7 +259,7 @@ class _Connection:
                     if lent is not None:
                         results.append(self._mapped(lent, granted, descriptors))
                         continue
-                    reading = self._service.reading(key, level=question.level, layers=question.layers)
+                    reading = self._service.reading(self._caller, key, level=question.level, layers=question.layers)
                     chunk = await sent.enter_async_context(reading)
                 except KvloomError as error:
                     results.append(Failed(error))
@@ -271,7 +279,7 @@ class _Connection:
         """Lend a chunk, unless this client or all of them together hold as many as they may already."""
         if len(self._leases) >= limits.LOCAL_LEASES_MAX or self._api.leased_bytes >= self._api.leased_bytes_max:
             return None
-        return await self._service.lend(key, level=question.level, layers=question.layers)
+        return await self._service.lend(self._caller, key, level=question.level, layers=question.layers)
 
     def _mapped(self, lent: LentChunk, granted: list[Granted], descriptors: list[int]) -> Mapped:
         """Register the lease, and pass the segment unless this client has it."""

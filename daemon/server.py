@@ -24,7 +24,7 @@ from ..kvstore.keyring import Keyring
 from ..kvstore.memory.tier import MemoryTier
 from ..kvstore.namespace import derive_namespace, load_or_create_root_secret, load_root_secret
 from ..kvstore.network import open_network_tier, parse_network
-from ..kvstore.profiles import ProfileShelf
+from ..kvstore.profiles import ProfileShelves
 from ..kvstore.quota import Quota, Quotas
 from ..kvstore.ssd.files import DirectoryLock
 from ..kvstore.ssd.scrub import Scrubber
@@ -35,9 +35,11 @@ from ..kvstore.tiered.stats import StoreObserver
 from ..kvstore.tiered.store import StoreRules, TieredStore
 from ..kvstore.wrappers.encrypt import EncryptTier
 from .admission import Admission
+from .authenticator import Authenticator
+from .caller import ALL_SCOPES, Caller
 from .config import DaemonConfig, format_size
 from .http_api import HttpApi
-from .http_guard import GuardedProtocol
+from .http_connection import GuardedProtocol
 from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
@@ -59,6 +61,7 @@ class RunningDaemon:
 
     endpoint: Endpoint
     service: Service
+    authenticator: Authenticator
 
 
 async def run_daemon(config: DaemonConfig) -> None:
@@ -91,26 +94,25 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         store = await _open_store(config, ssd)
         stack.push_async_callback(store.close)
         secret = await asyncio.to_thread(_root_secret, config)
-        shelf = ProfileShelf(config.data_dir / "profiles")
+        namespace = derive_namespace(secret, NAMESPACE, codec=config.codec, ttl_seconds=config.ttl_seconds)
+        authenticator = Authenticator(Caller(namespace, ALL_SCOPES, "local"), open_to_all=True)
+        shelves = ProfileShelves(config.data_dir / "profiles", namespace.owner)
+        await shelves.known(namespace)
         admission = Admission()
-        service = Service(
-            store,
-            shelf,
-            derive_namespace(secret, NAMESPACE, codec=config.codec, ttl_seconds=config.ttl_seconds),
-            admission,
-            dirty_bytes_max=config.dirty_bytes_max,
-        )
+        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max)
         await store.start()
         if ssd is not None:
             await stack.enter_async_context(_scrubbing(ssd, store, config))
-        await service.open()
-        await stack.enter_async_context(_serve_http(service, listener))
+        service.open()
+        await stack.enter_async_context(_serve_http(service, authenticator, listener))
         local = bind_local(socket_path(config.data_dir))
         if local is not None:
             stack.callback(socket_path(config.data_dir).unlink, missing_ok=True)
             stack.enter_context(local)
             leased_bytes_max = config.memory_bytes // _LEASED_SHARE
-            await stack.enter_async_context(serve_local(service, local, leased_bytes_max=leased_bytes_max))
+            await stack.enter_async_context(
+                serve_local(service, authenticator, local, leased_bytes_max=leased_bytes_max)
+            )
         endpoint = Endpoint(*listener.getsockname()[:2])
         path = None if local is None else str(socket_path(config.data_dir))
         DaemonNote(endpoint, os.getpid(), __version__, path).write(config.data_dir)
@@ -129,7 +131,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             _log.warning("no root secret is configured: other daemons cannot find what this one puts into the network")
         if not config.ssd_bytes:
             _log.warning("no SSD tier: chunks are lost when the daemon ends")
-        yield RunningDaemon(endpoint, service)
+        yield RunningDaemon(endpoint, service, authenticator)
 
 
 async def _drain(admission: Admission, store: TieredStore) -> None:
@@ -144,8 +146,9 @@ async def _drain(admission: Admission, store: TieredStore) -> None:
 
 
 @asynccontextmanager
-async def _serve_http(service: Service, listener: socket.socket) -> AsyncIterator[None]:
-    api = HttpApi(service, Metrics(service.stats))
+async def _serve_http(service: Service, authenticator: Authenticator, listener: socket.socket) -> AsyncIterator[None]:
+    metrics = Metrics(lambda: service.stats(authenticator.local))
+    api = HttpApi(service, metrics, authenticator)
     runner = web.AppRunner(api.application(), shutdown_timeout=_CLOSE_SECONDS_MAX)
     await runner.setup()
     try:

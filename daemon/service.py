@@ -1,15 +1,17 @@
 """The application core under every edge: what a daemon does, without a word about how it is asked.
 
-Edges parse what they were sent, call one method here, and write out what comes back; every refusal is a typed error of
-:mod:`kvloom.errors`. The daemon never decodes a chunk and needs no model: it verifies containers and keeps them.
+Edges find out who calls, parse what they were sent, call one method here, and write out what comes back; every refusal
+is a typed error of :mod:`kvloom.errors`. What a caller may do is checked here, and whose chunks are meant follows from
+the credential: nothing that is sent can name another tenant. The daemon never decodes a chunk and needs no model: it
+verifies containers and keeps them.
 """
 
 import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
 from .. import __version__, limits
@@ -26,16 +28,15 @@ from ..errors import (
     TooManyItems,
 )
 from ..kvstore.key import ContentKey, chunk_refs
-from ..kvstore.namespace import Namespace
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
-from ..kvstore.profiles import ProfileShelf
-from ..kvstore.tier import NEVER, Ack, Buffer
+from ..kvstore.profiles import ProfileShelves
+from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.lending import LentChunk
 from ..kvstore.tiered.pins import LeaseId
-from ..kvstore.tiered.stats import StageStats, TierStats
-from ..kvstore.tiered.store import ChunkRead, PinnedChunks, StoredChunk, TieredStore
-from ..kvstore.tiered.tenants import TenantStats
+from ..kvstore.tiered.store import ChunkRead, PinnedChunks, TieredStore
 from .admission import Admission
+from .caller import Caller, Scope
+from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
 
 __all__ = ["Service"]
 
@@ -44,90 +45,109 @@ _KEY_PREFIX: Final = re.compile(r"[0-9a-f]{0,64}")
 
 
 class Service:
-    """One daemon's chunks and profiles in one namespace. Belongs to one event loop; all methods are safe to cancel.
+    """One daemon's chunks and profiles, each tenant's apart. Belongs to one event loop; all methods are safe to cancel.
 
-    ``store`` is started and closed by whoever made it. :meth:`open` before use.
+    Every method that takes a caller raises :class:`Forbidden` where its scope is missing. ``store`` is started and
+    closed by whoever made it. :meth:`open` before use.
     """
 
     def __init__(
         self,
         store: TieredStore,
-        shelf: ProfileShelf,
-        namespace: Namespace,
+        shelves: ProfileShelves,
         admission: Admission,
         *,
         dirty_bytes_max: int,
     ) -> None:
         self.admission = admission
         self._store = store
-        self._shelf = shelf
-        self._namespace = namespace
+        self._shelves = shelves
         self._dirty_bytes_max = dirty_bytes_max
-        self._profiles: set[bytes] = set()
         self._reads = asyncio.Semaphore(limits.STORE_READS_MAX)
         self._started = time.monotonic()
 
-    async def open(self) -> None:
-        """Learn which profiles are on the shelf; requests are admitted from now on."""
-        self._profiles.update(await self._shelf.list())
+    def open(self) -> None:
+        """Requests are admitted from now on."""
         self.admission.open()
 
-    async def put(self, key: ContentKey, payload: Buffer, *, ack: Ack, ttl_seconds: float | None = None) -> Ack:
+    @contextmanager
+    def entering(self, caller: Caller) -> Iterator[None]:
+        """Hold the place of one request; raises what :meth:`Admission.enter` raises."""
+        with self.admission.enter(caller.tenant):
+            yield
+
+    @contextmanager
+    def reserving(self, caller: Caller, size_bytes: int) -> Iterator[None]:
+        """Hold memory for a request's body before it is read; raises what :meth:`Admission.reserve` raises."""
+        with self.admission.reserve(size_bytes, caller.tenant):
+            yield
+
+    async def put(
+        self, caller: Caller, key: ContentKey, payload: Buffer, *, ack: Ack, ttl_seconds: float | None = None
+    ) -> Ack:
         """Keep a container, given away by the caller, for ``ttl_seconds`` if given, and return what was reached.
 
         Raises what :meth:`TieredStore.put` raises, :class:`CodecMismatch` for lossy levels of another codec than the
         namespace's, and :class:`ProfileMismatch` for lossy levels whose profile is neither on the shelf nor the generic
         one, which everybody has: whoever reads them could not decode them.
         """
+        caller.require(Scope.WRITE)
         header = parse_header(payload, declared_bytes=len(payload))
         lossy = any(level != EXACT for level in header.levels)
-        if lossy and header.codec is not self._namespace.codec:
+        if lossy and header.codec is not caller.namespace.codec:
             raise CodecMismatch(
                 f"container has lossy levels of codec {header.codec}, "
-                f"namespace {self._namespace.name} keeps those of {self._namespace.codec}"
+                f"namespace {caller.namespace.name} keeps those of {caller.namespace.codec}"
             )
         generic = lossy and header.profile_digest == generic_digest(header.layout)
-        if lossy and not generic and header.profile_digest not in self._profiles:
-            raise ProfileMismatch(
-                f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
-                f"which is not among the {len(self._profiles)} profiles here; put it first"
-            )
-        return await self._store.put(self._namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds)
+        if lossy and not generic:
+            profiles = await self._shelves.known(caller.namespace)
+            if header.profile_digest not in profiles:
+                raise ProfileMismatch(
+                    f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
+                    f"which is not among the {len(profiles)} profiles here; put it first"
+                )
+        return await self._store.put(caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds)
 
     @asynccontextmanager
     async def reading(
-        self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+        self, caller: Caller, key: ContentKey, *, level: Level | None = None, layers: range | None = None
     ) -> AsyncIterator[ChunkRead]:
         """Read a chunk and hold its bytes against the budget until the context ends; lossy levels in whole blocks.
 
         Raises :class:`NotFound` (a damaged chunk is one), :class:`LevelNotStored`, :class:`InvalidRequest` for layers
         it has not, :class:`Overloaded`, :class:`StorageUnavailable`.
         """
+        caller.require(Scope.READ)
         async with self._reads:
-            outcome = await self._store.get(self._namespace, key, level=level, layers=layers)
+            outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
         chunk = _found(outcome, f"chunk {key.hex()[:16]}…")
-        with self.admission.reserve(chunk.total_bytes):
+        with self.admission.reserve(chunk.total_bytes, caller.tenant):
             yield chunk
 
     async def lend(
-        self, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+        self, caller: Caller, key: ContentKey, *, level: Level | None = None, layers: range | None = None
     ) -> LentChunk | None:
         """A chunk in memory that a local client can map, until its lease is released; None: ask :meth:`reading`."""
-        outcome = await self._store.lend(self._namespace, key, level=level, layers=layers)
+        caller.require(Scope.READ)
+        outcome = await self._store.lend(caller.namespace, key, level=level, layers=layers)
         return outcome.value if isinstance(outcome, Hit) else None
 
-    async def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
+    async def exists(self, caller: Caller, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored."""
-        return await self._store.contains_many(self._namespace, keys)
+        caller.require(Scope.READ)
+        return await self._store.contains_many(caller.namespace, keys)
 
-    async def match_prefix(self, keys: Sequence[ContentKey]) -> int:
+    async def match_prefix(self, caller: Caller, keys: Sequence[ContentKey]) -> int:
         """How many of the leading ``keys`` are stored without a gap."""
-        return await self._store.longest_prefix(self._namespace, keys)
+        caller.require(Scope.READ)
+        return await self._store.longest_prefix(caller.namespace, keys)
 
-    async def longest_prefix(self, question: wire.PrefixQuestion) -> wire.PrefixCount:
+    async def longest_prefix(self, caller: Caller, question: wire.PrefixQuestion) -> wire.PrefixCount:
         """How many leading chunks are stored, of keys, or of tokens that are cut and keyed here."""
+        caller.require(Scope.READ)
         if question.keys is not None and question.tokens is None and question.identity is None:
-            return wire.PrefixCount(await self.match_prefix(wire.parse_keys(question.keys)))
+            return wire.PrefixCount(await self.match_prefix(caller, wire.parse_keys(question.keys)))
         if question.keys is not None or question.tokens is None or question.identity is None:
             raise InvalidRequest("a prefix question has either keys, or identity and tokens")
         refs = await asyncio.to_thread(
@@ -135,62 +155,71 @@ class Service:
         )
         if len(refs) > limits.PREFIX_CHUNKS_MAX:
             raise TooManyItems(f"tokens make {len(refs)} chunks, the limit is {limits.PREFIX_CHUNKS_MAX}")
-        matched = await self._store.longest_prefix(self._namespace, [ref.key for ref in refs])
+        matched = await self._store.longest_prefix(caller.namespace, [ref.key for ref in refs])
         keys = tuple(ref.key.hex() for ref in refs[:matched])
         return wire.PrefixCount(matched, refs[matched - 1].stop if matched else 0, keys)
 
-    async def delete(self, key: ContentKey) -> bool:
+    async def delete(self, caller: Caller, key: ContentKey) -> bool:
         """Forget a chunk on every tier; whether there was one."""
-        return await self._store.delete(self._namespace, key)
+        caller.require(Scope.WRITE)
+        return await self._store.delete(caller.namespace, key)
 
-    async def delete_many(self, keys: Sequence[ContentKey]) -> list[bool]:
+    async def delete_many(self, caller: Caller, keys: Sequence[ContentKey]) -> list[bool]:
         """Forget chunks on every tier; for each, whether there was one."""
-        return await self._store.delete_many(self._namespace, keys)
+        caller.require(Scope.WRITE)
+        return await self._store.delete_many(caller.namespace, keys)
 
-    async def delete_namespace(self) -> int:
+    async def delete_namespace(self, caller: Caller) -> int:
         """Forget every chunk of the namespace; how many records there were, each once per tier."""
-        return await self._store.delete_namespace(self._namespace)
+        caller.require(Scope.ADMIN)
+        return await self._store.delete_namespace(caller.namespace)
 
     @asynccontextmanager
     async def reading_many(
-        self, keys: Sequence[ContentKey], *, level: Level | None = None, layers: range | None = None
+        self, caller: Caller, keys: Sequence[ContentKey], *, level: Level | None = None, layers: range | None = None
     ) -> AsyncIterator[list[ChunkRead | None]]:
         """Read chunks in the order of ``keys``, ``None`` for what is not stored, and hold their bytes as above.
 
         A chunk that cannot be read for now is ``None`` too: to a batch it is one that has to be computed. Raises
         :class:`Overloaded` where what was found is more than the budget has room for, :class:`InvalidRequest`.
         """
+        caller.require(Scope.READ)
         async with self._reads:
-            outcomes = await self._store.get_many(self._namespace, keys, level=level, layers=layers)
+            outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
         found = [outcome.value if isinstance(outcome, Hit) else None for outcome in outcomes]
-        with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None)):
+        with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None), caller.tenant):
             yield found
 
-    async def pin(self, keys: Sequence[ContentKey], *, lease_seconds: float) -> PinnedChunks:
+    async def pin(self, caller: Caller, keys: Sequence[ContentKey], *, lease_seconds: float) -> PinnedChunks:
         """Keep chunks from being evicted until the lease ends; raises what :meth:`TieredStore.pin` raises."""
-        return await self._store.pin(self._namespace, keys, lease_seconds=lease_seconds)
+        caller.require(Scope.READ)
+        return await self._store.pin(caller.namespace, keys, lease_seconds=lease_seconds)
 
-    def release(self, lease: LeaseId) -> bool:
+    def release(self, caller: Caller, lease: LeaseId) -> bool:
         """End a lease now; whether it was running."""
-        return self._store.release(self._namespace, lease)
+        caller.require(Scope.READ)
+        return self._store.release(caller.namespace, lease)
 
-    async def prefetch(self, keys: Sequence[ContentKey]) -> int:
+    async def prefetch(self, caller: Caller, keys: Sequence[ContentKey]) -> int:
         """Have chunks copied into memory in the background; for how many that is under way or not needed."""
-        return await self._store.prefetch(self._namespace, keys)
+        caller.require(Scope.READ)
+        return await self._store.prefetch(caller.namespace, keys)
 
-    def hint(self, keys: Sequence[ContentKey], *, finished: bool) -> None:
+    def hint(self, caller: Caller, keys: Sequence[ContentKey], *, finished: bool) -> None:
         """Say that chunks will not be used again (or will), for eviction to act on."""
-        self._store.hint(self._namespace, keys, finished=finished)
+        caller.require(Scope.WRITE)
+        self._store.hint(caller.namespace, keys, finished=finished)
 
-    async def describe(self, key: ContentKey) -> wire.ChunkDetail:
+    async def describe(self, caller: Caller, key: ContentKey) -> wire.ChunkDetail:
         """What is stored under ``key``, without its segments; :class:`NotFound` where nothing is."""
-        stored = await self._store.stored(self._namespace, key)
+        caller.require(Scope.READ)
+        stored = await self._store.stored(caller.namespace, key)
         if stored is None or stored.header is None:
             raise NotFound(f"chunk {key.hex()[:16]}… is not stored")
         header = stored.header
         lossy = any(level != EXACT for level in header.levels)
         return wire.ChunkDetail(
-            chunk=_entry(stored),
+            chunk=chunk_entry(stored),
             tokens=header.tokens,
             first_position=header.first_position,
             layers=len(header.layout.layers),
@@ -205,48 +234,59 @@ class Service:
             profile_digest=header.profile_digest if lossy else None,
         )
 
-    async def list_chunks(self, *, limit: int, prefix: str) -> wire.ChunkList:
+    async def list_chunks(self, caller: Caller, *, limit: int, prefix: str) -> wire.ChunkList:
         """Up to ``limit`` chunks whose key begins with the hexadecimal digits ``prefix``, in no particular order."""
+        caller.require(Scope.READ)
         if not 1 <= limit <= limits.LIST_CHUNKS_MAX:
             raise InvalidRequest(f"limit is {limit}, must be 1 to {limits.LIST_CHUNKS_MAX}")
         if not _KEY_PREFIX.fullmatch(prefix):
             raise InvalidRequest(f"prefix {prefix[:80]!r} is not up to 64 lower-case hexadecimal digits")
         found: list[wire.ChunkEntry] = []
-        async for stored in self._store.scan(self._namespace):
+        async for stored in self._store.scan(caller.namespace):
             if not stored.key.hex().startswith(prefix):
                 continue
             if len(found) == limit:
                 return wire.ChunkList(tuple(found), truncated=True)
-            found.append(_entry(stored))
+            found.append(chunk_entry(stored))
         return wire.ChunkList(tuple(found), truncated=False)
 
-    async def put_profile(self, digest: bytes, data: Buffer) -> None:
+    async def put_profile(self, caller: Caller, digest: bytes, data: Buffer) -> None:
         """Put a codec profile on the shelf; raises what :meth:`ProfileShelf.put` raises."""
-        await self._shelf.put(digest, data)
-        self._profiles.add(digest)
+        caller.require(Scope.WRITE)
+        known = await self._shelves.known(caller.namespace)
+        await (await self._shelves.shelf(caller.namespace)).put(digest, data)
+        known.add(digest)
 
     @asynccontextmanager
-    async def reading_profile(self, digest: bytes) -> AsyncIterator[bytes]:
+    async def reading_profile(self, caller: Caller, digest: bytes) -> AsyncIterator[bytes]:
         """Read a profile and hold its bytes against the budget; raises as :meth:`reading` does."""
+        caller.require(Scope.READ)
         async with self._reads:
-            outcome = await self._shelf.get(digest)
+            outcome = await (await self._shelves.shelf(caller.namespace)).get(digest)
         data = _found(outcome, f"profile {digest.hex()[:16]}…")
-        with self.admission.reserve(len(data)):
+        with self.admission.reserve(len(data), caller.tenant):
             yield data
+
+    def tenant(self, caller: Caller) -> tenancy.TenantStats:
+        """What the caller's tenant did and holds: all that a tenant gets to see of the daemon's figures."""
+        caller.require(Scope.READ)
+        return tenant_stats(self._store.tenant_stats(caller.namespace))
 
     def health(self) -> wire.Health:
         """Which daemon this is, and its phase."""
         return wire.Health(self.admission.phase.value, __version__, os.getpid())
 
-    def stats(self) -> wire.DaemonStats:
-        """The daemon and its tiers now."""
+    def stats(self, caller: Caller) -> wire.DaemonStats:
+        """The daemon, its tiers and its tenants now, the caller's own first."""
+        caller.require(Scope.ADMIN)
+        namespaces = {item.owner: item for item in (caller.namespace, *self._store.tenants())}
         store = self._store.stats()
         return wire.DaemonStats(
             version=__version__,
             pid=os.getpid(),
             phase=self.admission.phase.value,
             uptime_seconds=time.monotonic() - self._started,
-            namespace=self._namespace.name,
+            namespace=caller.namespace.name,
             requests_inflight=self.admission.requests,
             bytes_inflight=self.admission.inflight_bytes,
             bytes_inflight_max=self.admission.inflight_bytes_max,
@@ -257,11 +297,11 @@ class Service:
             puts=store.puts,
             put_bytes=store.put_bytes,
             write_behind_failures=store.write_behind_failures,
-            profiles=len(self._profiles),
-            tiers=tuple(_tier(item) for item in store.tiers),
-            codec=self._namespace.codec,
-            stages=tuple(_stage(item) for item in store.stages),
-            tenants=(_tenant(self._store.tenant_stats(self._namespace)),),
+            profiles=self._shelves.count(caller.namespace),
+            tiers=tuple(tier_stats(item) for item in store.tiers),
+            codec=caller.namespace.codec,
+            stages=tuple(stage_stats(item) for item in store.stages),
+            tenants=tuple(tenant_stats(self._store.tenant_stats(item)) for item in namespaces.values()),
             expired=store.expired,
             pinned_bytes=store.pinned_bytes,
             leases=store.leases,
@@ -282,59 +322,3 @@ def _found(outcome: Outcome[T], what: str) -> T:
             raise Overloaded(f"{what}: {outcome.tier} is busy, try again in {outcome.retry_seconds} s")
         case Unavailable():
             raise StorageUnavailable(f"{what}: {outcome.tier} cannot answer: {outcome.detail}")
-
-
-def _entry(stored: StoredChunk) -> wire.ChunkEntry:
-    expires_at_ms = None if stored.expires_at_ms == NEVER else stored.expires_at_ms
-    return wire.ChunkEntry(stored.key, stored.payload_bytes, stored.stored_at_ms, stored.tiers, expires_at_ms)
-
-
-def _tier(stats: TierStats) -> wire.TierStats:
-    return wire.TierStats(
-        name=stats.name,
-        durable=stats.durable,
-        limit_bytes=stats.capacity.limit_bytes,
-        used_bytes=stats.capacity.used_bytes,
-        records=stats.capacity.records,
-        hits=stats.hits,
-        hit_bytes=stats.hit_bytes,
-        corrupt=stats.corrupt,
-        errors=stats.errors,
-        evictions=stats.capacity.evictions,
-        promotions=stats.promotions,
-        shared=stats.shared,
-    )
-
-
-def _stage(stats: StageStats) -> tenancy.StageStats:
-    return tenancy.StageStats(
-        stats.tier,
-        stats.dirty_bytes,
-        stats.dirty_bytes_max,
-        stats.dirty_records,
-        stats.written,
-        stats.failures,
-        stats.dropped,
-    )
-
-
-def _tenant(stats: TenantStats) -> tenancy.TenantStats:
-    return tenancy.TenantStats(
-        stats.namespace,
-        stats.puts,
-        stats.put_bytes,
-        stats.hits,
-        stats.hit_bytes,
-        stats.misses,
-        stats.pinned_bytes,
-        tuple(
-            tenancy.TenantTier(
-                item.tier,
-                item.holdings.used_bytes,
-                item.holdings.records,
-                item.holdings.evictions,
-                item.holdings.limit_bytes,
-            )
-            for item in stats.tiers
-        ),
-    )

@@ -9,17 +9,20 @@ from blake3 import blake3
 from .. import limits
 from ..errors import BodyTooLarge, ConfigError, InvalidKey, KeyMismatch, StorageFull, StorageUnavailable
 from .atomic_file import replace_file
-from .key import KEY_BYTES
+from .key import KEY_BYTES, OwnerId
+from .namespace import Namespace
 from .outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from .tier import Buffer
 
-__all__ = ["ProfileShelf"]
+__all__ = ["ProfileShelf", "ProfileShelves"]
 
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ProfileShelf:
-    """One directory of at most ``limits.PROFILES_MAX`` profiles; all methods are safe to call concurrently.
+    """One directory of at most ``limits.PROFILES_MAX`` profiles and ``limits.SHELF_BYTES_MAX`` bytes.
+
+    All methods are safe to call concurrently.
 
     A digest is BLAKE3-256 of the profile's bytes. Files are written whole or not at all, and verified when read.
     """
@@ -65,6 +68,11 @@ class ProfileShelf:
             return
         if not path.exists() and len(self._digests()) >= limits.PROFILES_MAX:
             raise StorageFull(f"the shelf has {limits.PROFILES_MAX} profiles, the limit")
+        held_bytes = self._bytes()
+        if held_bytes + len(data) > limits.SHELF_BYTES_MAX:
+            raise StorageFull(
+                f"profile of {len(data)} bytes, the shelf has {held_bytes}, the limit is {limits.SHELF_BYTES_MAX}"
+            )
         try:
             replace_file(path, data)
         except OSError as error:
@@ -85,7 +93,45 @@ class ProfileShelf:
             return Corrupt(self.name, f"{path} does not match its name")
         return Hit(data, self.name)
 
+    def _bytes(self) -> int:
+        return sum((self._directory / digest.hex()).stat().st_size for digest in self._digests())
+
     def _digests(self) -> tuple[bytes, ...]:
         names = (path.name for path in self._directory.iterdir())
         wanted = (name for name in names if len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef"))
         return tuple(sorted(bytes.fromhex(name) for name in wanted))
+
+
+class ProfileShelves:
+    """A shelf for every tenant, made at its first use: what profiles there are is nobody else's business.
+
+    ``default`` is the owner whose shelf is ``directory`` itself; those of others are below it. Belongs to one event
+    loop; all methods are safe to cancel.
+    """
+
+    def __init__(self, directory: Path, default: OwnerId) -> None:
+        self._directory = directory
+        self._shelves = {default: ProfileShelf(directory)}
+        self._known: dict[OwnerId, set[bytes]] = {}
+
+    async def shelf(self, namespace: Namespace) -> ProfileShelf:
+        """The shelf of ``namespace``; raises what making one raises."""
+        owner = namespace.owner
+        shelf = self._shelves.get(owner)
+        if shelf is None:
+            made = await asyncio.to_thread(ProfileShelf, self._directory / f"of-{owner.hex()}")
+            shelf = self._shelves.setdefault(owner, made)
+        return shelf
+
+    async def known(self, namespace: Namespace) -> set[bytes]:
+        """The digests on the shelf of ``namespace``; read from the disk once, so who puts one adds it."""
+        known = self._known.get(namespace.owner)
+        if known is None:
+            found = await (await self.shelf(namespace)).list()
+            known = self._known.setdefault(namespace.owner, set())
+            known.update(found)
+        return known
+
+    def count(self, namespace: Namespace) -> int:
+        """How many profiles of ``namespace`` are known."""
+        return len(self._known.get(namespace.owner, ()))

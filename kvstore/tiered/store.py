@@ -328,6 +328,10 @@ class TieredStore:
         """The counters of one tenant now."""
         return self._reporting.tenant(namespace)
 
+    def tenants(self) -> list[Namespace]:
+        """The namespaces that have counters of their own: those that have been asked about."""
+        return self._tenants.namespaces()
+
     async def flush(self, *, shared: bool = False) -> None:
         """Wait until everything accepted so far is on the local tiers that are to have it, or on the ``shared`` too.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kvloom.clients import wire
+from kvloom.daemon.caller import Caller
 from kvloom.daemon.config import ConfigText, resolve_config
 from kvloom.daemon.machine import probe_machine
 from kvloom.daemon.server import RunningDaemon, open_daemon
@@ -31,6 +33,14 @@ class Edge:
     """The running daemon and a way to send it any bytes."""
 
     running: RunningDaemon
+
+    @property
+    def me(self) -> Caller:
+        """The caller that this user's own programs are."""
+        return self.running.authenticator.local
+
+    def stats(self) -> wire.DaemonStats:
+        return self.running.service.stats(self.me)
 
     async def connect(self, **options: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.running.endpoint.host, self.running.endpoint.port, **options)

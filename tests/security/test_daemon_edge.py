@@ -18,8 +18,9 @@ KEY = "0" * 64
 
 
 def routes(edge):
-    service = edge.running.service
-    return HttpApi(service, Metrics(service.stats)).routes
+    running = edge.running
+    metrics = Metrics(lambda: running.service.stats(running.authenticator.local))
+    return HttpApi(running.service, metrics, running.authenticator).routes
 
 
 def target(path):
@@ -187,7 +188,7 @@ async def test_a_body_that_stops_coming_is_given_up(edge, monkeypatch):
     assert (answer.status, answer.json()["error"]) == (400, "truncated_body")
     assert answer.json()["message"] == "container stopped after 40 of 100 bytes"
     assert answer.closed
-    assert edge.running.service.stats().bytes_inflight == 0
+    assert edge.stats().bytes_inflight == 0
 
 
 async def test_a_client_that_does_not_read_loses_its_connection_and_its_share(edge, monkeypatch, container_bytes):
@@ -195,7 +196,7 @@ async def test_a_client_that_does_not_read_loses_its_connection_and_its_share(ed
     key = os.urandom(32)
     data = container_bytes([EXACT], content_key=key, layers=64, segment_bytes=600_000)
     assert len(data) > 32 * 1024**2
-    await edge.running.service.put(key, data, ack=Ack.MEMORY)
+    await edge.running.service.put(edge.me, key, data, ack=Ack.MEMORY)
     with socket.create_connection((edge.running.endpoint.host, edge.running.endpoint.port)) as lazy:
         lazy.setblocking(False)
         await asyncio.get_running_loop().sock_sendall(
@@ -203,18 +204,18 @@ async def test_a_client_that_does_not_read_loses_its_connection_and_its_share(ed
         )
         await asyncio.get_running_loop().sock_sendall(lazy, b"\r\n")
         async with asyncio.timeout(60):
-            while not edge.running.service.stats().bytes_inflight:
+            while not edge.stats().bytes_inflight:
                 await edge.ask("GET", "/healthz")
             await edge.running.service.admission.empty()
             while any(item.laddr.port == edge.running.endpoint.port for item in established()):  # noqa: ASYNC110
                 await asyncio.sleep(0)
-    assert edge.running.service.stats().bytes_inflight == 0
+    assert edge.stats().bytes_inflight == 0
     assert (await edge.ask("GET", "/healthz")).status == 200
 
 
 async def test_past_the_budget_a_body_is_refused_before_it_is_read(edge):
     admission = edge.running.service.admission
-    with admission.reserve(admission.inflight_bytes_max - 10):
+    with admission.reserve(admission.inflight_bytes_max - 10, "somebody"):
         head = f"PUT /chunks/{KEY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n\r\n".encode()
         answer = await edge.send(head)
         assert (answer.status, answer.json()["error"]) == (503, "overloaded")
@@ -250,7 +251,7 @@ async def test_a_request_id_cannot_forge_a_header_or_a_log_line(edge):
 
 async def test_a_store_that_finds_damage_answers_a_miss(edge, monkeypatch, container_bytes):
     key = os.urandom(32)
-    await edge.running.service.put(key, container_bytes([EXACT], content_key=key), ack=Ack.MEMORY)
+    await edge.running.service.put(edge.me, key, container_bytes([EXACT], content_key=key), ack=Ack.MEMORY)
 
     def damaged(*_, **__):
         raise InvalidData("a bit flipped")
@@ -259,4 +260,4 @@ async def test_a_store_that_finds_damage_answers_a_miss(edge, monkeypatch, conta
     monkeypatch.setattr("kvloom.kvstore.tiered.chunk_reader.verify", damaged)
     answer = await edge.ask("GET", f"/chunks/{key.hex()}")
     assert (answer.status, answer.json()["error"]) == (404, "not_found")
-    assert edge.running.service.stats().tiers[0].corrupt == 1
+    assert edge.stats().tiers[0].corrupt == 1

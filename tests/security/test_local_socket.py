@@ -95,7 +95,7 @@ def open_files():
 
 async def stored(edge, container_bytes, key=KEY):
     data = container_bytes([EXACT], content_key=key, segment_bytes=4000)
-    await edge.running.service.put(key, data, ack=Ack.MEMORY)
+    await edge.running.service.put(edge.me, key, data, ack=Ack.MEMORY)
     return data
 
 
@@ -248,7 +248,7 @@ async def test_what_is_passed_is_judged_after_it_was_copied(edge, connect, conta
     await raw.ask(Kind.PUT, PutQuestion(KEY, Ack.MEMORY, len(data), 0).encode(), memory)
     os.pwrite(memory, bytes(len(data)), 0)
     os.ftruncate(memory, 0)
-    async with edge.running.service.reading(KEY) as chunk:
+    async with edge.running.service.reading(edge.me, KEY) as chunk:
         assert b"".join(chunk.parts) == data
     os.close(memory)
 
@@ -277,12 +277,12 @@ async def test_leases_end_with_the_connection_and_twice_released_is_once(edge, c
     _, body, descriptors = await raw.ask(Kind.GET, GetQuestion([KEY]).encode())
     os.close(descriptors[0])
     lease = GetReply.decode(body).results[0].lease
-    await edge.running.service.delete(KEY)
-    assert edge.running.service.stats().tiers[0].used_bytes >= len(data)
+    await edge.running.service.delete(edge.me, KEY)
+    assert edge.stats().tiers[0].used_bytes >= len(data)
     for _ in range(2):
         await raw.send(Frame(Kind.RELEASE, 0, 16).encode() + struct.pack("<QQ", lease, 2**63))
     assert (await raw.ask(Kind.STATS))[0].kind is Kind.STATS
-    assert edge.running.service.stats().tiers[0].used_bytes == 0
+    assert edge.stats().tiers[0].used_bytes == 0
 
 
 async def test_too_many_connections_are_turned_away_and_those_inside_go_on(edge, connect, monkeypatch):
@@ -308,7 +308,7 @@ async def test_a_frame_that_stands_still_is_given_up(edge, connect, monkeypatch)
 
 async def test_what_does_not_fit_the_budget_is_refused_before_it_is_read(edge, connect):
     length = limits.CONTAINER_BYTES_MAX
-    with edge.running.service.admission.reserve(limits.INFLIGHT_BYTES_MAX - 1):
+    with edge.running.service.admission.reserve(limits.INFLIGHT_BYTES_MAX - 1, "somebody"):
         raw = connect()
         question = PutQuestion(KEY, Ack.MEMORY, length).encode()
         await raw.send(Frame(Kind.PUT, 1, len(question) + length).encode() + question)

@@ -58,7 +58,7 @@ def test_frames_come_back(kind, number):
         ((b"KVLL", 1, 0, 0, 0, 0), "kind 0"),
         ((b"KVLL", 1, 9, 0, 0, 0), "kind 9"),
         ((b"KVLL", 1, 255, 0, 0, 0), "kind 255"),
-        ((b"KVLL", 1, 1, 0, 0, 1), "HELLO frame declares 1 bytes, the limit is 0"),
+        ((b"KVLL", 1, 1, 0, 0, 257), "HELLO frame declares 257 bytes, the limit is 256"),
         ((b"KVLL", 1, 2, 0, 0, 32 * limits.KEYS_PER_REQUEST_MAX + 1), "the limit is 320000"),
         ((b"KVLL", 1, 4, 0, 0, 2**32 - 1), "GET frame declares 4294967295 bytes"),
         ((b"KVLL", 1, 5, 0, 0, limits.CONTAINER_BYTES_MAX + 57), "PUT frame declares"),

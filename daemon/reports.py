@@ -1,0 +1,69 @@
+"""What the store says of itself, as the records that clients read (:mod:`kvloom.clients.wire`)."""
+
+from ..clients import tenancy, wire
+from ..kvstore.tier import NEVER
+from ..kvstore.tiered.stats import StageStats, TierStats
+from ..kvstore.tiered.store import StoredChunk
+from ..kvstore.tiered.tenants import TenantStats
+
+__all__ = ["chunk_entry", "stage_stats", "tenant_stats", "tier_stats"]
+
+
+def chunk_entry(stored: StoredChunk) -> wire.ChunkEntry:
+    """A stored chunk as a list shows it."""
+    expires_at_ms = None if stored.expires_at_ms == NEVER else stored.expires_at_ms
+    return wire.ChunkEntry(stored.key, stored.payload_bytes, stored.stored_at_ms, stored.tiers, expires_at_ms)
+
+
+def tier_stats(stats: TierStats) -> wire.TierStats:
+    """A tier's figures."""
+    return wire.TierStats(
+        name=stats.name,
+        durable=stats.durable,
+        limit_bytes=stats.capacity.limit_bytes,
+        used_bytes=stats.capacity.used_bytes,
+        records=stats.capacity.records,
+        hits=stats.hits,
+        hit_bytes=stats.hit_bytes,
+        corrupt=stats.corrupt,
+        errors=stats.errors,
+        evictions=stats.capacity.evictions,
+        promotions=stats.promotions,
+        shared=stats.shared,
+    )
+
+
+def stage_stats(stats: StageStats) -> tenancy.StageStats:
+    """What waits for a tier."""
+    return tenancy.StageStats(
+        stats.tier,
+        stats.dirty_bytes,
+        stats.dirty_bytes_max,
+        stats.dirty_records,
+        stats.written,
+        stats.failures,
+        stats.dropped,
+    )
+
+
+def tenant_stats(stats: TenantStats) -> tenancy.TenantStats:
+    """A tenant's figures."""
+    return tenancy.TenantStats(
+        stats.namespace,
+        stats.puts,
+        stats.put_bytes,
+        stats.hits,
+        stats.hit_bytes,
+        stats.misses,
+        stats.pinned_bytes,
+        tuple(
+            tenancy.TenantTier(
+                item.tier,
+                item.holdings.used_bytes,
+                item.holdings.records,
+                item.holdings.evictions,
+                item.holdings.limit_bytes,
+            )
+            for item in stats.tiers
+        ),
+    )
