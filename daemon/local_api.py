@@ -234,7 +234,7 @@ class _Connection:
                 finally:
                     os.close(descriptor)
             self._in_step = True
-            reached = await self._service.put(question.key, data, ack=question.ack)
+            reached = await self._service.put(question.key, data, ack=question.ack, parent=question.parent)
         return bytes((reached is Ack.DISK,))
 
     async def _get(self, frame: Frame, question: GetQuestion) -> None:

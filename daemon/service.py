@@ -72,7 +72,15 @@ class Service:
         self._profiles.update(await self._shelf.list())
         self.admission.open()
 
-    async def put(self, key: ContentKey, payload: Buffer, *, ack: Ack, ttl_seconds: float | None = None) -> Ack:
+    async def put(
+        self,
+        key: ContentKey,
+        payload: Buffer,
+        *,
+        ack: Ack,
+        ttl_seconds: float | None = None,
+        parent: ContentKey | None = None,
+    ) -> Ack:
         """Keep a container, given away by the caller, for ``ttl_seconds`` if given, and return what was reached.
 
         Raises what :meth:`TieredStore.put` raises, :class:`CodecMismatch` for lossy levels of another codec than the
@@ -92,7 +100,7 @@ class Service:
                 f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
                 f"which is not among the {len(self._profiles)} profiles here; put it first"
             )
-        return await self._store.put(self._namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds)
+        return await self._store.put(self._namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent)
 
     @asynccontextmanager
     async def reading(
@@ -303,6 +311,7 @@ def _tier(stats: TierStats) -> wire.TierStats:
         evictions=stats.capacity.evictions,
         promotions=stats.promotions,
         shared=stats.shared,
+        eviction=stats.capacity.eviction,
     )
 
 
