@@ -73,13 +73,21 @@ class AsyncKvloomClient:
             self._local.close()
 
     async def put(
-        self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY, ttl_seconds: float | None = None
+        self,
+        key: ContentKey,
+        container: Buffer,
+        *,
+        ack: Ack = Ack.MEMORY,
+        ttl_seconds: float | None = None,
+        parent: ContentKey | None = None,
     ) -> wire.PutReply:
         """Store a container, for ``ttl_seconds`` if given; returns once it has reached ``ack``.
 
-        Raises the typed error of whatever was wrong.
+        ``parent`` is the key of the chunk before it (:attr:`ChunkRef.parent`): leaves of a tree of prefixes are given
+        up before what stands before them, so it should be said wherever there is one. Raises the typed error of
+        whatever was wrong.
         """
-        return await self._run(protocol.PutChunk(key, container, ack, ttl_seconds))
+        return await self._run(protocol.PutChunk(key, container, ack, ttl_seconds, parent))
 
     async def get(
         self, key: ContentKey, *, level: Level | None = None, layers: range | None = None

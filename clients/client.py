@@ -79,13 +79,21 @@ class KvloomClient:
             self._local.close()
 
     def put(
-        self, key: ContentKey, container: Buffer, *, ack: Ack = Ack.MEMORY, ttl_seconds: float | None = None
+        self,
+        key: ContentKey,
+        container: Buffer,
+        *,
+        ack: Ack = Ack.MEMORY,
+        ttl_seconds: float | None = None,
+        parent: ContentKey | None = None,
     ) -> wire.PutReply:
         """Store a container, for ``ttl_seconds`` if given; returns once it has reached ``ack``.
 
-        Raises the typed error of whatever was wrong.
+        ``parent`` is the key of the chunk before it (:attr:`ChunkRef.parent`): leaves of a tree of prefixes are given
+        up before what stands before them, so it should be said wherever there is one. Raises the typed error of
+        whatever was wrong.
         """
-        return self._run(protocol.PutChunk(key, container, ack, ttl_seconds))
+        return self._run(protocol.PutChunk(key, container, ack, ttl_seconds, parent))
 
     def get(self, key: ContentKey, *, level: Level | None = None, layers: range | None = None) -> Outcome[Container]:
         """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss.

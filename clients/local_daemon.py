@@ -229,17 +229,17 @@ def _put(connection: LocalConnection, operation: PutChunk) -> wire.PutReply:
     data = memoryview(operation.container).cast("B")
     if len(data) > limits.CONTAINER_BYTES_MAX:
         raise BodyTooLarge(f"container has {len(data)} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
-    _joined((operation.key,))
+    _joined((operation.key,) if operation.parent is None else (operation.key, operation.parent))
     wait = operation.answer_seconds_max
     if len(data) < _PASSED_BYTES_MIN or not hasattr(os, "memfd_create"):
-        question = PutQuestion(operation.key, operation.ack, len(data))
+        question = PutQuestion(operation.key, operation.ack, len(data), parent=operation.parent)
         body = connection.exchange(Kind.PUT, (question.encode(), data), seconds_max=wait)
     else:
         try:
             passed = connection.stage.fill(data)
         except OSError as error:
             raise LocalGone(f"no memory to pass a container in: {error.strerror}") from error
-        question = PutQuestion(operation.key, operation.ack, len(data), offset=0)
+        question = PutQuestion(operation.key, operation.ack, len(data), 0, operation.parent)
         body = connection.exchange(Kind.PUT, (question.encode(),), seconds_max=wait, descriptor=passed)
         connection.stage.trim()
     return wire.PutReply(Ack.DISK if bytes(body) == b"\x01" else Ack.MEMORY)

@@ -43,13 +43,14 @@ __all__ = [
     "socket_path",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 SOCKET_NAME: Final = "daemon.sock"
 _MAGIC: Final = b"KVLL"
 _FRAME: Final = struct.Struct("<4sBBHII")
 FRAME_BYTES: Final = _FRAME.size
 _GET: Final = struct.Struct("<BBHHH")
-_PUT: Final = struct.Struct("<32sBBHIQQ")
+_PUT: Final = struct.Struct("<32sBBHIQQ32s")
+_NO_PARENT: Final = bytes(KEY_BYTES)
 PUT_BYTES: Final = _PUT.size
 _COUNTS: Final = struct.Struct("<HHH")
 _PAIR: Final = struct.Struct("<QQ")
@@ -204,27 +205,32 @@ class GetQuestion:
 
 @dataclass(frozen=True, slots=True)
 class PutQuestion:
-    """Keep ``length`` bytes under ``key``: those behind the question, or ``offset`` into the file passed with it."""
+    """Keep ``length`` bytes under ``key``: those behind the question, or ``offset`` into the file passed with it.
+
+    ``parent`` is the key of the chunk before it.
+    """
 
     key: ContentKey
     ack: Ack
     length: int
     offset: int | None = None
+    parent: ContentKey | None = None
 
     def encode(self) -> bytes:
         """The question as a body, or as the beginning of one."""
-        passed = self.offset is not None
-        return _PUT.pack(self.key, _ACKS.index(self.ack), passed, 0, 0, self.offset or 0, self.length)
+        passed, parent = self.offset is not None, self.parent or _NO_PARENT
+        return _PUT.pack(self.key, _ACKS.index(self.ack), passed, 0, 0, self.offset or 0, self.length, parent)
 
     @classmethod
     def decode(cls, body: Buffer) -> "PutQuestion":
         """The question in :data:`PUT_BYTES` of a body; whether bytes follow as declared is for the reader to see."""
-        key, ack, passed, *_, offset, length = _PUT.unpack(body)
+        key, ack, passed, *_, offset, length, parent = _PUT.unpack(body)
         if ack >= len(_ACKS) or passed > 1 or offset >= 2**62:
             raise InvalidRequest(f"PUT has ack {ack}, source {passed}, offset {offset}")
         if length > limits.CONTAINER_BYTES_MAX:
             raise TooManyItems(f"container declares {length} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
-        return cls(ContentKey(key), _ACKS[ack], length, offset if passed else None)
+        above = None if parent == _NO_PARENT else ContentKey(parent)
+        return cls(ContentKey(key), _ACKS[ack], length, offset if passed else None, above)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,13 +113,17 @@ class Operation(ABC, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PutChunk(Operation[wire.PutReply]):
-    """Store ``container`` under ``key``, for ``ttl_seconds`` if given, and wait until it has reached ``ack``."""
+    """Store ``container`` under ``key``, for ``ttl_seconds`` if given, and wait until it has reached ``ack``.
+
+    ``parent`` is the key of the chunk before it, which tells the daemon what to give up first.
+    """
 
     answer_seconds_max: ClassVar[float] = limits.PUT_WAIT_SECONDS_MAX + limits.PROGRESS_SECONDS_MAX
     key: ContentKey
     container: Buffer
     ack: Ack
     ttl_seconds: float | None = None
+    parent: ContentKey | None = None
 
     def request(self) -> HttpRequest:
         size = memoryview(self.container).nbytes
@@ -129,7 +133,10 @@ class PutChunk(Operation[wire.PutReply]):
         if self.ttl_seconds is not None:
             check_ttl(self.ttl_seconds)
             target += f"&ttl_seconds={self.ttl_seconds:.3f}"
-        return HttpRequest("PUT", target, {"Content-Type": wire.CONTAINER_TYPE}, self.container)
+        headers = {"Content-Type": wire.CONTAINER_TYPE}
+        if self.parent is not None:
+            headers[wire.HEADER_PARENT] = self.parent.hex()
+        return HttpRequest("PUT", target, headers, self.container)
 
     def parse(self, reply: HttpReply) -> wire.PutReply:
         return _record(wire.PutReply, reply)

@@ -22,6 +22,7 @@ from .tenancy import StageStats, TenantStats
 __all__ = [
     "CONTAINER_TYPE",
     "HEADER_LEVELS",
+    "HEADER_PARENT",
     "HEADER_REQUEST_ID",
     "HEADER_TIER",
     "HEADER_TOKENS",
@@ -60,6 +61,8 @@ Json = Any
 HEADER_TIER: Final = "Kvloom-Tier"
 HEADER_LEVELS: Final = "Kvloom-Levels"
 HEADER_TOKENS: Final = "Kvloom-Tokens"
+HEADER_PARENT: Final = "Kvloom-Parent"
+"""On a put: the key of the chunk before this one."""
 HEADER_REQUEST_ID: Final = "X-Request-Id"
 CONTAINER_TYPE: Final = "application/vnd.kvloom.container"
 PROFILE_TYPE: Final = "application/vnd.kvloom.profile"
@@ -200,6 +203,8 @@ class TierStats:
     evictions: int
     promotions: int
     shared: bool = False
+    eviction: str = ""
+    """The policy that chooses what is given up; empty where the tier leaves that to somebody else."""
 
 
 @dataclass(frozen=True, slots=True)

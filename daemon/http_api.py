@@ -104,9 +104,11 @@ class HttpApi:
         key = _key(request)
         ack = wire.parse_ack(request.query.get("ack", Ack.MEMORY.value))
         ttl_seconds = wire.parse_ttl(request.query["ttl_seconds"]) if "ttl_seconds" in request.query else None
+        above = request.headers.get(wire.HEADER_PARENT)
+        parent = None if above is None else key_from_hex(above)
         with self._service.reserving(caller, body_bytes(request, what=_CONTAINER, limit=limits.CONTAINER_BYTES_MAX)):
             body = await self._body(request, what=_CONTAINER, limit=limits.CONTAINER_BYTES_MAX)
-            reached = await self._service.put(caller, key, body, ack=ack, ttl_seconds=ttl_seconds)
+            reached = await self._service.put(caller, key, body, ack=ack, ttl_seconds=ttl_seconds, parent=parent)
         return _json(wire.PutReply(reached), status=201)
 
     async def _get_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:

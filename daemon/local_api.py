@@ -242,7 +242,9 @@ class _Connection:
                 finally:
                     os.close(descriptor)
             self._in_step = True
-            reached = await self._service.put(self._caller, question.key, data, ack=question.ack)
+            reached = await self._service.put(
+                self._caller, question.key, data, ack=question.ack, parent=question.parent
+            )
         return bytes((reached is Ack.DISK,))
 
     async def _get(self, frame: Frame, question: GetQuestion) -> None:

@@ -30,6 +30,7 @@ def tier_stats(stats: TierStats) -> wire.TierStats:
         evictions=stats.capacity.evictions,
         promotions=stats.promotions,
         shared=stats.shared,
+        eviction=stats.capacity.eviction,
     )
 
 

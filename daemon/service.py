@@ -83,7 +83,14 @@ class Service:
             yield
 
     async def put(
-        self, caller: Caller, key: ContentKey, payload: Buffer, *, ack: Ack, ttl_seconds: float | None = None
+        self,
+        caller: Caller,
+        key: ContentKey,
+        payload: Buffer,
+        *,
+        ack: Ack,
+        ttl_seconds: float | None = None,
+        parent: ContentKey | None = None,
     ) -> Ack:
         """Keep a container, given away by the caller, for ``ttl_seconds`` if given, and return what was reached.
 
@@ -107,7 +114,7 @@ class Service:
                     f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
                     f"which is not among the {len(profiles)} profiles here; put it first"
                 )
-        return await self._store.put(caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds)
+        return await self._store.put(caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent)
 
     @asynccontextmanager
     async def reading(

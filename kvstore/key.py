@@ -105,11 +105,12 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRef:
-    """One chunk of a token sequence: tokens ``[start, stop)`` and its content key."""
+    """One chunk of a token sequence: tokens ``[start, stop)``, its content key, and that of the chunk before it."""
 
     key: ContentKey
     start: int
     stop: int
+    parent: ContentKey | None = None
 
     @property
     def tokens(self) -> int:
@@ -156,8 +157,9 @@ def chunk_refs(
     refs: list[ChunkRef] = []
     for start in range(0, len(tokens), chunk_tokens):
         stop = min(start + chunk_tokens, len(tokens))
+        parent = None if isinstance(context, ContextMarker) else context
         context = content_key(identity, tokens[start:stop], context)
-        refs.append(ChunkRef(context, start, stop))
+        refs.append(ChunkRef(context, start, stop, parent))
     return refs
 
 

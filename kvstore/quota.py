@@ -15,9 +15,10 @@ Whose a record is stands in its storage key (:func:`.key.owner_of`), so nothing 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ..errors import ConfigError
+from .attributes import UNATTRIBUTED, ChunkAttributes
 from .eviction import EvictionPolicy, LruPolicy
 from .key import OwnerId, StorageKey, owner_of
 from .tier import UNOWNED, Holdings
@@ -69,6 +70,12 @@ class _Hinted(Protocol):
     def record_hint(self, key: StorageKey, *, discard: bool) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    size_bytes: int
+    attributes: ChunkAttributes
+
+
 class _Share:
     """One owner's policy, and its pinned records that the policy has named as victims."""
 
@@ -79,7 +86,7 @@ class _Share:
         self.quota = quota
         self.policy = policy
         self.evictions = 0
-        self._aside: dict[StorageKey, int] = {}
+        self._aside: dict[StorageKey, _Aside] = {}
         self._aside_bytes = 0
 
     def __contains__(self, key: object) -> bool:
@@ -97,22 +104,24 @@ class _Share:
         return self.total_bytes - self.quota.guaranteed_bytes
 
     def size_of(self, key: StorageKey) -> int:
-        return self._aside[key] if key in self._aside else self.policy.size_of(key)
+        aside = self._aside.get(key)
+        return self.policy.size_of(key) if aside is None else aside.size_bytes
 
     def take_back(self, key: StorageKey) -> None:
         """Forget that ``key`` was set aside."""
-        self._aside_bytes -= self._aside.pop(key, 0)
+        aside = self._aside.pop(key, None)
+        self._aside_bytes -= 0 if aside is None else aside.size_bytes
 
     def victim(self, pinned: Callable[[StorageKey], bool]) -> StorageKey | None:
         for free in [key for key in self._aside if not pinned(key)]:
-            size_bytes = self._aside[free]
+            aside = self._aside[free]
             self.take_back(free)
-            self.policy.record_put(free, size_bytes)
+            self.policy.record_put(free, aside.size_bytes, aside.attributes)
         while (key := self.policy.victim()) is not None and pinned(key):
-            size_bytes = self.policy.size_of(key)
+            aside = _Aside(self.policy.size_of(key), self.policy.attributes_of(key))
             self.policy.record_delete(key)
-            self._aside[key] = size_bytes
-            self._aside_bytes += size_bytes
+            self._aside[key] = aside
+            self._aside_bytes += aside.size_bytes
         return key
 
 
@@ -129,6 +138,7 @@ class QuotaPolicy(EvictionPolicy):
         self.quotas = quotas or Quotas()
         self.pinned: Callable[[StorageKey], bool] = _never
         """Says which records are not to be evicted for now."""
+        self.name = make().name
         self._make = make
         self._owner_of = owner_of
         self._shares: dict[OwnerId, _Share] = {}
@@ -140,14 +150,14 @@ class QuotaPolicy(EvictionPolicy):
             return policy
         return cls() if policy is None else cls(lambda: policy, owner_of=_nobody)
 
-    def record_put(self, key: StorageKey, size_bytes: int, *attributes: Any, **named: Any) -> None:
-        """Tell the owner's policy, which further arguments are for."""
+    def record_put(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes = UNATTRIBUTED) -> None:
+        """Tell the owner's policy."""
         owner = self._owner_of(key)
         share = self._shares.get(owner)
         if share is None:
             share = self._shares[owner] = _Share(owner, self.quotas.of(owner), self._make())
         share.take_back(key)
-        share.policy.record_put(key, size_bytes, *attributes, **named)
+        share.policy.record_put(key, size_bytes, attributes)
 
     def record_use(self, key: StorageKey) -> None:
         """Tell the owner's policy."""
@@ -217,6 +227,11 @@ class QuotaPolicy(EvictionPolicy):
         """What the record was put with."""
         share = self._share_of(key)
         return 0 if share is None else share.size_of(key)
+
+    def attributes_of(self, key: StorageKey) -> ChunkAttributes:
+        """What the owner's policy goes by."""
+        share = self._share_of(key)
+        return UNATTRIBUTED if share is None else share.policy.attributes_of(key)
 
     @property
     def total_bytes(self) -> int:

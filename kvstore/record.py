@@ -6,7 +6,7 @@ A record is this header and the payload, nothing else. All integers are little-e
 offset bytes field             contents
 ====== ===== ================= ==========================================================================
 0      4     magic             ``KVLR``
-4      2     format            3
+4      2     format            4
 6      2     flags             0
 8      32    storage key       where the record is kept: its owner, keyed BLAKE3 of the content key
 40     32    content key       what the payload is
@@ -14,8 +14,11 @@ offset bytes field             contents
 88     8     payload length    bytes after the header
 96     8     stored at         milliseconds since 1970-01-01 UTC
 104    8     expires at        milliseconds since 1970-01-01 UTC, or 0: never
-112    8     payload checksum  XXH3-64 of the payload
-120    8     header checksum   XXH3-64 of bytes 0 to 119
+112    16    parent            second half of the storage key of the chunk before it, or zeros: none is known
+128    4     start             tokens before the chunk
+132    4     tokens            of the chunk
+136    8     payload checksum  XXH3-64 of the payload
+144    8     header checksum   XXH3-64 of bytes 0 to 143
 ====== ===== ================= ==========================================================================
 
 Both keys stand in full and are compared on every read: a record that an index points to by mistake is a damaged
@@ -30,6 +33,7 @@ from xxhash import xxh3_64_digest
 
 from .. import limits
 from ..errors import InvalidData
+from .attributes import ATTRIBUTES_BYTES, pack_attributes, unpack_attributes
 from .key import ContentKey, StorageKey
 from .tier import Buffer, OwnerId, Record, RecordInfo
 
@@ -43,9 +47,9 @@ __all__ = [
 ]
 
 MAGIC = b"KVLR"
-FORMAT = 3
+FORMAT = 4
 
-_FIELDS = struct.Struct("<4sHH32s32s16sQQQ8s")
+_FIELDS = struct.Struct(f"<4sHH32s32s16sQQQ{ATTRIBUTES_BYTES}s8s")
 _CHECKSUM_BYTES = 8
 HEADER_BYTES = _FIELDS.size + _CHECKSUM_BYTES
 
@@ -78,6 +82,7 @@ def encode_record_header(record: Record) -> bytes:
         payload_bytes,
         record.stored_at_ms,
         record.expires_at_ms,
+        pack_attributes(record.storage_key, record.attributes),
         xxh3_64_digest(record.payload),
     )
     return fields + xxh3_64_digest(fields)
@@ -93,7 +98,7 @@ def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
     head = bytes(data[:HEADER_BYTES])
     if xxh3_64_digest(head[: _FIELDS.size]) != head[_FIELDS.size :]:
         raise InvalidData("record header does not match its checksum")
-    magic, form, flags, storage_key, content_key, owner, payload_bytes, stored_at_ms, expires_at_ms, digest = (
+    magic, form, flags, storage_key, content_key, owner, payload_bytes, stored_at_ms, expires_at_ms, about, digest = (
         _FIELDS.unpack_from(head)
     )
     if magic != MAGIC or form != FORMAT or flags != 0:
@@ -103,7 +108,13 @@ def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
     if payload_bytes > limits.RECORD_BYTES_MAX or HEADER_BYTES + payload_bytes != record_bytes:
         raise InvalidData(f"record declares {payload_bytes} payload bytes and has {record_bytes - HEADER_BYTES}")
     info = RecordInfo(
-        StorageKey(storage_key), ContentKey(content_key), payload_bytes, stored_at_ms, OwnerId(owner), expires_at_ms
+        StorageKey(storage_key),
+        ContentKey(content_key),
+        payload_bytes,
+        stored_at_ms,
+        OwnerId(owner),
+        expires_at_ms,
+        unpack_attributes(StorageKey(storage_key), about),
     )
     return RecordHeader(info, digest)
 

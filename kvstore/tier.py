@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from ..codec.container import ByteRange
+from .attributes import UNATTRIBUTED, ChunkAttributes
 from .key import OWNER_BYTES, ContentKey, OwnerId, StorageKey
 from .outcome import Hit, Outcome
 
@@ -70,12 +71,20 @@ class Record:
     owner: OwnerId = UNOWNED
     expires_at_ms: int = NEVER
     """From when on the record is absent, in milliseconds since 1970-01-01 UTC, or :data:`NEVER`."""
+    attributes: ChunkAttributes = UNATTRIBUTED
+    """What eviction may go by."""
 
     @property
     def info(self) -> "RecordInfo":
         """The record without its payload."""
         return RecordInfo(
-            self.storage_key, self.content_key, len(self.payload), self.stored_at_ms, self.owner, self.expires_at_ms
+            self.storage_key,
+            self.content_key,
+            len(self.payload),
+            self.stored_at_ms,
+            self.owner,
+            self.expires_at_ms,
+            self.attributes,
         )
 
 
@@ -89,6 +98,19 @@ class RecordInfo:
     stored_at_ms: int
     owner: OwnerId = UNOWNED
     expires_at_ms: int = NEVER
+    attributes: ChunkAttributes = UNATTRIBUTED
+
+    def with_payload(self, payload: Buffer) -> Record:
+        """The record again."""
+        return Record(
+            self.storage_key,
+            self.content_key,
+            payload,
+            self.stored_at_ms,
+            self.owner,
+            self.expires_at_ms,
+            self.attributes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +125,15 @@ class Slice:
 class Capacity:
     """How full a tier is. ``limit_bytes`` bounds everything the tier occupies, bookkeeping included.
 
-    ``evictions`` counts the records given up to make room since the tier was opened.
+    ``evictions`` counts the records given up to make room since the tier was opened; ``eviction`` names the policy that
+    chooses them, empty where somebody else does.
     """
 
     limit_bytes: int
     used_bytes: int
     records: int
     evictions: int = 0
+    eviction: str = ""
 
 
 @dataclass(frozen=True, slots=True)

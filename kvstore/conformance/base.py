@@ -11,6 +11,7 @@ from random import Random
 from blake3 import blake3
 
 from ...codec.container import ByteRange
+from ..attributes import ChunkAttributes
 from ..key import KEY_BYTES, OWNER_BYTES, ContentKey, OwnerId, StorageKey
 from ..outcome import Hit
 from ..tier import NEVER, UNOWNED, Record, Slice, Tier
@@ -27,11 +28,18 @@ def make_record(
     owner: OwnerId = UNOWNED,
     expires_at_ms: int = NEVER,
 ) -> Record:
-    """Record ``number``: its keys depend on owner and number only, its payload on number, version and size."""
+    """Record ``number``: its keys depend on owner and number only, its payload on number, version and size.
+
+    It stands behind record ``number - 1``, so that a tier that loses attributes does not give back what was put.
+    """
     content_key = ContentKey(blake3(f"content {number}".encode()).digest())
-    place = StorageKey(owner + blake3(f"storage {number}".encode()).digest(KEY_BYTES - OWNER_BYTES))
+    place, before = (
+        StorageKey(owner + blake3(f"storage {item}".encode()).digest(KEY_BYTES - OWNER_BYTES))
+        for item in (number, number - 1)
+    )
+    attributes = ChunkAttributes(before if number else None, 256 * number, 200)
     payload = Random(f"{number}/{version}/{size_bytes}").randbytes(size_bytes)  # noqa: S311 - test content
-    return Record(place, content_key, payload, stored_at_ms + version, owner, expires_at_ms)
+    return Record(place, content_key, payload, stored_at_ms + version, owner, expires_at_ms, attributes)
 
 
 async def read_whole(tier: Tier, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Slice:

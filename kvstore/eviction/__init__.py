@@ -5,7 +5,8 @@ from types import MappingProxyType
 from typing import Final
 
 from ...errors import ConfigError
-from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from ..attributes import UNATTRIBUTED, ChunkAttributes
+from .base import EvictionPolicy
 from .cost import RecomputeCost
 from .gdsf import GdsfPolicy
 from .gittins import GittinsPolicy
@@ -31,14 +32,7 @@ __all__ = [
 ]
 
 POLICIES: Final = MappingProxyType[str, Callable[[], EvictionPolicy]](
-    {
-        "gittins": GittinsPolicy,
-        "lru": LruPolicy,
-        "s3-fifo": S3FifoPolicy,
-        "w-tinylfu": WTinyLfuPolicy,
-        "gdsf": GdsfPolicy,
-        "hinted": HintedPolicy,
-    }
+    {kind.name: kind for kind in (GittinsPolicy, LruPolicy, S3FifoPolicy, WTinyLfuPolicy, GdsfPolicy, HintedPolicy)}
 )
 DEFAULT_POLICY: Final = "gittins"
 """The one that saves most where chunks come with their attributes (docs/adr/0013)."""

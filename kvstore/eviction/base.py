@@ -8,38 +8,25 @@ A tier makes room before it puts, so a policy refuses a newcomer by naming it as
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Final
 
-from ... import limits
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
 
-__all__ = ["UNATTRIBUTED", "ChunkAttributes", "EvictionPolicy"]
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkAttributes:
-    """What a policy may know of a chunk beside its size.
-
-    ``parent`` is the storage key of the chunk before it, ``None`` for a first chunk, a standalone one, or where nobody
-    said. ``start`` is the number of tokens before the chunk, ``tokens`` its own.
-    """
-
-    parent: StorageKey | None = None
-    start: int = 0
-    tokens: int = limits.CHUNK_TOKENS_DEFAULT
-
-
-UNATTRIBUTED: Final = ChunkAttributes()
-"""For a record of which nothing is known: it is taken for a full first chunk."""
+__all__ = ["EvictionPolicy"]
 
 
 class EvictionPolicy(ABC):
     """Chooses the record to give up. Sizes are whatever the tier charges for a record, in bytes."""
 
+    name: str
+    """What it is called in a configuration."""
+
     @abstractmethod
     def record_put(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes = UNATTRIBUTED) -> None:
-        """``key`` is resident from now on, or is replaced by a record of another size. Counts as a use."""
+        """``key`` is resident from now on, or is replaced by a record of another size. Counts as a use.
+
+        ``attributes`` are what a client says: they may name any parent, absent ones and circles included.
+        """
 
     @abstractmethod
     def record_use(self, key: StorageKey) -> None:
@@ -69,6 +56,10 @@ class EvictionPolicy(ABC):
     @abstractmethod
     def size_of(self, key: StorageKey) -> int:
         """The size of a resident record, 0 for others."""
+
+    def attributes_of(self, key: StorageKey) -> ChunkAttributes:
+        """What a resident record was put with, as far as the policy goes by it."""
+        return UNATTRIBUTED
 
     @property
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .base import ChunkAttributes
+from ..attributes import ChunkAttributes
 
 __all__ = ["RecomputeCost"]
 

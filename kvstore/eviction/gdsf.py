@@ -8,8 +8,9 @@ a parent stays while a child is resident, and a child whose parent is gone goes 
 import heapq
 from dataclasses import dataclass, field
 
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
-from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from .base import EvictionPolicy
 from .cost import RecomputeCost
 
 __all__ = ["GdsfPolicy"]
@@ -20,8 +21,7 @@ _HEAP_SLACK = 64
 @dataclass(slots=True, eq=False)
 class _Resident:
     size_bytes: int
-    cost: float
-    parent: StorageKey | None
+    attributes: ChunkAttributes
     uses: int = 0
     entry: tuple[float, int] = field(default=(0.0, 0))
     """Priority and turn of the one heap entry that counts."""
@@ -29,6 +29,8 @@ class _Resident:
 
 class GdsfPolicy(EvictionPolicy):
     """Priority is ``floor + uses · cost / size``; the floor is the last victim's. O(log n), nothing remembered."""
+
+    name = "gdsf"
 
     def __init__(self, cost: RecomputeCost | None = None) -> None:
         self._cost = cost or RecomputeCost()
@@ -46,7 +48,7 @@ class GdsfPolicy(EvictionPolicy):
         uses = 0 if old is None else old.uses
         if old is not None:
             self._remove(key)
-        self._residents[key] = _Resident(size_bytes, self._cost.of(attributes), attributes.parent, uses)
+        self._residents[key] = _Resident(size_bytes, attributes, uses)
         self._total_bytes += size_bytes
         if attributes.parent is not None:
             self._children[attributes.parent] = self._children.get(attributes.parent, 0) + 1
@@ -58,8 +60,10 @@ class GdsfPolicy(EvictionPolicy):
         if resident is None:
             return
         resident.uses += 1
-        rooted = resident.parent is None or resident.parent in self._residents
-        worth = resident.uses * resident.cost / max(resident.size_bytes, 1) if rooted else 0.0
+        parent = resident.attributes.parent
+        rooted = parent is None or parent in self._residents
+        cost = self._cost.of(resident.attributes)
+        worth = resident.uses * cost / max(resident.size_bytes, 1) if rooted else 0.0
         self._turn += 1
         resident.entry = (self._floor + worth, self._turn)
         self._push(key, resident)
@@ -93,6 +97,11 @@ class GdsfPolicy(EvictionPolicy):
         resident = self._residents.get(key)
         return 0 if resident is None else resident.size_bytes
 
+    def attributes_of(self, key: StorageKey) -> ChunkAttributes:
+        """All of them."""
+        resident = self._residents.get(key)
+        return UNATTRIBUTED if resident is None else resident.attributes
+
     @property
     def total_bytes(self) -> int:
         """The sum of all sizes."""
@@ -114,7 +123,7 @@ class GdsfPolicy(EvictionPolicy):
     def _remove(self, key: StorageKey) -> None:
         resident = self._residents.pop(key)
         self._total_bytes -= resident.size_bytes
-        parent = resident.parent
+        parent = resident.attributes.parent
         if parent is None:
             return
         self._children[parent] -= 1

@@ -3,7 +3,7 @@
 from array import array
 from typing import Final, Generic, TypeVar
 
-from ..key import StorageKey
+from ..key import OWNER_BYTES, StorageKey
 
 __all__ = ["GhostTable"]
 
@@ -63,5 +63,5 @@ class GhostTable(Generic[Value]):
         return sum(value is not None for value in self._values)
 
     def _place(self, key: StorageKey) -> tuple[int, int]:
-        bits = int.from_bytes(key[:8], "little")
+        bits = int.from_bytes(key[OWNER_BYTES : OWNER_BYTES + 8], "little")  # all of a policy may be one owner's
         return (bits >> 32) % self._sets * _WAYS, bits & 0xFFFFFFFF

@@ -18,8 +18,9 @@ from typing import Final
 
 import numpy as np
 
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
-from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from .base import EvictionPolicy
 from .cost import RecomputeCost
 from .ghosts import GhostTable
 from .prefix_slots import NO_SLOT, PrefixSlots
@@ -63,6 +64,8 @@ class GittinsPolicy(EvictionPolicy):
     Per resident about 170 bytes beside its key, and four ghosts of 12 bytes.
     """
 
+    name = "gittins"
+
     def __init__(self, cost: RecomputeCost | None = None) -> None:
         self._cost = cost or RecomputeCost()
         self._slots = PrefixSlots()
@@ -100,14 +103,13 @@ class GittinsPolicy(EvictionPolicy):
         slots = self._slots
         slot = slots.find(key)
         if slot != NO_SLOT:
-            slots.total_bytes += size_bytes - slots.size_bytes[slot]
-            slots.size_bytes[slot] = size_bytes
-            self._touch(slot, self._leave(slot))
-            return
-        cohort = self._ghosts.take(key)
-        if cohort is not None:
-            cohort.gone -= 1
-        slot = slots.add(key, size_bytes, attributes.parent)
+            attributes = slots.attributes(slot) if attributes == UNATTRIBUTED else attributes
+            cohort: _Cohort | None = self._remove(slot)
+        else:
+            cohort = self._ghosts.take(key)
+            if cohort is not None:
+                cohort.gone -= 1
+        slot = slots.add(key, size_bytes, attributes)
         while len(self._cohort_of) < slots.slots:
             self._cohort_of.append(None)
             self._before.append(NO_SLOT)
@@ -161,13 +163,18 @@ class GittinsPolicy(EvictionPolicy):
             self._listed[heappop(self._filled)[1]] = 0
         if tip != NO_SLOT and not slots.children[tip]:
             return slots.key(tip)
-        slot = slots.first()  # parents in a circle: keys that no honest client computes
+        slot = slots.any()  # parents in a circle: keys that no honest client computes
         return None if slot == NO_SLOT else slots.key(slot)
 
     def size_of(self, key: StorageKey) -> int:
         """The size ``key`` was last put with."""
         slot = self._slots.find(key)
         return 0 if slot == NO_SLOT else self._slots.size_bytes[slot]
+
+    def attributes_of(self, key: StorageKey) -> ChunkAttributes:
+        """All of them."""
+        slot = self._slots.find(key)
+        return UNATTRIBUTED if slot == NO_SLOT else self._slots.attributes(slot)
 
     @property
     def remembered(self) -> int:

@@ -12,8 +12,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
-from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from .base import EvictionPolicy
 from .cost import RecomputeCost
 
 __all__ = ["HintedPolicy"]
@@ -25,12 +26,13 @@ _LOSS_SHARE: Final = 0.02
 @dataclass(frozen=True, slots=True)
 class _Known:
     size_bytes: int
-    cost: float
-    parent: StorageKey | None
+    attributes: ChunkAttributes
 
 
 class HintedPolicy(EvictionPolicy):
     """O(1) per call. It remembers at most as many bytes of records as are resident."""
+
+    name = "hinted"
 
     def __init__(self, cost: RecomputeCost | None = None) -> None:
         self._cost = cost or RecomputeCost()
@@ -50,12 +52,13 @@ class HintedPolicy(EvictionPolicy):
     def record_put(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes = UNATTRIBUTED) -> None:
         """Place ``key`` at the young end, and count it as lost if the LRU would have had it."""
         old = self._residents.pop(key, None)
-        known = _Known(size_bytes, self._cost.of(attributes), attributes.parent)
+        known = _Known(size_bytes, attributes)
         self._residents[key] = known
         self._discards.pop(key, None)
         self._total_bytes += size_bytes - (0 if old is None else old.size_bytes)
         if old is None and self._shadowed(key, known):
-            self._settle(-known.cost, known.cost)
+            cost = self._cost.of(attributes)
+            self._settle(-cost, cost)
         self._use_shadow(key, size_bytes)
 
     def record_use(self, key: StorageKey) -> None:
@@ -65,10 +68,11 @@ class HintedPolicy(EvictionPolicy):
             return
         self._residents.move_to_end(key)
         self._discards.pop(key, None)
+        cost = self._cost.of(known.attributes)
         if self._shadowed(key, known):
-            self._settle(0.0, known.cost)
+            self._settle(0.0, cost)
         else:
-            self._settle(known.cost, 0.0)
+            self._settle(cost, 0.0)
         self._use_shadow(key, known.size_bytes)
 
     def record_hint(self, key: StorageKey, *, discard: bool) -> None:
@@ -108,6 +112,11 @@ class HintedPolicy(EvictionPolicy):
         known = self._residents.get(key)
         return 0 if known is None else known.size_bytes
 
+    def attributes_of(self, key: StorageKey) -> ChunkAttributes:
+        """All of them."""
+        known = self._residents.get(key)
+        return UNATTRIBUTED if known is None else known.attributes
+
     @property
     def total_bytes(self) -> int:
         """The sum of all sizes."""
@@ -127,7 +136,8 @@ class HintedPolicy(EvictionPolicy):
 
     def _shadowed(self, key: StorageKey, known: _Known) -> bool:
         """Whether the LRU would have the chunk, and the one before it, without which it is worthless."""
-        return key in self._shadow and (known.parent is None or known.parent in self._shadow)
+        parent = known.attributes.parent
+        return key in self._shadow and (parent is None or parent in self._shadow)
 
     def _settle(self, won: float, shadow_saved: float) -> None:
         self._shadow_saved += shadow_saved

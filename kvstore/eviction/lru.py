@@ -2,14 +2,17 @@
 
 from collections import OrderedDict
 
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
-from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from .base import EvictionPolicy
 
 __all__ = ["LruPolicy"]
 
 
 class LruPolicy(EvictionPolicy):
     """One ordered dictionary, oldest use first; every call is O(1)."""
+
+    name = "lru"
 
     def __init__(self) -> None:
         self._sizes: OrderedDict[StorageKey, int] = OrderedDict()

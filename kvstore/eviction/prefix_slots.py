@@ -1,11 +1,13 @@
 """The residents of a policy as numbered slots in flat arrays, each with its place in the tree of prefixes.
 
-A slot costs about 40 bytes beside the dictionary that finds it. A key that is not resident has a slot for as long as
-resident chunks name it as their parent, so that it finds its children when it comes back.
+A slot costs about 48 bytes beside the dictionary that finds it. A key that is not resident has a slot for as long as
+resident chunks name it as their parent, so that it finds its children when it comes back. Parents are what clients say:
+there may be circles, and at worst one such slot per resident.
 """
 
 from array import array
 
+from ..attributes import ChunkAttributes
 from ..key import StorageKey
 
 __all__ = ["NO_SLOT", "PrefixSlots"]
@@ -14,7 +16,7 @@ NO_SLOT = -1
 
 
 class PrefixSlots:
-    """Key to slot, and by slot: key, parent, number of resident children, size, and one small number of the owner's."""
+    """Key to slot, and by slot: key, attributes, number of resident children, size, and one number of the user's."""
 
     def __init__(self) -> None:
         self._slots: dict[StorageKey, int] = {}
@@ -25,6 +27,9 @@ class PrefixSlots:
         self.children = array("i")
         self.size_bytes = array("q")
         self.shape = array("h")
+        self.start = array("I")
+        self.tokens = array("I")
+        self._looked = 0
         self.residents = 0
         self.total_bytes = 0
 
@@ -45,11 +50,14 @@ class PrefixSlots:
             raise KeyError(slot)
         return key
 
-    def add(self, key: StorageKey, size_bytes: int, parent: StorageKey | None) -> int:
-        """Make ``key``, which is not resident, resident below ``parent``; its slot."""
+    def add(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes) -> int:
+        """Make ``key``, which is not resident, resident below its parent; its slot."""
+        parent = attributes.parent
         slot = self._slot(key)
         above = NO_SLOT if parent is None or parent == key else self._slot(parent)
         self._resident[slot] = 1
+        self.start[slot] = attributes.start
+        self.tokens[slot] = attributes.tokens
         self.parent[slot] = above
         self.size_bytes[slot] = size_bytes
         self.residents += 1
@@ -73,13 +81,20 @@ class PrefixSlots:
         self._release(above)
         return NO_SLOT
 
-    def is_resident(self, slot: int) -> bool:
-        """Whether the slot's key is resident."""
-        return bool(self._resident[slot])
+    def attributes(self, slot: int) -> ChunkAttributes:
+        """What the chunk was put with."""
+        above = self.parent[slot]
+        return ChunkAttributes(None if above == NO_SLOT else self.key(above), self.start[slot], self.tokens[slot])
 
-    def first(self) -> int:
-        """Any resident slot; ``NO_SLOT`` where there is none."""
-        return next((slot for slot in self._slots.values() if self._resident[slot]), NO_SLOT)
+    def any(self) -> int:
+        """A resident slot, the same one while it is resident; ``NO_SLOT`` where there is none.
+
+        It looks on from where it found the last one, so that asking again and again costs little.
+        """
+        self._looked = max(self._resident.find(1, self._looked), self._looked)
+        if self._looked >= len(self._resident) or not self._resident[self._looked]:
+            self._looked = max(self._resident.find(1), 0)
+        return self._looked if self.residents else NO_SLOT
 
     def _slot(self, key: StorageKey) -> int:
         slot = self._slots.get(key, NO_SLOT)
@@ -96,6 +111,8 @@ class PrefixSlots:
             self.children.append(0)
             self.size_bytes.append(0)
             self.shape.append(0)
+            self.start.append(0)
+            self.tokens.append(0)
         self._slots[key] = slot
         return slot
 

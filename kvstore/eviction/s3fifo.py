@@ -9,8 +9,9 @@ how large its tier is.
 from collections import OrderedDict
 from typing import Final
 
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
-from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from .base import EvictionPolicy
 
 __all__ = ["S3FifoPolicy"]
 
@@ -21,6 +22,8 @@ _USES_TO_MAIN: Final = 2
 
 class S3FifoPolicy(EvictionPolicy):
     """Algorithm 1 of the paper; O(1) amortised, and as many keys remembered as the main queue holds."""
+
+    name = "s3-fifo"
 
     def __init__(self) -> None:
         self._sizes: dict[StorageKey, int] = {}

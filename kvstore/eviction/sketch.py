@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ..key import StorageKey
+from ..key import OWNER_BYTES, StorageKey
 
 __all__ = ["FrequencySketch"]
 
@@ -16,7 +16,8 @@ class FrequencySketch:
     """Four rows of counters up to 15, all halved when ten times as many uses were counted as records are expected.
 
     Einziger, Friedman and Manes, "TinyLFU: a highly efficient cache admission policy", ACM ToS 2017. A storage key is a
-    hash already, so its bytes are the row indices. Widening tiles the rows, which keeps every estimate.
+    hash already (behind its owner, and a policy may have one owner only), so its bytes are the row indices. Widening
+    tiles the rows, which keeps every estimate.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,6 @@ class FrequencySketch:
         return min(rows[0][first], rows[1][second], rows[2][third], rows[3][fourth])
 
     def _places(self, key: StorageKey) -> tuple[int, int, int, int]:
-        bits = int.from_bytes(key[:16], "little")
+        bits = int.from_bytes(key[OWNER_BYTES:], "little")
         mask = self._width - 1
         return bits & mask, bits >> 32 & mask, bits >> 64 & mask, bits >> 96 & mask

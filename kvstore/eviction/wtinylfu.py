@@ -7,8 +7,9 @@ Caffeine: the window holds 1 % of the bytes, four fifths of the rest are protect
 from collections import OrderedDict
 from typing import Final
 
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
-from .base import UNATTRIBUTED, ChunkAttributes, EvictionPolicy
+from .base import EvictionPolicy
 from .sketch import FrequencySketch
 
 __all__ = ["WTinyLfuPolicy"]
@@ -34,6 +35,8 @@ class _Segment(OrderedDict[StorageKey, int]):
 
 class WTinyLfuPolicy(EvictionPolicy):
     """The record that last left the window goes, unless it came more often than the oldest on probation. O(1)."""
+
+    name = "w-tinylfu"
 
     def __init__(self) -> None:
         self._window = _Segment()

@@ -13,9 +13,10 @@ offset bytes field        contents
 56     8     word sum     :func:`kvloom.kvstore.sharing.word_sum` of the payload
 ====== ===== ============ ===============================================================================
 
-All integers are little-endian. The owner is the segment's. The storage key stands in the table only, so that whoever is
-given a segment to read learns no place of anything. A record is resident where the table says that its slot lies there,
-which is how a segment's live records are found again by walking its headers.
+All integers are little-endian. The owner is the segment's. The storage key and the attributes, which name another one,
+stand in the table only, so that whoever is given a segment to read learns no place of anything. A record is resident
+where the table says that its slot lies there, which is how a segment's live records are found again by walking its
+headers.
 """
 
 import struct
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from ..attributes import ATTRIBUTES_BYTES, UNATTRIBUTED, ChunkAttributes, pack_attributes, unpack_attributes
 from ..key import ContentKey, StorageKey
 from ..tier import Record, RecordInfo
 from .segment import ALIGNMENT_BYTES, Segment, aligned
@@ -60,10 +62,10 @@ class StoredHeader:
     slot: int
     word_sum: int
 
-    def info(self, key: StorageKey, segment: Segment) -> RecordInfo:
+    def info(self, key: StorageKey, segment: Segment, attributes: ChunkAttributes) -> RecordInfo:
         """The record in ``segment`` under ``key``, without its payload."""
         return RecordInfo(
-            key, self.content_key, self.payload_bytes, self.stored_at_ms, segment.owner, self.expires_at_ms
+            key, self.content_key, self.payload_bytes, self.stored_at_ms, segment.owner, self.expires_at_ms, attributes
         )
 
 
@@ -88,15 +90,16 @@ def write_header(segment: Segment, offset: int, record: Record, *, slot: int = N
 
 
 class RecordTable:
-    """A slot per resident record: its key, its segment and its offset, in arrays; and the slot of each key."""
+    """A slot per resident record: its key, place and attributes, in arrays; and the slot of each key."""
 
-    __slots__ = ("_free", "_keys", "_segments", "_slots", "_units")
+    __slots__ = ("_attributes", "_free", "_keys", "_segments", "_slots", "_units")
 
     def __init__(self) -> None:
         self._slots: dict[StorageKey, int] = {}
         self._keys: list[StorageKey | None] = []
         self._segments = array("I")
         self._units = array("I")
+        self._attributes = bytearray()
         self._free = array("I")
 
     def __len__(self) -> int:
@@ -124,8 +127,14 @@ class RecordTable:
         """Where the record in ``slot`` lies."""
         return Place(self._segments[slot], self._units[slot] * ALIGNMENT_BYTES)
 
-    def add(self, key: StorageKey, place: Place) -> int:
+    def attributes_of(self, slot: int) -> ChunkAttributes:
+        """Those of the record in ``slot``, which must be taken."""
+        start = slot * ATTRIBUTES_BYTES
+        return unpack_attributes(self.key_of(slot), self._attributes[start : start + ATTRIBUTES_BYTES])
+
+    def add(self, key: StorageKey, place: Place, attributes: ChunkAttributes = UNATTRIBUTED) -> int:
         """A slot for ``key``, which must have none."""
+        packed = pack_attributes(key, attributes)
         if self._free:
             slot = self._free.pop()
             self._keys[slot] = key
@@ -134,7 +143,9 @@ class RecordTable:
             self._keys.append(key)
             self._segments.append(0)
             self._units.append(0)
+            self._attributes += packed
         self._slots[key] = slot
+        self._attributes[slot * ATTRIBUTES_BYTES : (slot + 1) * ATTRIBUTES_BYTES] = packed
         self.move(slot, place)
         return slot
 

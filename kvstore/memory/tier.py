@@ -97,10 +97,10 @@ class MemoryTier(Tier):
             segment.release(size_bytes)
             self._pool.give_back_if_dead(segment)
             raise
-        self._forget(record.storage_key)
-        slot = self._table.add(record.storage_key, Place(segment.number, offset))
+        self._vacate(record.storage_key)
+        slot = self._table.add(record.storage_key, Place(segment.number, offset), record.attributes)
         write_header(segment, offset, record, slot=slot, total=total)
-        self._policy.record_put(record.storage_key, size_bytes)
+        self._policy.record_put(record.storage_key, size_bytes, self._table.attributes_of(slot))
         self._expiry.note(record.storage_key, record.expires_at_ms)
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
@@ -164,13 +164,13 @@ class MemoryTier(Tier):
             if slot is not None:
                 place = self._table.place_of(slot)
                 segment = self._pool.segments[place.segment]
-                yield read_header(segment, place.offset).info(key, segment)
+                yield read_header(segment, place.offset).info(key, segment, self._table.attributes_of(slot))
 
     def capacity(self) -> Capacity:
         """Bytes appended to segments that still exist (dead and leased ones too) and the bookkeeping."""
         self._pool.reclaim()
         used_bytes = self._pool.appended_bytes + len(self._table) * BOOKKEEPING_BYTES
-        return Capacity(self._limit_bytes, used_bytes, len(self._table), self._evictions)
+        return Capacity(self._limit_bytes, used_bytes, len(self._table), self._evictions, self._policy.name)
 
     async def close(self) -> None:
         """Forget everything; memory under a view that is still alive goes when the view goes."""
@@ -191,7 +191,9 @@ class MemoryTier(Tier):
         header = read_header(segment, place.offset)
         start = place.offset + HEADER_BYTES
         payload = segment.view(start, start + header.payload_bytes)
-        return Lease(segment, start, header.info(key, segment), header.word_sum, payload)
+        return Lease(
+            segment, start, header.info(key, segment, self._table.attributes_of(slot)), header.word_sum, payload
+        )
 
     def _require_quota(self, owner: OwnerId, size_bytes: int) -> None:
         limit_bytes = self._policy.quotas.of(owner).limit_bytes
@@ -340,16 +342,20 @@ class MemoryTier(Tier):
         self._evictions += 1
         size_bytes = self._policy.size_of(key)
         self._policy.record_evict(key)
-        self._forget(key)
+        self._vacate(key)
         return size_bytes + BOOKKEEPING_BYTES
 
     def _forget(self, key: StorageKey) -> bool:
+        self._policy.record_delete(key)
+        return self._vacate(key)
+
+    def _vacate(self, key: StorageKey) -> bool:
+        """Take a record out of everything but the policy; whether there was one."""
         slot = self._table.slot_of(key)
         if slot is None:
             return False
         place = self._table.place_of(slot)
         segment = self._pool.segments[place.segment]
-        self._policy.record_delete(key)
         self._expiry.forget(key)
         self._table.remove(key)
         segment.release(footprint(read_header(segment, place.offset).payload_bytes))

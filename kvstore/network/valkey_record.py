@@ -10,12 +10,12 @@ The braces are a hash tag: head and parts of a record lie in one slot of a clust
 ====== ===== ================= ===============================================================================
 offset bytes field             contents (integers little-endian)
 ====== ===== ================= ===============================================================================
-0      128   record header     as on disk (:mod:`kvloom.kvstore.record`)
-128    8     generation        random, new with every put: parts are written once and never changed
-136    4     inline bytes      bytes of the payload that follow here
-140    4     part bytes        bytes of each part but the last
-144    8     checksum          first 8 bytes of BLAKE3-256 of bytes 0 to 143
-152          inline payload    the first bytes of the payload: a small record needs no parts
+0      152   record header     as on disk (:mod:`kvloom.kvstore.record`)
+152    8     generation        random, new with every put: parts are written once and never changed
+160    4     inline bytes      bytes of the payload that follow here
+164    4     part bytes        bytes of each part but the last
+168    8     checksum          first 8 bytes of BLAKE3-256 of bytes 0 to 167
+176          inline payload    the first bytes of the payload: a small record needs no parts
 ====== ===== ================= ===============================================================================
 """
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ...errors import StorageFull
+from ..attributes import UNATTRIBUTED, ChunkAttributes, unpack_attributes
 from ..expiry import ExpiryIndex
 from ..key import OwnerId, StorageKey, owner_of
 from ..quota import QuotaPolicy
@@ -29,6 +30,11 @@ class SsdCatalogue:
         self._expiry = ExpiryIndex()
         self._evictions = 0
         self._damaged = 0
+
+    @property
+    def eviction(self) -> str:
+        """The name of the policy."""
+        return self._policy.name
 
     @property
     def evictions(self) -> int:
@@ -112,14 +118,16 @@ class SsdCatalogue:
         places: Mapping[StorageKey, int],
         sizes: Mapping[StorageKey, int],
         expiries: Mapping[StorageKey, int],
+        attributes: Mapping[StorageKey, bytes],
     ) -> None:
         """Fill an empty catalogue with ``keys``, least recently used first, then keep within the budget and quotas.
 
-        ``places`` are packed, ``sizes`` what the records are charged, ``expiries`` those of the ones that expire.
+        ``places`` are packed, ``sizes`` what the records are charged, ``expiries`` those of the ones that expire,
+        ``attributes`` are packed.
         """
         with self._lock:
             for key in keys:
-                self._policy.record_put(key, sizes[key])
+                self._policy.record_put(key, sizes[key], unpack_attributes(key, attributes[key]))
                 self._places[key] = places[key]
             for key, expires_at_ms in expiries.items():
                 self._expiry.note(key, expires_at_ms)
@@ -157,12 +165,19 @@ class SsdCatalogue:
                     if not self._evict_down_to(self._budget_bytes - growth_bytes, owner):
                         raise StorageFull("all that is on disk is pinned, or guaranteed to other owners")
 
-    def note_put(self, key: StorageKey, size_bytes: int, place: Place, expires_at_ms: int = NEVER) -> None:
+    def note_put(
+        self,
+        key: StorageKey,
+        size_bytes: int,
+        place: Place,
+        expires_at_ms: int = NEVER,
+        attributes: ChunkAttributes = UNATTRIBUTED,
+    ) -> None:
         """A record is durable at ``place``."""
         with self._lock:
             self._places.pop(key, None)
             self._places[key] = place.packed()
-            self._policy.record_put(key, size_bytes)
+            self._policy.record_put(key, size_bytes, attributes)
             self._expiry.note(key, expires_at_ms)
 
     def note_delete(self, key: StorageKey) -> None:

@@ -17,7 +17,7 @@ from ..atomic_file import create_file
 
 __all__ = ["DirectoryLock", "check_format", "prepare_directory"]
 
-_FORMAT: Final = b"kvloom log 1\n"
+_FORMAT: Final = b"kvloom log 2\n"
 _FORMAT_BYTES_MAX: Final = 100
 
 

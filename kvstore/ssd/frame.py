@@ -12,8 +12,8 @@ offset bytes field        contents
 16     32    storage key  of the record
 48     8     reserved     0
 56     8     checksum     XXH3-64 of bytes 0 to 55 and, for a record, its header; seeded by the place of the frame
-64     128   header       of the record (:mod:`.record`); a tombstone ends before it
-192    …     payload      of the record, then zeros up to the footprint
+64     152   header       of the record (:mod:`.record`); a tombstone ends before it
+216    …     payload      of the record, then zeros up to the footprint
 ====== ===== ============ =====================================================================================
 
 The seed of a frame's checksum is a random number that stands in the name of its segment, plus the offset of the frame.

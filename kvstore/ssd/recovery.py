@@ -18,6 +18,7 @@ from xxhash import xxh3_128_digest
 
 from ...errors import InvalidData
 from ..atomic_file import replace_file
+from ..attributes import pack_attributes
 from ..key import KEY_BYTES, StorageKey
 from ..record import HEADER_BYTES, check_payload, parse_record_header
 from ..tier import NEVER
@@ -47,6 +48,8 @@ class Recovered:
     """What they are charged."""
     expiries: dict[StorageKey, int] = field(default_factory=dict)
     """Of those that expire."""
+    attributes: dict[StorageKey, bytes] = field(default_factory=dict)
+    """Packed."""
     damaged: int = 0
 
 
@@ -133,6 +136,7 @@ def _read_segment(disk: Disk, segment: Segment, found: Recovered) -> int:
                 found.expiries[entry.key] = entry.info.expires_at_ms
             found.places[entry.key] = segment.place(entry).packed()
             found.sizes[entry.key] = charged_bytes(entry.footprint_bytes)
+            found.attributes[entry.key] = pack_attributes(entry.key, entry.info.attributes)
     if entries:
         with suppress(OSError):  # a full disk: the entries stay in memory and are searched for again next time
             segment.write_list(disk)
@@ -147,9 +151,10 @@ def _note_columns(segment: Segment, columns: ListedColumns, found: Recovered) ->
         columns.places,
         columns.footprints_bytes,
         columns.expires_at_ms,
+        columns.attributes,
         strict=True,
     )
-    for is_record, data, packed, footprint_bytes, expires_at_ms in rows:
+    for is_record, data, packed, footprint_bytes, expires_at_ms, attributes in rows:
         key = StorageKey(data)
         places.pop(key, None)
         expiries.pop(key, None)
@@ -158,6 +163,7 @@ def _note_columns(segment: Segment, columns: ListedColumns, found: Recovered) ->
                 expiries[key] = expires_at_ms
             places[key] = Place.packed_in(segment.ordinal, packed)
             sizes[key] = charged_bytes(footprint_bytes)
+            found.attributes[key] = attributes
 
 
 def _searched(disk: Disk, segment: Segment, found: Recovered) -> list[FrameEntry]:

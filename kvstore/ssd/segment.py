@@ -3,7 +3,7 @@
 ``{sequence}-{seed}.log`` – frames from offset 0 on. Segments are read back in the order of their sequence numbers; the
 seed is random and goes into the checksum of every frame. Both stand in the name as 16 hexadecimal digits.
 ``{sequence}-{seed}.list`` – the frames of a segment that is no longer written to, so that opening need not look for
-them: 128 bytes each, behind a header of 32 bytes. It can be lost or damaged: then the segment is searched.
+them: 152 bytes each, behind a header of 32 bytes. It can be lost or damaged: then the segment is searched.
 """
 
 import os
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest
 
+from ..attributes import ATTRIBUTES_BYTES, pack_attributes, unpack_attributes
 from ..key import ContentKey, StorageKey
 from ..tier import OwnerId, RecordInfo
 from .disk import Disk
@@ -42,7 +43,7 @@ __all__ = [
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.log")
 _LIST_MAGIC: Final = b"KVLI"
-_LIST_FORMAT: Final = 1
+_LIST_FORMAT: Final = 2
 _LIST_HEAD = struct.Struct("<4sIQQ8s")
 LIST_HEAD_BYTES: Final = _LIST_HEAD.size
 _LISTED = np.dtype(
@@ -56,6 +57,7 @@ _LISTED = np.dtype(
         ("key", "V32"),
         ("content", "V32"),
         ("owner", "V16"),
+        ("attributes", f"V{ATTRIBUTES_BYTES}"),
     ]
 )
 LISTED_BYTES: Final = _LISTED.itemsize
@@ -174,6 +176,8 @@ class ListedColumns:
     """Packed, of segment 0."""
     footprints_bytes: list[int]
     expires_at_ms: list[int]
+    attributes: list[bytes]
+    """Packed."""
     end: int
 
 
@@ -191,6 +195,7 @@ def decode_columns(data: bytes, seed: int, size_bytes: int) -> ListedColumns | N
         places.tolist(),
         rows["footprint"].tolist(),
         rows["expires"].tolist(),
+        rows["attributes"].tolist(),
         end,
     )
 
@@ -206,14 +211,16 @@ def _row(entry: FrameEntry, info: RecordInfo) -> tuple[int | bytes, ...]:
         entry.key,
         info.content_key,
         info.owner,
+        pack_attributes(entry.key, info.attributes),
     )
 
 
-def _entry(row: tuple[int, int, int, int, int, int, bytes, bytes, bytes]) -> FrameEntry:
-    kind, offset, footprint, payload, stored, expires, key, content, owner = row
+def _entry(row: tuple[int, int, int, int, int, int, bytes, bytes, bytes, bytes]) -> FrameEntry:
+    kind, offset, footprint, payload, stored, expires, key, content, owner, about = row
     info = None
     if kind == FrameKind.RECORD:
-        info = RecordInfo(StorageKey(key), ContentKey(content), payload, stored, OwnerId(owner), expires)
+        place, attributes = StorageKey(key), unpack_attributes(StorageKey(key), about)
+        info = RecordInfo(place, ContentKey(content), payload, stored, OwnerId(owner), expires, attributes)
     return FrameEntry(FrameKind(kind), offset, footprint, StorageKey(key), info)
 
 

@@ -139,7 +139,9 @@ class SsdTier(Tier):
                 found = recover(directory, disk)
                 for segment in found.segments:
                     undo.callback(disk.close, segment.descriptor)
-                catalogue.load(in_order_of_use(directory, found), found.places, found.sizes, found.expiries)
+                catalogue.load(
+                    in_order_of_use(directory, found), found.places, found.sizes, found.expiries, found.attributes
+                )
                 log = SegmentLog(
                     directory,
                     disk,
@@ -268,7 +270,9 @@ class SsdTier(Tier):
     def capacity(self) -> Capacity:
         """Bytes charged for resident records, padding and bookkeeping included."""
         catalogue = self._catalogue
-        return Capacity(self._limit_bytes, catalogue.used_bytes, len(catalogue), catalogue.evictions)
+        return Capacity(
+            self._limit_bytes, catalogue.used_bytes, len(catalogue), catalogue.evictions, catalogue.eviction
+        )
 
     async def close(self) -> None:
         """Finish reads, write what was submitted and the order of use, release the directory."""

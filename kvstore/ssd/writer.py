@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ... import limits
 from ...errors import KvloomError, Overloaded, StorageFull, StorageUnavailable
+from ..attributes import UNATTRIBUTED, ChunkAttributes
 from ..key import StorageKey
 from ..tier import NEVER
 from .catalogue import SsdCatalogue
@@ -185,7 +186,7 @@ class SsdWriter:
             key = item.frame.key
             existed.append(isinstance(item.work, PutWork) or key in self._catalogue)
             if isinstance(item.work, PutWork):
-                self._catalogue.note_put(key, _charge(item), place, _expiry(item))
+                self._catalogue.note_put(key, _charge(item), place, _expiry(item), _attributes(item))
             else:
                 self._catalogue.note_delete(key)
         for item, answer in zip(written, existed, strict=True):
@@ -194,6 +195,10 @@ class SsdWriter:
 
 def _expiry(item: _Pending) -> int:
     return NEVER if item.frame.info is None else item.frame.info.expires_at_ms
+
+
+def _attributes(item: _Pending) -> ChunkAttributes:
+    return UNATTRIBUTED if item.frame.info is None else item.frame.info.attributes
 
 
 def _charge(item: _Pending) -> int:

@@ -15,7 +15,7 @@ from ...errors import KvloomError
 from ..key import StorageKey
 from ..key_locks import KeyLocks
 from ..outcome import Hit
-from ..tier import Buffer, Record, RecordInfo, Tier
+from ..tier import Buffer, RecordInfo, Tier
 from .change_log import ChangeLog
 from .chunk_reader import ChunkRead, Copy, read_whole
 from .stats import StoreObserver
@@ -129,7 +129,7 @@ class Promoter:
     async def _place(self, whole: _Whole, targets: Sequence[Tier], mark: int) -> None:
         info = whole.info
         payload = whole.parts[0] if len(whole.parts) == 1 else await asyncio.to_thread(_joined, whole.parts)
-        record = Record(info.storage_key, info.content_key, payload, info.stored_at_ms, info.owner, info.expires_at_ms)
+        record = info.with_payload(payload)
         async with self._locks.hold(info.storage_key):
             for tier in targets:
                 if self._changes.changed_since(info.storage_key, mark) or not _fits(len(payload), tier):

@@ -128,6 +128,8 @@ async def _joined(copy: Copy, record: Record, header: ContainerHeader) -> Record
     if not isinstance(head, Hit):
         return None
     expires_at_ms = later_expiry(record.expires_at_ms, head.value.info.expires_at_ms)
+    if record.attributes.parent is None and head.value.info.attributes.parent is not None:
+        record = replace(record, attributes=head.value.info.attributes)  # who put it first knew more
     if covers(header, head.value.header):
         return replace(record, expires_at_ms=expires_at_ms)
     old = await read_whole(copy)

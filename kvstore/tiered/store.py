@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from ... import limits
 from ...codec.level import Level
 from ...errors import LevelNotStored, StorageUnavailable, TooManyItems
+from ..attributes import ChunkAttributes
 from ..concurrency import each_in_order
 from ..key import ContentKey, storage_key
 from ..key_locks import KeyLocks
@@ -144,22 +145,31 @@ class TieredStore:
             await tier.close()
 
     async def put(
-        self, namespace: Namespace, key: ContentKey, payload: Buffer, *, ack: Ack, ttl_seconds: float | None = None
+        self,
+        namespace: Namespace,
+        key: ContentKey,
+        payload: Buffer,
+        *,
+        ack: Ack,
+        ttl_seconds: float | None = None,
+        parent: ContentKey | None = None,
     ) -> Ack:
         """Store a container and return what was reached, which is what ``ack`` asked for.
 
         ``payload`` is given away: nobody may change it afterwards. It expires after ``ttl_seconds`` (default: the
-        namespace's); where the chunk is stored already, at the later of both times. Raises what
-        :func:`kvloom.codec.container.verify` raises for a container that does not hold or is of another chunk,
-        :class:`LayoutMismatch` where it cannot be joined with what is stored, :class:`Overloaded` where too much waits
-        to be written, :class:`StorageFull` and :class:`StorageUnavailable`. After an error or a cancellation the chunk
-        may or may not be stored.
+        namespace's); where the chunk is stored already, at the later of both times. ``parent`` is the chunk before it:
+        eviction gives up the leaves of a tree of prefixes first. Raises what :func:`kvloom.codec.container.verify`
+        raises for a container that does not hold or is of another chunk, :class:`LayoutMismatch` where it cannot be
+        joined with what is stored, :class:`Overloaded` where too much waits to be written, :class:`StorageFull` and
+        :class:`StorageUnavailable`. After an error or a cancellation the chunk may or may not be stored.
         """
         self._require_running()
         expires_at_ms = self._expiry(namespace.ttl_seconds if ttl_seconds is None else ttl_seconds)
         header = await verified_header(payload, key)
         place = storage_key(namespace.secret, key)
-        record = Record(place, key, payload, 0, namespace.owner, expires_at_ms)
+        above = None if parent is None or parent == key else storage_key(namespace.secret, parent)
+        attributes = ChunkAttributes(above, header.first_position, header.tokens)
+        record = Record(place, key, payload, 0, namespace.owner, expires_at_ms, attributes)
         await self._placing.put(record, header, ack)
         self._tally.note_put(self._tenants.of(namespace), len(payload))
         return ack

@@ -15,12 +15,13 @@ offset bytes field    contents
 
 Every put has a key of its own: keyed BLAKE3 of the salt under the owner's key, in a context of its own. The nonce of a
 block is its number, so no nonce is used twice under a key unless two 24-byte random salts are the same: 2**-96 after
-2**48 puts. Authenticated with each block are the header, both keys of the record, its owner and its times, so a block
-that was moved, cut off, exchanged or taken from another record or an older put does not open. A range needs only the
-blocks it touches. Decision: ``docs/adr/0009-encryption-at-rest.md``.
+2**48 puts. Authenticated with each block are the header, both keys of the record, its owner, times and attributes, so a
+block that was moved, cut off, exchanged or taken from another record or an older put does not open. A range needs only
+the blocks it touches. Decision: ``docs/adr/0009-encryption-at-rest.md``.
 
 Whoever can write to the disk can still put a whole older record back, or remove one. Not hidden: lengths, times,
-owners, and the content keys, which are hashes of the tokens that only who knows the text can make.
+owners, which chunk stands before which, and the content keys, which are hashes of the tokens that only who knows the
+text can make.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from ... import limits
 from ...codec.container import ByteRange
 from ...errors import InvalidData, MissingDependency
+from ..attributes import pack_attributes
 from ..key import OwnerId, StorageKey
 from ..keyring import Keyring, OwnerKey
 from ..outcome import Corrupt, Hit, Miss, Outcome
@@ -216,7 +218,8 @@ def _record_key(key: OwnerKey, salt: bytes) -> bytes:
 def _bound(info: RecordInfo, fields: bytes) -> bytes:
     """What is authenticated with every block of a record."""
     times = struct.pack("<QQ", info.stored_at_ms, info.expires_at_ms)
-    return b"".join((fields, info.storage_key, info.content_key, info.owner, times))
+    about = pack_attributes(info.storage_key, info.attributes)
+    return b"".join((fields, info.storage_key, info.content_key, info.owner, times, about))
 
 
 def _spans(ranges: Sequence[ByteRange] | None) -> list[_Span]:

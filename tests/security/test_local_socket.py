@@ -171,16 +171,16 @@ async def test_a_segment_is_passed_once_per_connection(edge, connect, container_
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", InvalidRequest),
         (bytes(FRAME_BYTES), InvalidRequest),
-        (struct.pack("<4sBBHII", b"KVLL", 1, Kind.CONTAINS, 0, 1, 2**32 - 1), TooManyItems),
-        (struct.pack("<4sBBHII", b"KVLL", 1, Kind.PUT, 0, 1, 2**32 - 1), TooManyItems),
-        (struct.pack("<4sBBHII", b"KVLL", 1, Kind.HELLO, 1, 1, 0), InvalidRequest),
+        (struct.pack("<4sBBHII", b"KVLL", 2, Kind.CONTAINS, 0, 1, 2**32 - 1), TooManyItems),
+        (struct.pack("<4sBBHII", b"KVLL", 2, Kind.PUT, 0, 1, 2**32 - 1), TooManyItems),
+        (struct.pack("<4sBBHII", b"KVLL", 2, Kind.HELLO, 1, 1, 0), InvalidRequest),
         (Frame(Kind.CONTAINS, 1, 33).encode() + bytes(33), InvalidRequest),
         (Frame(Kind.DELETE, 1, 0).encode(), InvalidRequest),
         (Frame(Kind.RELEASE, 1, 7).encode() + bytes(7), InvalidRequest),
         (Frame(Kind.GET, 1, 3).encode() + bytes(3), InvalidRequest),
         (Frame(Kind.PUT, 1, 3).encode() + bytes(3), InvalidRequest),
-        (Frame(Kind.PUT, 1, 56).encode() + PutQuestion(KEY, Ack.MEMORY, 1).encode(), InvalidRequest),
-        (Frame(Kind.PUT, 1, 56, 1).encode() + PutQuestion(KEY, Ack.MEMORY, 1, 0).encode(), InvalidRequest),
+        (Frame(Kind.PUT, 1, 88).encode() + PutQuestion(KEY, Ack.MEMORY, 1).encode(), InvalidRequest),
+        (Frame(Kind.PUT, 1, 88, 1).encode() + PutQuestion(KEY, Ack.MEMORY, 1, 0).encode(), InvalidRequest),
     ],
 )
 async def test_frames_that_do_not_hold_are_answered_and_the_connection_closed(edge, connect, data, kind):

@@ -54,15 +54,15 @@ def test_frames_come_back(kind, number):
     ("fields", "complaint"),
     [
         ((b"KVLC", 1, 1, 0, 0, 0), "frame starts with b'KVLC'"),
-        ((b"KVLL", 2, 1, 0, 0, 0), "version 2"),
-        ((b"KVLL", 1, 0, 0, 0, 0), "kind 0"),
-        ((b"KVLL", 1, 9, 0, 0, 0), "kind 9"),
-        ((b"KVLL", 1, 255, 0, 0, 0), "kind 255"),
-        ((b"KVLL", 1, 1, 0, 0, 257), "HELLO frame declares 257 bytes, the limit is 256"),
-        ((b"KVLL", 1, 2, 0, 0, 32 * limits.KEYS_PER_REQUEST_MAX + 1), "the limit is 320000"),
-        ((b"KVLL", 1, 4, 0, 0, 2**32 - 1), "GET frame declares 4294967295 bytes"),
-        ((b"KVLL", 1, 5, 0, 0, limits.CONTAINER_BYTES_MAX + 57), "PUT frame declares"),
-        ((b"KVLL", 1, 5, 2, 0, 56), "declares 2 descriptors"),
+        ((b"KVLL", 1, 1, 0, 0, 0), "version 1"),
+        ((b"KVLL", 2, 0, 0, 0, 0), "kind 0"),
+        ((b"KVLL", 2, 9, 0, 0, 0), "kind 9"),
+        ((b"KVLL", 2, 255, 0, 0, 0), "kind 255"),
+        ((b"KVLL", 2, 1, 0, 0, 257), "HELLO frame declares 257 bytes, the limit is 256"),
+        ((b"KVLL", 2, 2, 0, 0, 32 * limits.KEYS_PER_REQUEST_MAX + 1), "the limit is 320000"),
+        ((b"KVLL", 2, 4, 0, 0, 2**32 - 1), "GET frame declares 4294967295 bytes"),
+        ((b"KVLL", 2, 5, 0, 0, limits.CONTAINER_BYTES_MAX + 89), "PUT frame declares"),
+        ((b"KVLL", 2, 5, 2, 0, 88), "declares 2 descriptors"),
     ],
 )
 def test_frames_out_of_bounds_are_refused_by_their_header(fields, complaint):
@@ -104,12 +104,13 @@ def test_short_get_questions_are_refused(body):
 def test_put_questions_come_back():
     for ack in Ack:
         for offset in (None, 0, 4096):
-            question = PutQuestion(bytes(range(32)), ack, 1000, offset)
-            assert PutQuestion.decode(question.encode()) == question
+            for parent in (None, b"p" * 32):
+                question = PutQuestion(bytes(range(32)), ack, 1000, offset, parent)
+                assert PutQuestion.decode(question.encode()) == question
     for wrong in ((2, 0, 0, 0), (0, 2, 0, 0), (0, 1, 2**63, 0), (0, 0, 0, limits.CONTAINER_BYTES_MAX + 1)):
         ack, passed, offset, length = wrong
         with pytest.raises(InvalidRequest):
-            PutQuestion.decode(struct.pack("<32sBBHIQQ", bytes(32), ack, passed, 0, 0, offset, length))
+            PutQuestion.decode(struct.pack("<32sBBHIQQ32x", bytes(32), ack, passed, 0, 0, offset, length))
 
 
 @given(

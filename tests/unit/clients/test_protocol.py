@@ -14,6 +14,7 @@ from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
 from kvloom.kvstore.tier import Ack
 
 KEY = ContentKey(blake3(b"key").digest())
+PARENT = ContentKey(blake3(b"parent").digest())
 GONE = DaemonUnavailable("nobody there")
 
 
@@ -44,6 +45,9 @@ def test_requests_say_what_was_asked(container):
     for ttl in (0, -1, 1e12, float("nan")):
         with pytest.raises(errors.InvalidRequest, match="time to live"):
             protocol.PutChunk(KEY, container, Ack.MEMORY, ttl_seconds=ttl).request()
+    assert wire.HEADER_PARENT not in put.headers
+    child = protocol.PutChunk(KEY, container, Ack.MEMORY, parent=PARENT).request()
+    assert child.headers[wire.HEADER_PARENT] == PARENT.hex()
     get = protocol.GetChunk(KEY, ECONOMY, range(1, 3)).request()
     assert (get.method, get.target) == ("GET", f"/chunks/{KEY.hex()}?level=economy&layers=1-2")
     assert protocol.GetChunk(KEY).request().target == f"/chunks/{KEY.hex()}"

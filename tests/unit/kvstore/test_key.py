@@ -199,6 +199,8 @@ def test_refs_say_where_they_lie() -> None:
     first, tail = chunk_refs(PLAIN, [5, 6, 7], chunk_tokens=2)
     assert (first.start, first.stop, tail.start, tail.stop) == (0, 2, 2, 3)
     assert first == ChunkRef(content_key(PLAIN, [5, 6], START), 0, 2)
+    assert tail == ChunkRef(content_key(PLAIN, [7], first.key), 2, 3, first.key)
+    assert chunk_refs(PLAIN, [7], context=first.key)[0].parent == first.key
     assert len(chunk_refs(PLAIN, range(limits.CHUNK_TOKENS_DEFAULT + 1))) == 2
 
 

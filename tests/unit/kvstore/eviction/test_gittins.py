@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from kvloom.kvstore.eviction import ChunkAttributes, make_policy
+from kvloom.kvstore.eviction import UNATTRIBUTED, ChunkAttributes, make_policy
 from kvloom.kvstore.eviction.ghosts import GhostTable
 from kvloom.kvstore.eviction.prefix_slots import NO_SLOT, PrefixSlots
 from kvloom.kvstore.eviction.reuse_model import BUCKETS, EDGES, ReuseClass, ReuseModel, bucket_of
@@ -152,14 +152,15 @@ def test_slots_keep_the_tree_through_deletion_and_return():
         return hashlib.blake2b(bytes([number]), digest_size=32).digest()
 
     slots = PrefixSlots()
-    child = slots.add(name(2), 5, name(1))
+    child = slots.add(name(2), 5, ChunkAttributes(name(1), 7, 9))
     assert slots.find(name(1)) == NO_SLOT
-    parent = slots.add(name(1), 3, None)
+    assert slots.attributes(child) == ChunkAttributes(name(1), 7, 9)
+    parent = slots.add(name(1), 3, UNATTRIBUTED)
     assert slots.parent[child] == parent
     assert slots.children[parent] == 1
     assert slots.remove(parent) == NO_SLOT
     assert slots.total_bytes == 5
     assert slots.remove(child) == NO_SLOT
     assert slots.residents == 0
-    again = slots.add(name(3), 1, None)
+    again = slots.add(name(3), 1, UNATTRIBUTED)
     assert again in (parent, child)

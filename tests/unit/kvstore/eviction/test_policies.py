@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 
 from kvloom.errors import ConfigError
 from kvloom.kvstore.eviction import DEFAULT_POLICY, POLICIES, ChunkAttributes, make_policy
+from kvloom.kvstore.eviction.ghosts import GhostTable
+from kvloom.kvstore.eviction.sketch import FrequencySketch
+from kvloom.kvstore.key import OWNER_BYTES, StorageKey
 
 KEYS = 12
 CALLS = st.lists(
@@ -107,3 +110,15 @@ def test_unknown_policy_names_the_known_ones():
 
 def test_the_default_is_one_of_them():
     assert DEFAULT_POLICY in POLICIES
+
+
+def test_keys_of_one_owner_are_told_apart_by_what_follows_the_owner(key):
+    """A storage key begins with its owner, and a policy may have one owner's keys only."""
+    keys = [StorageKey(bytes(OWNER_BYTES) + key(number)[OWNER_BYTES:]) for number in range(64)]
+    ghosts: GhostTable[int] = GhostTable()
+    sketch = FrequencySketch()
+    for number, mine in enumerate(keys):
+        ghosts.add(mine, number)
+        sketch.add(mine)
+    assert [ghosts.take(mine) for mine in keys].count(None) < 16
+    assert max(sketch.count(mine) for mine in keys) < 8
