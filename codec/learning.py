@@ -26,7 +26,7 @@ __all__ = ["BlockLearner", "LearntBlock"]
 FloatArray = NDArray[np.float32]
 WideArray = NDArray[np.float64]
 
-GAIN_EXPONENT = 0.6
+GAIN_EXPONENT = 0.8
 """Share of a predicted weight's logarithm that goes into a token's step: 1 would trust the prediction fully."""
 METRIC_FLOOR = 1e-2
 """Directions that matter less than this share of the mean are taken to matter that much."""
@@ -96,10 +96,7 @@ class BlockLearner:
             metrics = list(sensitivity.metrics)
         transforms = []
         for part, covariance in zip(self._parts, covariances, strict=True):
-            root, inverse = _roots(metrics, self._tensors, part)
-            with one_thread():
-                _, vectors = np.linalg.eigh(root @ covariance @ root)
-                transforms.append(_PartTransform(part, vectors.T[::-1] @ root, inverse @ vectors[:, ::-1]))
+            transforms.append(_transform(part, covariance, _roots(metrics, self._tensors, part)))
         tried = np.stack(self._tried) if self._tried else mean.astype(np.float32)[None]
         return LearntBlock(mean, origin, tuple(transforms), tried, sensitivity)
 
@@ -111,6 +108,15 @@ class _PartTransform:
     channels: ChannelRange
     analysis: WideArray
     synthesis: WideArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """Square root and inverse square root of the metric of a part's channels at ``place``."""
+
+    place: slice
+    root: WideArray
+    inverse: WideArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,12 +217,9 @@ def _parts(layout: Layout, layers: range, channels_max: int) -> list[ChannelRang
     return parts
 
 
-def _roots(
-    metrics: Sequence[WideArray], tensors: Sequence[ChannelRange], part: ChannelRange
-) -> tuple[WideArray, WideArray]:
-    """Square root and inverse square root of the metric of a part's channels, tensors apart."""
-    root = np.zeros((part.width, part.width))
-    inverse = np.zeros_like(root)
+def _roots(metrics: Sequence[WideArray], tensors: Sequence[ChannelRange], part: ChannelRange) -> list[_Root]:
+    """The roots of the metric of a part's channels, tensor by tensor."""
+    found: list[_Root] = []
     for metric, tensor in zip(metrics, tensors, strict=True):
         low, high = max(tensor.start, part.start), min(tensor.stop, part.stop)
         if low >= high:
@@ -224,8 +227,29 @@ def _roots(
         own = metric[low - tensor.start : high - tensor.start, low - tensor.start : high - tensor.start]
         with one_thread():
             values, vectors = np.linalg.eigh(own)
-        values = np.maximum(values, METRIC_FLOOR * max(float(values.mean()), 1e-30))
+            values = np.maximum(values, METRIC_FLOOR * max(float(values.mean()), 1e-30))
+            root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
         place = slice(low - part.start, high - part.start)
-        root[place, place] = (vectors * np.sqrt(values)) @ vectors.T
-        inverse[place, place] = (vectors / np.sqrt(values)) @ vectors.T
-    return root, inverse
+        found.append(_Root(place, root, inverse))
+    return found
+
+
+def _transform(part: ChannelRange, covariance: WideArray, roots: Sequence[_Root]) -> _PartTransform:
+    """Principal components in the metric, strongest first.
+
+    Found in float32: what that gets wrong are components far below a step, which are not told apart and need not be.
+    """
+    weighted = covariance.copy()
+    with one_thread():
+        for item in roots:
+            weighted[:, item.place] = weighted[:, item.place] @ item.root
+        for item in roots:
+            weighted[item.place] = item.root @ weighted[item.place]
+        weighted /= max(float(np.abs(weighted).max()), 1e-300)
+        _, ascending = np.linalg.eigh(weighted.astype(np.float32))
+        vectors = ascending[:, ::-1].astype(np.float64)
+        analysis, synthesis = np.empty_like(weighted), np.empty_like(weighted)
+        for item in roots:
+            analysis[:, item.place] = vectors[item.place].T @ item.root
+            synthesis[item.place] = item.inverse @ vectors[item.place]
+    return _PartTransform(part, analysis, synthesis)

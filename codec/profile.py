@@ -10,7 +10,7 @@ file.
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -167,6 +167,10 @@ class Profile:
         parts = [part for block in self.blocks for part in block.parts]
         return sum(part.width**2 for part in parts if part.basis is not None) / sum(part.width for part in parts)
 
+    def scaled(self, factor: float) -> "Profile":
+        """The same with all calibrated steps ``factor`` times as long; what adapts to every chunk stays as it is."""
+        return replace(self, blocks=tuple(_scaled(block, factor) for block in self.blocks))
+
     @cached_property
     def data(self) -> bytes:
         """The profile as a file."""
@@ -221,6 +225,21 @@ def block_layers_within(layout: Layout, channels: int) -> int:
 def block_width(layout: Layout, layers: range) -> int:
     """Channels of some layers, keys and values."""
     return sum(layout.layers[index].key_width + layout.layers[index].value_width for index in layers)
+
+
+def _scaled(block: Block, factor: float) -> Block:
+    shift = round(CLASSES_PER_OCTAVE * math.log2(factor))
+    parts = tuple(
+        part
+        if part.adaptive
+        else replace(
+            part,
+            scale=part.scale * np.float32(factor),
+            classes=np.clip(part.classes.astype(np.int32) - shift, 0, FINE_CLASSES - 1).astype(np.uint8),
+        )
+        for part in block.parts
+    )
+    return replace(block, parts=parts)
 
 
 def _read_block(reader: FrameReader, width: int) -> Block:

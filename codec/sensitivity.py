@@ -24,6 +24,8 @@ RIDGE = 3000.0
 """Penalty of the regression, in tokens: measured best of 300 to 10,000 on SmolLM2."""
 HELD_BYTES = 48 * 1024 * 1024
 """Tokens are held back up to this many bytes, until the first regression."""
+FEATURE_MAX = 1e6
+"""Squares of features must stay finite in float32, whatever channels held that hardly changed at first."""
 _DISTANCE_TERMS = 3
 _DISTANCE_PENALTY = 1e-3
 _LOG_BOUND = 8.0
@@ -59,11 +61,12 @@ class Usual:
             spread[item.start : item.stop] = math.sqrt(max(variance, 1e-20))
         return cls(every.mean(axis=0), spread)
 
-    def features(self, channels: FloatArray, distances: WideArray) -> WideArray:
-        """What tokens' log-weights are regressed on: their channels, and their distances to what follows."""
-        distance = np.log(distances)
-        own = (channels - self.centre) / self.spread
-        return np.column_stack([own, distance, distance**2, np.ones(len(channels))])
+    def features(self, channels: FloatArray) -> FloatArray:
+        """What tokens' log-weights are regressed on: their channels, centred, in units of their spread."""
+        features: FloatArray = np.clip((channels - self.centre) / self.spread, -FEATURE_MAX, FEATURE_MAX).astype(
+            np.float32
+        )
+        return features
 
     def energies(self, gradients: Sequence[FloatArray]) -> WideArray:
         """Log-weights ``[tokens]``: energy of the gradients of channels in units of their spread."""
@@ -139,20 +142,30 @@ class SensitivityLearner:
         first = self._usual is None
         usual = Usual.of([item.channels for item in self._held], self._tensors) if self._usual is None else self._usual
         self._usual = usual
-        prepared = [(usual.features(item.channels, item.distances), item) for item in self._held]
+        prepared = [(usual.features(item.channels), _distance_terms(item.distances), item) for item in self._held]
         with one_thread():
-            for features, item in prepared:
-                self._gram += features.T @ features
-                self._target += features.T @ usual.energies(item.gradients)
+            for own, distant, item in prepared:
+                self._add_regression(own, distant, usual.energies(item.gradients))
             if first:
                 self._trial = self._solve()
-            for features, item in prepared:
-                self._add_fisher(features, item)
+            for own, distant, item in prepared:
+                self._add_fisher(own, distant, item)
         self._held.clear()
 
-    def _add_fisher(self, features: WideArray, item: "_Context") -> None:
-        own = _bounded(features[:, : self._width] @ self._trial[: self._width])
-        distant = features[:, self._width :] @ self._trial[self._width :]
+    def _add_regression(self, own: FloatArray, distant: WideArray, energies: WideArray) -> None:
+        # The products of channels are most of the work, and float32 is plenty for the sum over one context.
+        width = self._width
+        self._gram[:width, :width] += own.T @ own
+        across = own.T @ distant
+        self._gram[:width, width:] += across
+        self._gram[width:, :width] += across.T
+        self._gram[width:, width:] += distant.T @ distant
+        self._target[:width] += own.T @ energies
+        self._target[width:] += distant.T @ energies
+
+    def _add_fisher(self, features: FloatArray, terms: WideArray, item: "_Context") -> None:
+        own = _bounded(features @ self._trial[: self._width])
+        distant = terms @ self._trial[self._width :]
         scale = np.exp(-0.5 * (own + distant)).astype(np.float32)[:, None]
         self._reach.append(len(own) / item.following * float(np.mean(np.exp(distant))))
         for gradient in item.gradients:
@@ -175,6 +188,12 @@ class _Context:
     gradients: tuple[FloatArray, ...]
     distances: WideArray
     following: int
+
+
+def _distance_terms(distances: WideArray) -> WideArray:
+    """What log-weights are regressed on besides ``[tokens, 3]``: how far a token is from what follows."""
+    logarithm = np.log(distances)
+    return np.column_stack([logarithm, logarithm**2, np.ones(len(distances))])
 
 
 def _bounded(log_weights: WideArray) -> WideArray:

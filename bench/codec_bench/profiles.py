@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from quantisers import KvQuant
 from quantisers.kvquant import LayerTables
 
 from kvloom import codec
-from kvloom.clients.transformers import calibration_samples
-from kvloom.codec import KvSample, Profile
+from kvloom.clients.transformers import calibration_samples, fitted
+from kvloom.codec import STANDARD, KvSample, Profile
 from kvloom.codec.cachegen import CacheGenProfile, CacheGenUnit, calibrate_cachegen
 
 from .reference import write_npz
@@ -45,7 +46,11 @@ class Profiles:
 
     def kvloom(self) -> Profile:
         """The calibrated profile."""
-        make = lambda: codec.calibrate(self.samples, self._subject.layout).data  # noqa: E731
+
+        def make() -> bytes:
+            made = codec.calibrate(self.samples, self._subject.layout)
+            return fitted(made, self._subject.model, self._texts.calibration).data
+
         return Profile.from_bytes(self._kept("kvloom", "", make))
 
     def kvloom_generic(self) -> Profile:
@@ -54,12 +59,9 @@ class Profiles:
 
     def kvloom_single_rate(self, step_scale: float) -> Profile:
         """A calibrated profile of one level, all its steps multiplied."""
-
-        def make() -> bytes:
-            made = codec.calibrate(self.samples, self._subject.layout, refinements=0, step_scale=step_scale)
-            return made.data
-
-        return Profile.from_bytes(self._kept("kvloom", f"single rate {step_scale}", make))
+        calibrated = self.kvloom()
+        # The finest step of a profile with one level is that level's; of one with four it is half of standard's.
+        return replace(calibrated, refinements=0).scaled(step_scale * 2 ** (calibrated.refinements - STANDARD.code))
 
     def cachegen(self, unit: CacheGenUnit) -> CacheGenProfile:
         """CacheGen's distributions, one level per bin scale."""

@@ -4,6 +4,7 @@ Nothing here knows an architecture: what a model's KV is, is found out by runnin
 """
 
 from .calibration_text import cut_sequences, opening_tokens
+from .fitting import fitted
 from .identity import model_identity
 from .loading import LoadedModel, load_gemma3, load_gguf_model, load_model, load_smollm2
 from .probing import model_layout
@@ -16,6 +17,7 @@ __all__ = [
     "calibration_samples",
     "cut_sequences",
     "extract",
+    "fitted",
     "greedy",
     "load_gemma3",
     "load_gguf_model",

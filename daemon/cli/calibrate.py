@@ -237,7 +237,14 @@ def _calibrate(
     """The profile of KV that an engine holds as ``dtype``, for the codec ``mode``."""
     import numpy as np
 
-    from ...clients.transformers import SequencePlan, calibration_samples, cut_sequences, model_layout, opening_tokens
+    from ...clients.transformers import (
+        SequencePlan,
+        calibration_samples,
+        cut_sequences,
+        fitted,
+        model_layout,
+        opening_tokens,
+    )
 
     layout = model_layout(loaded.model)
     plan = SequencePlan().for_model(loaded.model).within(tokens_max)
@@ -268,7 +275,10 @@ def _calibrate(
         # Computed in float32 whatever the engine holds: rounding to its dtype is noise that nobody needs to learn.
         held = replace(layout, dtype=dtype)
         cachegen = mode is LossyCodec.CACHEGEN
-        profile = codec.calibrate_cachegen(samples, held) if cachegen else codec.calibrate(samples, held)
+        if cachegen:
+            profile: AnyProfile = codec.calibrate_cachegen(samples, held)
+        else:
+            profile = fitted(codec.calibrate(samples, held), loaded.model, sequences, plan=plan)
     return _Learnt(profile, len(sequences), len(sequences) * plan.tokens, plan.draws if gradients else 0)
 
 

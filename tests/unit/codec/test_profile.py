@@ -41,6 +41,19 @@ def repacked(data: bytes, change) -> bytes:
     return data[:HEAD_BYTES] + zstandard.ZstdCompressor().compress(bytes(content))
 
 
+def test_longer_steps_are_those_of_calibrated_parts():
+    before, after = small(), small().scaled(2.0)
+    calibrated, adaptive = after.blocks[0].parts
+    np.testing.assert_array_equal(calibrated.scale, 2 * before.blocks[0].parts[0].scale)
+    # Twice the step is an octave, six classes, down; there is none below 0.
+    np.testing.assert_array_equal(calibrated.classes, [54, 34, 0])
+    np.testing.assert_array_equal(calibrated.basis, before.blocks[0].parts[0].basis)
+    np.testing.assert_array_equal(adaptive.scale, before.blocks[0].parts[1].scale)
+    np.testing.assert_array_equal(adaptive.classes, before.blocks[0].parts[1].classes)
+    assert after.digest != before.digest
+    assert small().scaled(1.0).digest == before.digest
+
+
 def test_a_profile_comes_back_from_its_file():
     profile = small()
     read = Profile.from_bytes(profile.data)
