@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidData
 from .blas import one_thread
 from .channels import Room
-from .entropy import native, native_lossy
+from .entropy import native, native_segments
 from .entropy.model import CLASSES_PER_OCTAVE, GAIN_MAX, SCALE_LOW
 from .layout import Layout
 from .profile import FINE_CLASSES, Block, Part, Profile, block_range
@@ -67,15 +68,27 @@ def decode_lossy(
     ``first_position`` is where the chunk was computed; where its keys go, the rooms' angles say.
     """
     chosen = [profile.blocks[index] for index in blocks]
+    levels = len(payloads[0])
+    left = profile.refinements + 1 - levels
+    if native.AVAILABLE:
+        factors = np.float32(unit(left)) / gain_factors(np.arange(GAIN_MAX + 1, dtype=np.uint8))
+        chunk = native_segments.Chunk(levels, profile.refinements, tokens, first_position == 0, factors)
+        jobs = [
+            native_segments.BlockJob(block.table, item, [room.job() for room in wanted])
+            for block, item, wanted in zip(chosen, payloads, rooms, strict=True)
+        ]
+        refused = native_segments.decode(chunk, jobs)
+        if refused:
+            index = refused[0]
+            # What is wrong with it, the reader in NumPy can say.
+            decode_blocks([chosen[index]], [payloads[index]], tokens=tokens, refinements=profile.refinements)
+            raise InvalidData(f"lossy block {blocks[index]} does not fit its description")
+        return
     decoded = decode_blocks(chosen, payloads, tokens=tokens, refinements=profile.refinements)
-    left = profile.refinements + 1 - len(payloads[0])
     # Damage that its checksum hides may ask for numbers that no float32 holds.
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        if native.AVAILABLE:
-            _restore_native(chosen, decoded, left, first_position, rooms)
-            return
-        for block, item, wanted in zip(chosen, decoded, rooms, strict=True):
-            channels = restore(block, item, left, first_position)
+        for block, found, wanted in zip(chosen, decoded, rooms, strict=True):
+            channels = restore(block, found, left, first_position)
             for room in wanted:
                 room.fill(channels)
 
@@ -214,30 +227,3 @@ def _synthesised(
         own[0] += how.first_mean
         own[1:] += how.mean
     return channels
-
-
-def _restore_native(
-    blocks: Sequence[Block],
-    decoded: Sequence[DecodedBlock],
-    left: int,
-    first_position: int,
-    rooms: Sequence[Sequence[Room]],
-) -> None:
-    jobs: list[native_lossy.RestoreJob] = []
-    for block, item, wanted in zip(blocks, decoded, rooms, strict=True):
-        hows = _syntheses(block, item.gains, item.offsets, left, first_position)
-        job = native_lossy.RestoreJob(
-            block.table,
-            item.levels,
-            item.active,
-            item.escapes,
-            item.escape_counts,
-            left,
-            np.array([how.factors for how in hows]),
-            np.concatenate([how.scale for how in hows]),
-            np.concatenate([how.mean for how in hows]),
-            np.concatenate([how.first_mean for how in hows]),
-            [room.job() for room in wanted],
-        )
-        jobs.append(job)
-    native_lossy.restore(jobs)

@@ -23,6 +23,7 @@ from ..errors import InvalidData
 from .blas import one_thread
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
+from .entropy.native_segments import BlockTable, PartTable
 from .frame import FrameReader
 from .layout import Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
@@ -137,10 +138,14 @@ class Block:
         return self.parts[-1].stop
 
     @cached_property
-    def table(self) -> native_lossy.PartTable:
+    def table(self) -> BlockTable:
         """The parts as the compiled core wants them."""
-        widths = np.array([part.width for part in self.parts], np.uint64)
-        return native_lossy.PartTable(widths, tuple(part.packed for part in self.parts))
+        return BlockTable(
+            [
+                PartTable(item.packed, item.classes, item.scale, item.mean, item.origin_mean, item.adaptive)
+                for item in self.parts
+            ]
+        )
 
 
 @dataclass(frozen=True, eq=False)

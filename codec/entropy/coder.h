@@ -142,6 +142,9 @@ struct Ascent {
 enum Path : uint32_t { SCALAR = 0, AVX2 = 1, AVX512 = 2 };
 enum { IN_FLIGHT_MAX = 5 };
 
+// Decodes streams on this thread whose descriptions nobody has to check: all but their bytes is the caller's own doing.
+void decode_sound(Stream* streams, uint32_t count, uint32_t path);
+
 // Takes groups from every flight until one of them is not `ready()`.
 using DecodeKernel = void (*)(Flight* const* flights);
 // Takes whole groups of one stream as long as it safely can; what it leaves is for the code that goes symbol by symbol.

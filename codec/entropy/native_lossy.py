@@ -28,6 +28,8 @@ __all__ = [
     "pack_basis",
     "quantise",
     "restore",
+    "tensor_row",
+    "tensor_rows",
 ]
 
 LEVELS_MAX = 4
@@ -56,22 +58,23 @@ _PART = np.dtype(
 )  # `Part`
 
 
-class _Tensor(ctypes.Structure):
-    _fields_ = [
-        ("cosines", ctypes.c_void_p),
-        ("sines", ctypes.c_void_p),
-        ("data", ctypes.c_void_p),
-        ("head_stride", ctypes.c_int64),
-        ("token_stride", ctypes.c_int64),
-        ("start", ctypes.c_uint32),
-        ("heads", ctypes.c_uint32),
-        ("dim", ctypes.c_uint32),
-        ("pairs", ctypes.c_uint32),
-        ("first_dim", ctypes.c_uint32),
-        ("interleaved", ctypes.c_uint32),
-        ("element", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+_TENSOR = np.dtype(
+    [
+        ("cosines", np.uint64),
+        ("sines", np.uint64),
+        ("data", np.uint64),
+        ("head_stride", np.int64),
+        ("token_stride", np.int64),
+        ("start", np.uint32),
+        ("heads", np.uint32),
+        ("dim", np.uint32),
+        ("pairs", np.uint32),
+        ("first_dim", np.uint32),
+        ("interleaved", np.uint32),
+        ("element", np.uint32),
+        ("reserved", np.uint32),
     ]
+)  # `Tensor`
 
 
 class _Restore(ctypes.Structure):
@@ -199,11 +202,9 @@ def restore(jobs: Sequence[RestoreJob], *, threads: int = THREADS, path: str = "
     for item, job in zip(raw, jobs, strict=True):
         tokens, width = job.factors.shape[1], len(job.scale)
         parts = _described(job, tokens, width)
-        tensors = (_Tensor * len(job.tensors))()
+        tensors = tensor_rows([tensor_row(wanted, tokens) for wanted in job.tensors])
         held += [parts, tensors]
-        for tensor, wanted in zip(tensors, job.tensors, strict=True):
-            _fill_tensor(tensor, wanted, tokens)
-        item.parts, item.tensors = parts.ctypes.data, ctypes.addressof(tensors)
+        item.parts, item.tensors = _address(parts), _address(tensors)
         item.part_count, item.tensor_count = len(parts), len(tensors)
         item.tokens, item.width, item.path = tokens, width, number
         if job.channels is not None:
@@ -220,13 +221,12 @@ def gather(tensors: Sequence[TensorJob], tokens: int, width: int) -> FloatArray 
 
     The tensors, which are only read, cover all channels.
     """
-    described = (_Tensor * len(tensors))()
-    for tensor, wanted in zip(described, tensors, strict=True):
-        _fill_tensor(tensor, wanted, tokens)
+    described = tensor_rows([tensor_row(wanted, tokens) for wanted in tensors])
+    for wanted in tensors:
         if wanted.out.dtype != np.float32:
             raise ValueError(f"tensor {wanted.out.dtype}, must be float32")
     channels = np.empty((tokens, width), np.float32)
-    job = _Gather(ctypes.addressof(described), _address(channels), len(tensors), tokens, width, 0)
+    job = _Gather(_address(described), _address(channels), len(tensors), tokens, width, 0)
     loaded().kvl_gather(ctypes.byref(job), ctypes.c_uint32(1), ctypes.c_uint32(1))
     return None if job.status else channels
 
@@ -290,14 +290,23 @@ def _dense(array: NDArray[np.generic], dtype: type[np.generic]) -> bool:
     return array.dtype == dtype and array.flags.c_contiguous
 
 
-def _fill_tensor(tensor: _Tensor, job: TensorJob, tokens: int) -> None:
-    if job.out.ndim != 3 or job.out.shape[1] != tokens or not can_reach(job.out):
-        raise ValueError(f"room {job.out.dtype} {job.out.shape} for {tokens} tokens")
-    tensor.data, tensor.element = _address(job.out), _ELEMENTS[job.out.dtype]
-    tensor.head_stride, tensor.token_stride = job.out.strides[:2]
-    tensor.heads, _, tensor.dim = job.out.shape
-    tensor.start, tensor.first_dim, tensor.interleaved = job.start, job.first_dim, job.interleaved
+def tensor_rows(rows: Sequence[tuple[int, ...]]) -> NDArray[np.void]:
+    """The tensors ``[n]`` as the core is told of them, of what :func:`tensor_row` says."""
+    return np.array(rows, _TENSOR)
+
+
+def tensor_row(job: TensorJob, tokens: int) -> tuple[int, ...]:
+    """What the core is told of a tensor; it holds nothing of ``job``."""
+    out = job.out
+    if out.ndim != 3 or out.shape[1] != tokens or not can_reach(out):
+        raise ValueError(f"room {out.dtype} {out.shape} for {tokens} tokens")
+    cosines = sines = pairs = 0
     if job.cosines is not None and job.sines is not None:
-        if not job.cosines.shape == job.sines.shape == (tokens, job.cosines.shape[1]):
+        pairs = job.cosines.shape[1]
+        if not job.cosines.shape == job.sines.shape == (tokens, pairs):
             raise ValueError(f"cosines {job.cosines.shape} and sines {job.sines.shape} for {tokens} tokens")
-        tensor.cosines, tensor.sines, tensor.pairs = _address(job.cosines), _address(job.sines), job.cosines.shape[1]
+        cosines, sines = _address(job.cosines), _address(job.sines)
+    heads, _, dim = out.shape
+    head_stride, token_stride, _ = out.strides
+    place = (cosines, sines, _address(out), head_stride, token_stride)
+    return (*place, job.start, heads, dim, pairs, job.first_dim, job.interleaved, _ELEMENTS[out.dtype], 0)

@@ -242,12 +242,12 @@ DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t 
     return lanes < 8 ? decode_groups_of<ScalarDecoder, 4>(in_flight) : decode_groups_of<ScalarDecoder, 1>(in_flight);
 }
 
-// How a sound stream will be decoded.
+// How a sound stream will be decoded that is of the form it says.
 Form form_of([[maybe_unused]] Path path, [[maybe_unused]] const Stream& s) {
 #if KVL_X86
     const Form form = static_cast<Form>(s.form);
     const bool searched = path == AVX512 ? searches_avx512(s.lanes, form) : path == AVX2 && searches_avx2(s.lanes, form);
-    if (searched && form_holds(s) && !(form == FORM_BASE && mostly_shifted(s))) return form;
+    if (searched && !(form == FORM_BASE && mostly_shifted(s))) return form;
 #endif
     return FORM_ANY;
 }
@@ -378,7 +378,26 @@ Status encode(Stream& s, Path path) {
     return OK;
 }
 
+// Those of a form next to each other, as only they are decoded several at a time.
+void sort(std::vector<Waiting>& waiting) {
+    std::stable_sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
+        return a.stream->lanes != b.stream->lanes ? a.stream->lanes > b.stream->lanes : a.form > b.form;
+    });
+}
+
 }  // namespace
+
+void decode_sound(Stream* streams, uint32_t count, uint32_t path) {
+    const Path found = usable(path);
+    std::vector<Waiting> waiting(count);
+    for (uint32_t i = 0; i < count; i++) {
+        streams[i].status = streams[i].data_bytes < 4ull * streams[i].lanes ? TRUNCATED : OK;
+        waiting[i] = {streams + i, form_of(found, streams[i])};
+    }
+    sort(waiting);
+    std::atomic<uint32_t> next{0};
+    decode(waiting, next, count, found);
+}
 
 // The executions that this CPU has: bit n for `Path` n.
 KVL_EXPORT uint32_t kvl_paths() {
@@ -391,16 +410,13 @@ KVL_EXPORT void kvl_decode(Stream* streams, uint32_t count, uint32_t threads, ui
     const Path found = usable(path);
     const uint32_t workers = threads < 1 ? 1 : threads < count ? threads : count;
     const uint32_t share = count == 0 ? 0 : (count + workers - 1) / workers;
-    // Those of a form next to each other, as only they are decoded several at a time.
     std::vector<Waiting> waiting(count);
     for (uint32_t i = 0; i < count; i++) {
         Stream& s = streams[i];
         s.status = !job_is_sound(s) ? BAD_JOB : s.data_bytes < 4ull * s.lanes ? TRUNCATED : OK;
-        waiting[i] = {&s, s.status == OK ? form_of(found, s) : FORM_ANY};
+        waiting[i] = {&s, s.status == OK && form_holds(s) ? form_of(found, s) : FORM_ANY};
     }
-    std::stable_sort(waiting.begin(), waiting.end(), [](const Waiting& a, const Waiting& b) {
-        return a.stream->lanes != b.stream->lanes ? a.stream->lanes > b.stream->lanes : a.form > b.form;
-    });
+    sort(waiting);
     std::atomic<uint32_t> next{0};
     spread(workers, workers, [&](uint32_t) { decode(waiting, next, share, found); });
 }

@@ -291,6 +291,8 @@ bool fits(const Part& part, uint32_t width, uint32_t tokens) {
     return escapes == part.escape_count;
 }
 
+}  // namespace
+
 Status restore(const Restore& job) {
     for (uint32_t i = 0; i < job.part_count; i++)
         if (!fits(job.parts[i], job.width, job.tokens)) return BAD_JOB;
@@ -324,8 +326,6 @@ Status restore(const Restore& job) {
     }
     return OK;
 }
-
-}  // namespace
 
 // Bytes of a basis `[width][width]` as the path's product wants it.
 KVL_EXPORT uint64_t kvl_packed_bytes(uint32_t width, uint32_t path) {

@@ -57,6 +57,9 @@ struct Restore {
     int32_t status;
 };
 
+// Restores a block on this thread; BAD_JOB where it does not fit its description.
+Status restore(const Restore& job);
+
 // Writes channels `[tokens][width]` to a tensor, rotated by its angles.
 void scatter(const Tensor& tensor, const float* channels, uint64_t width, uint32_t tokens);
 
