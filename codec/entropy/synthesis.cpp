@@ -21,14 +21,14 @@ namespace {
 
 enum { DIGIT_BITS = 8, DIGITS_MAX = 5, ROWS = 4, SCALAR_CHANNELS = 32 };
 
-void multiply_scalar(const uint32_t* digits, uint64_t stride, const uint32_t* list, uint32_t count,
-                     const uint8_t* basis, int32_t* sums) {
+void multiply_scalar(const uint32_t* digits, const uint32_t* list, uint32_t count, const uint8_t* basis, const int32_t*,
+                     int32_t* sums) {
     std::fill(sums, sums + TILE_TOKENS * SCALAR_CHANNELS, 0);
     for (uint32_t i = 0; i < count; i++) {
         const uint64_t at = static_cast<uint64_t>(list[i]) * 4 * SCALAR_CHANNELS;
         const int8_t* rows = reinterpret_cast<const int8_t*>(basis) + at;
         for (uint32_t t = 0; t < TILE_TOKENS; t++) {
-            const uint32_t four = digits[list[i] * stride + t];
+            const uint32_t four = digits[i * TILE_TOKENS + t];
             for (uint32_t k = 0; k < 4; k++) {
                 const int32_t digit = static_cast<int8_t>(four >> (8 * k));
                 if (digit == 0) continue;
@@ -52,11 +52,22 @@ Product product_of(uint32_t path) {
 
 // What `decode` keeps between the parts of a block.
 struct Scratch {
-    std::vector<int32_t> rows;         // [ROWS or 16][tokens padded]
-    std::vector<uint32_t> digits[DIGITS_MAX];
+    std::vector<int32_t> rows;                 // [ROWS][tokens padded]
+    std::vector<uint32_t> digits[DIGITS_MAX];  // [groups][tokens padded]
+    std::vector<uint32_t> tiles[DIGITS_MAX];   // [token tiles][groups][TILE_TOKENS]: of those listed
     std::vector<uint32_t> lists[DIGITS_MAX];   // [token tiles][groups]
     std::vector<uint32_t> counts[DIGITS_MAX];  // [token tiles]
+    std::vector<int32_t> excess[DIGITS_MAX];   // [tokens padded] the sum of a token's digits
     bool used[DIGITS_MAX];
+
+    void use(uint32_t digit, uint64_t words, uint64_t stride) {
+        used[digit] = true;
+        excess[digit].assign(stride, 0);
+        if (digit > 0)
+            digits[digit].assign(words, 0);
+        else
+            digits[digit].resize(words);
+    }
 };
 
 KVL_EVERY_CPU void open_row(const uint8_t* __restrict base, uint32_t tokens, int32_t* __restrict out) {
@@ -105,19 +116,23 @@ uint64_t unfold_row(const Part& part, uint32_t row, uint32_t tokens, const int32
     return place_escapes(part, row, tokens, escapes, out);
 }
 
-// Lowest digits of GROUP rows to words; whether a number has more than one digit.
+// Lowest digits of GROUP rows to words, and added to `excess`; whether a number has more than one digit.
 template <int GROUP>
-KVL_EVERY_CPU bool pack_rows(const int32_t* __restrict rows, uint64_t stride, uint32_t* __restrict out) {
+KVL_EVERY_CPU bool pack_rows(const int32_t* __restrict rows, uint64_t stride, uint32_t* __restrict out,
+                             int32_t* __restrict excess) {
     uint32_t beyond = 0;
     for (uint64_t t = 0; t < stride; t++) {
         uint32_t word = 0;
+        int32_t sum = 0;
         for (int k = 0; k < GROUP; k++) {
             const int32_t number = rows[k * stride + t];
             beyond |= (static_cast<uint32_t>(number) + 128u) & ~255u;
             const int32_t digit = static_cast<int32_t>(static_cast<uint32_t>(number) << 24) >> 24;
             word |= (static_cast<uint32_t>(digit) & (GROUP == 4 ? 0xFFu : 0xFFFFu)) << (32 / GROUP * k);
+            sum += digit;
         }
         out[t] = word;
+        excess[t] += sum;
     }
     return beyond != 0;
 }
@@ -130,8 +145,8 @@ void pack_high(const int32_t* rows, uint64_t stride, uint32_t group, uint64_t pl
             for (uint32_t d = 0; number != 0; d++) {
                 const int32_t digit = static_cast<int8_t>(static_cast<uint32_t>(number));
                 if (d > 0 && digit != 0) {
-                    if (!scratch.used[d]) scratch.digits[d].assign(words, 0);
-                    scratch.used[d] = true;
+                    if (!scratch.used[d]) scratch.use(d, words, stride);
+                    scratch.excess[d][t] += digit;
                     const uint32_t bits = static_cast<uint32_t>(digit) & (group == 4 ? 0xFFu : 0xFFFFu);
                     scratch.digits[d][place + t] |= bits << (32 / group * k);
                 }
@@ -141,17 +156,21 @@ void pack_high(const int32_t* rows, uint64_t stride, uint32_t group, uint64_t pl
     }
 }
 
-// For each tile of tokens the groups of coefficients that are not all zero.
-KVL_EVERY_CPU void list_groups(const uint32_t* digits, uint64_t stride, uint32_t groups, uint32_t* lists,
-                               uint32_t* counts) {
+// For each tile of tokens the groups of coefficients that are not all zero, and their digits one after the other.
+void list_groups(uint32_t digit, uint64_t stride, uint32_t groups, Scratch& scratch) {
     const uint64_t tiles = stride / TILE_TOKENS;
-    for (uint64_t tile = 0; tile < tiles; tile++) counts[tile] = 0;
+    scratch.tiles[digit].resize(groups * stride);
+    scratch.lists[digit].resize(groups * tiles);
+    scratch.counts[digit].assign(tiles, 0);
+    const uint32_t* from = scratch.digits[digit].data();
+    uint32_t *lists = scratch.lists[digit].data(), *counts = scratch.counts[digit].data();
     for (uint32_t g = 0; g < groups; g++) {
-        const uint32_t* row = digits + g * stride;
-        for (uint64_t tile = 0; tile < tiles; tile++) {
+        for (uint64_t tile = 0; tile < tiles; tile++, from += TILE_TOKENS) {
             uint32_t any = 0;
-            for (int t = 0; t < TILE_TOKENS; t++) any |= row[tile * TILE_TOKENS + t];
-            lists[tile * groups + counts[tile]] = g;
+            for (int t = 0; t < TILE_TOKENS; t++) any |= from[t];
+            const uint64_t place = tile * groups + counts[tile];
+            std::memcpy(scratch.tiles[digit].data() + place * TILE_TOKENS, from, sizeof(uint32_t) * TILE_TOKENS);
+            lists[place] = g;
             counts[tile] += any != 0;
         }
     }
@@ -177,16 +196,17 @@ KVL_EVERY_CPU void add_digits(const int32_t* __restrict sums, uint32_t count, do
     for (uint32_t i = 0; i < count; i++) wide[i] += sums[i] * weight;
 }
 
+// `done` is told, time and again, up to which channel of the block all are written.
+template <class Done>
 void synthesise(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch, float* out,
-                uint64_t width) {
+                uint64_t width, const Done& done) {
     const uint64_t stride = (tokens + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
     const uint32_t active = part.rows[part.levels - 1];
     const uint32_t groups = product.groups(active);
     const uint64_t words = groups * stride, tiles = stride / TILE_TOKENS;
     scratch.rows.assign(ROWS * stride, 0);
     std::fill(scratch.used, scratch.used + DIGITS_MAX, false);
-    scratch.digits[0].resize(words);
-    scratch.used[0] = true;
+    scratch.use(0, words, stride);
     const int32_t* escapes = part.escapes;
     for (uint32_t g = 0; g < groups; g++) {
         for (uint32_t k = 0; k < product.group; k++) {
@@ -198,15 +218,11 @@ void synthesise(const Part& part, const Product& product, uint32_t tokens, Scrat
                 std::memset(to, 0, sizeof(int32_t) * stride);
         }
         const auto pack = product.group == 4 ? pack_rows<4> : pack_rows<2>;
-        if (pack(scratch.rows.data(), stride, scratch.digits[0].data() + g * stride))
+        if (pack(scratch.rows.data(), stride, scratch.digits[0].data() + g * stride, scratch.excess[0].data()))
             pack_high(scratch.rows.data(), stride, product.group, g * stride, words, scratch);
     }
-    for (uint32_t d = 0; d < DIGITS_MAX; d++) {
-        if (!scratch.used[d]) continue;
-        scratch.lists[d].resize(words / TILE_TOKENS);
-        scratch.counts[d].resize(tiles);
-        list_groups(scratch.digits[d].data(), stride, groups, scratch.lists[d].data(), scratch.counts[d].data());
-    }
+    for (uint32_t d = 0; d < DIGITS_MAX; d++)
+        if (scratch.used[d]) list_groups(d, stride, groups, scratch);
     alignas(64) int32_t sums[TILE_SUMS_MAX];
     alignas(64) double wide[TILE_SUMS_MAX];  // whole numbers below 2^53: exact
     const uint64_t tile_bytes = product.tile_bytes(part.width);
@@ -224,8 +240,9 @@ void synthesise(const Part& part, const Product& product, uint32_t tokens, Scrat
                     more = true;
                     std::copy(sums, sums + tile_sums, wide);
                 }
-                product.kernel(scratch.digits[d].data() + token, stride, scratch.lists[d].data() + tile * groups,
-                               scratch.counts[d][tile], basis, sums);
+                const uint64_t first = tile * groups;
+                product.kernel(scratch.tiles[d].data() + first * TILE_TOKENS, scratch.lists[d].data() + first,
+                               scratch.counts[d][tile], basis, scratch.excess[d].data() + token, sums);
                 if (more) add_digits(sums, tile_sums, static_cast<double>(uint64_t{1} << (DIGIT_BITS * d)), wide);
             }
             if (more)
@@ -233,6 +250,7 @@ void synthesise(const Part& part, const Product& product, uint32_t tokens, Scrat
             else
                 finish(part, sums, product.channels, token, count, channel, channels, out, width);
         }
+        done(part.start + channel + channels);
     }
 }
 
@@ -293,6 +311,10 @@ bool fits(const Part& part, uint32_t width, uint32_t tokens) {
 
 }  // namespace
 
+static uint64_t end_of(const Tensor& tensor) {
+    return tensor.start + static_cast<uint64_t>(tensor.heads) * tensor.dim;
+}
+
 Status restore(const Restore& job) {
     for (uint32_t i = 0; i < job.part_count; i++)
         if (!fits(job.parts[i], job.width, job.tokens)) return BAD_JOB;
@@ -311,19 +333,25 @@ Status restore(const Restore& job) {
         channels = room.data();
     }
     const Product product = product_of(job.path);
+    uint32_t next = 0;  // tensor to write
+    // As soon as its channels are there: they are still in a near cache.
+    const auto write_up_to = [&](uint64_t channel) {
+        for (; next < job.tensor_count && end_of(job.tensors[next]) <= channel; next++) {
+            const Tensor& tensor = job.tensors[next];
+            if (direct.covers(tensor))
+                direct.write(tensor);
+            else
+                scatter(tensor, channels, job.width, job.tokens);
+        }
+    };
     for (uint32_t i = 0; any && i < job.part_count; i++) {
         const Part& part = job.parts[i];
         if (part.basis)
-            synthesise(part, product, job.tokens, scratch, channels, job.width);
+            synthesise(part, product, job.tokens, scratch, channels, job.width, write_up_to);
         else
             place_channels(part, job.tokens, scratch, channels, job.width);
     }
-    for (uint32_t i = 0; i < job.tensor_count; i++) {
-        if (direct.covers(job.tensors[i]))
-            direct.write(job.tensors[i]);
-        else
-            scatter(job.tensors[i], channels, job.width, job.tokens);
-    }
+    write_up_to(job.width);
     return OK;
 }
 

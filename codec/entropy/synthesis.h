@@ -66,12 +66,13 @@ void scatter(const Tensor& tensor, const float* channels, uint64_t width, uint32
 // Whether a tensor stays within the channels of a block, and its rotation within a head.
 bool fits(const Tensor& tensor, uint32_t width);
 
-// sums[t][c] of digits of coefficients times a tile of the basis. `digits` holds GROUP digits of consecutive
-// coefficients to a word, for token t at digits[g * stride + t]; only the groups in `list` hold any but zero.
-using ProductKernel = void (*)(const uint32_t* digits, uint64_t stride, const uint32_t* list, uint32_t count,
-                               const uint8_t* basis, int32_t* sums);
+enum { TILE_TOKENS = 4, TILE_SUMS_MAX = 4 * 96 };
 
-enum { TILE_TOKENS = 8, TILE_SUMS_MAX = 8 * 64 };
+// sums[t][c] of digits of coefficients times a tile of the basis. `digits` holds, of each of `count` groups of
+// consecutive coefficients, GROUP digits to a word for every token of a tile; `list` says which groups these are.
+// `excess[t]` is the sum of all digits of a token.
+using ProductKernel = void (*)(const uint32_t* digits, const uint32_t* list, uint32_t count, const uint8_t* basis,
+                               const int32_t* excess, int32_t* sums);
 
 // How a path multiplies. A tile of the basis is [groups][channels][group] unsigned bytes 128 too large, or [groups]
 // [channels][group] int16, or (scalar) [groups][group][channels] int8.

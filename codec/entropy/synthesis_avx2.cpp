@@ -8,7 +8,7 @@
 
 namespace {
 
-enum { CHANNELS = 24, TOKENS = 4 };
+enum { CHANNELS = 24 };
 
 // A row of sums to a token, written out because a compiler keeps names in registers where it keeps an array in memory.
 #define KVL_EACH_TOKEN(DO) DO(0) DO(1) DO(2) DO(3)
@@ -23,12 +23,12 @@ enum { CHANNELS = 24, TOKENS = 4 };
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + t * CHANNELS + 8), b##t);    \
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + t * CHANNELS + 16), c##t);
 
-KVL_TARGET void multiply_four(const uint32_t* digits, uint64_t stride, const uint32_t* list, uint32_t count,
-                              const uint8_t* basis, int32_t* sums) {
+KVL_TARGET void multiply(const uint32_t* digits, const uint32_t* list, uint32_t count, const uint8_t* basis,
+                         const int32_t*, int32_t* sums) {
     KVL_EACH_TOKEN(KVL_CLEAR)
     __m256i two;
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t* group = digits + list[i] * stride;
+        const uint32_t* group = digits + i * TILE_TOKENS;
         const __m256i* rows = reinterpret_cast<const __m256i*>(basis + static_cast<uint64_t>(list[i]) * 4 * CHANNELS);
         const __m256i row_a = _mm256_loadu_si256(rows), row_b = _mm256_loadu_si256(rows + 1);
         const __m256i row_c = _mm256_loadu_si256(rows + 2);
@@ -37,13 +37,7 @@ KVL_TARGET void multiply_four(const uint32_t* digits, uint64_t stride, const uin
     KVL_EACH_TOKEN(KVL_STORE)
 }
 
-KVL_TARGET void multiply(const uint32_t* digits, uint64_t stride, const uint32_t* list, uint32_t count,
-                         const uint8_t* basis, int32_t* sums) {
-    multiply_four(digits, stride, list, count, basis, sums);
-    multiply_four(digits + TOKENS, stride, list, count, basis, sums + TOKENS * CHANNELS);
-}
-
-static_assert(TILE_TOKENS == 2 * TOKENS, "a tile is two halves");
+static_assert(TILE_TOKENS == 4, "KVL_EACH_TOKEN names them");
 
 }  // namespace
 
