@@ -204,7 +204,7 @@ def restore(jobs: Sequence[RestoreJob], *, threads: int = THREADS, path: str = "
         parts = _described(job, tokens, width)
         tensors = tensor_rows([tensor_row(wanted, tokens) for wanted in job.tensors])
         held += [parts, tensors]
-        item.parts, item.tensors = _address(parts), _address(tensors)
+        item.parts, item.tensors = parts.ctypes.data, tensors.ctypes.data
         item.part_count, item.tensor_count = len(parts), len(tensors)
         item.tokens, item.width, item.path = tokens, width, number
         if job.channels is not None:
@@ -226,7 +226,7 @@ def gather(tensors: Sequence[TensorJob], tokens: int, width: int) -> FloatArray 
         if wanted.out.dtype != np.float32:
             raise ValueError(f"tensor {wanted.out.dtype}, must be float32")
     channels = np.empty((tokens, width), np.float32)
-    job = _Gather(_address(described), _address(channels), len(tensors), tokens, width, 0)
+    job = _Gather(described.ctypes.data, _address(channels), len(tensors), tokens, width, 0)
     loaded().kvl_gather(ctypes.byref(job), ctypes.c_uint32(1), ctypes.c_uint32(1))
     return None if job.status else channels
 

@@ -80,6 +80,7 @@ class BlockTable:
 
     parts: Sequence[PartTable]
     width: int = field(init=False)
+    address: int = field(init=False)
     rows: NDArray[np.void] = field(init=False)
     _held: list[NDArray[np.generic]] = field(init=False)
 
@@ -101,6 +102,7 @@ class BlockTable:
             row["width"], row["adaptive"] = width, part.adaptive
         object.__setattr__(self, "width", int(rows["width"].sum()))
         object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "address", rows.ctypes.data)
         object.__setattr__(self, "_held", held + list(dense.values()))
 
 
@@ -140,17 +142,17 @@ def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, 
     described = np.array([(_address(item), len(item)) for item in payloads], _PAYLOAD)
     counts = np.array([len(block.tensors) for block in blocks], np.uint64)
     tensors = tensor_rows([tensor_row(item, chunk.tokens) for block in blocks for item in block.tensors])
-    rows["parts"] = [_address(block.table.rows) for block in blocks]
+    rows["parts"] = [block.table.address for block in blocks]
     rows["part_count"] = [len(block.table.rows) for block in blocks]
     rows["width"] = [block.table.width for block in blocks]
-    rows["payloads"] = _address(described) + chunk.levels * _PAYLOAD.itemsize * np.arange(len(blocks), dtype=np.uint64)
-    rows["tensors"] = _address(tensors) + tensors.itemsize * (counts.cumsum() - counts)
+    rows["payloads"] = described.ctypes.data + chunk.levels * _PAYLOAD.itemsize * np.arange(len(blocks), dtype=np.uint64)
+    rows["tensors"] = tensors.ctypes.data + tensors.itemsize * (counts.cumsum() - counts)
     rows["tensor_count"] = counts
     sets = _table_sets(chunk.levels, chunk.refinements)
     if chunk.gain_factors.dtype != np.float32 or not chunk.gain_factors.flags.c_contiguous:
         raise ValueError(f"gain factors {chunk.gain_factors.dtype}, must be float32")
     common = _Chunk(
-        _address(sets.rows),
+        sets.rows.ctypes.data,
         _address(chunk.gain_factors),
         chunk.levels,
         chunk.refinements,
@@ -160,7 +162,7 @@ def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, 
         native.path_number("auto"),
     )
     loaded().kvl_decode_blocks(
-        ctypes.c_void_p(_address(rows)), ctypes.c_uint32(len(blocks)), ctypes.byref(common), ctypes.c_uint32(threads)
+        ctypes.c_void_p(rows.ctypes.data), ctypes.c_uint32(len(blocks)), ctypes.byref(common), ctypes.c_uint32(threads)
     )
     return np.flatnonzero(rows["status"]).tolist()
 

@@ -20,6 +20,8 @@
 namespace {
 
 enum { DIGIT_BITS = 8, DIGITS_MAX = 5, ROWS = 4, SCALAR_CHANNELS = 32 };
+// So many groups of second digits, and all that a part may have of lowest ones, sum to less than 2^31.
+enum { SECOND_GROUPS_MAX = 64 };
 
 void multiply_scalar(const uint32_t* digits, const uint32_t* list, uint32_t count, const uint8_t* basis, const int32_t*,
                      int32_t* sums) {
@@ -50,24 +52,44 @@ Product product_of(uint32_t path) {
     return {multiply_scalar, 4, SCALAR_CHANNELS, Product::PLAIN_BYTES};
 }
 
-// What `decode` keeps between the parts of a block.
-struct Scratch {
-    std::vector<int32_t> rows;                 // [ROWS][tokens padded]
-    std::vector<uint32_t> digits[DIGITS_MAX];  // [groups][tokens padded]
-    std::vector<uint32_t> tiles[DIGITS_MAX];   // [token tiles][groups][TILE_TOKENS]: of those listed
-    std::vector<uint32_t> lists[DIGITS_MAX];   // [token tiles][groups]
-    std::vector<uint32_t> counts[DIGITS_MAX];  // [token tiles]
-    std::vector<int32_t> excess[DIGITS_MAX];   // [tokens padded] the sum of a token's digits
-    bool used[DIGITS_MAX];
+// One digit of all coefficients of a part, of those groups where a tile of tokens has any but zero.
+struct Digits {
+    std::vector<uint32_t> words;   // [token tiles][room][TILE_TOKENS]
+    std::vector<uint32_t> lists;   // [token tiles][room] of which groups
+    std::vector<uint32_t> counts;  // [token tiles]
+    std::vector<int32_t> excess;   // [tokens padded] the sum of a token's digits
+    uint64_t room = 0;
+    bool used = false;
 
-    void use(uint32_t digit, uint64_t words, uint64_t stride) {
-        used[digit] = true;
-        excess[digit].assign(stride, 0);
-        if (digit > 0)
-            digits[digit].assign(words, 0);
-        else
-            digits[digit].resize(words);
+    void begin(uint32_t groups, uint64_t tiles) {
+        // Tiles are filled side by side: an odd number of cache lines keeps them from crowding each other out.
+        room = (groups / 4 | 1u) * 4 + 4;
+        if ((room / 4 & 1) == 0) room += 4;
+        words.resize(tiles * room * TILE_TOKENS);
+        lists.resize(tiles * room);
+        counts.assign(tiles, 0);
+        excess.assign(tiles * TILE_TOKENS, 0);
+        used = true;
     }
+    // A group's words `[tokens padded]`; groups come in order.
+    void add(uint32_t group, const uint32_t* row) {
+        const uint64_t tiles = counts.size();
+        for (uint64_t tile = 0, first = 0; tile < tiles; tile++, first += room, row += TILE_TOKENS) {
+            uint32_t any = 0;
+            for (int t = 0; t < TILE_TOKENS; t++) any |= row[t];
+            const uint64_t place = first + counts[tile];
+            std::memcpy(words.data() + place * TILE_TOKENS, row, sizeof(uint32_t) * TILE_TOKENS);
+            lists[place] = group;
+            counts[tile] += any != 0;
+        }
+    }
+};
+
+// What a thread keeps between the parts of a block.
+struct Scratch {
+    std::vector<int32_t> rows;             // [ROWS][tokens padded]
+    std::vector<uint32_t> row[DIGITS_MAX]; // [tokens padded] the words of a group
+    Digits digits[DIGITS_MAX];
 };
 
 KVL_EVERY_CPU void open_row(const uint8_t* __restrict base, uint32_t tokens, int32_t* __restrict out) {
@@ -137,43 +159,26 @@ KVL_EVERY_CPU bool pack_rows(const int32_t* __restrict rows, uint64_t stride, ui
     return beyond != 0;
 }
 
-// The digits after the lowest.
-void pack_high(const int32_t* rows, uint64_t stride, uint32_t group, uint64_t place, uint64_t words, Scratch& scratch) {
-    for (uint64_t t = 0; t < stride; t++) {
-        for (uint32_t k = 0; k < group; k++) {
+// The digits after the lowest, of a group that has any.
+void add_high(const int32_t* rows, uint64_t stride, uint32_t group, uint32_t g, uint32_t groups, Scratch& scratch) {
+    bool any[DIGITS_MAX] = {};
+    for (uint32_t k = 0; k < group; k++)
+        for (uint64_t t = 0; t < stride; t++) {
             int32_t number = rows[k * stride + t];
             for (uint32_t d = 0; number != 0; d++) {
                 const int32_t digit = static_cast<int8_t>(static_cast<uint32_t>(number));
-                if (d > 0 && digit != 0) {
-                    if (!scratch.used[d]) scratch.use(d, words, stride);
-                    scratch.excess[d][t] += digit;
-                    const uint32_t bits = static_cast<uint32_t>(digit) & (group == 4 ? 0xFFu : 0xFFFFu);
-                    scratch.digits[d][place + t] |= bits << (32 / group * k);
-                }
                 number = (number >> DIGIT_BITS) + (digit < 0);
+                if (d == 0 || digit == 0) continue;
+                if (!any[d]) scratch.row[d].assign(stride, 0);
+                if (!scratch.digits[d].used) scratch.digits[d].begin(groups, stride / TILE_TOKENS);
+                any[d] = true;
+                const uint32_t bits = static_cast<uint32_t>(digit) & (group == 4 ? 0xFFu : 0xFFFFu);
+                scratch.row[d][t] |= bits << (32 / group * k);
+                scratch.digits[d].excess[t] += digit;
             }
         }
-    }
-}
-
-// For each tile of tokens the groups of coefficients that are not all zero, and their digits one after the other.
-void list_groups(uint32_t digit, uint64_t stride, uint32_t groups, Scratch& scratch) {
-    const uint64_t tiles = stride / TILE_TOKENS;
-    scratch.tiles[digit].resize(groups * stride);
-    scratch.lists[digit].resize(groups * tiles);
-    scratch.counts[digit].assign(tiles, 0);
-    const uint32_t* from = scratch.digits[digit].data();
-    uint32_t *lists = scratch.lists[digit].data(), *counts = scratch.counts[digit].data();
-    for (uint32_t g = 0; g < groups; g++) {
-        for (uint64_t tile = 0; tile < tiles; tile++, from += TILE_TOKENS) {
-            uint32_t any = 0;
-            for (int t = 0; t < TILE_TOKENS; t++) any |= from[t];
-            const uint64_t place = tile * groups + counts[tile];
-            std::memcpy(scratch.tiles[digit].data() + place * TILE_TOKENS, from, sizeof(uint32_t) * TILE_TOKENS);
-            lists[place] = g;
-            counts[tile] += any != 0;
-        }
-    }
+    for (uint32_t d = 1; d < DIGITS_MAX; d++)
+        if (any[d]) scratch.digits[d].add(g, scratch.row[d].data());
 }
 
 template <class Number>
@@ -196,17 +201,21 @@ KVL_EVERY_CPU void add_digits(const int32_t* __restrict sums, uint32_t count, do
     for (uint32_t i = 0; i < count; i++) wide[i] += sums[i] * weight;
 }
 
-// `done` is told, time and again, up to which channel of the block all are written.
-template <class Done>
-void synthesise(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch, float* out,
-                uint64_t width, const Done& done) {
+KVL_EVERY_CPU void add_second(const int32_t* __restrict second, uint32_t count, int32_t* __restrict sums) {
+    for (uint32_t i = 0; i < count; i++) sums[i] += second[i] * (1 << DIGIT_BITS);
+}
+
+// Cuts the symbols of a part into digits.
+void take_digits(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch) {
     const uint64_t stride = (tokens + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
     const uint32_t active = part.rows[part.levels - 1];
     const uint32_t groups = product.groups(active);
-    const uint64_t words = groups * stride, tiles = stride / TILE_TOKENS;
     scratch.rows.assign(ROWS * stride, 0);
-    std::fill(scratch.used, scratch.used + DIGITS_MAX, false);
-    scratch.use(0, words, stride);
+    scratch.row[0].resize(stride);
+    for (Digits& digits : scratch.digits) digits.used = false;
+    Digits& lowest = scratch.digits[0];
+    lowest.begin(groups, stride / TILE_TOKENS);
+    const auto pack = product.group == 4 ? pack_rows<4> : pack_rows<2>;
     const int32_t* escapes = part.escapes;
     for (uint32_t g = 0; g < groups; g++) {
         for (uint32_t k = 0; k < product.group; k++) {
@@ -217,35 +226,56 @@ void synthesise(const Part& part, const Product& product, uint32_t tokens, Scrat
             else
                 std::memset(to, 0, sizeof(int32_t) * stride);
         }
-        const auto pack = product.group == 4 ? pack_rows<4> : pack_rows<2>;
-        if (pack(scratch.rows.data(), stride, scratch.digits[0].data() + g * stride, scratch.excess[0].data()))
-            pack_high(scratch.rows.data(), stride, product.group, g * stride, words, scratch);
+        const bool more = pack(scratch.rows.data(), stride, scratch.row[0].data(), lowest.excess.data());
+        lowest.add(g, scratch.row[0].data());
+        if (more) add_high(scratch.rows.data(), stride, product.group, g, groups, scratch);
     }
-    for (uint32_t d = 0; d < DIGITS_MAX; d++)
-        if (scratch.used[d]) list_groups(d, stride, groups, scratch);
+}
+
+// The sums of a tile by all of its digits: `true` where they are in `wide` and not in `sums`.
+bool multiply_tile(const Product& product, const Scratch& scratch, uint64_t tile, const uint8_t* basis, int32_t* sums,
+                   double* wide) {
+    const auto multiply = [&](uint32_t d, int32_t* to) {
+        const Digits& digits = scratch.digits[d];
+        const uint64_t first = tile * digits.room;
+        product.kernel(digits.words.data() + first * TILE_TOKENS, digits.lists.data() + first, digits.counts[tile], basis,
+                       digits.excess.data() + tile * TILE_TOKENS, to);
+    };
+    const auto has = [&](uint32_t d) { return scratch.digits[d].used && scratch.digits[d].counts[tile] != 0; };
+    const uint32_t count = TILE_TOKENS * product.channels;
+    bool large = has(1) && scratch.digits[1].counts[tile] > SECOND_GROUPS_MAX;
+    for (uint32_t d = 2; d < DIGITS_MAX; d++) large = large || has(d);
+    multiply(0, sums);
+    if (!large && !has(1)) return false;
+    alignas(64) int32_t higher[TILE_SUMS_MAX];
+    if (!large) {
+        multiply(1, higher);
+        add_second(higher, count, sums);
+        return false;
+    }
+    std::copy(sums, sums + count, wide);
+    for (uint32_t d = 1; d < DIGITS_MAX; d++) {
+        if (!has(d)) continue;
+        multiply(d, higher);
+        add_digits(higher, count, static_cast<double>(uint64_t{1} << (DIGIT_BITS * d)), wide);
+    }
+    return true;
+}
+
+// `done` is told, time and again, up to which channel of the block all are written.
+template <class Done>
+void synthesise(const Part& part, const Product& product, uint32_t tokens, Scratch& scratch, float* out,
+                uint64_t width, const Done& done) {
+    take_digits(part, product, tokens, scratch);
     alignas(64) int32_t sums[TILE_SUMS_MAX];
     alignas(64) double wide[TILE_SUMS_MAX];  // whole numbers below 2^53: exact
     const uint64_t tile_bytes = product.tile_bytes(part.width);
-    const uint32_t tile_sums = TILE_TOKENS * product.channels;
     for (uint32_t channel = 0; channel < part.width; channel += product.channels) {
         const uint8_t* basis = part.basis + channel / product.channels * tile_bytes;
         const uint32_t channels = std::min(product.channels, part.width - channel);
-        for (uint64_t tile = 0; tile < tiles; tile++) {
-            const uint64_t token = tile * TILE_TOKENS;
-            const uint32_t count = static_cast<uint32_t>(std::min<uint64_t>(TILE_TOKENS, tokens - token));
-            bool more = false;
-            for (uint32_t d = 0; d < DIGITS_MAX; d++) {
-                if (!scratch.used[d] || (d > 0 && scratch.counts[d][tile] == 0)) continue;
-                if (d > 0 && !more) {
-                    more = true;
-                    std::copy(sums, sums + tile_sums, wide);
-                }
-                const uint64_t first = tile * groups;
-                product.kernel(scratch.tiles[d].data() + first * TILE_TOKENS, scratch.lists[d].data() + first,
-                               scratch.counts[d][tile], basis, scratch.excess[d].data() + token, sums);
-                if (more) add_digits(sums, tile_sums, static_cast<double>(uint64_t{1} << (DIGIT_BITS * d)), wide);
-            }
-            if (more)
+        for (uint32_t token = 0; token < tokens; token += TILE_TOKENS) {
+            const uint32_t count = std::min<uint32_t>(TILE_TOKENS, tokens - token);
+            if (multiply_tile(product, scratch, token / TILE_TOKENS, basis, sums, wide))
                 finish(part, wide, product.channels, token, count, channel, channels, out, width);
             else
                 finish(part, sums, product.channels, token, count, channel, channels, out, width);

@@ -46,7 +46,7 @@ struct Tensor {
 
 // Mirrors `_Restore`: one block of layers.
 struct Restore {
-    const Part* parts;
+    const Part* parts;       // in the order of their channels
     const Tensor* tensors;
     float* channels;         // [tokens][width], comes back; null where only the tensors are wanted
     uint32_t part_count;
