@@ -26,6 +26,8 @@ FUZZ_RANS := $(addprefix tests/fuzz/,fuzz_rans.cpp driver.cpp) $(wildcard codec/
 FUZZ_PLANES := $(addprefix tests/fuzz/,fuzz_planes.cpp driver.cpp) $(addprefix codec/entropy/,planes.cpp tables.cpp clusters.cpp)
 FUZZ_LOSSY := $(addprefix tests/fuzz/,fuzz_lossy.cpp driver.cpp) $(addprefix codec/entropy/,rotation.cpp quantise.cpp) \
 	$(wildcard codec/entropy/synthesis*.cpp codec/entropy/direct*.cpp)
+FUZZ_SEGMENTS := $(addprefix tests/fuzz/,fuzz_segments.cpp driver.cpp) $(addprefix codec/entropy/,segments.cpp rotation.cpp) \
+	$(wildcard codec/entropy/rans*.cpp codec/entropy/synthesis*.cpp codec/entropy/direct*.cpp)
 FUZZ_HEADERS := $(wildcard codec/entropy/*.h tests/fuzz/*.h)
 ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
@@ -69,7 +71,7 @@ bench-peers: ## the peers that bench/store.py compares with, each in an environm
 
 fuzz: fuzz-native fuzz-containers ## hostile input, a million cases each: the compiled core with sanitizers, whole containers
 
-fuzz-native: $(addprefix $(FUZZ_FOLDER)/,rans planes lossy)
+fuzz-native: $(addprefix $(FUZZ_FOLDER)/,rans planes lossy segments)
 	for target in $^; do $$target $(FUZZ_CASES); done
 
 fuzz-containers: $(VENV)/.test
@@ -123,6 +125,10 @@ $(FUZZ_FOLDER)/planes: $(FUZZ_PLANES) $(FUZZ_HEADERS)
 $(FUZZ_FOLDER)/lossy: $(FUZZ_LOSSY) $(FUZZ_HEADERS)
 	@mkdir -p $(@D)
 	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_LOSSY)
+
+$(FUZZ_FOLDER)/segments: $(FUZZ_SEGMENTS) $(FUZZ_HEADERS)
+	@mkdir -p $(@D)
+	$(CXX) $(FUZZ_FLAGS) -o $@ $(FUZZ_SEGMENTS)
 
 # The folder of a clone may be called anything; static tools find the package as build/typing/kvloom. Links to the
 # rooms, not to the root: a link to the root would contain itself.

@@ -163,7 +163,10 @@ def decode_into(
     layout: Layout | None = None,
     first_position: int | None = None,
 ) -> None:
-    """As :func:`decode`, into arrays of the caller's (slices of a longer cache are fine), one per layer held."""
+    """As :func:`decode`, into arrays of the caller's (slices of a longer cache are fine), one per layer held.
+
+    Where it raises, some of them may have been written to.
+    """
     header = container.header
     if layout is not None and header.layout != layout:
         raise LayoutMismatch(

@@ -68,21 +68,9 @@ def decode_lossy(
     ``first_position`` is where the chunk was computed; where its keys go, the rooms' angles say.
     """
     chosen = [profile.blocks[index] for index in blocks]
-    levels = len(payloads[0])
-    left = profile.refinements + 1 - levels
+    left = profile.refinements + 1 - len(payloads[0])
     if native.AVAILABLE:
-        factors = np.float32(unit(left)) / gain_factors(np.arange(GAIN_MAX + 1, dtype=np.uint8))
-        chunk = native_segments.Chunk(levels, profile.refinements, tokens, first_position == 0, factors)
-        jobs = [
-            native_segments.BlockJob(block.table, item, [room.job() for room in wanted])
-            for block, item, wanted in zip(chosen, payloads, rooms, strict=True)
-        ]
-        refused = native_segments.decode(chunk, jobs)
-        if refused:
-            index = refused[0]
-            # What is wrong with it, the reader in NumPy can say.
-            decode_blocks([chosen[index]], [payloads[index]], tokens=tokens, refinements=profile.refinements)
-            raise InvalidData(f"lossy block {blocks[index]} does not fit its description")
+        _decode_native(profile, blocks, payloads, rooms, tokens, first_position)
         return
     decoded = decode_blocks(chosen, payloads, tokens=tokens, refinements=profile.refinements)
     # Damage that its checksum hides may ask for numbers that no float32 holds.
@@ -91,6 +79,28 @@ def decode_lossy(
             channels = restore(block, found, left, first_position)
             for room in wanted:
                 room.fill(channels)
+
+
+def _decode_native(
+    profile: Profile,
+    blocks: Sequence[int],
+    payloads: Sequence[Sequence[memoryview]],
+    rooms: Sequence[Sequence[Room]],
+    tokens: int,
+    first_position: int,
+) -> None:
+    levels, refinements = len(payloads[0]), profile.refinements
+    factors = np.float32(unit(refinements + 1 - levels)) / gain_factors(np.arange(GAIN_MAX + 1, dtype=np.uint8))
+    chunk = native_segments.Chunk(levels, refinements, tokens, first_position == 0, factors)
+    jobs = [
+        native_segments.BlockJob(profile.blocks[index].table, item, [room.job() for room in wanted])
+        for index, item, wanted in zip(blocks, payloads, rooms, strict=True)
+    ]
+    for place in native_segments.decode(chunk, jobs):
+        # What is wrong with it, the reader in NumPy can say.
+        index = blocks[place]
+        decode_blocks([profile.blocks[index]], [payloads[place]], tokens=tokens, refinements=refinements)
+        raise InvalidData(f"lossy block {index} does not fit its description")
 
 
 def scale_classes(coefficients: FloatArray) -> ByteArray:

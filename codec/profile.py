@@ -23,7 +23,7 @@ from ..errors import InvalidData
 from .blas import one_thread
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
-from .entropy.native_segments import BlockTable, PartTable
+from .entropy.native_segments import BlockTable, KnownPart
 from .frame import FrameReader
 from .layout import Layout
 from .level import LOSSY_LEVELS, Level, LossyCodec
@@ -142,7 +142,7 @@ class Block:
         """The parts as the compiled core wants them."""
         return BlockTable(
             [
-                PartTable(item.packed, item.classes, item.scale, item.mean, item.origin_mean, item.adaptive)
+                KnownPart(item.packed, item.classes, item.scale, item.mean, item.origin_mean, item.adaptive)
                 for item in self.parts
             ]
         )

@@ -22,13 +22,14 @@ PAPER_BINS = 1.0
 
 def force_path(name: str) -> None:
     """Make every call of the entropy coder take one path; the codec itself always takes the fastest."""
-    from kvloom.codec.entropy import native
+    from kvloom.codec.entropy import native, native_segments
 
     if name == "reference":
         native.AVAILABLE = False
         warnings.simplefilter("ignore", RuntimeWarning)  # which says that the reference is slow
     elif name != "auto":
         native.decode_streams = partial(native.decode_streams, path=name)
+        native_segments.decode = partial(native_segments.decode, path=name)
         native.encode_streams = partial(native.encode_streams, path=name)
 
 

@@ -18,7 +18,7 @@ from .native import THREADS, loaded
 from .native import address_of as _address
 from .native_lossy import TensorJob, tensor_row, tensor_rows
 
-__all__ = ["BlockJob", "BlockTable", "Chunk", "PartTable", "decode"]
+__all__ = ["BlockJob", "BlockTable", "Chunk", "KnownPart", "decode"]
 
 _TABLES = np.dtype([("slots", np.uint64), ("search", np.uint64), ("count", np.uint32), ("form", np.uint32)])
 _PART = np.dtype(
@@ -45,6 +45,8 @@ _BLOCK = np.dtype(
     ]
 )  # `BlockJob`
 
+_NO_ROOM = 5
+
 
 class _Chunk(ctypes.Structure):
     _fields_ = [
@@ -60,7 +62,7 @@ class _Chunk(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class PartTable:
+class KnownPart:
     """What a profile knows of a part: ``basis`` as :func:`.native_lossy.pack_basis` made it, or None.
 
     ``classes`` uint8, ``scale``, ``mean`` and ``origin_mean`` float32, all ``[width]``, are of a part of a profile.
@@ -78,7 +80,7 @@ class PartTable:
 class BlockTable:
     """The parts of a block, which cover its ``width`` channels in order, as the compiled core wants them."""
 
-    parts: Sequence[PartTable]
+    parts: Sequence[KnownPart]
     width: int = field(init=False)
     address: int = field(init=False)
     rows: NDArray[np.void] = field(init=False)
@@ -133,7 +135,7 @@ class Chunk:
 def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, path: str = "auto") -> list[int]:
     """Write the tensors of ``blocks``; the places of those whose segments are refused, whose tensors are undefined.
 
-    ``path`` is of the entropy streams; the synthesis takes the fastest, for which bases are packed.
+    :class:`MemoryError` where the symbols find no room. ``path`` is of the entropy streams; the synthesis takes the fastest, for which bases are packed.
     """
     rows = np.zeros(len(blocks), _BLOCK)
     payloads = [np.frombuffer(item, np.uint8) for block in blocks for item in block.payloads]
@@ -164,7 +166,10 @@ def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, 
     loaded().kvl_decode_blocks(
         ctypes.c_void_p(rows.ctypes.data), ctypes.c_uint32(len(blocks)), ctypes.byref(common), ctypes.c_uint32(threads)
     )
-    return np.flatnonzero(rows["status"]).tolist()
+    if (rows["status"] == _NO_ROOM).any():
+        raise MemoryError(f"no room for the symbols of {chunk.tokens} tokens")
+    refused: list[int] = np.flatnonzero(rows["status"]).tolist()
+    return refused
 
 
 @dataclass(frozen=True, slots=True)

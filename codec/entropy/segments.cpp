@@ -164,7 +164,6 @@ bool describe_side(Reading& block, const Chunk& chunk, uint32_t level, std::vect
     stream.data = segment.side.data, stream.data_bytes = segment.side.bytes;
     const TableSet& tables = chunk.tables[chunk.levels];
     stream.tables = tables.slots, stream.table_count = tables.count;
-    // Addresses are of what later levels may move: `point_to_runs` turns them round.
     stream.runs = runs;
     stream.symbols = block.side[level].data(), stream.symbol_count = block.side[level].size();
     stream.lanes = 1, stream.context_count = 1;
@@ -329,7 +328,7 @@ void read_side(Wave& wave, uint32_t count, const Chunk& chunk) {
             if (!describe_side(*block, chunk, level, wave.streams)) block->fail();
         if (!block->sound()) wave.streams.resize(first);
         wave.owners.resize(wave.streams.size(), block);
-        uint64_t run = 0;
+        uint64_t run = 0;  // only now does nothing move the runs any more
         for (size_t i = first; i < wave.streams.size(); run += wave.streams[i++].runs) {
             wave.streams[i].run_tables = block->run_tables.data() + run;
             wave.streams[i].run_lengths = block->run_lengths.data() + run;

@@ -165,6 +165,7 @@ void add_high(const int32_t* rows, uint64_t stride, uint32_t group, uint32_t g, 
     for (uint32_t k = 0; k < group; k++)
         for (uint64_t t = 0; t < stride; t++) {
             int32_t number = rows[k * stride + t];
+            if (number == static_cast<int8_t>(number)) continue;  // nearly all
             for (uint32_t d = 0; number != 0; d++) {
                 const int32_t digit = static_cast<int8_t>(static_cast<uint32_t>(number));
                 number = (number >> DIGIT_BITS) + (digit < 0);
