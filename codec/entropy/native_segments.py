@@ -45,7 +45,8 @@ _BLOCK = np.dtype(
     ]
 )  # `BlockJob`
 
-_NO_ROOM = 5
+_ARRAYS = {"classes": np.uint8, "scale": np.float32, "mean": np.float32, "origin_mean": np.float32}
+_NO_ROOM = 5  # `Status` in jobs.h
 
 
 class _Chunk(ctypes.Structure):
@@ -92,12 +93,12 @@ class BlockTable:
         dense: dict[tuple[object, ...], NDArray[np.generic]] = {}
         for row, part in zip(rows, self.parts, strict=True):
             width = len(part.scale)
-            arrays = {"scale": part.scale, "mean": part.mean, "origin_mean": part.origin_mean}
-            for name, array, dtype in [("classes", part.classes, np.uint8), *((*item, np.float32) for item in arrays.items())]:
-                if array.shape != (width,) or array.dtype != dtype:
+            arrays: dict[str, NDArray[np.generic]] = {name: getattr(part, name) for name in _ARRAYS}
+            for name, array in arrays.items():
+                if array.shape != (width,) or array.dtype != _ARRAYS[name]:
                     raise ValueError(f"{name} {array.dtype} {array.shape} of {width} channels")
                 # What is one number over and over, as in the generic profile, is written out once for all parts.
-                key = (dtype, width, array[0].item()) if array.strides == (0,) else (id(array),)
+                key = (array.dtype, width, array[0].item()) if array.strides == (0,) else (id(array),)
                 row[name] = _address(dense.setdefault(key, np.ascontiguousarray(array)))
             held += [] if part.basis is None else [part.basis]
             row["basis"] = 0 if part.basis is None else _address(part.basis)
@@ -147,7 +148,9 @@ def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, 
     rows["parts"] = [block.table.address for block in blocks]
     rows["part_count"] = [len(block.table.rows) for block in blocks]
     rows["width"] = [block.table.width for block in blocks]
-    rows["payloads"] = described.ctypes.data + chunk.levels * _PAYLOAD.itemsize * np.arange(len(blocks), dtype=np.uint64)
+    rows["payloads"] = described.ctypes.data + chunk.levels * _PAYLOAD.itemsize * np.arange(
+        len(blocks), dtype=np.uint64
+    )
     rows["tensors"] = tensors.ctypes.data + tensors.itemsize * (counts.cumsum() - counts)
     rows["tensor_count"] = counts
     sets = _table_sets(chunk.levels, chunk.refinements)

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvloom.codec.entropy import native, native_segments
 from kvloom.codec.entropy.model import GAIN_MAX
+from kvloom.codec.entropy.native_lossy import TensorJob
+from kvloom.codec.lossy import restore
 from kvloom.codec.profile import FINE_CLASSES, Block, Part
-from kvloom.codec.quantise import ESCAPE_MAX, FINE_MAX, Symbols, gain_factors, split
+from kvloom.codec.quantise import ESCAPE_MAX, FINE_MAX, Symbols, gain_factors, split, unit
 from kvloom.codec.segment import HEAD, NO_TABLE, BlockSymbols, DecodedBlock, Offset, joined_symbols, overhead_bytes
 from kvloom.codec.segment_reader import decode_blocks
 from kvloom.codec.segment_writer import encode_blocks
@@ -221,3 +224,70 @@ def test_escapes_that_reach_too_far_are_invalid_data():
         struct.pack_into("<i", payload, HEAD.size + side, value)
         with pytest.raises(InvalidData, match="escape of 2"):
             case.decode([payload])
+
+
+# The compiled core does all of that, and the synthesis after it, in one call.
+
+
+def in_numpy(case: Case, payloads, left: int) -> np.ndarray | None:
+    """Channels ``[tokens, width]`` by the reference; None where it refuses the segments."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return restore(case.block, case.decode(payloads), left, 1)
+    except InvalidData:
+        return None
+
+
+def in_core(case: Case, payloads, left: int, path: str, threads: int, copies: int) -> list[np.ndarray | None]:
+    """The same by the core, of some copies of the block."""
+    factors = np.float32(unit(left)) / gain_factors(np.arange(GAIN_MAX + 1, dtype=np.uint8))
+    chunk = native_segments.Chunk(len(payloads), case.refinements, case.tokens, False, factors)
+    outs = [np.zeros((1, case.tokens, case.block.width), np.float32) for _ in range(copies)]
+    views = [memoryview(item) for item in payloads]
+    jobs = [native_segments.BlockJob(case.block.table, views, [TensorJob(out, 0)]) for out in outs]
+    refused = native_segments.decode(chunk, jobs, threads=threads, path=path)
+    return [None if index in refused else out[0] for index, out in enumerate(outs)]
+
+
+def damaged(payloads, draw) -> list[bytearray]:
+    found = [bytearray(item) for item in payloads]
+    for _ in range(draw(st.integers(0, 2))):
+        item = found[draw(st.integers(0, len(found) - 1))]
+        place = draw(st.integers(0, max(0, len(item) - 1)))
+        match draw(st.sampled_from(["byte", "cut", "longer"])):
+            case "byte":
+                item[place : place + 1] = bytes([draw(st.sampled_from([0, 1, 5, 64, 127, 128, 255]))])
+            case "cut":
+                del item[place:]
+            case "longer":
+                item += bytes(draw(st.integers(1, 9)))
+    return found
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="installed without a C++ compiler: the reference is all there is")
+@given(cases(), st.data())
+def test_the_core_takes_what_the_reference_takes_and_makes_the_same_of_it(case, data):
+    count = data.draw(st.integers(1, case.refinements + 1))
+    payloads, left = damaged(case.payloads()[:count], data.draw), case.refinements + 1 - count
+    expected = in_numpy(case, payloads, left)
+    for path in native.PATHS:
+        for found in in_core(case, payloads, left, path, data.draw(st.integers(1, 3)), data.draw(st.integers(1, 7))):
+            assert (found is None) == (expected is None)
+            assert found is None or np.array_equal(found, expected, equal_nan=True)
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="installed without a C++ compiler: the reference is all there is")
+def test_a_damaged_block_does_not_touch_its_neighbours():
+    case = plain_case(gains=True)
+    good = [memoryview(item) for item in case.payloads()]
+    outs = [np.zeros((1, case.tokens, 6), np.float32) for _ in range(8)]
+    jobs = [native_segments.BlockJob(case.block.table, good, [TensorJob(out, 0)]) for out in outs]
+    for place, level in ((2, 0), (6, 1)):
+        bad = [item[:-1] if index == level else item for index, item in enumerate(good)]
+        jobs[place] = native_segments.BlockJob(case.block.table, bad, jobs[place].tensors)
+    factors = np.ones(GAIN_MAX + 1, np.float32)
+    chunk = native_segments.Chunk(len(good), case.refinements, case.tokens, False, factors)
+    assert native_segments.decode(chunk, jobs) == [2, 6]
+    for index in (1, 3, 4, 5, 7):
+        assert np.array_equal(outs[index], outs[0])
+    assert outs[0].any()
