@@ -136,7 +136,8 @@ class Chunk:
 def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, path: str = "auto") -> list[int]:
     """Write the tensors of ``blocks``; the places of those whose segments are refused, whose tensors are undefined.
 
-    :class:`MemoryError` where the symbols find no room. ``path`` is of the entropy streams; the synthesis takes the fastest, for which bases are packed.
+    :class:`MemoryError` where the symbols find no room. ``path`` is of the entropy streams; the synthesis takes the
+    fastest, for which bases are packed.
     """
     rows = np.zeros(len(blocks), _BLOCK)
     payloads = [np.frombuffer(item, np.uint8) for block in blocks for item in block.payloads]
