@@ -63,6 +63,13 @@ SSD_SEGMENT_BYTES_MAX: Final = 128 * 1024 * 1024
 """A file of the log of an SSD tier whose quota is below 128 GiB is at most so large; a larger one has larger files."""
 SSD_SEGMENTS_MAX: Final = 2048
 """Files of that log; each is an open descriptor."""
+SSD_INDEX_BYTES_MIN: Final = 64 * 1024
+"""What the index of that log may take beside :data:`SSD_INDEX_FRAME_BYTES` for every frame of the log."""
+SSD_INDEX_FRAME_BYTES: Final = 128
+SSD_INDEX_BATCH: Final = 1024
+"""Changes of the index that are written at once."""
+SSD_INDEX_CHANGES_MAX: Final = 65_536
+"""Changes that wait to be written to it; past this they are forgotten and it is written anew."""
 SCRUB_BYTES_PER_SECOND_DEFAULT: Final = 8 * 1024 * 1024
 """What the background scrub reads: 64 GiB in two and a quarter hours."""
 PROMOTIONS_QUEUED_MAX: Final = 256

@@ -235,7 +235,7 @@ def drop_caches(directory: Path) -> None:
 
 def forget_lists(directory: Path) -> None:
     """What a crash that lost every list would leave."""
-    for path in (*directory.glob("*.list"), directory / "order"):
+    for path in (*directory.glob("*.list"), directory / "index"):
         path.unlink()
 
 

@@ -1,8 +1,8 @@
 """What the SSD tier knows in memory: which records are resident, where they lie, who was used when.
 
 The policy is the list of residents and their charges, the dictionary of places their order of use. The event loop, the
-readers and the writer all come here, so every method takes the lock, briefly. The order of use is written down when
-the tier is closed: after a crash the order of eviction is that of the writes.
+readers and the writer all come here, so every method takes the lock, briefly. What changes is noted for the index,
+which is written later, by others (:mod:`.index`).
 """
 
 import threading
@@ -14,6 +14,7 @@ from ..expiry import ExpiryIndex
 from ..key import OwnerId, StorageKey, owner_of
 from ..quota import QuotaPolicy
 from ..tier import NEVER, Holdings
+from .changes import ChangeLog, Changes
 from .segment import Place
 
 __all__ = ["SsdCatalogue"]
@@ -30,6 +31,8 @@ class SsdCatalogue:
         self._expiry = ExpiryIndex()
         self._evictions = 0
         self._damaged = 0
+        self.changes = ChangeLog()
+        """What the index is to be told. Only its events are for others than the catalogue."""
 
     @property
     def eviction(self) -> str:
@@ -143,6 +146,7 @@ class SsdCatalogue:
             if packed is not None:
                 self._places[key] = packed
                 self._policy.record_use(key)
+                self.changes.note(key, packed)
 
     def make_room(self, incoming: Mapping[StorageKey, int]) -> None:
         """Evict until the incoming records (key → charge) fit the quotas of their owners and the budget.
@@ -175,7 +179,8 @@ class SsdCatalogue:
     ) -> None:
         """A record is durable at ``place``."""
         with self._lock:
-            self._places.pop(key, None)
+            self.changes.note(key, self._places.pop(key, None))
+            self.changes.note_frame(place.ordinal, place.offset)
             self._places[key] = place.packed()
             self._policy.record_put(key, size_bytes, attributes)
             self._expiry.note(key, expires_at_ms)
@@ -183,7 +188,7 @@ class SsdCatalogue:
     def note_delete(self, key: StorageKey) -> None:
         """A deletion is durable."""
         with self._lock:
-            self._places.pop(key, None)
+            self.changes.note(key, self._places.pop(key, None))
             self._policy.record_delete(key)
             self._expiry.forget(key)
 
@@ -210,7 +215,9 @@ class SsdCatalogue:
     def note_move(self, key: StorageKey, place: Place) -> None:
         """A resident record lies at ``place`` from now on; not a use."""
         with self._lock:
+            self.changes.note_frame(place.ordinal, place.offset)
             if key in self._places:
+                self.changes.note(key, self._places[key])
                 self._places[key] = place.packed()
 
     def note_lost(self, key: StorageKey, *, damaged: bool) -> None:
@@ -220,11 +227,33 @@ class SsdCatalogue:
                 return
             if damaged:
                 self._damaged += 1
-                del self._places[key]
+                self.changes.note(key, self._places.pop(key))
                 self._policy.record_delete(key)
                 self._expiry.forget(key)
             else:
                 self._evict(key)
+
+    def begin_changes(
+        self, unknown: Iterable[StorageKey], stray: Iterable[int], last_frames: Mapping[int, int]
+    ) -> None:
+        """Before :meth:`load`: what the index has is what will be loaded, but for these (:meth:`.ChangeLog.begin`)."""
+        with self._lock:
+            self.changes.begin(unknown, stray, last_frames)
+
+    def take_changes(self) -> Changes:
+        """What the index is to be told next."""
+        with self._lock:
+            return self.changes.take(self._places)
+
+    def lose_changes(self) -> None:
+        """The index is to be told everything."""
+        with self._lock:
+            self.changes.lose()
+
+    def forget_segments(self, ordinals: Iterable[int]) -> None:
+        """Segments that are gone."""
+        with self._lock:
+            self.changes.forget(ordinals)
 
     def _growth_bytes(self, incoming: Mapping[StorageKey, int]) -> int:
         """By how much the residents grow by ``incoming``, some of which replace others."""
@@ -241,6 +270,6 @@ class SsdCatalogue:
 
     def _evict(self, key: StorageKey) -> None:
         self._policy.record_evict(key)
-        self._places.pop(key, None)
+        self.changes.note(key, self._places.pop(key, None))
         self._expiry.forget(key)
         self._evictions += 1

@@ -4,18 +4,21 @@ Tests put another one in: a disk that fails as told, or one that writes down wha
 that a power cut can be replayed. Everything here blocks and raises :class:`OSError`.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
+from ...errors import KvloomError, StorageFull, StorageUnavailable
 from ..tier import Buffer
 
-__all__ = ["Disk"]
+__all__ = ["Disk", "storage_error"]
 
 _BUFFERS_MAX: Final = 1024
 """What one ``pwritev`` takes (``IOV_MAX``)."""
+_FULL_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class Disk:
@@ -122,3 +125,10 @@ def _rest(buffers: Sequence[Buffer], done_bytes: int) -> list[memoryview]:
         for buffer, start in zip(buffers, starts, strict=False)
         if start + len(buffer) > done_bytes
     ]
+
+
+def storage_error(action: str, error: OSError) -> KvloomError:
+    """What a failed call means to a caller: no room, or a disk that cannot."""
+    if error.errno in _FULL_ERRNOS:
+        return StorageFull(f"the disk has no room to {action}: {error.strerror}")
+    return StorageUnavailable(f"the disk cannot {action}: {error.strerror}")

@@ -3,7 +3,7 @@
 * ``lock`` – held (``flock``) by the one daemon that uses the directory; holds its process id for people
 * ``format`` – one line naming the format of the rest
 * ``*.log``, ``*.list`` – the segments of the log and what lies in them (:mod:`.ssd_segment`)
-* ``order`` – in which order the records were used last (:mod:`.ssd_recovery`)
+* ``index`` – which records were evicted and when the others were used last, in LMDB (:mod:`.index`)
 * ``scrub`` – how far the background scrub has come (:mod:`.scrub`)
 """
 

@@ -1,20 +1,30 @@
-"""Checking a data directory that no daemon uses: every byte of every segment, list and order file. Changes nothing.
+"""Checking a data directory that no daemon uses: every byte of every segment and list, and the index. Changes nothing.
 
-What it finds is what the tier would: a damaged record is a miss once it is read or scrubbed, a damaged list is made
-anew when the tier is opened. ``kvloom fsck --repair`` opens the tier and scrubs it once.
+What it finds is what the tier would: a damaged record is a miss once it is read or scrubbed, a damaged list or index is
+made anew when the tier is opened. ``kvloom fsck --repair`` opens the tier and scrubs it once.
+
+An index may be a second behind the log, as a crash leaves it, and that is no damage: it may have no entry for a record,
+and one for a record that is no longer the newest of its key. It disagrees with the log where it names what the log has
+not, or knows of a frame and still has an entry for the record that this frame replaced or deleted.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ConfigError, InvalidData
+from ...errors import ConfigError, InvalidData, KvloomError
+from ..key import StorageKey
 from .disk import Disk
 from .files import DirectoryLock, check_format
-from .frame import HEAD_BYTES, FrameEntry, find_frames, parse_frame
-from .recovery import ORDER_FILE, order_is_sound, verify_record
+from .frame import ALIGNMENT_BYTES, HEAD_BYTES, FrameEntry, find_frames, parse_frame
+from .index import INDEX_FILE
+from .index_pipe import IndexPipe
+from .indexer import CHECK
+from .recovery import verify_record
 from .segment import Segment, decode_list, parse_name
+
+_INDEX_SECONDS_MAX = 60.0
 
 __all__ = ["Finding", "FsckReport", "check_directory"]
 
@@ -50,14 +60,13 @@ def check_directory(directory: Path) -> FsckReport:
         check_format(directory)
         disk = _ReadOnlyDisk()
         findings: list[Finding] = []
-        entries: list[FrameEntry] = []
-        segments = 0
+        by_seed: dict[int, list[FrameEntry]] = {}
         for path in sorted(directory.glob("*.log")):
             name = parse_name(path.name)
             if name is None:
                 findings.append(Finding(path.name, 0, "not the name of a segment"))
                 continue
-            segments += 1
+            entries = by_seed[name[1]] = []
             descriptor = disk.open(path)
             try:
                 segment = Segment(path, 0, *name, descriptor, os.fstat(descriptor).st_size)
@@ -68,13 +77,49 @@ def check_directory(directory: Path) -> FsckReport:
                         entries.append(found)
             finally:
                 disk.close(descriptor)
-        if not order_is_sound(directory):
-            findings.append(Finding(ORDER_FILE, 0, "damaged"))
+        if (directory / INDEX_FILE).exists():
+            findings += _check_index(directory / INDEX_FILE, by_seed)
     finally:
         lock.release()
-    records = sum(entry.info is not None for entry in entries)
-    size_bytes = sum(entry.footprint_bytes for entry in entries)
-    return FsckReport(segments, records, len(entries) - records, size_bytes, tuple(findings))
+    everything = [entry for entries in by_seed.values() for entry in entries]
+    records = sum(entry.info is not None for entry in everything)
+    size_bytes = sum(entry.footprint_bytes for entry in everything)
+    return FsckReport(len(by_seed), records, len(everything) - records, size_bytes, tuple(findings))
+
+
+def _check_index(path: Path, by_seed: Mapping[int, Sequence[FrameEntry]]) -> Iterator[Finding]:
+    """What is damaged in the index, and where it disagrees with the frames of the segments, in the order of the log."""
+    pipe = None
+    try:
+        pipe = IndexPipe(path, 0, how=CHECK)
+        loaded = pipe.load(_INDEX_SECONDS_MAX)
+    except KvloomError as error:
+        yield Finding(path.name, 0, str(error))
+        return
+    finally:
+        if pipe is not None:
+            pipe.kill()
+    if loaded.damage:
+        yield Finding(path.name, 0, loaded.damage)
+    newest = {entry.key: (seed, entry.offset) for seed, entries in by_seed.items() for entry in entries}
+    keys: dict[tuple[int, int], StorageKey] = {
+        (seed, entry.offset): entry.key
+        for seed, entries in by_seed.items()
+        for entry in entries
+        if entry.info is not None
+    }
+    stops = dict(loaded.claims.tolist())
+    for seed, position, _ in loaded.entries.tolist():
+        offset = position * ALIGNMENT_BYTES
+        key = keys.get((seed, offset))
+        if seed not in by_seed:
+            continue  # reclaimed just before a crash
+        if key is None:
+            yield Finding(path.name, 0, f"names a record at {offset} of segment {seed:016x}, where the log has none")
+            continue
+        newer_seed, newer_offset = newest[key]
+        if newest[key] != (seed, offset) and newer_offset // ALIGNMENT_BYTES < stops.get(newer_seed, 0):
+            yield Finding(path.name, 0, f"names a record at {offset} of segment {seed:016x}, which the log replaced")
 
 
 def _check_segment(disk: Disk, segment: Segment) -> Iterator[FrameEntry | Finding]:

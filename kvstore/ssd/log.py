@@ -24,10 +24,10 @@ from typing import Final
 import numpy as np
 
 from ... import limits
-from ...errors import InvalidData, KvloomError, StorageFull, StorageUnavailable
+from ...errors import InvalidData, StorageFull
 from ..key import OwnerId, owner_of
 from ..record import HEADER_BYTES, check_payload, parse_record_header
-from .disk import Disk
+from .disk import Disk, storage_error
 from .extent import BLOCK_BYTES, Extent, NewFrame, extent_of, has_room, laid_out
 from .frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned
 from .owner import LogOwner
@@ -42,11 +42,11 @@ from .segment import (
     segment_name,
 )
 
-__all__ = ["FRAME_OVERHEAD_BYTES", "SegmentLog", "storage_error"]
+__all__ = ["FRAME_OVERHEAD_BYTES", "SegmentLog"]
 
 _log = logging.getLogger(__name__)
-FRAME_OVERHEAD_BYTES: Final = LISTED_BYTES + 2 * 32
-"""What a frame is charged beside its footprint: its line in a list, its key in the order of use, old and new."""
+FRAME_OVERHEAD_BYTES: Final = LISTED_BYTES + limits.SSD_INDEX_FRAME_BYTES
+"""What a frame is charged beside its footprint: its line in a list, its entry in the index."""
 _SEQUENCE_STEP: Final = 2**20
 _ROUNDS_MAX: Final = 8
 """Segments reclaimed for one new one, or all there are if these are more, before more records are given up."""
@@ -55,7 +55,6 @@ _KEPT_EIGHTHS: Final = 5
 is mostly what lies oldest in the log, and writing it twice wears the disk.
 """
 _MOVE_BYTES_MAX: Final = 32 * 1024 * 1024
-_FULL_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SCARCE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE))
 """What giving up a file of ours may help against."""
 
@@ -90,14 +89,21 @@ class SegmentLog:
         """Bytes written to segments since the log was opened, padding and moved records included."""
         self.moved_bytes = 0
         """Of these, records moved out of reclaimed segments."""
+        self.index_bytes = 0
+        """What the file of the index takes, or was allowed to."""
 
     @property
     def taken_bytes(self) -> int:
         """What the files take of the quota."""
-        return sum(
-            item.size_bytes + LIST_HEAD_BYTES + item.frames * FRAME_OVERHEAD_BYTES
-            for item in (*self._segments, *self._leftovers)
-        )
+        files = (*self._segments, *self._leftovers)
+        frames = sum(item.frames for item in files)
+        index_bytes = max(frames * limits.SSD_INDEX_FRAME_BYTES, self.index_bytes - limits.SSD_INDEX_BYTES_MIN)
+        return sum(item.size_bytes + LIST_HEAD_BYTES for item in files) + frames * LISTED_BYTES + index_bytes
+
+    def allowed_index_bytes(self) -> int:
+        """What the index may take of the quota; any thread may ask."""
+        frames = sum(item.frames for item in self.segments())
+        return limits.SSD_INDEX_BYTES_MIN + frames * limits.SSD_INDEX_FRAME_BYTES
 
     @property
     def _reserve_bytes(self) -> int:
@@ -390,10 +396,3 @@ class SegmentLog:
             self._disk.unlink(segment.path)
             self._disk.sync_directory(self._directory)
             self._leftovers.pop(0)
-
-
-def storage_error(action: str, error: OSError) -> KvloomError:
-    """What a failed call means to a caller: no room, or a disk that cannot."""
-    if error.errno in _FULL_ERRNOS:
-        return StorageFull(f"the disk has no room to {action}: {error.strerror}")
-    return StorageUnavailable(f"the disk cannot {action}: {error.strerror}")

@@ -7,19 +7,15 @@ behind it are found again. Nothing is mapped into memory, so a truncated or dama
 
 import logging
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-from xxhash import xxh3_128_digest
 
 from ...errors import InvalidData
-from ..atomic_file import replace_file
 from ..attributes import pack_attributes
-from ..key import KEY_BYTES, StorageKey
+from ..key import StorageKey
 from ..record import HEADER_BYTES, check_payload, parse_record_header
 from ..tier import NEVER
 from .disk import Disk
@@ -28,13 +24,9 @@ from .frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, aligned, find_frames
 from .segment import ListedColumns, Place, Segment, decode_columns, give_back, parse_name
 from .writer import charged_bytes
 
-__all__ = ["ORDER_FILE", "Recovered", "in_order_of_use", "order_is_sound", "recover", "verify_record", "write_order"]
+__all__ = ["Recovered", "recover", "verify_record"]
 
 _log = logging.getLogger(__name__)
-ORDER_FILE: Final = "order"
-"""The keys of all residents, least recently used first, as they were when the tier was last closed."""
-_ORDER_MAGIC: Final = b"KVLO\1\0\0\0"
-_DIGEST_BYTES: Final = 16
 
 
 @dataclass(slots=True)
@@ -72,22 +64,6 @@ def recover(directory: Path, disk: Disk) -> Recovered:
         if path.name not in held:
             disk.unlink(path)
     return found
-
-
-def in_order_of_use(directory: Path, found: Recovered) -> Iterable[StorageKey]:
-    """The residents: those in the order file first, as far as it holds; then the others, as they were written."""
-    rest = dict.fromkeys(found.places)
-    for key in _read_order(directory / ORDER_FILE, len(rest)):
-        if key in rest:
-            del rest[key]
-            yield key
-    yield from rest
-
-
-def write_order(directory: Path, keys: Iterable[StorageKey]) -> None:
-    """Write the order file, durably. Raises :class:`OSError`."""
-    body = _ORDER_MAGIC + b"".join(keys)
-    replace_file(directory / ORDER_FILE, body + xxh3_128_digest(body))
 
 
 def verify_record(disk: Disk, segment: Segment, entry: FrameEntry) -> None:
@@ -186,29 +162,3 @@ def _searched(disk: Disk, segment: Segment, found: Recovered) -> list[FrameEntry
         else:
             entries.append(entry)
     return entries
-
-
-def _read_order(path: Path, count: int) -> list[StorageKey]:
-    """The keys in the order file; none where it is missing or damaged. Reads no more than ``count`` keys take twice."""
-    bytes_max = len(_ORDER_MAGIC) + _DIGEST_BYTES + 2 * KEY_BYTES * (count + 1)
-    try:
-        if path.stat().st_size > bytes_max:
-            return []
-        data = path.read_bytes()
-    except OSError:
-        return []
-    if not _holds(data):
-        return []
-    start, body = len(_ORDER_MAGIC), data[:-_DIGEST_BYTES]
-    return [StorageKey(body[place : place + KEY_BYTES]) for place in range(start, len(body), KEY_BYTES)]
-
-
-def order_is_sound(directory: Path) -> bool:
-    """Whether the order file is missing or as it was written. Raises :class:`OSError`."""
-    path = directory / ORDER_FILE
-    return not path.exists() or _holds(path.read_bytes())
-
-
-def _holds(data: bytes) -> bool:
-    body = data[:-_DIGEST_BYTES]
-    return body.startswith(_ORDER_MAGIC) and xxh3_128_digest(body) == data[-_DIGEST_BYTES:]

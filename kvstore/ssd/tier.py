@@ -30,9 +30,10 @@ from .disk import Disk
 from .extent import BLOCK_BYTES, NewFrame
 from .files import DirectoryLock, check_format, prepare_directory
 from .frame import HEAD_BYTES, FrameEntry, aligned
+from .index import SsdIndex
 from .log import SegmentLog
 from .reading import Read, asked_bytes, read_slice
-from .recovery import in_order_of_use, recover, verify_record, write_order
+from .recovery import recover, verify_record
 from .segment import segment_entries
 from .writer import DeleteWork, PutWork, SsdWriter, Work, charged_bytes
 
@@ -48,8 +49,8 @@ _BATCH_SHARE = 16
 _SEGMENT_SHARE = 16
 _SEGMENT_SHARE_MIN = 1024
 _SEGMENT_BYTES_MIN = 64 * 1024
-_FIXED_BYTES = 64 * 1024
-"""The small files, and what the list of a segment being written may take beyond what is kept free for it."""
+_FIXED_BYTES = 64 * 1024 + limits.SSD_INDEX_BYTES_MIN
+"""The small files, an empty index, and what the list of a segment being written may take beyond what is kept for it."""
 _INLINE_READ_BYTES_MAX = 512 * 1024
 _INLINE_CHECKSUM_BYTES_MAX = 512 * 1024
 """Up to this is read from the page cache, or checksummed, on the event loop: handing it to a thread takes longer."""
@@ -85,6 +86,7 @@ class SsdTier(Tier):
         disk: Disk,
         catalogue: SsdCatalogue,
         log: SegmentLog,
+        index: SsdIndex,
         lock: DirectoryLock,
     ) -> None:
         self.name = name
@@ -97,6 +99,7 @@ class SsdTier(Tier):
         self._disk = disk
         self._catalogue = catalogue
         self._segment_log = log
+        self._index = index
         self._lock = lock
         batch_bytes_max = min(limits.WRITE_BATCH_BYTES_MAX, limit_bytes // _BATCH_SHARE)
         self._writer = SsdWriter(log, catalogue, batch_bytes_max=batch_bytes_max, name=name)
@@ -135,13 +138,13 @@ class SsdTier(Tier):
             kept_by = QuotaPolicy.around(policy)
             kept_by.quotas.check_fits(name, budget_bytes)
             catalogue = SsdCatalogue(kept_by, budget_bytes)
+            index = SsdIndex(directory, catalogue, name=name)
+            undo.callback(index.kill)
             try:
                 found = recover(directory, disk)
                 for segment in found.segments:
                     undo.callback(disk.close, segment.descriptor)
-                catalogue.load(
-                    in_order_of_use(directory, found), found.places, found.sizes, found.expiries, found.attributes
-                )
+                catalogue.load(index.hints(found), found.places, found.sizes, found.expiries, found.attributes)
                 log = SegmentLog(
                     directory,
                     disk,
@@ -150,11 +153,13 @@ class SsdTier(Tier):
                     segment_bytes=segment_bytes,
                     segments=found.segments,
                 )
+                index.attach(log)
                 log.shrink()
             except OSError as error:
                 raise StorageUnavailable(f"{name} tier cannot open {directory}: {error}") from error
-            tier = cls(name, directory, limit_bytes, disk, catalogue, log, lock)
+            tier = cls(name, directory, limit_bytes, disk, catalogue, log, index, lock)
             tier.damaged_segments = found.damaged
+            index.start()
             undo.pop_all()
             return tier
 
@@ -167,6 +172,16 @@ class SsdTier(Tier):
     def damaged_records(self) -> int:
         """Records found damaged by the tier itself while it made room, since it was opened."""
         return self._catalogue.damaged
+
+    @property
+    def index_failures(self) -> int:
+        """How often the index was given up since the tier was opened, to be written anew; damage at open included."""
+        return self._index.failures
+
+    async def write_index(self) -> None:
+        """Have the index written now rather than within a second: a crash forgets no use and no eviction up to here."""
+        self._require_open()
+        await asyncio.to_thread(self._index.write)
 
     async def put(self, record: Record) -> None:
         """Keep ``record``; durable on return. Cancelled while it is being written, it may or may not be kept."""
@@ -275,7 +290,7 @@ class SsdTier(Tier):
         )
 
     async def close(self) -> None:
-        """Finish reads, write what was submitted and the order of use, release the directory."""
+        """Finish reads, write what was submitted and the index, release the directory."""
         self._closed = True
         await asyncio.to_thread(self._close_blocking)
 
@@ -285,11 +300,8 @@ class SsdTier(Tier):
                 return
             self._readers.shutdown(wait=True)
             self._writer.stop()
-            try:
-                self._segment_log.close()
-                write_order(self._directory, self._catalogue.keys())
-            except OSError as error:
-                _log.warning("%s tier: the order of use could not be written: %s", self.name, error)
+            self._index.close()
+            self._segment_log.close()
             self._lock.release()
             self._released = True
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 HEAVY = {"torch", "transformers", "cupy", "accelerate", "gguf", "bm25s", "matplotlib", "constriction"}
-SERVER = {"xxhash", "prometheus_client", "psutil", "rich", "structlog", "click"}
+SERVER = {"lmdb", "xxhash", "prometheus_client", "psutil", "rich", "structlog", "click"}
 MODULES = "import json, sys; json.dump(sorted({name.partition('.')[0] for name in sys.modules}), sys.stdout)"
 
 
@@ -46,6 +46,10 @@ def test_a_client_does_not_load_the_daemon(statement: str) -> None:
 
 def test_the_package_itself_loads_only_the_standard_library() -> None:
     assert loaded_by("import kvloom") - BASELINE == {"kvloom"}
+
+
+def test_the_ssd_tier_leaves_lmdb_to_the_process_of_its_index() -> None:
+    assert "lmdb" not in loaded_by("import kvloom.kvstore.ssd.tier, kvloom.kvstore.ssd.fsck") - BASELINE
 
 
 def test_the_version_and_help_do_not_load_a_web_server() -> None:

@@ -91,7 +91,7 @@ async def test_every_bit_of_a_record_is_covered_by_a_check(
 
 @pytest.mark.parametrize("content", [b"", b"x", b"garbage" * 10_000, bytes(100_000)])
 async def test_files_that_are_no_segments(tmp_path: Path, content: bytes) -> None:
-    names = (f"{1:016x}-{2:016x}.log", f"{1:016x}-{2:016x}.list", f"{3:016x}-{2:016x}.list", "xyz.log", "order")
+    names = (f"{1:016x}-{2:016x}.log", f"{1:016x}-{2:016x}.list", f"{3:016x}-{2:016x}.list", "xyz.log", "index")
     for name in names:
         (tmp_path / name).write_bytes(content)
     tier = SsdTier.open(tmp_path, LIMIT)

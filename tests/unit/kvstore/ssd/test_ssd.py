@@ -36,7 +36,7 @@ def files_bytes(directory: Path) -> int:
 
 def forget_lists(directory: Path) -> None:
     """What opening finds after a crash: segments, and nothing that says what is in them."""
-    for path in (*directory.glob("*.list"), directory / "order"):
+    for path in (*directory.glob("*.list"), directory / "index"):
         path.unlink(missing_ok=True)
 
 
@@ -57,7 +57,7 @@ async def test_everything_belongs_to_its_user_only(tmp_path: Path) -> None:
     await tier.close()
     assert directory.stat().st_mode & 0o777 == 0o700
     modes = {path.suffix or path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
-    assert modes == dict.fromkeys(("lock", "format", "order", ".log", ".list"), 0o600)
+    assert modes == dict.fromkeys(("lock", "format", "index", ".log", ".list"), 0o600)
 
 
 async def test_a_directory_has_one_user_at_a_time(tier: SsdTier, tmp_path: Path) -> None:
@@ -180,19 +180,6 @@ async def test_order_of_use_survives_reopening(tmp_path: Path) -> None:
     assert tier.capacity().evictions > 0
     assert held == sorted(held)
     assert any(held)
-    await tier.close()
-
-
-@pytest.mark.parametrize("content", [b"", b"KVLO", bytes(1000), b"KVLO\1\0\0\0" + bytes(48)])
-async def test_a_damaged_order_of_use_is_ignored(tmp_path: Path, content: bytes) -> None:
-    tier = SsdTier.open(tmp_path, LIMIT)
-    records = [make_record(number, 1000) for number in range(5)]
-    for record in records:
-        await tier.put(record)
-    await tier.close()
-    (tmp_path / "order").write_bytes(content)
-    tier = SsdTier.open(tmp_path, LIMIT)
-    assert tier._catalogue.keys() == [record.storage_key for record in records]
     await tier.close()
 
 
