@@ -1,18 +1,21 @@
 """Which backend the SSD tier should have: churn at ten times its capacity, then reads, then opening it again.
 
-``python bench/ssd_backends.py [--json FILE] [--directory DIR] [--quota-mib N] [--records N]``
+``python bench/ssd_backends.py [--json FILE] [--directory DIR] [--quota-mib N] [--records N] [--rounds N]``
 
-Three backends, interleaved: ``lmdb`` keeps the records as values in LMDB, as kvloom did until this was measured (a
-minimal copy lives here); ``log`` is the product; ``log+lmdb`` is the product with every group's index changes also
-committed to LMDB. One fdatasync per group commit in all of them. Write amplification is what the process wrote to the
-disk (``/proc/self/io``) over what was put. ``open`` is opening 100,000 small records after a clean close and after a
-crash (no list, no order), and for LMDB walking the index, without the check for damage in a child process.
+Four backends, in turns: ``lmdb`` keeps the records as values in LMDB (a minimal version lives here); ``log`` is the
+product with its index switched off; ``log+lmdb`` is that with every group's changes committed to LMDB too; and
+``log+index`` is the product, whose index a process of its own writes, off the path of the puts. One fdatasync per
+group commit in all of them. A row is the median of the rounds. Write amplification is what the process and its children
+wrote to the disk (``/proc/self/io``) over what was put; so is CPU time that of both. ``open`` is opening 100,000 small
+records: after a clean close, after a crash (lists and index as they are), without the index, without the lists, and
+for LMDB walking its records, without a check for damage.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import resource
 import shutil
 import tempfile
 import threading
@@ -20,7 +23,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -57,6 +60,15 @@ class Row:
     get_mb_per_s: float
     get_p99_ms: float
     get_cpu_s_per_gb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One opening: time, CPU time of the process, CPU time of that of the index."""
+
+    seconds: float
+    cpu_s: float
+    index_cpu_s: float
 
 
 class LmdbBackend:
@@ -162,11 +174,13 @@ class LmdbBackend:
         return victims
 
 
-class LogBackend:
-    """The product."""
+class ProductBackend:
+    """The product: its index is written by another process."""
 
     def __init__(self, directory: Path, quota_bytes: int) -> None:
         self._tier = SsdTier.open(directory, quota_bytes)
+        pipe = self._tier._index._pipe
+        self.helper = None if pipe is None else pipe.pid
 
     async def put(self, record: Record) -> None:
         """Durable on return."""
@@ -181,13 +195,26 @@ class LogBackend:
         await self._tier.close()
 
 
-class IndexedLogBackend(LogBackend):
-    """The product, and its index in LMDB as well: one more transaction, and sync, per group."""
+class LogBackend(ProductBackend):
+    """The product with its index switched off."""
 
     def __init__(self, directory: Path, quota_bytes: int) -> None:
         super().__init__(directory, quota_bytes)
-        (directory / "index").mkdir()
-        self._index = lmdb.open(str(directory / "index"), map_size=256 * MIB)
+        index = self._tier._index
+        with index._writing:
+            index.kill()
+            index._pipe, index._retry_at = None, float("inf")
+            self._tier._catalogue.lose_changes()
+        self.helper = None
+
+
+class SynchronousBackend(LogBackend):
+    """The log, and its index in LMDB on the way of every put: one more transaction, and sync, per group."""
+
+    def __init__(self, directory: Path, quota_bytes: int) -> None:
+        super().__init__(directory, quota_bytes)
+        (directory / "lmdb").mkdir()
+        self._index = lmdb.open(str(directory / "lmdb"), map_size=256 * MIB)
         writer = self._tier._writer
         note = writer._note
 
@@ -205,22 +232,35 @@ class IndexedLogBackend(LogBackend):
         self._index.close()
 
 
-BACKENDS: dict[str, Callable[[Path, int], LmdbBackend | LogBackend]] = {
+BACKENDS: dict[str, Callable[[Path, int], LmdbBackend | ProductBackend]] = {
     "lmdb": LmdbBackend,
-    "log+lmdb": IndexedLogBackend,
+    "log+lmdb": SynchronousBackend,
     "log": LogBackend,
+    "log+index": ProductBackend,
 }
 
 
 def key_of(number: int) -> StorageKey:
-    return StorageKey(blake3(number.to_bytes(8, "little")).digest())
+    return StorageKey(bytes(16) + blake3(number.to_bytes(8, "little")).digest()[:16])
 
 
-def written_to_disk() -> int:
-    for line in Path("/proc/self/io").read_text().splitlines():
-        if line.startswith("write_bytes:"):
-            return int(line.split()[1])
-    raise RuntimeError("no write_bytes in /proc/self/io")
+def written_to_disk(helper: int | None = None) -> int:
+    """Bytes that this process, and ``helper``, had written to the disk."""
+    wrote = 0
+    for process in ("self", helper):
+        for line in Path(f"/proc/{process}/io").read_text().splitlines() if process is not None else ():
+            if line.startswith("write_bytes:"):
+                wrote += int(line.split()[1])
+    return wrote
+
+
+def cpu_seconds(helper: int | None = None) -> float:
+    """CPU time of this process, and ``helper``."""
+    seconds = time.process_time()
+    if helper is not None:
+        fields = Path(f"/proc/{helper}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def drop_caches(directory: Path) -> None:
@@ -235,7 +275,7 @@ def drop_caches(directory: Path) -> None:
 
 def forget_lists(directory: Path) -> None:
     """What a crash that lost every list would leave."""
-    for path in (*directory.glob("*.list"), directory / "index"):
+    for path in directory.glob("*.list"):
         path.unlink()
 
 
@@ -267,12 +307,13 @@ async def churn(
             if reuse and number > window and random.random() < 0.25:
                 await backend.get(key_of(number - random.randrange(window)))
 
-    wrote, cpu, start = written_to_disk(), time.process_time(), time.perf_counter()
+    helper = getattr(backend, "helper", None)
+    wrote, cpu, start = written_to_disk(helper), cpu_seconds(helper), time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for seed in range(clients):
             group.create_task(client(seed))
-    put_s, put_cpu = time.perf_counter() - start, time.process_time() - cpu
-    wrote = written_to_disk() - wrote
+    put_s, put_cpu = time.perf_counter() - start, cpu_seconds(helper) - cpu
+    wrote = written_to_disk(helper) - wrote
     size = puts * value_bytes
 
     drop_caches(directory)
@@ -311,44 +352,66 @@ async def churn(
     )
 
 
-async def opening(root: Path, records: int, value_bytes: int) -> dict[str, float]:
-    """Seconds to open ``records`` small records: the log closed, the log crashed, LMDB's index."""
+async def opening(root: Path, records: int, value_bytes: int) -> dict[str, Opened]:
+    """What it takes to open ``records`` small records."""
     quota = records * (value_bytes + 1024) * 2
-    seconds: dict[str, float] = {}
-    for name in ("log", "lmdb"):
+    opened: dict[str, Opened] = {}
+
+    async def filled(name: str) -> tuple[Path, LmdbBackend | ProductBackend]:
         directory = Path(tempfile.mkdtemp(dir=root))
         backend = BACKENDS[name](directory, quota)
-        payload = bytes(value_bytes)
         for first in range(0, records, 2000):
-            await asyncio.gather(
-                *(
-                    backend.put(Record(key_of(number), ContentKey(bytes(32)), payload, 1))
-                    for number in range(first, min(first + 2000, records))
-                )
-            )
-        await backend.close()
+            numbers = range(first, min(first + 2000, records))
+            made = [Record(key_of(number), ContentKey(bytes(32)), bytes(value_bytes), 1) for number in numbers]
+            await asyncio.gather(*(backend.put(record) for record in made))
+        return directory, backend
+
+    async def log(what: str, directory: Path) -> None:
         drop_caches(directory)
-        start = time.perf_counter()
-        if name == "lmdb":
-            with lmdb.open(str(directory), map_size=quota) as environment, environment.begin(buffers=True) as reading:
-                found: dict[bytes, int] = {}
-                for key, value in reading.cursor():
-                    found[bytes(key)] = len(value)
-            seconds["lmdb, records walked"] = time.perf_counter() - start
-        else:
-            tier = SsdTier.open(directory, quota)
-            seconds["log, closed"] = time.perf_counter() - start
-            assert tier.capacity().records == records
-            await tier.close()
-            forget_lists(directory)
-            drop_caches(directory)
-            start = time.perf_counter()
-            tier = SsdTier.open(directory, quota)
-            seconds["log, all lists lost"] = time.perf_counter() - start
-            assert tier.capacity().records == records
-            await tier.close()
-        shutil.rmtree(directory)
-    return seconds
+        start, cpu, children = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        tier = SsdTier.open(directory, quota)
+        took, used = time.perf_counter() - start, time.process_time() - cpu
+        assert tier.capacity().records == records, tier.capacity()
+        tier._index.kill()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        helper = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
+        opened[what] = Opened(round(took, 2), round(used, 2), round(helper, 2))
+        await tier.close()
+
+    directory, backend = await filled("log+index")
+    assert isinstance(backend, ProductBackend)
+    await backend._tier.write_index()
+    shutil.copytree(directory, directory / "crashed")
+    await log("log+index, crashed", directory / "crashed")
+    shutil.rmtree(directory / "crashed")
+    await backend.close()
+    await log("log+index, closed", directory)
+    (directory / "index").unlink(missing_ok=True)
+    await log("log+index, index lost", directory)
+    forget_lists(directory)
+    await log("log+index, lists lost", directory)
+    shutil.rmtree(directory)
+    directory, backend = await filled("lmdb")
+    await backend.close()
+    drop_caches(directory)
+    start, cpu = time.perf_counter(), time.process_time()
+    with lmdb.open(str(directory), map_size=quota) as environment, environment.begin(buffers=True) as reading:
+        found = {bytes(key): len(value) for key, value in reading.cursor()}
+    assert len(found) == records
+    took, used = time.perf_counter() - start, time.process_time() - cpu
+    opened["lmdb, records walked"] = Opened(round(took, 2), round(used, 2), 0.0)
+    shutil.rmtree(directory)
+    return opened
+
+
+def median_of(rows: Sequence[Row]) -> Row:
+    """The median of every figure of rounds of one subject."""
+    figures = {
+        field.name: round(float(np.median([getattr(row, field.name) for row in rows])), 2)
+        for field in fields(Row)
+        if field.name not in ("backend", "load", "value_bytes", "clients")
+    }
+    return replace(rows[0], **figures)
 
 
 def main() -> None:
@@ -359,26 +422,39 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--values", type=int, nargs="+", default=[4 * MIB, 256 * 1024], help="bytes of a value")
     parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(dir=arguments.directory))
     rows: list[Row] = []
     try:
-        for value_bytes, clients in product(arguments.values, (1, 8)):
-            for name, reuse in product(BACKENDS, (False, True)):
-                if reuse and (clients == 1 or name == "log+lmdb"):
-                    continue
-                times = arguments.times if clients == 8 else max(2, arguments.times // 3)
-                quota_bytes = arguments.quota_mib * MIB
-                row = asyncio.run(churn(name, root, quota_bytes, value_bytes, clients, times, reuse=reuse))
-                rows.append(row)
-                print(json.dumps(asdict(row)), flush=True)
+        for value_bytes, clients, reuse in product(arguments.values, arguments.clients, (False, True)):
+            if reuse and clients == 1:
+                continue
+            times = arguments.times if clients > 1 else max(2, arguments.times // 3)
+            quota_bytes = arguments.quota_mib * MIB
+            measured: dict[str, list[Row]] = {name: [] for name in arguments.backends}
+            for _ in range(arguments.rounds):
+                for name in arguments.backends:
+                    row = asyncio.run(churn(name, root, quota_bytes, value_bytes, clients, times, reuse=reuse))
+                    measured[name].append(row)
+            for name in arguments.backends:
+                rows.append(median_of(measured[name]))
+                each = [row.put_mb_per_s for row in measured[name]]
+                print(json.dumps(asdict(rows[-1])), "put MB/s of each round", each, flush=True)
         opened = asyncio.run(opening(root, arguments.records, 1000)) if arguments.records else {}
-        print(json.dumps(opened))
+        for what, taken in opened.items():
+            print(json.dumps({"open": what, **asdict(taken)}))
     finally:
         shutil.rmtree(root)
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"rows": [asdict(row) for row in rows], "open_seconds": opened}, indent=1) + "\n"
+            json.dumps(
+                {"rows": [asdict(row) for row in rows], "open": {what: asdict(row) for what, row in opened.items()}},
+                indent=1,
+            )
+            + "\n"
         )
 
 

@@ -122,7 +122,8 @@ class SsdTier(Tier):
 
         Raises :class:`ConfigError` where the directory is in use by another daemon, cannot be used, or was written
         in another format, :class:`StorageUnavailable` where the disk fails. Damage is survived, logged and counted.
-        A quota below what is stored evicts down to it.
+        A quota below what is stored evicts down to it: as the policy says, then the oldest segments, for it writes
+        nothing; segments larger than the quota with all they hold.
         """
         if limit_bytes < limits.TIER_BYTES_MIN:
             raise ConfigError(f"{name} tier of {limit_bytes} bytes, at least {limits.TIER_BYTES_MIN} are needed")
@@ -159,6 +160,8 @@ class SsdTier(Tier):
                 raise StorageUnavailable(f"{name} tier cannot open {directory}: {error}") from error
             tier = cls(name, directory, limit_bytes, disk, catalogue, log, index, lock)
             tier.damaged_segments = found.damaged
+            if catalogue.evictions:
+                _log.warning("%s tier: %d records given up, its quota is %d", name, catalogue.evictions, limit_bytes)
             index.start()
             undo.pop_all()
             return tier

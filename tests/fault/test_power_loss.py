@@ -2,6 +2,7 @@
 
 A workload runs on a disk that writes everything down; then the power is cut, over and over, at random points of that
 journal, and what a disk may hold then is opened. ``KVLOOM_POWER_CUTS`` says how often (RELIABILITY.md: 1,000 seeds).
+The index, which nobody syncs, is then pages of several moments, and some of none.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from kvloom.kvstore.tier import Record
 LIMIT = 1024 * 1024
 CUTS = int(os.environ.get("KVLOOM_POWER_CUTS", "60"))
 CUTS_PER_LIFE = 20
+PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,17 @@ class Acknowledged:
     record: Record | None
 
 
-async def work(tier: SsdTier, disk, random: Random) -> dict[StorageKey, list[Acknowledged]]:
+@dataclass(frozen=True)
+class Indexed:
+    """What the file of the index held once, after how many entries of the journal."""
+
+    done: int
+    content: bytes
+
+
+async def work(
+    tier: SsdTier, disk, random: Random, index: Path, indexed: list[Indexed]
+) -> dict[StorageKey, list[Acknowledged]]:
     """Puts and deletions, some at once, a key by one task at a time; each segment is reclaimed more than once.
 
     All records together take less than half of the quota, so none is ever evicted.
@@ -54,6 +66,9 @@ async def work(tier: SsdTier, disk, random: Random) -> dict[StorageKey, list[Ack
 
     for version in range(60):
         await asyncio.gather(*(one(number, version) for number in random.sample(range(25), random.choice((1, 2, 6)))))
+        if version % 6 == 0:
+            await tier.write_index()
+            indexed.append(Indexed(len(disk.journal), index.read_bytes()))
     return said
 
 
@@ -69,7 +84,8 @@ async def test_acknowledged_is_durable_and_deleted_is_gone(
     await tier.close()
     recording_disk.adopt(directory)
     tier = SsdTier.open(directory, LIMIT, disk=recording_disk)
-    said = await work(tier, recording_disk, random)
+    indexed = [Indexed(0, (directory / "index").read_bytes())]
+    said = await work(tier, recording_disk, random, directory / "index", indexed)
     await tier.close()
     assert tier.capacity().evictions == 0, tier.capacity()
     assert sum(done.what == "rename" for done in recording_disk.journal) > 3
@@ -78,8 +94,20 @@ async def test_acknowledged_is_durable_and_deleted_is_gone(
         target = tmp_path / f"cut-{cut}"
         target.mkdir()
         recording_disk.after_power_cut(at, random, target)
+        torn = torn_index([item.content for item in indexed if item.done <= at], random)
+        (target / "index").write_bytes(torn)
         await check(target, said, at)
         shutil.rmtree(target)
+
+
+def torn_index(contents: list[bytes], random: Random) -> bytes:
+    """The newest of ``contents``, or that with some pages as they were earlier, or never written."""
+    pages = [contents[-1][start : start + PAGE] for start in range(0, len(contents[-1]), PAGE)]
+    for number in range(len(pages)):
+        if random.random() < random.choice((0.0, 0.0, 0.3)):
+            earlier = random.choice(contents)[number * PAGE : (number + 1) * PAGE]
+            pages[number] = earlier.ljust(PAGE, b"\0") if random.random() < 0.7 else bytes(PAGE)
+    return b"".join(pages)
 
 
 async def check(directory: Path, said: dict[StorageKey, list[Acknowledged]], at: int) -> None:

@@ -103,7 +103,7 @@ def test_it_never_grows_beyond_what_it_may_have(tmp_path: Path) -> None:
     path = tmp_path / "index"
     index = IndexFile(str(path), 64 * KIB)
     with pytest.raises(lmdb.MapFullError):
-        index.write([(0, NOWHERE, 7, offset) for offset in range(5000)], [], 64 * KIB)
+        index.write([(0, NOWHERE, 7, offset) for offset in range(5000)], None, 64 * KIB)
     assert path.stat().st_size <= 64 * KIB
     index.reset(512 * KIB)
     index.write([(0, NOWHERE, 7, offset) for offset in range(5000)], [(7, 5000)], 512 * KIB)

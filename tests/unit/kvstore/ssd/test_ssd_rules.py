@@ -116,3 +116,86 @@ async def test_a_smaller_quota_of_an_owner_is_put_into_effect_at_open(tmp_path: 
     assert (alice.records, bob.records) == (3, 10)
     assert alice.used_bytes <= 70_000
     await tier.close()
+
+
+async def is_right(tier: SsdTier, record: Record) -> bool:
+    outcome = await tier.get(record.storage_key)
+    return isinstance(outcome, Hit) and bytes(outcome.value.parts[0]) == record.payload
+
+
+def files_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("limit_bytes", [16 * MIB, 5 * MIB, 2 * MIB, MIB])
+async def test_a_smaller_quota_keeps_the_newest_and_no_file_too_many(tmp_path: Path, limit_bytes: int) -> None:
+    """Down to one that is smaller than a file of the log was, and up again."""
+    tier = SsdTier.open(tmp_path, 32 * MIB)
+    records = [make_record(number, 100_000) for number in range(200)]
+    for record in records:
+        await tier.put(record)
+    await tier.close()
+    assert files_bytes(tmp_path) > limit_bytes
+    for _ in range(2):
+        tier = SsdTier.open(tmp_path, limit_bytes)
+        assert files_bytes(tmp_path) <= limit_bytes
+        held = [await is_right(tier, record) for record in records]
+        assert held == sorted(held)
+        assert sum(held) == tier.capacity().records
+        assert tier.capacity().used_bytes <= limit_bytes
+        await tier.close()
+    assert any(held) == (limit_bytes > 2 * MIB)
+    tier = SsdTier.open(tmp_path, limit_bytes)
+    for number in range(300, 400):
+        await tier.put(make_record(number, 100_000))
+        assert files_bytes(tmp_path) <= limit_bytes
+    kept = tier.capacity().records
+    await tier.close()
+    tier = SsdTier.open(tmp_path, 32 * MIB)
+    assert tier.capacity().records == kept
+    for number in range(400, 500):
+        await tier.put(make_record(number, 100_000))
+    assert tier.capacity().records == kept + 100
+    await tier.close()
+
+
+async def test_pins_after_a_smaller_quota_refuse_what_does_not_fit_and_lose_nothing(tmp_path: Path) -> None:
+    tier = SsdTier.open(tmp_path, 8 * MIB)
+    for number in range(100):
+        await tier.put(make_record(number, 50_000))
+    await tier.close()
+    tier = SsdTier.open(tmp_path, 4 * MIB)
+    tier.protect(lambda key: True)
+    kept = [make_record(number, 50_000) for number in range(100)]
+    kept = [record for record in kept if await is_right(tier, record)]
+    assert len(kept) > 20
+    evictions = tier.capacity().evictions
+    taken = await fill(tier, [make_record(1000 + number, 50_000) for number in range(100)])
+    assert len(taken) < 100
+    for _ in range(3):
+        with pytest.raises(StorageFull, match=r"pinned|room"):
+            await tier.put(make_record(5000, 50_000))
+    assert tier.capacity().evictions == evictions
+    assert all([await is_right(tier, record) for record in (*kept, *taken)])
+    assert files_bytes(tmp_path) <= 4 * MIB
+    await tier.close()
+
+
+@pytest.mark.parametrize("every", [2, 5, 20])
+async def test_room_between_pinned_records_is_found_by_compaction(tmp_path: Path, every: int) -> None:
+    """All are pinned; some are deleted: their room is scattered, and new records get as much as was freed."""
+    tier = SsdTier.open(tmp_path, 2 * MIB)
+    tier.protect(lambda key: True)
+    taken = await fill(tier, [make_record(number, 20_000) for number in range(200)])
+    for turn in range(4):
+        freed = taken[turn::every]
+        for record in freed:
+            assert await tier.delete(record.storage_key)
+        taken = [record for record in taken if record not in freed]
+        again = await fill(tier, [make_record(1000 * (turn + 1) + number, 20_000) for number in range(200)])
+        assert len(again) >= len(freed) - 1
+        taken += again
+        assert all([await is_right(tier, record) for record in taken])
+        assert files_bytes(tmp_path) <= 2 * MIB
+    assert tier.capacity().evictions == 0
+    await tier.close()
