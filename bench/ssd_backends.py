@@ -56,6 +56,7 @@ class Row:
     put_p50_ms: float
     put_p99_ms: float
     put_cpu_s_per_gb: float
+    index_cpu_s_per_gb: float
     write_amplification: float
     get_mb_per_s: float
     get_p99_ms: float
@@ -256,11 +257,21 @@ def written_to_disk(helper: int | None = None) -> int:
 
 def cpu_seconds(helper: int | None = None) -> float:
     """CPU time of this process, and ``helper``."""
-    seconds = time.process_time()
-    if helper is not None:
-        fields = Path(f"/proc/{helper}/stat").read_text().rpartition(")")[2].split()
-        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return seconds
+    return time.process_time() + (0.0 if helper is None else task_seconds(f"/proc/{helper}"))
+
+
+def task_seconds(task: str) -> float:
+    """CPU time of one thread."""
+    return int(Path(task, "schedstat").read_text().split()[0]) / 1e9
+
+
+def index_seconds(backend: "LmdbBackend | ProductBackend") -> float:
+    """CPU time that the index takes by itself: its thread and its process."""
+    helper = getattr(backend, "helper", None)
+    if helper is None or not isinstance(backend, ProductBackend):
+        return 0.0
+    thread = backend._tier._index._thread.native_id
+    return task_seconds(f"/proc/self/task/{thread}") + task_seconds(f"/proc/{helper}")
 
 
 def drop_caches(directory: Path) -> None:
@@ -309,11 +320,12 @@ async def churn(
 
     helper = getattr(backend, "helper", None)
     wrote, cpu, start = written_to_disk(helper), cpu_seconds(helper), time.perf_counter()
+    index_cpu = index_seconds(backend)
     async with asyncio.TaskGroup() as group:
         for seed in range(clients):
             group.create_task(client(seed))
     put_s, put_cpu = time.perf_counter() - start, cpu_seconds(helper) - cpu
-    wrote = written_to_disk(helper) - wrote
+    wrote, index_cpu = written_to_disk(helper) - wrote, index_seconds(backend) - index_cpu
     size = puts * value_bytes
 
     drop_caches(directory)
@@ -345,6 +357,7 @@ async def churn(
         round(1e3 * float(np.percentile(latencies, 50)), 2),
         round(1e3 * float(np.percentile(latencies, 99)), 2),
         round(put_cpu / size * 1e9, 2),
+        round(index_cpu / size * 1e9, 4),
         round(wrote / size, 2),
         round(read_bytes / get_s / 1e6, 1),
         round(1e3 * float(np.percentile(reads, 99)), 2),
@@ -376,6 +389,7 @@ async def opening(root: Path, records: int, value_bytes: int) -> dict[str, Opene
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         helper = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
         opened[what] = Opened(round(took, 2), round(used, 2), round(helper, 2))
+        print(json.dumps({"open": what, **asdict(opened[what])}), flush=True)
         await tier.close()
 
     directory, backend = await filled("log+index")
@@ -400,6 +414,7 @@ async def opening(root: Path, records: int, value_bytes: int) -> dict[str, Opene
     assert len(found) == records
     took, used = time.perf_counter() - start, time.process_time() - cpu
     opened["lmdb, records walked"] = Opened(round(took, 2), round(used, 2), 0.0)
+    print(json.dumps({"open": "lmdb, records walked", **asdict(opened["lmdb, records walked"])}), flush=True)
     shutil.rmtree(directory)
     return opened
 
@@ -407,7 +422,7 @@ async def opening(root: Path, records: int, value_bytes: int) -> dict[str, Opene
 def median_of(rows: Sequence[Row]) -> Row:
     """The median of every figure of rounds of one subject."""
     figures = {
-        field.name: round(float(np.median([getattr(row, field.name) for row in rows])), 2)
+        field.name: round(float(np.median([getattr(row, field.name) for row in rows])), 4)
         for field in fields(Row)
         if field.name not in ("backend", "load", "value_bytes", "clients")
     }
@@ -444,8 +459,6 @@ def main() -> None:
                 each = [row.put_mb_per_s for row in measured[name]]
                 print(json.dumps(asdict(rows[-1])), "put MB/s of each round", each, flush=True)
         opened = asyncio.run(opening(root, arguments.records, 1000)) if arguments.records else {}
-        for what, taken in opened.items():
-            print(json.dumps({"open": what, **asdict(taken)}))
     finally:
         shutil.rmtree(root)
     if arguments.json:
