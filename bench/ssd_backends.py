@@ -385,12 +385,11 @@ async def opening(root: Path, records: int, value_bytes: int) -> dict[str, Opene
         tier = SsdTier.open(directory, quota)
         took, used = time.perf_counter() - start, time.process_time() - cpu
         assert tier.capacity().records == records, tier.capacity()
-        tier._index.kill()
+        await tier.close()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         helper = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
         opened[what] = Opened(round(took, 2), round(used, 2), round(helper, 2))
         print(json.dumps({"open": what, **asdict(opened[what])}), flush=True)
-        await tier.close()
 
     directory, backend = await filled("log+index")
     assert isinstance(backend, ProductBackend)

@@ -95,7 +95,8 @@ class IndexPipe:
             self.kill()
 
     def kill(self) -> None:
-        """End the process at once; safe to call again."""
+        """End the process at once; safe to call again. The descriptors may be anybody's from here on."""
+        self._to = self._from = -1
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with suppress(OSError):
