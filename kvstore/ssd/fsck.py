@@ -61,6 +61,7 @@ def check_directory(directory: Path) -> FsckReport:
         disk = _ReadOnlyDisk()
         findings: list[Finding] = []
         by_seed: dict[int, list[FrameEntry]] = {}
+        damaged: set[int] = set()
         for path in sorted(directory.glob("*.log")):
             name = parse_name(path.name)
             if name is None:
@@ -73,12 +74,13 @@ def check_directory(directory: Path) -> FsckReport:
                 for found in _check_segment(disk, segment):
                     if isinstance(found, Finding):
                         findings.append(found)
+                        damaged.add(segment.seed)
                     else:
                         entries.append(found)
             finally:
                 disk.close(descriptor)
         if (directory / INDEX_FILE).exists():
-            findings += _check_index(directory / INDEX_FILE, by_seed)
+            findings += _check_index(directory / INDEX_FILE, by_seed, damaged)
     finally:
         lock.release()
     everything = [entry for entries in by_seed.values() for entry in entries]
@@ -87,8 +89,11 @@ def check_directory(directory: Path) -> FsckReport:
     return FsckReport(len(by_seed), records, len(everything) - records, size_bytes, tuple(findings))
 
 
-def _check_index(path: Path, by_seed: Mapping[int, Sequence[FrameEntry]]) -> Iterator[Finding]:
-    """What is damaged in the index, and where it disagrees with the frames of the segments, in the order of the log."""
+def _check_index(path: Path, by_seed: Mapping[int, Sequence[FrameEntry]], damaged: set[int]) -> Iterator[Finding]:
+    """What is damaged in the index, and where it disagrees with the frames of the segments, in the order of the log.
+
+    In ``damaged`` segments frames are missing, which is said already.
+    """
     pipe = None
     try:
         pipe = IndexPipe(path, 0, how=CHECK)
@@ -114,6 +119,8 @@ def _check_index(path: Path, by_seed: Mapping[int, Sequence[FrameEntry]]) -> Ite
         key = keys.get((seed, offset))
         if seed not in by_seed:
             continue  # reclaimed just before a crash
+        if key is None and seed in damaged:
+            continue
         if key is None:
             yield Finding(path.name, 0, f"names a record at {offset} of segment {seed:016x}, where the log has none")
             continue
