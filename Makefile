@@ -61,13 +61,22 @@ contracts: $(VENV)/.test $(VENV)/.lint $(TYPING) ## import-linter: imports point
 wheel-check: $(VENV)/.test ## sdist and wheel, installed in empty environments with and without a compiler, and used
 	$(BIN)/pytest -m package tests/e2e $(PYTEST_ARGS)
 
+# LMCache declares what only its GPU, cloud and vendor backends import; without those it needs neither CUDA nor a compiler.
 PEERS := build/peers
+LMCACHE := lmcache==0.5.6
+LMCACHE_UNUSED := awscrt cuda-python cufile-python cupy-cuda13x google-api-core google-cloud-bigtable nvtx pytest \
+	setuptools-scm torch
+PEER = [ -e $(PEERS)/$(1)/.made ] || { echo "making $(PEERS)/$(1)" && $(PYTHON) -m venv --clear $(PEERS)/$(1) && \
+	$(PEERS)/$(1)/bin/pip install -qq $(2) && touch $(PEERS)/$(1)/.made; }
 bench-peers: ## the peers that bench/store.py compares with, each in an environment of its own
 	@command -v valkey-server redis-server || echo "neither valkey-server nor redis-server: apt-get install redis-server"
-	@[ -e $(PEERS)/redis/bin ] || { $(PYTHON) -m venv $(PEERS)/redis && $(PEERS)/redis/bin/pip install -qq 'redis[hiredis]'; }
-	@[ -e $(PEERS)/mooncake/bin ] || { $(PYTHON) -m venv $(PEERS)/mooncake && \
-		$(PEERS)/mooncake/bin/pip install -qq mooncake-transfer-engine-non-cuda numpy; }
+	@$(call PEER,redis,'redis[hiredis]' numpy)
+	@$(call PEER,mooncake,mooncake-transfer-engine-non-cuda numpy)
 	@echo "Mooncake needs the system's libibverbs1 and librdmacm1"
+	@[ -e $(PEERS)/lmcache/bin/lmcache ] || { $(call PEER,lmcache,"$(KVLOOM_TORCH)") && \
+		$(PEERS)/lmcache/bin/pip install -qq --no-deps $(LMCACHE) && \
+		$(PEERS)/lmcache/bin/python bench/peer_requirements.py lmcache $(LMCACHE_UNUSED) \
+			| $(PEERS)/lmcache/bin/pip install -qq -r /dev/stdin; }
 
 fuzz: fuzz-native fuzz-containers ## hostile input, a million cases each: the compiled core with sanitizers, whole containers
 

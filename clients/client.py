@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -182,8 +181,10 @@ class KvloomClient:
     def _run(self, operation: Operation[T]) -> T:
         try:
             if self._local is not None and self._local.takes(operation):
-                with suppress(LocalGone):
+                try:
                     return self._local.run(operation)
+                except LocalGone:
+                    pass
             return operation.parse(self._exchange(operation))
         except DaemonUnavailable as error:
             return operation.without_daemon(error)

@@ -8,23 +8,27 @@ A daemon that dies leaves what is mapped as it is.
 
 import array
 import contextlib
-import mmap
 import os
 import socket
 import struct
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import limits
 from ..errors import DaemonUnavailable, InvalidRequest, KvloomError
 from ..kvstore.tier import Buffer
 from .local_stage import Stage
 from .local_wire import FRAME_BYTES, Frame, GetReply, Granted, Kind, Mapped, decode_error
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .local_segments import MappedSegments
 
 __all__ = ["LocalConnection", "LocalGone", "unix_address"]
 
@@ -36,6 +40,9 @@ _CREDENTIALS: Final = struct.Struct("3i")
 _ADDRESS_BYTES_MAX: Final = 100
 _DESCRIPTORS_BYTES: Final = limits.LOCAL_GET_KEYS_MAX * array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTORS_BYTES) if hasattr(socket, "CMSG_SPACE") else 0
+# As plain numbers: the operators of the socket module's flags take longer than the calls that they are for.
+_RECEIVE_FLAGS: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_LOST: Final = int(getattr(socket, "MSG_CTRUNC", 0))
 
 
 class LocalGone(Exception):
@@ -65,7 +72,7 @@ class LocalConnection:
         self._number = 0
         self._received = b""
         self._descriptors: deque[int] = deque()
-        self._mapped: dict[int, mmap.mmap] = {}
+        self._segments: MappedSegments | None = None
         self._leases: set[int] = set()
         self._ended: deque[int] = deque()
         self._ended_bytes = 0
@@ -99,60 +106,84 @@ class LocalConnection:
         seconds_max: float = limits.PROGRESS_SECONDS_MAX,
         descriptor: int | None = None,
     ) -> memoryview:
-        """Ask and give the body of the answer, or raise the error that it is.
+        """Ask and give the body of the answer; raises as :meth:`ask` and :meth:`answer` do."""
+        return self.answer(kind, self.ask(kind, body, descriptor=descriptor), seconds_max=seconds_max)
+
+    def ask(self, kind: Kind, body: Sequence[Buffer], *, descriptor: int | None = None) -> int:
+        """Send a question; its number. Questions may follow each other, and are answered in their order.
+
+        Raises :class:`LocalGone` where the connection breaks, and :class:`DaemonUnavailable` where the daemon does not
+        take it; the connection is of no use after either.
+        """
+        self._number = number = (self._number + 1) % 2**32
+        frame = Frame(kind, number, sum(map(len, body)), int(descriptor is not None)).encode()
+        try:
+            with self._lock:
+                # Who only reads needs no room in the daemon's memory: a few leases are given back together.
+                releases = self._releases() if kind is not Kind.GET or self._many_ended(2) else ()
+                self._send((*releases, frame, *body), () if descriptor is None else (descriptor,))
+        except (BlockingIOError, TimeoutError) as error:
+            raise self._silent() from error
+        except OSError as error:
+            raise self._broken(error) from error
+        return number
+
+    def answer(self, kind: Kind, number: int, *, seconds_max: float = limits.PROGRESS_SECONDS_MAX) -> memoryview:
+        """The body of the answer to the oldest question that has none yet, or raise the error that it is.
 
         Raises :class:`LocalGone` where the connection breaks or makes no sense, and :class:`DaemonUnavailable` where
         nothing comes for ``seconds_max``; the connection is of no use after either.
         """
         try:
-            with self._lock:
-                self._number = (self._number + 1) % 2**32
-                frame = Frame(kind, self._number, sum(len(part) for part in body), int(descriptor is not None))
-                passed = () if descriptor is None else (descriptor,)
-                self._set_wait(seconds_max)
-                self._send([*self._releases(), frame.encode(), *body], passed)
-                answer, data = self._receive()
+            self._set_wait(seconds_max)
+            answer, data = self._receive()
         except (BlockingIOError, TimeoutError) as error:
-            self._give_up()
-            raise DaemonUnavailable(f"daemon at {self._path} did not go on within its time limit") from error
+            raise self._silent() from error
         except (OSError, EOFError, InvalidRequest) as error:
-            self._give_up()
-            raise LocalGone(f"daemon at {self._path} broke off: {error}") from error
+            raise self._broken(error) from error
         if answer.kind is Kind.ERROR:
             raise self._error(data)
-        if answer.kind is not kind or answer.number != self._number:
+        if answer.kind is not kind or answer.number != number:
             self._give_up()
             raise LocalGone(f"daemon at {self._path} answered {answer.kind.name} to {kind.name}")
         return data
 
+    def _silent(self) -> DaemonUnavailable:
+        self._give_up()
+        return DaemonUnavailable(f"daemon at {self._path} did not go on within its time limit")
+
+    def _broken(self, error: Exception) -> LocalGone:
+        self._give_up()
+        return LocalGone(f"daemon at {self._path} broke off: {error}")
+
     def take_grants(self, reply: GetReply) -> None:
         """Map the segments that came with ``reply``; unmap those that are gone, once nothing of them is read."""
-        for number in reply.gone:
-            self._mapped.pop(number, None)
         for item in reply.granted:
             self._map(item)
+        if self._segments is not None:
+            for number in reply.gone:
+                self._segments.forget(number)
         if self._descriptors:
             self._drop_descriptors()
             self._give_up()
             raise LocalGone(f"daemon at {self._path} passed descriptors that it did not name")
 
-    def window(self, found: Mapped) -> memoryview:
+    def window(self, found: Mapped) -> "NDArray[np.uint8]":
         """The memory that ``found`` lies in, from its first range to its last, read-only.
 
-        The lease lasts until the view and everything made from it are gone. Raises :class:`LocalGone` for a place
+        The lease lasts until the array and everything made from it are gone. Raises :class:`LocalGone` for a place
         outside of what is mapped.
         """
-        import numpy as np  # here: a client of a remote daemon needs none
-
-        segment = self._mapped.get(found.segment)
-        start, stop = found.ranges[0].start, found.ranges[-1].stop
-        if segment is None or not 0 <= start <= stop <= len(segment):
+        window = None if self._segments is None else self._segments.window(found)
+        if window is None:
             self._give_up()
-            raise LocalGone(f"daemon at {self._path} named bytes {start} to {stop} of segment {found.segment}")
-        window = np.frombuffer(segment, np.uint8, stop - start, start)
+            raise LocalGone(f"daemon at {self._path} named a place outside of segment {found.segment}")
         self._leases.add(found.lease)
-        weakref.finalize(window, self._end_lease, found.lease, stop - start).atexit = False
-        return window.data
+        return window
+
+    def sum_of(self, window: "NDArray[np.uint8]") -> int:
+        """The word sum of a window of this connection (:func:`kvloom.kvstore.sharing.word_sum`)."""
+        return -1 if self._segments is None else self._segments.sum_of(window)
 
     def drop(self, found: Mapped) -> None:
         """Give back a lease of which no window was taken."""
@@ -160,11 +191,10 @@ class LocalConnection:
         self._end_lease(found.lease, 0)
 
     def _end_lease(self, lease: int, size_bytes: int) -> None:
-        """Tell the daemon with the next question, or now, if much has come together and the connection is not busy."""
+        """Tell the daemon with a later question, or now, if much has come together and the connection is not busy."""
         self._ended.append(lease)
         self._ended_bytes += size_bytes
-        few = len(self._ended) < limits.LOCAL_RELEASES_DEFERRED_MAX
-        if few and self._ended_bytes < limits.LOCAL_RELEASED_BYTES_DEFERRED_MAX and not self._closing:
+        if not self._closing and not self._many_ended(1):
             return
         # Who finds the lock taken leaves its lease to who holds it, and that one looks again afterwards.
         while self._ended and self._lock.acquire(blocking=False):
@@ -179,6 +209,13 @@ class LocalConnection:
                 self._lock.release()
         if self._closing and not self._leases.difference(self._ended):
             self._shut()
+
+    def _many_ended(self, share: int) -> bool:
+        """Whether the leases that ended come to one in ``share`` of what may be kept back."""
+        return (
+            len(self._ended) * share >= limits.LOCAL_RELEASES_DEFERRED_MAX
+            or self._ended_bytes * share >= limits.LOCAL_RELEASED_BYTES_DEFERRED_MAX
+        )
 
     def _error(self, data: memoryview) -> KvloomError:
         try:
@@ -197,8 +234,12 @@ class LocalConnection:
         return [Frame(Kind.RELEASE, 0, len(body)).encode(), body]
 
     def _send(self, parts: Sequence[Buffer], descriptors: Sequence[int], *, wait: bool = True) -> None:
-        if sum(len(part) for part in parts) <= _JOINED_BYTES_MAX:
-            parts = (b"".join(parts),)
+        if sum(map(len, parts)) <= _JOINED_BYTES_MAX:
+            joined = b"".join(parts)
+            if wait and not descriptors:
+                self._socket.sendall(joined)
+                return
+            parts = (joined,)
         pending = deque(memoryview(part) for part in parts if len(part))
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         flags = 0 if wait else socket.MSG_DONTWAIT
@@ -211,10 +252,10 @@ class LocalConnection:
                 pending[0] = pending[0][sent:]
 
     def _receive(self) -> tuple[Frame, memoryview]:
-        data = self._received
+        data = self._received or self._more()
         while len(data) < FRAME_BYTES:
             data += self._more()
-        frame = Frame.decode(data[:FRAME_BYTES], reply=True)
+        frame = Frame.decode(data, reply=True)
         end = FRAME_BYTES + frame.body_bytes
         if len(data) < end <= _RECEIVE_BYTES:
             while len(data) < end:
@@ -243,13 +284,13 @@ class LocalConnection:
         return view
 
     def _more(self) -> bytes:
-        data, ancillary, flags, _ = self._socket.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self._socket.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 self._descriptors.extend(numbers)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _LOST:
             raise EOFError("descriptors were lost: too many are open")
         if not data:
             raise EOFError("closed")
@@ -258,13 +299,13 @@ class LocalConnection:
     def _map(self, item: Granted) -> None:
         if not self._descriptors:
             raise LocalGone(f"daemon at {self._path} named a segment and passed no descriptor")
+        if self._segments is None:
+            from .local_segments import MappedSegments  # here: a client of a remote daemon needs no NumPy
+
+            self._segments = MappedSegments(self._end_lease)
         descriptor = self._descriptors.popleft()
         try:
-            if os.fstat(descriptor).st_size < item.size_bytes or item.size_bytes < 1:
-                raise LocalGone(f"daemon at {self._path} passed a segment shorter than it said")
-            self._mapped[item.segment] = mmap.mmap(
-                descriptor, item.size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ
-            )
+            self._segments.map(item.segment, descriptor, item.size_bytes)
         except (OSError, ValueError, OverflowError) as error:
             self._give_up()
             raise LocalGone(f"segment cannot be mapped: {error}") from error
@@ -288,7 +329,8 @@ class LocalConnection:
         self._closing = True
         self._socket.close()
         self._drop_descriptors()
-        self._mapped.clear()
+        if self._segments is not None:
+            self._segments.clear()
 
     def _drop_descriptors(self) -> None:
         while self._descriptors:

@@ -39,6 +39,8 @@ __all__ = ["LocalDaemon"]
 T = TypeVar("T")
 _PASSED_BYTES_MIN: Final = 128 * 1024
 """From here on a container is put through a file that is passed; below, through the socket."""
+_KEYS_AT_ONCE: Final = 16
+"""Of a longer list. Fewer than the protocol lets through, so that both sides have something to do."""
 _COUNT: Final = struct.Struct("<Q")
 
 
@@ -70,12 +72,11 @@ class LocalDaemon:
         return answer
 
     def get_many(self, keys: Sequence[ContentKey], *, level: Level | None) -> list[Outcome[Container]]:
-        """Read many chunks, as many as go into one question at a time; outcomes stand in the order of ``keys``."""
-        outcomes: list[Outcome[Container]] = []
-        for start in range(0, len(keys), limits.LOCAL_GET_KEYS_MAX):
-            asked = [GetChunk(key, level) for key in keys[start : start + limits.LOCAL_GET_KEYS_MAX]]
-            outcomes += self._with_connection(partial(_get, asked=asked))
-        return outcomes
+        """Read many chunks; outcomes stand in the order of ``keys``.
+
+        They are asked for a few at a time, one question ahead: while the daemon looks up some, others are verified.
+        """
+        return self._with_connection(partial(_get_many, asked=[GetChunk(key, level) for key in keys]))
 
     def _with_connection(self, work: Callable[[LocalConnection], T]) -> T:
         try:
@@ -117,18 +118,50 @@ class MappedContainer(Container):
         return header
 
 
-def _get(
-    connection: LocalConnection, asked: Sequence[GetChunk], *, through_socket: bool = False
-) -> list[Outcome[Container]]:
+def _get_many(connection: LocalConnection, asked: Sequence[GetChunk]) -> list[Outcome[Container]]:
     """Read chunks, all at the level and the layers of the first."""
-    _joined([item.key for item in asked])
-    question = GetQuestion([item.key for item in asked], asked[0].level, asked[0].layers, through_socket)
+    several = len(asked) > 1
+    outcomes = _pipelined(connection, asked) if several else _answer(connection, _ask(connection, asked), asked)
+    # Of a damaged copy the daemon is made to look for itself: it deletes it, and may have another.
+    return [
+        _get_alone(connection, item) if found is None or isinstance(found, Corrupt) else found
+        for item, found in zip(asked, outcomes, strict=True)
+    ]
+
+
+def _pipelined(connection: LocalConnection, asked: Sequence[GetChunk]) -> list[Outcome[Container] | None]:
+    """Ask for a few chunks at a time, one question ahead of the answers."""
+    outcomes: list[Outcome[Container] | None] = []
+    waiting: deque[tuple[int, Sequence[GetChunk]]] = deque()
     try:
-        body = connection.exchange(Kind.GET, (question.encode(),), seconds_max=asked[0].answer_seconds_max)
+        for start in range(0, len(asked), _KEYS_AT_ONCE):
+            part = asked[start : start + _KEYS_AT_ONCE]
+            waiting.append((_ask(connection, part), part))
+            if len(waiting) > 1:
+                outcomes += _answer(connection, *waiting.popleft())
+        while waiting:
+            outcomes += _answer(connection, *waiting.popleft())
+    finally:
+        if waiting:  # an error was raised, and an answer is still to come that nobody will read
+            connection.close()
+    return outcomes
+
+
+def _ask(connection: LocalConnection, asked: Sequence[GetChunk], *, through_socket: bool = False) -> int:
+    keys = [item.key for item in asked]
+    _joined(keys)
+    return connection.ask(Kind.GET, (GetQuestion(keys, asked[0].level, asked[0].layers, through_socket).encode(),))
+
+
+def _answer(connection: LocalConnection, number: int, asked: Sequence[GetChunk]) -> list[Outcome[Container] | None]:
+    """The answers to one question; None for what would have made the answer too long."""
+    try:
+        body = connection.answer(Kind.GET, number, seconds_max=asked[0].answer_seconds_max)
     except DaemonUnavailable:
         raise
     except KvloomError as error:
-        return [protocol.outcome_of_error(error) for _ in asked]
+        outcome: Outcome[Container] = protocol.outcome_of_error(error)
+        return [outcome] * len(asked)
     try:
         reply = GetReply.decode(body)
     except InvalidRequest as error:
@@ -138,16 +171,16 @@ def _get(
     if len(reply.results) != len(asked):
         connection.close()
         raise LocalGone(f"daemon answered for {len(reply.results)} chunks, {len(asked)} were asked for")
-    outcomes = [_judge(connection, item, result) for item, result in zip(asked, reply.results, strict=True)]
-    for index, (item, outcome) in enumerate(zip(asked, outcomes, strict=True)):
-        later = isinstance(reply.results[index], Later) and len(asked) > 1
-        if later or (isinstance(outcome, Corrupt) and not through_socket):
-            # Of a damaged copy the daemon is made to look for itself: it deletes it, and may have another.
-            outcomes[index] = _get(connection, [item], through_socket=not later)[0]
-    return outcomes
+    return [_judge(connection, item, result) for item, result in zip(asked, reply.results, strict=True)]
 
 
-def _judge(connection: LocalConnection, asked: GetChunk, result: Result) -> Outcome[Container]:
+def _get_alone(connection: LocalConnection, asked: GetChunk) -> Outcome[Container]:
+    """Read a chunk through the socket."""
+    found = _answer(connection, _ask(connection, (asked,), through_socket=True), (asked,))[0]
+    return Corrupt(DAEMON, "the daemon sent no bytes") if found is None else found
+
+
+def _judge(connection: LocalConnection, asked: GetChunk, result: Result) -> Outcome[Container] | None:
     match result:
         case Mapped():
             return _judge_mapped(connection, asked, result)
@@ -155,8 +188,10 @@ def _judge(connection: LocalConnection, asked: GetChunk, result: Result) -> Outc
             return asked.judge(data, tier)
         case Failed(error=error):
             return protocol.outcome_of_error(error)
+        case Later():
+            return None
         case _:
-            return Corrupt(DAEMON, "the daemon sent no bytes")
+            return Corrupt(DAEMON, "the daemon sent its bytes in parts")
 
 
 def _judge_mapped(connection: LocalConnection, asked: GetChunk, found: Mapped) -> Outcome[Container]:
@@ -164,16 +199,15 @@ def _judge_mapped(connection: LocalConnection, asked: GetChunk, found: Mapped) -
     if not found.ranges:
         connection.drop(found)
         return Corrupt(DAEMON, "the daemon named no bytes")
-    window = connection.window(found)
+    array = connection.window(found)
+    window = array.data
     if found.header:
         return asked.judge(_gathered(found, window), found.tier)
     if found.word_sum is None:
         return asked.judge(window, found.tier)
-    from ..kvstore.sharing import word_sum  # here: a client of a remote daemon needs no NumPy
-
     if named_key(window) != asked.key:
         return Corrupt(DAEMON, f"asked for chunk {asked.key.hex()[:16]}…, mapped {named_key(window).hex()[:16]}…")
-    if word_sum(window) != found.word_sum:
+    if connection.sum_of(array) != found.word_sum:
         return Corrupt(DAEMON, "mapped bytes do not have the sum they were kept with")
     if asked.level is None and asked.layers is None:
         return Hit(MappedContainer(window), found.tier)
@@ -201,7 +235,7 @@ def _joined(keys: Sequence[ContentKey]) -> bytes:
 
 
 def _get_one(connection: LocalConnection, operation: GetChunk) -> Outcome[Container]:
-    return _get(connection, [operation])[0]
+    return _get_many(connection, (operation,))[0]
 
 
 def _exist(connection: LocalConnection, operation: ChunksExist) -> tuple[bool, ...]:

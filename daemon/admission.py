@@ -96,6 +96,11 @@ class Admission:
         """Refuse every new request from now on; those inside go on."""
         self._phase = Phase.DRAINING
 
+    def require_ready(self) -> None:
+        """:class:`Overloaded` unless the daemon is ready: all that :meth:`enter` is to a request that never waits."""
+        if self._phase is not Phase.READY:
+            raise Overloaded(f"daemon is {self._phase}, try again in a moment")
+
     @contextmanager
     def enter(self, tenant: str) -> Iterator[None]:
         """Hold the place of one request of ``tenant``.
@@ -103,8 +108,7 @@ class Admission:
         Raises :class:`Overloaded` unless the daemon is ready and has a place, and :class:`TenantOverloaded` where the
         tenant has as many as it may.
         """
-        if self._phase is not Phase.READY:
-            raise Overloaded(f"daemon is {self._phase}, try again in a moment")
+        self.require_ready()
         if self._requests >= limits.REQUESTS_INFLIGHT_MAX:
             raise Overloaded(f"{self._requests} requests are inside, the limit is {limits.REQUESTS_INFLIGHT_MAX}")
         with self._holding(tenant) as held:

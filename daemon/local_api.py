@@ -10,6 +10,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -39,13 +40,12 @@ from ..clients.local_wire import (
 )
 from ..codec.container import ByteRange
 from ..errors import InvalidRequest, KvloomError, StorageUnavailable, TruncatedBody
-from ..kvstore.key import ContentKey
 from ..kvstore.memory.segment import Segment
 from ..kvstore.sharing import Lease
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.lending import LentChunk
 from .authenticator import Authenticator
-from .local_socket import LocalSocket, peer_user
+from .local_socket import LocalSocket, Reply, peer_user
 from .service import Service
 
 __all__ = ["bind_local", "serve_local"]
@@ -54,6 +54,8 @@ _log = structlog.get_logger("kvloom.daemon")
 _BACKLOG: Final = 128
 _READ_BYTES: Final = 8 * 1024 * 1024
 _COUNT: Final = struct.Struct("<Q")
+_LOOKED_AT: Final = 16
+"""How many of a client's segments each answer looks at, whether they are gone."""
 
 
 def bind_local(path: Path) -> socket.socket | None:
@@ -91,6 +93,10 @@ async def serve_local(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+_Found = Result | LentChunk | None
+"""What becomes of one key of a GET; None: it has to be read."""
 
 
 class LocalApi:
@@ -152,6 +158,9 @@ class _Connection:
         self._next_lease = 1
         self._segments: dict[Segment, int] = {}
         self._next_segment = 1
+        self._looked_at: deque[Segment] = deque()
+        self._begun: list[_Found] | None = None
+        """What was lent to the question that is handled next, which could not be answered at once."""
         self._in_step = False
         """Whether all of the last frame has been read."""
 
@@ -159,10 +168,12 @@ class _Connection:
         """Close the connection and let go of its leases; the memory under them may still be read."""
         self._stream.close()
         for lease in self._leases.values():
-            self._api.leased_bytes -= lease.info.payload_bytes
+            self._api.leased_bytes -= lease.payload_bytes
             lease.abandon()
         self._leases.clear()
         self._segments.clear()
+        self._looked_at.clear()
+        self._begun = None
 
     async def run(self) -> None:
         """Answer frames until the peer closes, or sends one that does not hold."""
@@ -176,6 +187,7 @@ class _Connection:
                     return
                 wait_seconds, number = None, frame.number
                 await self._handle(frame)
+                self._stream.at_once = self._answer_at_once
             except KvloomError as error:
                 await self._reply(Kind.ERROR, number, (encode_error(error),))
                 if isinstance(error, InvalidRequest) or not self._in_step:
@@ -247,41 +259,99 @@ class _Connection:
             )
         return bytes((reached is Ack.DISK,))
 
+    def _answer_at_once(self, frame: Frame, body: bytes) -> Reply | None:
+        """Answer what takes no waiting: questions for chunks all of which can be lent, and releases."""
+        if frame.descriptors or self._begun is not None:
+            return None
+        if frame.kind is Kind.RELEASE:
+            self._release(body)
+            return Reply()
+        if frame.kind is not Kind.GET:
+            return None
+        question = GetQuestion.decode(body)
+        if question.through_socket:
+            return None
+        self._service.admission.require_ready()
+        found = self._lent(question)
+        if None in found:
+            self._begun = found
+            return None
+        parts, descriptors = self._encoded(found)
+        return Reply(
+            (Frame(Kind.GET, frame.number, sum(map(len, parts)), len(descriptors)).encode(), *parts), descriptors
+        )
+
     async def _get(self, frame: Frame, question: GetQuestion) -> None:
         """Answer with places in memory; with bytes, where there is no such memory or too much of it is leased."""
-        granted: list[Granted] = []
-        descriptors: list[int] = []
-        results: list[Result] = []
+        begun, self._begun = self._begun, None
         async with AsyncExitStack() as sent:
             sent.enter_context(self._service.entering(self._caller))
+            if question.through_socket:
+                found: list[_Found] = [None] * len(question.keys)
+            else:
+                found = self._lent(question) if begun is None else begun
             inline_bytes = 0
-            for key in question.keys:
+            for index, key in enumerate(question.keys):
+                if found[index] is not None:
+                    continue
                 try:
-                    lent = None if question.through_socket else await self._lend(key, question)
-                    if lent is not None:
-                        results.append(self._mapped(lent, granted, descriptors))
-                        continue
                     reading = self._service.reading(self._caller, key, level=question.level, layers=question.layers)
                     chunk = await sent.enter_async_context(reading)
                 except KvloomError as error:
-                    results.append(Failed(error))
+                    found[index] = Failed(error)
                     continue
                 if inline_bytes and inline_bytes + chunk.total_bytes > limits.LOCAL_INLINE_BYTES_MAX:
-                    results.append(Later())
+                    found[index] = Later()
                     continue
                 inline_bytes += chunk.total_bytes
-                results.append(Inline(chunk.parts, chunk.tier))
-            gone = tuple(number for segment, number in self._segments.items() if segment.closed)
-            for segment in [segment for segment in self._segments if segment.closed]:
-                del self._segments[segment]
-            reply = GetReply(tuple(results), tuple(granted), gone).encode()
-            await self._reply(Kind.GET, frame.number, reply, descriptors)
+                found[index] = Inline(chunk.parts, chunk.tier)
+            parts, descriptors = self._encoded(found)
+            await self._reply(Kind.GET, frame.number, parts, descriptors)
 
-    async def _lend(self, key: ContentKey, question: GetQuestion) -> LentChunk | None:
-        """Lend a chunk, unless this client or all of them together hold as many as they may already."""
-        if len(self._leases) >= limits.LOCAL_LEASES_MAX or self._api.leased_bytes >= self._api.leased_bytes_max:
-            return None
-        return await self._service.lend(self._caller, key, level=question.level, layers=question.layers)
+    def _lent(self, question: GetQuestion) -> list[_Found]:
+        """Lend what can be, unless this client or all of them together hold as much as they may already.
+
+        None for what has to be read. What is lent is the connection's once it is in an answer.
+        """
+        found: list[_Found] = []
+        room = min(limits.LOCAL_LEASES_MAX - len(self._leases), len(question.keys))
+        room_bytes = self._api.leased_bytes_max - self._api.leased_bytes
+        for key in question.keys[:room]:
+            lent: _Found = None
+            if room_bytes > 0:
+                try:
+                    lent = self._service.lend(self._caller, key, level=question.level, layers=question.layers)
+                except KvloomError as error:
+                    lent = Failed(error)
+            if isinstance(lent, LentChunk):
+                room_bytes -= lent.lease.payload_bytes
+            found.append(lent)
+        return found + [None] * (len(question.keys) - len(found))
+
+    def _encoded(self, found: Sequence[_Found]) -> tuple[list[Buffer], list[int]]:
+        """The body of the answer, and the descriptors that go with it; leases begin here.
+
+        Some of the client's segments are looked at in turn: which of them are gone.
+        """
+        gone: list[int] = []
+        for _ in range(min(_LOOKED_AT, len(self._looked_at))):
+            segment = self._looked_at.popleft()
+            if segment.closed:
+                gone.append(self._segments.pop(segment))
+            else:
+                self._looked_at.append(segment)
+        granted: list[Granted] = []
+        descriptors: list[int] = []
+        results: list[Result] = []
+        for item in found:
+            if isinstance(item, LentChunk):
+                try:
+                    results.append(self._mapped(item, granted, descriptors))
+                except StorageUnavailable as error:
+                    results.append(Failed(error))
+            elif item is not None:
+                results.append(item)
+        return GetReply(tuple(results), tuple(granted), tuple(gone)).encode(), descriptors
 
     def _mapped(self, lent: LentChunk, granted: list[Granted], descriptors: list[int]) -> Mapped:
         """Register the lease, and pass the segment unless this client has it."""
@@ -293,22 +363,23 @@ class _Connection:
             number = self._next_segment
             self._next_segment += 1
             self._segments[segment] = number
+            self._looked_at.append(segment)
             granted.append(Granted(number, segment.size_bytes))
             descriptors.append(segment.descriptor)
         self._leases[self._next_lease] = lease
         self._next_lease += 1
-        self._api.leased_bytes += lease.info.payload_bytes
-        ranges = tuple(ByteRange(lease.offset + item.start, lease.offset + item.stop) for item in lent.ranges)
+        self._api.leased_bytes += lease.payload_bytes
+        ranges = tuple([ByteRange(lease.offset + item.start, lease.offset + item.stop) for item in lent.ranges])
         total = lease.word_sum if lent.is_whole else None
         return Mapped(self._next_lease - 1, number, ranges, lent.tier, lent.header, total)
 
-    def _release(self, body: memoryview) -> None:
+    def _release(self, body: Buffer) -> None:
         if len(body) % _COUNT.size:
             raise InvalidRequest(f"RELEASE has {len(body)} bytes, not a multiple of {_COUNT.size}")
         for (number,) in _COUNT.iter_unpack(body):
             lease = self._leases.pop(number, None)
             if lease is not None:
-                self._api.leased_bytes -= lease.info.payload_bytes
+                self._api.leased_bytes -= lease.payload_bytes
                 lease.release()
 
 

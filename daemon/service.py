@@ -132,13 +132,12 @@ class Service:
         with self.admission.reserve(chunk.total_bytes, caller.tenant):
             yield chunk
 
-    async def lend(
+    def lend(
         self, caller: Caller, key: ContentKey, *, level: Level | None = None, layers: range | None = None
     ) -> LentChunk | None:
         """A chunk in memory that a local client can map, until its lease is released; None: ask :meth:`reading`."""
         caller.require(Scope.READ)
-        outcome = await self._store.lend(caller.namespace, key, level=level, layers=layers)
-        return outcome.value if isinstance(outcome, Hit) else None
+        return self._store.lend(caller.namespace, key, level=level, layers=layers)
 
     async def exists(self, caller: Caller, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored."""

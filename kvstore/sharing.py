@@ -11,14 +11,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from .key import StorageKey
+from .key import ContentKey, StorageKey
 from .memory.segment import Segment
-from .outcome import Outcome
-from .tier import Buffer, RecordInfo
+from .tier import Buffer
 
 __all__ = ["Lease", "SharesMemory", "word_sum"]
 
-_WORD_BYTES = 8
+_WORD = np.dtype("<u8")
+_WORD_BYTES = _WORD.itemsize
 
 
 def word_sum(data: Buffer) -> int:
@@ -26,10 +26,12 @@ def word_sum(data: Buffer) -> int:
 
     Lets other threads run while it reads much.
     """
-    view = memoryview(data).cast("B")
-    whole_bytes = len(view) // _WORD_BYTES * _WORD_BYTES
-    words = np.frombuffer(view[:whole_bytes], "<u8")
-    return (int(np.add.reduce(words, dtype=np.uint64)) + int.from_bytes(view[whole_bytes:], "little")) % 2**64
+    size_bytes = memoryview(data).nbytes
+    count, rest_bytes = divmod(size_bytes, _WORD_BYTES)
+    total = int(np.add.reduce(np.frombuffer(data, _WORD, count))) if count else 0
+    if rest_bytes:
+        total += int.from_bytes(memoryview(data).cast("B")[-rest_bytes:], "little")
+    return total % 2**64
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +43,9 @@ class Lease:
 
     segment: Segment
     offset: int
-    info: RecordInfo
+    content_key: ContentKey
+    payload_bytes: int
+    expires_at_ms: int
     word_sum: int
     payload: memoryview = field(repr=False)
     """The payload as this process sees it; holding it, or a slice of it, is what keeps the memory."""
@@ -62,5 +66,5 @@ class SharesMemory(Protocol):
 
     name: str
 
-    async def lease(self, key: StorageKey) -> Outcome[Lease]:
-        """Lend a record; counts as a use. A record that cannot be shared is a :class:`Miss`: read it with ``get``."""
+    def lease(self, key: StorageKey) -> Lease | None:
+        """Lend a record, at once; counts as a use. None for one that cannot be shared: read it with ``get``."""

@@ -105,20 +105,33 @@ class MemoryTier(Tier):
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
         """Views of the ranges, without a copy."""
-        lease = self._lend(key)
-        if lease is None:
+        slot = self._used(key)
+        if slot is None:
             return Miss()
-        size_bytes = len(lease.payload)
-        parts: list[Buffer] = []
-        for item in (ByteRange(0, size_bytes),) if ranges is None else ranges:
-            start, stop = min(item.start, size_bytes), min(item.stop, size_bytes)
-            parts.append(lease.payload[start : max(start, stop)])
-        return Hit(Slice(lease.info, tuple(parts)), self.name)
+        place = self._table.place_of(slot)
+        segment = self._pool.segments[place.segment]
+        info = read_header(segment, place.offset).info(key, segment, self._table.attributes_of(slot))
+        start = place.offset + HEADER_BYTES
+        payload = segment.view(start, start + info.payload_bytes)
+        parts: list[Buffer] = [payload]
+        if ranges is not None:
+            stops = [min(item.stop, info.payload_bytes) for item in ranges]
+            parts = [payload[min(item.start, stop) : stop] for item, stop in zip(ranges, stops, strict=True)]
+        return Hit(Slice(info, tuple(parts)), self.name)
 
-    async def lease(self, key: StorageKey) -> Outcome[Lease]:
-        """Lend a record where it lies; a miss, too, where the system has no memory that can be shared."""
-        lease = self._lend(key)
-        return Miss() if lease is None or lease.segment.descriptor is None else Hit(lease, self.name)
+    def lease(self, key: StorageKey) -> Lease | None:
+        """Lend a record where it lies; None, too, where the system has no memory that can be shared."""
+        slot = self._used(key)
+        if slot is None:
+            return None
+        place = self._table.place_of(slot)
+        segment = self._pool.segments[place.segment]
+        if segment.descriptor is None:
+            return None
+        header = read_header(segment, place.offset)
+        start, size_bytes = place.offset + HEADER_BYTES, header.payload_bytes
+        payload = segment.view(start, start + size_bytes)
+        return Lease(segment, start, header.content_key, size_bytes, header.expires_at_ms, header.word_sum, payload)
 
     async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
         """Look the keys up in the index."""
@@ -180,20 +193,14 @@ class MemoryTier(Tier):
             self._policy.record_delete(key)
         self._pool.close()
 
-    def _lend(self, key: StorageKey) -> Lease | None:
+    def _used(self, key: StorageKey) -> int | None:
+        """The slot of a record that is used now."""
         self._require_open()
         slot = self._table.slot_of(key)
         if slot is None:
             return None
         self._policy.record_use(key)
-        place = self._table.place_of(slot)
-        segment = self._pool.segments[place.segment]
-        header = read_header(segment, place.offset)
-        start = place.offset + HEADER_BYTES
-        payload = segment.view(start, start + header.payload_bytes)
-        return Lease(
-            segment, start, header.info(key, segment, self._table.attributes_of(slot)), header.word_sum, payload
-        )
+        return slot
 
     def _require_quota(self, owner: OwnerId, size_bytes: int) -> None:
         limit_bytes = self._policy.quotas.of(owner).limit_bytes

@@ -6,7 +6,6 @@ from ...codec.container import ByteRange, ContainerHeader, Selection, parse_head
 from ...codec.level import EXACT, Level
 from ...errors import KvloomError, LevelNotStored
 from ..key import ContentKey, StorageKey
-from ..outcome import Hit, Miss, Outcome
 from ..sharing import Lease, SharesMemory
 from ..tier import NEVER
 from .chunk_reader import select_asked
@@ -14,7 +13,7 @@ from .chunk_reader import select_asked
 __all__ = ["LentChunk", "lend_chunk"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class LentChunk:
     """A container in parts: ``header``, then ``ranges`` of the lease's payload.
 
@@ -34,37 +33,32 @@ class LentChunk:
     @property
     def is_whole(self) -> bool:
         """Whether it is all that is stored."""
-        return not self.header and self.ranges[0].length == self.lease.info.payload_bytes
+        return not self.header and self.ranges[0].length == self.lease.payload_bytes
 
 
-async def lend_chunk(
+def lend_chunk(
     tier: SharesMemory, place: StorageKey, key: ContentKey, *, level: Level | None, layers: range | None, now_ms: int
-) -> Outcome[LentChunk]:
-    """Lend the chunk, or the part of it that was asked for; what an ordinary read has to judge is a miss.
+) -> LentChunk | None:
+    """Lend the chunk, or the part of it that was asked for, at once; None where an ordinary read has to judge.
 
     Raises :class:`InvalidRequest` for layers that the chunk has not.
     """
-    found = await tier.lease(place)
-    if not isinstance(found, Hit):
-        return found
-    lease, info = found.value, found.value.info
-    expired = info.expires_at_ms != NEVER and info.expires_at_ms <= now_ms
-    if info.content_key != key or expired:
-        return Miss()
+    lease = tier.lease(place)
+    if lease is None or lease.content_key != key or (lease.expires_at_ms != NEVER and lease.expires_at_ms <= now_ms):
+        return None
     if level is None and layers is None:
-        return Hit(LentChunk(lease, b"", (ByteRange(0, info.payload_bytes),), tier.name), tier.name)
+        return LentChunk(lease, b"", (ByteRange(0, lease.payload_bytes),), tier.name)
     try:
-        header = parse_header(lease.payload, declared_bytes=info.payload_bytes)
+        header = parse_header(lease.payload, declared_bytes=lease.payload_bytes)
     except KvloomError:
-        return Miss()
+        return None
     try:
         selection = select_asked(header, level, layers)
     except LevelNotStored:
-        return Miss()
+        return None
     if _is_prefix(header, selection):
-        prefix = ByteRange(0, selection.ranges[-1].stop)
-        return Hit(LentChunk(lease, b"", (prefix,), tier.name), tier.name)
-    return Hit(LentChunk(lease, selection.header, selection.ranges, tier.name), tier.name)
+        return LentChunk(lease, b"", (ByteRange(0, selection.ranges[-1].stop),), tier.name)
+    return LentChunk(lease, selection.header, selection.ranges, tier.name)
 
 
 def _is_prefix(header: ContainerHeader, selection: Selection) -> bool:

@@ -212,21 +212,21 @@ class TieredStore:
 
         return await each_in_order(get, keys, at_once=at_once)
 
-    async def lend(
+    def lend(
         self, namespace: Namespace, key: ContentKey, *, level: Level | None = None, layers: range | None = None
-    ) -> Outcome[LentChunk]:
-        """Lend what :meth:`get` would read, where a tier has it in memory that can be shared; a miss asks for ``get``.
+    ) -> LentChunk | None:
+        """Lend what :meth:`get` would read, at once, where a tier has it in memory that can be shared; None: ``get``.
 
         The bytes are not verified here: who maps them does (:mod:`.sharing`).
         """
         self._require_running()
         place = storage_key(namespace.secret, key)
         for tier in self._lenders:
-            found = await lend_chunk(tier, place, key, level=level, layers=layers, now_ms=self._clock_ms())
-            if isinstance(found, Hit):
-                self._tally.note_hit(self._tenants.of(namespace), tier.name, found.value.total_bytes)
-                return found
-        return Miss()
+            lent = lend_chunk(tier, place, key, level=level, layers=layers, now_ms=self._clock_ms())
+            if lent is not None:
+                self._tally.note_hit(self._tenants.of(namespace), tier.name, lent.total_bytes)
+                return lent
+        return None
 
     async def contains_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether a chunk is stored; a tier that cannot answer counts as empty."""

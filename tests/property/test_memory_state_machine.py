@@ -102,10 +102,10 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(number=numbers)
     def lease(self, number: int) -> None:
         place = StorageKey(blake3(number.to_bytes(2, "little")).digest())
-        found = self.run(self.tier.lease(place))
-        if isinstance(found, Hit):
-            record, lease = self.put_last[place], found.value
-            assert lease.info == record.info
+        lease = self.tier.lease(place)
+        if lease is not None:
+            record = self.put_last[place]
+            assert (lease.content_key, lease.payload_bytes) == (record.content_key, len(record.payload))
             assert lease.segment.owner == record.owner
             if len(self.leases) < 6:
                 self.leases.append((bytes(record.payload), lease))
