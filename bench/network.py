@@ -5,7 +5,8 @@
 Transfers: every store named (the credentials are those of its environment), values of 256 KiB and 4 MiB, 1 and 8 at
 once; puts, whole gets, gets of a tenth, and ``contains`` of 100 keys; through the tier with its guards, as a daemon
 uses it. The stores take turns, round by round. Compared with a plain client of the same engine where there is one: for
-Valkey, GET and SET of whole values by the same client library.
+Valkey, GET and SET of whole values by the same client library. Columns as in ``store.py``; CPU is that of this process,
+without the stores'; a row of "get a tenth" counts the bytes that were asked for.
 
 ``--faults`` (Valkey only): a proxy between the tier and the first store misbehaves in five ways. Measured are the
 seconds until the breaker opens and closes again, and how long reads of what the daemon has in memory take
@@ -26,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from store_bench.rows import Row, Timed, heading, line
+
 from kvloom.codec.container import ByteRange
 from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.memory.tier import MemoryTier
@@ -41,19 +44,6 @@ MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One store, one kind of transfer; medians over all operations of all rounds."""
-
-    what: str
-    subject: str
-    value_bytes: int
-    clients: int
-    mb_per_s: float
-    p50_ms: float
-    p99_ms: float
-
-
-@dataclass(frozen=True, slots=True)
 class FaultRow:
     """One fault; local reads are of a 256 KiB record in memory."""
 
@@ -66,39 +56,19 @@ class FaultRow:
     plain_p99_ms: float
 
 
-class Timings:
-    """Seconds of single operations, and of whole batches of them."""
+async def timed_calls(timed: Timed, calls: list[Callable[[], Awaitable[object]]]) -> None:
+    """Make all ``calls``, as many at a time as there are clients: one turn."""
+    waiting, latencies = iter(calls), []
 
-    def __init__(self) -> None:
-        self.each: list[float] = []
-        self.total_seconds = 0.0
-        self.total_bytes = 0
+    async def client() -> None:
+        for call in waiting:
+            started = time.perf_counter()
+            await call()
+            latencies.append(time.perf_counter() - started)
 
-    async def run(self, calls: list[Callable[[], Awaitable[object]]], clients: int, value_bytes: int) -> None:
-        """Make all ``calls``, ``clients`` at a time."""
-        waiting = iter(calls)
-
-        async def client() -> None:
-            for call in waiting:
-                started = time.perf_counter()
-                await call()
-                self.each.append(time.perf_counter() - started)
-
-        started = time.perf_counter()
-        await asyncio.gather(*(client() for _ in range(clients)))
-        self.total_seconds += time.perf_counter() - started
-        self.total_bytes += value_bytes * len(calls)
-
-    def row(self, what: str, subject: str, value_bytes: int, clients: int) -> Row:
-        """All rounds together."""
-        return Row(
-            what,
-            subject,
-            value_bytes,
-            clients,
-            round(self.total_bytes / 1e6 / self.total_seconds, 1),
-            *(round(1e3 * value, 2) for value in percentiles(self.each)),
-        )
+    started, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(client() for _ in range(timed.clients)))
+    timed.add(latencies, time.perf_counter() - started, time.process_time() - cpu)
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
@@ -118,10 +88,11 @@ async def transfers(urls: list[str], rounds: int) -> list[Row]:
     """Every combination, the stores interleaved."""
     tiers = {url.partition(":")[0]: open_network_tier(url) for url in urls}
     plain = await plain_valkey(urls[0])
-    timings: dict[tuple[str, str, int, int], Timings] = {}
+    timings: dict[tuple[str, str, int, int], Timed] = {}
 
     async def measure(what: str, subject: str, size: int, clients: int, calls: list) -> None:
-        await timings.setdefault((what, subject, size, clients), Timings()).run(calls, clients, size)
+        case = (what, subject, size, clients)
+        await timed_calls(timings.setdefault(case, Timed(*case)), calls)
 
     for size in SIZES:
         records = [make_record(number, size) for number in range(ROUND_BYTES // size)]
@@ -134,9 +105,7 @@ async def transfers(urls: list[str], rounds: int) -> list[Row]:
                     calls = [partial(hit, tier, record) for record in records]
                     await measure("get", subject, size, clients, calls)
                     calls = [partial(hit, tier, record, tenth) for record in records]
-                    await timings.setdefault(("get a tenth", subject, size, clients), Timings()).run(
-                        calls, clients, size // 10
-                    )
+                    await measure("get a tenth", subject, size // 10, clients, calls)
                 if plain is not None:
                     calls = [partial(plain.set, b"plain" + record.storage_key, record.payload) for record in records]
                     await measure("put", "valkey-py", size, clients, calls)
@@ -145,13 +114,13 @@ async def transfers(urls: list[str], rounds: int) -> list[Row]:
     keys = [make_record(number, 0).storage_key for number in range(100)]
     for subject, tier in tiers.items():
         for _ in range(rounds):
-            await measure("contains 100", subject, 0, 1, [partial(tier.contains_many, keys)] * 5)
+            await measure("contains 100", subject, 32 * len(keys), 1, [partial(tier.contains_many, keys)] * 5)
         await tier.delete_owner(records[0].owner)
         await tier.close()
     if plain is not None:
         await plain.flushdb()
         await plain.aclose()
-    return [found.row(*case) for case, found in sorted(timings.items())]
+    return [found.row() for _, found in sorted(timings.items())]
 
 
 async def plain_valkey(url: str) -> Any:
@@ -223,15 +192,6 @@ async def until(holds: Callable[[], bool]) -> float:
     return time.perf_counter() - started
 
 
-def show(rows: list) -> None:
-    """A table."""
-    if rows:
-        names = list(asdict(rows[0]))
-        print("  ".join(f"{name:>13}" for name in names))
-        for row in rows:
-            print("  ".join(f"{value!s:>13}" for value in asdict(row).values()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", action="append", required=True, metavar="URL")
@@ -241,8 +201,9 @@ def main() -> None:
     arguments = parser.parse_args()
     moved = asyncio.run(transfers(arguments.network, arguments.rounds))
     failed = asyncio.run(faults(arguments.network[0])) if arguments.faults else []
-    show(moved)
-    show(failed)
+    print("\n".join([heading(), *map(line, moved)]))
+    for row in failed:
+        print(row)
     if arguments.json:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
         result = {

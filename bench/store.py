@@ -5,8 +5,9 @@
 
 Every module of ``store_bench`` that has a function ``rows`` is a part; within a part the subjects take turns in every
 round, so that a machine that is busy meanwhile disturbs all of them alike. Peers that are not installed (``make
-bench-peers``) are listed as absent. Columns: ``what`` (put, get, …), ``subject``, ``value_bytes``, ``clients``,
-``mb_per_s`` (of the median turn), ``p50_ms``, ``p99_ms`` (of all operations), ``cpu_s_per_gb``.
+bench-peers``; ``KVLOOM_PEERS`` names another folder) are listed as absent, with the reason. Columns: ``what`` (put,
+get, …), ``subject``, ``value_bytes``, ``clients``, ``mb_per_s`` (of the median turn), ``p50_ms``, ``p99_ms`` (of all
+operations), ``cpu_s_per_gb``. At the end the goals of the issue, and what a resident record costs (``resident.py``).
 """
 
 import argparse
@@ -14,6 +15,9 @@ import inspect
 import json
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import asdict
 from importlib import import_module
@@ -21,16 +25,20 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import store_bench
+from store_bench.rows import heading, line
 
 MIB = 1024 * 1024
-COLUMNS = ("what", "subject", "value_bytes", "clients", "mb_per_s", "p50_ms", "p99_ms", "cpu_s_per_gb")
 GOALS = (
     ("put", "kvloom ssd", "raw write", 4 * MIB, 1, 0.7),
     ("put", "kvloom ssd", "raw write", 4 * MIB, 8, 1.0),
     ("get", "kvloom ssd", "raw pread", 4 * MIB, 1, 0.7),
-    ("get", "kvloom local", "memcpy", 4 * MIB, 1, 0.7),
-    ("get", "kvloom local", "redis", 4 * MIB, 1, 3.0),
-    ("get", "kvloom local", "mooncake", 4 * MIB, 1, 3.0),
+    *(
+        ("get", subject, against, value_bytes, clients, goal)
+        for subject in ("kvloom local", "kvloom local x32")
+        for value_bytes in (256 * 1024, 4 * MIB)
+        for clients in (1, 8)
+        for against, goal in (("memcpy", 0.7), ("redis", 3.0), ("mooncake", 3.0))
+    ),
 )
 """What, of whom, against whom, at which size, with how many clients, at least how many times as fast (issue 4)."""
 
@@ -64,6 +72,17 @@ def print_ratios(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return ratios
 
 
+def measure_resident(records: int) -> dict[str, object] | None:
+    """What a resident record costs beside its bytes, measured in a process of its own (``bench/resident.py``)."""
+    if not records:
+        return None
+    with tempfile.NamedTemporaryFile() as file:
+        script = Path(__file__).with_name("resident.py")
+        subprocess.run([sys.executable, script, "--records", str(records), "--json", file.name], check=True)
+        measured: dict[str, object] = json.loads(Path(file.name).read_text())
+    return measured
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
@@ -72,6 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--values", type=int, nargs="+", default=[256 * 1024, 4 * MIB], help="bytes of a value")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--records", type=int, default=1_000_000, help="resident records to weigh; 0: none")
     parser.add_argument("--directory", type=Path, help="on the disk to measure")
     arguments = parser.parse_args()
     options = {
@@ -83,7 +103,8 @@ def main() -> None:
     }
     rows: list[dict[str, object]] = []
     absent: dict[str, str] = {}
-    print("".join(f"{name:>22}" for name in COLUMNS))
+    options["absent"] = absent
+    print(heading())
     for name, part in parts().items():
         if arguments.only and name not in arguments.only:
             continue
@@ -94,15 +115,17 @@ def main() -> None:
         try:
             for row in part(**wanted):
                 rows.append(asdict(row))
-                print("".join(f"{rows[-1][column]!s:>22}" for column in COLUMNS), flush=True)
+                print(line(row), flush=True)
         except SystemExit as error:
             absent[name] = str(error)
     for name, why in absent.items():
         print(f"absent: {name}: {why}")
     ratios = print_ratios(rows)
+    resident = measure_resident(arguments.records)
     if arguments.json:
         machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
         record = {"machine": machine, "at": time.strftime("%Y-%m-%d"), "rows": rows, "ratios": ratios, "absent": absent}
+        record["resident"] = resident
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

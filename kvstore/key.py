@@ -37,6 +37,7 @@ __all__ = [
     "owner_id",
     "owner_of",
     "storage_key",
+    "storage_keys",
 ]
 
 ContentKey = NewType("ContentKey", bytes)
@@ -170,6 +171,12 @@ def storage_key(namespace_secret: bytes, key: ContentKey) -> StorageKey:
     """
     place = blake3(key, key=namespace_secret).digest(KEY_BYTES - OWNER_BYTES)
     return StorageKey(owner_id(namespace_secret) + place)
+
+
+def storage_keys(namespace_secret: bytes, keys: Sequence[ContentKey]) -> list[StorageKey]:
+    """:func:`storage_key` of each: nearly all that a question about a thousand keys costs."""
+    owner, place_bytes = owner_id(namespace_secret), KEY_BYTES - OWNER_BYTES
+    return [StorageKey(owner + blake3(key, key=namespace_secret).digest(place_bytes)) for key in keys]
 
 
 @lru_cache(maxsize=1024)

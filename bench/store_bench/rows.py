@@ -1,11 +1,11 @@
-"""The columns that every part of the store benchmark has."""
+"""The columns that every benchmark of a store has, and how a table of them looks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 
 import numpy as np
 
-__all__ = ["Row", "Timed"]
+__all__ = ["Row", "Timed", "heading", "line"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,11 @@ class Timed:
     size_bytes: int = 0
     cpu_seconds: float = 0.0
 
-    def add(self, latencies: Sequence[float], wall_seconds: float, cpu_seconds: float) -> None:
-        """One turn."""
-        moved_bytes = len(latencies) * self.value_bytes
+    def add(
+        self, latencies: Sequence[float], wall_seconds: float, cpu_seconds: float, moved_bytes: int | None = None
+    ) -> None:
+        """One turn, which moved a value per latency unless said otherwise."""
+        moved_bytes = len(latencies) * self.value_bytes if moved_bytes is None else moved_bytes
         self.seconds += latencies
         self.rates.append(moved_bytes / wall_seconds / 1e6)
         self.size_bytes += moved_bytes
@@ -52,7 +54,21 @@ class Timed:
             self.value_bytes,
             self.clients,
             round(float(np.median(self.rates)), 1),
-            round(float(p50), 3),
-            round(float(p99), 3),
+            round(float(p50), 4),
+            round(float(p99), 4),
             round(self.cpu_seconds / self.size_bytes * 1e9, 3),
         )
+
+
+def heading() -> str:
+    """The names of the columns."""
+    return _aligned([column.name for column in fields(Row)])
+
+
+def line(row: Row) -> str:
+    """One row below :func:`heading`."""
+    return _aligned([str(value) for value in astuple(row)])
+
+
+def _aligned(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:<22}" if index < 2 else f"{cell:>14}" for index, cell in enumerate(cells))

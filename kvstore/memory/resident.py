@@ -21,7 +21,7 @@ headers.
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,6 +107,11 @@ class RecordTable:
 
     def __contains__(self, key: object) -> bool:
         return key in self._slots
+
+    def present(self, keys: Sequence[StorageKey]) -> list[bool]:
+        """For each key, whether it is resident."""
+        slots = self._slots
+        return [key in slots for key in keys]
 
     def keys(self) -> list[StorageKey]:
         """A snapshot of all keys."""

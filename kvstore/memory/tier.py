@@ -136,13 +136,15 @@ class MemoryTier(Tier):
     async def contains_many(self, keys: Sequence[StorageKey]) -> list[bool]:
         """Look the keys up in the index."""
         self._require_open()
-        table = self._table
-        return [key in table for key in keys]
+        return self._table.present(keys)
 
     async def contains_live(self, keys: Sequence[StorageKey], now_ms: int) -> list[bool]:
         """Look the keys up in the index and in that of expiries."""
         self._require_open()
-        return [key in self._table and not self._expiry.is_expired(key, now_ms) for key in keys]
+        found = self._table.present(keys)
+        if not len(self._expiry):
+            return found
+        return [here and not self._expiry.is_expired(key, now_ms) for here, key in zip(found, keys, strict=True)]
 
     async def expired(self, now_ms: int, limit: int) -> list[StorageKey]:
         """From the index of expiries."""

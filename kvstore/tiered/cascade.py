@@ -114,6 +114,11 @@ class Cascade:
         """The stage at which a record enters that no durable local tier is to have."""
         return self._shared[0] if self._shared else None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits, at no stage."""
+        return not any(map(len, self._stages))
+
     def find(self, key: StorageKey) -> Record | None:
         """The record waiting under ``key``, at whichever stage."""
         for stage in self._stages:

@@ -28,7 +28,7 @@ class LentChunk:
     @property
     def total_bytes(self) -> int:
         """Length of the container."""
-        return len(self.header) + sum(item.length for item in self.ranges)
+        return len(self.header) + sum([item.stop - item.start for item in self.ranges])
 
     @property
     def is_whole(self) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...codec.container import ContainerHeader
 from ...errors import KvloomError
-from ..key import ContentKey, StorageKey, storage_key
+from ..key import ContentKey, StorageKey, storage_key, storage_keys
 from ..namespace import Namespace
 from ..tier import RecordInfo, Tier, is_expired
 from .cascade import Cascade
@@ -42,7 +42,7 @@ class Listing:
 
     async def present(self, places: Sequence[StorageKey]) -> list[bool]:
         """For each place, whether it holds something; each tier is asked only about what the faster ones lack."""
-        found = [self._is_dirty(place) for place in places]
+        found = [False] * len(places) if self._cascade.is_empty else [self._is_dirty(place) for place in places]
         for tier in self._roles.all:
             missing = [index for index, known in enumerate(found) if not known]
             if missing:
@@ -55,7 +55,7 @@ class Listing:
         """How many of the leading ``keys`` are stored without a gap."""
         for start in range(0, len(keys), _PREFIX_KEYS):
             page = keys[start : start + _PREFIX_KEYS]
-            found = await self.present([storage_key(namespace.secret, key) for key in page])
+            found = await self.present(storage_keys(namespace.secret, page))
             if not all(found):
                 return start + found.index(False)
         return len(keys)

@@ -18,7 +18,7 @@ from ...codec.level import Level
 from ...errors import LevelNotStored, StorageUnavailable, TooManyItems
 from ..attributes import ChunkAttributes
 from ..concurrency import each_in_order
-from ..key import ContentKey, storage_key
+from ..key import ContentKey, storage_key, storage_keys
 from ..key_locks import KeyLocks
 from ..namespace import Namespace, check_ttl
 from ..outcome import Hit, Miss, Outcome
@@ -231,7 +231,7 @@ class TieredStore:
     async def contains_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether a chunk is stored; a tier that cannot answer counts as empty."""
         self._require_running()
-        return await self._listing.present([storage_key(namespace.secret, key) for key in keys])
+        return await self._listing.present(storage_keys(namespace.secret, keys))
 
     async def longest_prefix(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """How many of the leading ``keys`` are stored without a gap."""
@@ -287,7 +287,7 @@ class TieredStore:
         """
         self._require_running()
         _check_count(keys)
-        places = [storage_key(namespace.secret, key) for key in keys]
+        places = storage_keys(namespace.secret, keys)
         return await self._leasing.pin(namespace.owner, places, lease_seconds)
 
     def release(self, namespace: Namespace, lease: LeaseId) -> bool:
@@ -298,7 +298,7 @@ class TieredStore:
         """Say that ``keys`` will not be used again (or will): eviction policies that take hints act on it."""
         self._require_running()
         _check_count(keys)
-        places = [storage_key(namespace.secret, key) for key in keys]
+        places = storage_keys(namespace.secret, keys)
         for tier in self._roles.all:
             tier.hint(places, finished=finished)
 
@@ -312,7 +312,7 @@ class TieredStore:
         volatile = self._roles.volatile
         if not volatile:
             return 0
-        places = [storage_key(namespace.secret, key) for key in keys]
+        places = storage_keys(namespace.secret, keys)
         near = await self._listing.ask(volatile[0], places)
         slower = (*volatile[1:], *self._roles.durable, *self._roles.shared)
         taken = 0

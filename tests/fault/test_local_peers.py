@@ -15,6 +15,7 @@ from kvloom.clients.discovery import DaemonNote, Endpoint
 from kvloom.clients.local_wire import (
     FRAME_BYTES,
     SOCKET_NAME,
+    Failed,
     Frame,
     GetReply,
     Granted,
@@ -24,8 +25,8 @@ from kvloom.clients.local_wire import (
 )
 from kvloom.codec.container import ByteRange
 from kvloom.codec.level import EXACT
-from kvloom.errors import DaemonUnavailable
-from kvloom.kvstore.outcome import Corrupt, Hit, Unavailable
+from kvloom.errors import DaemonUnavailable, NotFound
+from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Unavailable
 from kvloom.kvstore.sharing import word_sum
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has sealed memfds and peer credentials")
@@ -195,6 +196,32 @@ def test_wrong_bytes_are_corrupt_and_asked_for_again_through_the_socket(lying, a
     assert isinstance(outcome, Hit)
     assert (outcome.tier, outcome.value.data) == ("ssd", data)
     assert daemon.questions == [Kind.GET] * 2
+    os.close(descriptor)
+
+
+def test_a_wrong_chunk_among_many_is_asked_for_alone_when_all_have_been_answered(lying, ask, container_bytes):
+    data = container_bytes([EXACT], content_key=KEY, segment_bytes=300)
+    flipped = data[:-5] + bytes((data[-5] ^ 4,)) + data[-4:]
+    descriptor = memory(flipped)
+    whole = Mapped(1, 1, (ByteRange(0, len(data)),), "memory", word_sum=word_sum(data))
+    missing = Failed(NotFound("not stored"))
+
+    def says(frame):
+        number = len(daemon.questions)
+        daemon.descriptors = (descriptor,) if number == 1 else ()
+        answers = {
+            1: got(*[missing] * 3, whole, *[missing] * 12, granted=(Granted(1, len(data)),)),
+            2: got(*[missing] * 16),
+            3: got(missing),
+            4: got(Inline((data,), "ssd")),
+        }
+        return answers[number](frame)
+
+    daemon = lying(says)
+    outcomes = ask("get_many", [KEY] * 33)
+    assert [type(outcome) for outcome in outcomes] == [Hit if index == 3 else Miss for index in range(33)]
+    assert outcomes[3].value.data == data
+    assert daemon.questions == [Kind.GET] * 4
     os.close(descriptor)
 
 

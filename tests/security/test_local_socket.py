@@ -21,6 +21,7 @@ from kvloom.clients import wire
 from kvloom.clients.local_wire import (
     FRAME_BYTES,
     SOCKET_NAME,
+    Failed,
     Frame,
     GetQuestion,
     GetReply,
@@ -282,6 +283,51 @@ async def test_leases_end_with_the_connection_and_twice_released_is_once(edge, c
     for _ in range(2):
         await raw.send(Frame(Kind.RELEASE, 0, 16).encode() + struct.pack("<QQ", lease, 2**63))
     assert (await raw.ask(Kind.STATS))[0].kind is Kind.STATS
+    assert edge.stats().tiers[0].used_bytes == 0
+
+
+async def test_questions_sent_at_once_are_answered_in_order_whatever_each_takes(edge, connect, container_bytes):
+    await stored(edge, container_bytes)
+    raw, missing = connect(), bytes(32)
+    assert (await raw.ask(Kind.HELLO))[0].kind is Kind.HELLO  # from now on answers may be given at once
+    questions = [[KEY], [KEY, missing], [missing], [KEY, KEY], [missing, KEY]]
+    frames = []
+    for number, keys in enumerate(questions):
+        body = GetQuestion(keys).encode()
+        frames.append(Frame(Kind.GET, number, len(body)).encode() + body)
+    await raw.send(b"".join(frames))
+    leases = []
+    for number, keys in enumerate(questions):
+        frame, body, descriptors = await raw.receive()
+        assert (frame.kind, frame.number, len(descriptors)) == (Kind.GET, number, number == 0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        results = GetReply.decode(body).results
+        assert [isinstance(result, Mapped) for result in results] == [key == KEY for key in keys]
+        leases += [result.lease for result in results if isinstance(result, Mapped)]
+    assert len(leases) == len(set(leases)) == 5
+    await edge.running.service.delete(edge.me, KEY)
+    assert edge.stats().tiers[0].used_bytes > 0
+    await raw.send(Frame(Kind.RELEASE, 0, 8 * len(leases)).encode() + struct.pack(f"<{len(leases)}Q", *leases))
+    assert (await raw.ask(Kind.STATS))[0].kind is Kind.STATS
+    assert edge.stats().tiers[0].used_bytes == 0
+
+
+async def test_what_was_lent_to_a_question_that_is_refused_answers_no_other(
+    edge, connect, container_bytes, monkeypatch
+):
+    await stored(edge, container_bytes)
+    raw, missing = connect(), bytes(32)
+    assert (await raw.ask(Kind.HELLO))[0].kind is Kind.HELLO
+    monkeypatch.setattr("kvloom.limits.REQUESTS_INFLIGHT_MAX", 0)
+    frame, body, _ = await raw.ask(Kind.GET, GetQuestion([KEY, missing]).encode())
+    assert frame.kind is Kind.ERROR
+    assert isinstance(decode_error(body), Overloaded)
+    monkeypatch.undo()
+    frame, body, descriptors = await raw.ask(Kind.GET, GetQuestion([missing, missing]).encode())
+    assert (frame.kind, descriptors) == (Kind.GET, [])
+    assert all(isinstance(result, Failed) for result in GetReply.decode(body).results)
+    await edge.running.service.delete(edge.me, KEY)
     assert edge.stats().tiers[0].used_bytes == 0
 
 

@@ -1,0 +1,35 @@
+"""What every client process of the store benchmark does; without kvloom, since peers have Pythons of their own."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+__all__ = ["WORKING_SET_BYTES", "content_of", "serve_turns"]
+
+WORKING_SET_BYTES = 192 * 1024 * 1024
+"""Larger than the caches."""
+
+
+def content_of(number: int, value_bytes: int) -> bytes:
+    """A value that does not compress, the same whoever makes it."""
+    import numpy as np
+
+    return np.random.default_rng(number).bytes(value_bytes)
+
+
+def serve_turns(run: Callable[[], int], values: int = 1) -> None:
+    """For each line on standard input, a number of seconds, call ``run`` for so long and print what it came to.
+
+    ``run`` returns the bytes that it moved in ``values`` operations.
+    """
+    run()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        seconds: list[float] = []
+        moved, cpu = 0, time.process_time()
+        end = time.perf_counter() + float(line)
+        while (start := time.perf_counter()) < end or not seconds:
+            moved += run()
+            seconds.append((time.perf_counter() - start) / values)
+        print(json.dumps({"seconds": seconds, "bytes": moved, "cpu": time.process_time() - cpu}), flush=True)
