@@ -54,7 +54,7 @@ _log = structlog.get_logger("kvloom.daemon")
 _BACKLOG: Final = 128
 _READ_BYTES: Final = 8 * 1024 * 1024
 _COUNT: Final = struct.Struct("<Q")
-_LOOKED_AT: Final = 16
+_LOOKED_AT: Final = 4
 """How many of a client's segments each answer looks at, whether they are gone."""
 
 

@@ -149,9 +149,12 @@ class LocalSocket:
         pending = self._pending
         while pending:
             passing = self._passing
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passing))] if passing else []
             try:
-                sent = self._socket.sendmsg(tuple(islice(pending, _PARTS_MAX)), ancillary)
+                if len(pending) == 1 and not passing:
+                    sent = self._socket.send(pending[0])
+                else:
+                    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", passing))] if passing else []
+                    sent = self._socket.sendmsg(tuple(islice(pending, _PARTS_MAX)), ancillary)
             except BlockingIOError:
                 return False
             self._passing = ()
