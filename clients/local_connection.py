@@ -72,6 +72,8 @@ class LocalConnection:
         self._number = 0
         self._received = b""
         self._descriptors: deque[int] = deque()
+        self._announced = 0
+        """How many of them the last answer has brought."""
         self._segments: MappedSegments | None = None
         self._leases: set[int] = set()
         self._ended: deque[int] = deque()
@@ -158,13 +160,16 @@ class LocalConnection:
 
     def take_grants(self, reply: GetReply) -> None:
         """Map the segments that came with ``reply``; unmap those that are gone, once nothing of them is read."""
+        if len(reply.granted) != self._announced:
+            self._give_up()
+            raise LocalGone(f"daemon at {self._path} named {len(reply.granted)} segments, passed {self._announced}")
         for item in reply.granted:
             self._map(item)
         if self._segments is not None:
             for number in reply.gone:
                 self._segments.forget(number)
-        if self._descriptors:
-            self._drop_descriptors()
+        # What is left came with the first byte of a later answer, if any of that is here.
+        if self._descriptors and not self._received:
             self._give_up()
             raise LocalGone(f"daemon at {self._path} passed descriptors that it did not name")
 
@@ -267,6 +272,7 @@ class LocalConnection:
             body = self._receive_long(memoryview(data)[FRAME_BYTES:], frame.body_bytes)
         if len(self._descriptors) < frame.descriptors:
             raise EOFError(f"{len(self._descriptors)} of {frame.descriptors} descriptors came")
+        self._announced = frame.descriptors
         return frame, body
 
     def _receive_long(self, begun: memoryview, body_bytes: int) -> memoryview:
@@ -297,8 +303,6 @@ class LocalConnection:
         return data
 
     def _map(self, item: Granted) -> None:
-        if not self._descriptors:
-            raise LocalGone(f"daemon at {self._path} named a segment and passed no descriptor")
         if self._segments is None:
             from .local_segments import MappedSegments  # here: a client of a remote daemon needs no NumPy
 

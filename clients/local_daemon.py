@@ -120,8 +120,8 @@ class MappedContainer(Container):
 
 def _get_many(connection: LocalConnection, asked: Sequence[GetChunk]) -> list[Outcome[Container]]:
     """Read chunks, all at the level and the layers of the first."""
-    several = len(asked) > 1
-    outcomes = _pipelined(connection, asked) if several else _answer(connection, _ask(connection, asked), asked)
+    alone = len(asked) == 1
+    outcomes = _answer(connection, _ask(connection, asked), asked) if alone else _pipelined(connection, asked)
     # Of a damaged copy the daemon is made to look for itself: it deletes it, and may have another.
     return [
         _get_alone(connection, item) if found is None or isinstance(found, Corrupt) else found

@@ -21,6 +21,7 @@ from kvloom.kvstore.key import (
     owner_id,
     owner_of,
     storage_key,
+    storage_keys,
 )
 
 PLAIN = ModelIdentity(fingerprint=b"f" * 32, layout_digest=b"l" * 32)
@@ -68,6 +69,12 @@ def test_keys_are_frozen(
 
 def test_storage_keys_are_frozen() -> None:
     assert storage_key(b"n" * 32, PARENT).hex() == "5f49e7ef108bfc73d5e25dde15199a27927c1c7e97e489edd9c6180157d3629f"
+
+
+def test_many_storage_keys_are_those_of_each() -> None:
+    keys = [ContentKey(bytes((number,)) * 32) for number in range(5)]
+    assert storage_keys(b"n" * 32, keys) == [storage_key(b"n" * 32, key) for key in keys]
+    assert storage_keys(b"n" * 32, []) == []
 
 
 @given(identities, tokens_of, contexts)
