@@ -73,10 +73,10 @@ bench-peers: ## the peers that bench/store.py compares with, each in an environm
 	@$(call PEER,redis,'redis[hiredis]' numpy)
 	@$(call PEER,mooncake,mooncake-transfer-engine-non-cuda numpy)
 	@echo "Mooncake needs the system's libibverbs1 and librdmacm1"
-	@[ -e $(PEERS)/lmcache/bin/lmcache ] || { $(call PEER,lmcache,"$(KVLOOM_TORCH)") && \
+	@[ -e $(PEERS)/lmcache/.complete ] || { $(call PEER,lmcache,"$(KVLOOM_TORCH)") && \
 		$(PEERS)/lmcache/bin/pip install -qq --no-deps $(LMCACHE) && \
 		$(PEERS)/lmcache/bin/python bench/peer_requirements.py lmcache $(LMCACHE_UNUSED) \
-			| $(PEERS)/lmcache/bin/pip install -qq -r /dev/stdin; }
+			| $(PEERS)/lmcache/bin/pip install -qq -r /dev/stdin && touch $(PEERS)/lmcache/.complete; }
 
 fuzz: fuzz-native fuzz-containers ## hostile input, a million cases each: the compiled core with sanitizers, whole containers
 

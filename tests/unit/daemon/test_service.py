@@ -163,7 +163,7 @@ async def test_tenants_do_not_see_each_other(service, key, container_bytes):
     assert (await service.list_chunks(OTHER, limit=10, prefix="")).chunks == ()
     assert not await service.delete(OTHER, key)
     assert await service.delete_namespace(OTHER) == 0
-    assert await service.lend(OTHER, key) is None
+    assert service.lend(OTHER, key) is None
     assert (await service.pin(OTHER, [key], lease_seconds=5)).pinned == (False,)
     with pytest.raises(errors.NotFound):
         await read(service, key, OTHER)
