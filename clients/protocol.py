@@ -35,6 +35,7 @@ from ..kvstore.namespace import check_ttl
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
 from ..kvstore.tier import Ack
 from . import wire
+from .tenancy import TenantStats
 
 __all__ = [
     "CheckHealth",
@@ -44,6 +45,7 @@ __all__ = [
     "GetChunk",
     "GetProfile",
     "GetStats",
+    "GetTenant",
     "HttpReply",
     "HttpRequest",
     "ListChunks",
@@ -291,6 +293,17 @@ class GetStats(Operation[wire.DaemonStats]):
 
     def parse(self, reply: HttpReply) -> wire.DaemonStats:
         return _record(wire.DaemonStats, reply)
+
+
+@dataclass(frozen=True, slots=True)
+class GetTenant(Operation[TenantStats]):
+    """What the caller's own tenant did and holds."""
+
+    def request(self) -> HttpRequest:
+        return HttpRequest("GET", "/tenant", {})
+
+    def parse(self, reply: HttpReply) -> TenantStats:
+        return _record(TenantStats, reply)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ import psutil
 
 from .. import __version__
 from ..clients import KvloomClient
-from ..clients.discovery import ADDRESS_VARIABLE, DaemonNote
+from ..clients.access import API_KEY_VARIABLE, CA_VARIABLE, CLIENT_CERTIFICATE_VARIABLE, CLIENT_KEY_VARIABLE
+from ..clients.discovery import ADDRESS_VARIABLE, URL_VARIABLE, DaemonNote
 from ..clients.wire import DaemonStats
 from ..codec.entropy import native
 from ..errors import KvloomError
@@ -162,7 +163,9 @@ def _clock(data_dir: Path) -> Finding:
 
 
 def _variables(environ: Mapping[str, str]) -> list[Finding]:
-    known = [f"KVLOOM_{field.name.upper()}" for field in fields(ConfigText)] + [ADDRESS_VARIABLE]
+    known = [f"KVLOOM_{field.name.upper()}" for field in fields(ConfigText)]
+    known += [ADDRESS_VARIABLE, URL_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE]
+    known += [CLIENT_CERTIFICATE_VARIABLE, CLIENT_KEY_VARIABLE]
     findings: list[Finding] = []
     for name in sorted(environ):
         if name.startswith("KVLOOM_") and name not in known:

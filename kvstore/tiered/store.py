@@ -342,6 +342,11 @@ class TieredStore:
         """The namespaces that have counters of their own: those that have been asked about."""
         return self._tenants.namespaces()
 
+    def set_shared_quotas(self, quotas: Quotas) -> None:
+        """Put other quotas in force on the shared tiers."""
+        for shared in self._shared_quotas.values():
+            shared.set_quotas(quotas)
+
     async def flush(self, *, shared: bool = False) -> None:
         """Wait until everything accepted so far is on the local tiers that are to have it, or on the ``shared`` too.
 
