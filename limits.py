@@ -111,7 +111,7 @@ JSON_ITEMS_MAX: Final = 4 * 1024 * 1024
 """Values in a JSON body, counted by its commas before it is parsed."""
 JSON_NODES_MAX: Final = 1024
 """Lists and objects in a request's JSON body, counted likewise."""
-JSON_EXPANSION: Final = 8
+JSON_PARSED_BYTES_PER_BYTE: Final = 8
 """Bytes that a byte of JSON may take once it is parsed; so many are reserved."""
 KEYS_BODY_BYTES_MAX: Final = 1024 * 1024
 """A JSON list of ``KEYS_PER_REQUEST_MAX`` keys fits."""

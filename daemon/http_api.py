@@ -197,7 +197,7 @@ class HttpApi:
 
     async def _question(self, kind: type[Question], request: web.Request, caller: Caller, *, limit: int) -> Question:
         _only(request)
-        size_bytes = body_bytes(request, what="body", limit=limit) * limits.JSON_EXPANSION
+        size_bytes = body_bytes(request, what="body", limit=limit) * limits.JSON_PARSED_BYTES_PER_BYTE
         with self._service.reserving(caller, size_bytes):
             return wire.decode(kind, await self._body(request, what="body", limit=limit))
 
