@@ -21,9 +21,10 @@ from ..kvstore.tier import Ack
 from . import protocol, wire
 from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
+from .http_message import Buffer, HttpReply, HttpRequest
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
-from .protocol import Buffer, HttpReply, HttpRequest, Operation, PrefixReply
+from .protocol import Operation, PrefixReply
 from .tenancy import TenantStats
 
 if TYPE_CHECKING:

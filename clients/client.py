@@ -19,9 +19,10 @@ from . import protocol, wire
 from .access import Access, Trust, find_access
 from .connection import Connection, StaleConnection
 from .discovery import Endpoint, find_daemon, find_local_socket
+from .http_message import Buffer, HttpReply, HttpRequest
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
-from .protocol import Buffer, HttpReply, HttpRequest, Operation, PrefixReply
+from .protocol import Operation, PrefixReply
 from .tenancy import TenantStats
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from .. import limits
 from ..errors import DaemonUnavailable
 from .discovery import Endpoint
-from .protocol import HttpReply, HttpRequest, Operation
+from .http_message import HttpReply, HttpRequest
+from .protocol import Operation
 
 if TYPE_CHECKING:
     import ssl

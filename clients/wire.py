@@ -17,6 +17,7 @@ from ..codec.level import Level, LossyCodec, parse_level
 from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
+from .json_bounds import check_json_counts
 from .tenancy import StageStats, TenantStats
 
 __all__ = [
@@ -273,26 +274,15 @@ def load(kind: type[T], value: Json, *, strict: bool = True) -> T:
 
 
 def decode(kind: type[T], body: bytes | bytearray | memoryview, *, strict: bool = True) -> T:
-    """Parse a JSON body and build a ``kind``; see :func:`load`.
-
-    What a request (``strict``) would become is counted before it is parsed: a few bytes of JSON can be a large object.
-    """
+    """Parse a JSON body and build a ``kind``; see :func:`load`. A request's (``strict``) is counted first."""
     data = bytes(body)
     if strict:
-        _check_counts(data)
+        check_json_counts(data)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"body of {len(body)} bytes is not JSON: {error}") from error
     return load(kind, value, strict=strict)
-
-
-def _check_counts(data: bytes) -> None:
-    items, nodes = data.count(b","), data.count(b"[") + data.count(b"{")
-    if items > limits.JSON_ITEMS_MAX:
-        raise TooManyItems(f"body has {items} commas, the limit is {limits.JSON_ITEMS_MAX}")
-    if nodes > limits.JSON_NODES_MAX:
-        raise TooManyItems(f"body has {nodes} opening brackets, the limit is {limits.JSON_NODES_MAX}")
 
 
 def parse_keys(keys: tuple[str, ...]) -> list[ContentKey]:
