@@ -113,17 +113,40 @@ KEEPALIVE_SECONDS_MAX: Final = 75.0
 REFUSED_BODY_SECONDS_MAX: Final = 2.0
 """How long the body of a refused request is still read, so that the client gets to see the answer."""
 JSON_BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+PREFIX_BODY_BYTES_MAX: Final = 32 * 1024 * 1024
+JSON_ITEMS_MAX: Final = 4 * 1024 * 1024
+"""Values in a JSON body, counted by its commas before it is parsed."""
+JSON_NODES_MAX: Final = 1024
+"""Lists and objects in a request's JSON body, counted likewise."""
+JSON_PARSED_BYTES_PER_BYTE: Final = 8
+"""Bytes that a byte of JSON may take once it is parsed; so many are reserved."""
 KEYS_BODY_BYTES_MAX: Final = 1024 * 1024
 """A JSON list of ``KEYS_PER_REQUEST_MAX`` keys fits."""
 REQUEST_ID_CHARACTERS_MAX: Final = 64
 CREDENTIAL_CHARS_MAX: Final = 256
 """A key as it is sent; longer ones are not looked at."""
+TENANTS_MAX: Final = 1024
+API_KEYS_MAX: Final = 10_000
+KEY_NOTE_CHARS_MAX: Final = 80
+CREDENTIALS_BYTES_MAX: Final = 8 * 1024 * 1024
+CREDENTIALS_POLL_SECONDS: Final = 2.0
+"""How often a daemon looks whether its credentials file has changed; SIGHUP makes it look at once."""
 INFLIGHT_BYTES_MAX: Final = 1024 * 1024 * 1024
 REQUESTS_INFLIGHT_MAX: Final = 4096
 """Requests inside at once; a connection has one at a time."""
 STORE_READS_MAX: Final = 16
 """Chunks being read out of the store at once; how large each is, is known only when it has been."""
 CONNECTIONS_MAX: Final = 10_240
+STRANGERS_MAX: Final = 1024
+"""Connections over which no key has come yet."""
+STRANGER_SECONDS_MAX: Final = 5.0
+"""How long one may stay so; with the handshake below it is closed within ten seconds."""
+TLS_HANDSHAKE_SECONDS_MAX: Final = 4.0
+HEAD_SECONDS_MAX: Final = 8.0
+"""From the first byte of a request's head to its last."""
+BODY_WINDOW_SECONDS: Final = 4.0
+BODY_BYTES_PER_SECOND_MIN: Final = 16 * 1024
+"""A body that comes more slowly than this, over one window, is given up."""
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
 LOCAL_CONNECTIONS_MAX: Final = 256

@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .access import Trust
     from .async_client import AsyncKvloomClient
     from .client import KvloomClient
 
-__all__ = ["AsyncKvloomClient", "KvloomClient"]
+__all__ = ["AsyncKvloomClient", "KvloomClient", "Trust"]
 
-_HOMES = {"AsyncKvloomClient": ".async_client", "KvloomClient": ".client"}
+_HOMES = {"AsyncKvloomClient": ".async_client", "KvloomClient": ".client", "Trust": ".access"}
 
 
 def __getattr__(name: str) -> Any:

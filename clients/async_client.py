@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,15 +14,18 @@ import aiohttp
 from .. import limits
 from ..codec.container import Container
 from ..codec.level import Level
-from ..errors import DaemonUnavailable
+from ..errors import DaemonUnavailable, Unauthenticated
 from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
 from . import protocol, wire
+from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
+from .http_message import Buffer, HttpReply, HttpRequest
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
-from .protocol import Buffer, HttpReply, HttpRequest, Operation, PrefixReply
+from .protocol import Operation, PrefixReply
+from .tenancy import TenantStats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,12 +43,22 @@ class AsyncKvloomClient:
     """
 
     def __init__(
-        self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX, local: bool = True
+        self,
+        address: str | None = None,
+        *,
+        api_key: str | None = None,
+        trust: Trust | None = None,
+        data_dir: Path | None = None,
+        connections_max: int = limits.CLIENT_CONNECTIONS_MAX,
+        local: bool = True,
     ) -> None:
-        self._endpoint = find_daemon(address)
+        self._endpoint = find_daemon(address, data_dir=data_dir)
+        self._access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
+        self._context = self._access.trust.context() if self._endpoint.secure else None
         self._connections_max = connections_max
-        path = find_local_socket(self._endpoint) if local else None
-        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max)
+        path = find_local_socket(self._endpoint, data_dir=data_dir) if local else None
+        key = self._access.key
+        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=key)
         self._workers: ThreadPoolExecutor | None = None
         self._session: aiohttp.ClientSession | None = None
 
@@ -162,8 +176,12 @@ class AsyncKvloomClient:
         return await self._run(protocol.DescribeChunk(key))
 
     async def stats(self) -> wire.DaemonStats:
-        """What the daemon and its tiers hold and have done."""
+        """What the daemon, its tiers and its tenants hold and have done; needs scope ``admin``."""
         return await self._run(protocol.GetStats())
+
+    async def tenant(self) -> TenantStats:
+        """What this client's own tenant holds and has done."""
+        return await self._run(protocol.GetTenant())
 
     async def health(self) -> wire.Health:
         """Which daemon answers, and in which phase it is. Raises :class:`DaemonUnavailable`."""
@@ -197,15 +215,21 @@ class AsyncKvloomClient:
 
     async def _answer(self, operation: Operation[T]) -> T:
         """The parsed answer; :class:`DaemonUnavailable` where there is none."""
-        request = operation.request()
+        request, access = operation.request(), self._access
         try:
             try:
                 reply = await self._exchange(request, operation)
             except aiohttp.ServerDisconnectedError:
                 # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
                 reply = await self._exchange(request, operation)
+            if reply.status == Unauthenticated.http_status and (renewed := access.renewed()) is not None:
+                self._access = renewed
+                reply = await self._exchange(request, operation)
         except TimeoutError as error:
             raise DaemonUnavailable(f"daemon at {self._endpoint} did not go on within its time limit") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            message = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
+            raise DaemonUnavailable(f"certificate of {self._endpoint} does not hold: {message.lower()}") from error
         except aiohttp.ClientConnectorError as error:
             number = error.os_error.errno
             reason = str(error.os_error) if number is None else os.strerror(number)  # asyncio's own text is longer
@@ -222,9 +246,9 @@ class AsyncKvloomClient:
         )
         async with self._open_session().request(
             request.method,
-            f"http://{self._endpoint}{request.target}",
+            f"{self._endpoint.url}{request.target}",
             data=request.body or None,
-            headers=request.headers,
+            headers={**request.headers, **self._access.headers()},
             timeout=timeout,
             allow_redirects=False,
         ) as response:
@@ -245,7 +269,7 @@ class AsyncKvloomClient:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections_max),
+                connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self._context or True),
                 auto_decompress=False,
                 read_bufsize=limits.STREAM_FRAME_BYTES,
             )

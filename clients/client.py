@@ -2,22 +2,27 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import limits
 from ..codec.container import Container
 from ..codec.level import Level
-from ..errors import DaemonUnavailable
+from ..errors import DaemonUnavailable, Unauthenticated
 from ..kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
 from . import protocol, wire
+from .access import Access, Trust, find_access
 from .connection import Connection, StaleConnection
 from .discovery import Endpoint, find_daemon, find_local_socket
+from .http_message import Buffer, HttpReply, HttpRequest
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
-from .protocol import Buffer, HttpReply, Operation, PrefixReply
+from .protocol import Operation, PrefixReply
+from .tenancy import TenantStats
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +38,13 @@ T = TypeVar("T")
 class KvloomClient:
     """A daemon, seen by a program that may block. Safe to use from several threads at once.
 
-    ``address`` is ``host:port``; without it the daemon is found through ``KVLOOM_ADDRESS``, the note of a running
-    daemon, or the default port (see :func:`kvloom.clients.discovery.find_daemon`). Nothing is contacted before the
-    first call. Reads and lookups never raise for a dead, slow or lying daemon: they come to a miss, or to an outcome
-    that says why, after at most :data:`limits.CONNECT_SECONDS_MAX` to connect and
-    :data:`limits.PROGRESS_SECONDS_MAX` without a byte.
+    ``address`` is ``host:port`` or ``https://host:port``; without it the daemon is found through ``KVLOOM_URL`` or
+    ``KVLOOM_ADDRESS``, the note of a running daemon, or the default port (:func:`.discovery.find_daemon`). ``api_key``
+    says whose chunks these are; without it that is ``KVLOOM_API_KEY``, or the token that this user's daemon leaves for
+    its programs (:func:`.access.find_access`). ``trust`` names the certificates of TLS. ``data_dir`` is where note and
+    token are looked for. Nothing is contacted before the first call. Reads and lookups never raise for a dead, slow or
+    lying daemon: they come to a miss, or to an outcome that says why, after at most :data:`limits.CONNECT_SECONDS_MAX`
+    to connect and :data:`limits.PROGRESS_SECONDS_MAX` without a byte.
 
     Where the daemon's note names a Unix socket of this user, it is used by itself, and chunks in the daemon's memory
     are mapped instead of copied: a container read so is valid, and its memory taken, for as long as its ``data`` or
@@ -45,12 +52,22 @@ class KvloomClient:
     """
 
     def __init__(
-        self, address: str | None = None, *, connections_max: int = limits.CLIENT_CONNECTIONS_MAX, local: bool = True
+        self,
+        address: str | None = None,
+        *,
+        api_key: str | None = None,
+        trust: Trust | None = None,
+        data_dir: Path | None = None,
+        connections_max: int = limits.CLIENT_CONNECTIONS_MAX,
+        local: bool = True,
     ) -> None:
-        self._endpoint = find_daemon(address)
+        self._endpoint = find_daemon(address, data_dir=data_dir)
+        self._access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
+        self._context = self._access.trust.context() if self._endpoint.secure else None
         self._connections_max = connections_max
-        path = find_local_socket(self._endpoint) if local else None
-        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max)
+        path = find_local_socket(self._endpoint, data_dir=data_dir) if local else None
+        key = self._access.key
+        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=key)
         self._idle: deque[Connection] = deque()
         self._workers: ThreadPoolExecutor | None = None
 
@@ -163,8 +180,12 @@ class KvloomClient:
         return self._run(protocol.DescribeChunk(key))
 
     def stats(self) -> wire.DaemonStats:
-        """What the daemon and its tiers hold and have done."""
+        """What the daemon, its tiers and its tenants hold and have done; needs scope ``admin``."""
         return self._run(protocol.GetStats())
+
+    def tenant(self) -> TenantStats:
+        """What this client's own tenant holds and has done."""
+        return self._run(protocol.GetTenant())
 
     def health(self) -> wire.Health:
         """Which daemon answers, and in which phase it is. Raises :class:`DaemonUnavailable`."""
@@ -191,12 +212,21 @@ class KvloomClient:
 
     def _exchange(self, operation: Operation[Any]) -> HttpReply:
         request = operation.request()
+        access = self._access
+        reply = self._send(request, operation, access)
+        if reply.status == Unauthenticated.http_status and (renewed := access.renewed()) is not None:
+            self._access = renewed
+            reply = self._send(request, operation, renewed)
+        return reply
+
+    def _send(self, request: HttpRequest, operation: Operation[Any], access: Access) -> HttpReply:
+        request = replace(request, headers={**request.headers, **access.headers()})
         connection = self._connection()
         try:
             reply = connection.exchange(request, operation)
         except StaleConnection:
             # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
-            connection = Connection(self._endpoint)
+            connection = Connection(self._endpoint, self._context)
             reply = connection.exchange(request, operation)
         if connection.reusable and len(self._idle) < self._connections_max:
             self._idle.append(connection)
@@ -208,7 +238,7 @@ class KvloomClient:
         try:
             return self._idle.pop()
         except IndexError:
-            return Connection(self._endpoint)
+            return Connection(self._endpoint, self._context)
 
     def _pool(self) -> "ThreadPoolExecutor":
         from concurrent.futures import ThreadPoolExecutor  # here: most clients never read many at once

@@ -1,12 +1,16 @@
 """One blocking HTTP connection to a daemon: bounded waits, bodies read straight into one buffer of their length."""
 
 import http.client
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import limits
 from ..errors import DaemonUnavailable
 from .discovery import Endpoint
-from .protocol import HttpReply, HttpRequest, Operation
+from .http_message import HttpReply, HttpRequest
+from .protocol import Operation
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["Connection", "StaleConnection"]
 
@@ -18,9 +22,15 @@ class StaleConnection(Exception):
 class Connection:
     """Connects on first use. Not thread-safe: whoever holds it, owns it."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, context: "ssl.SSLContext | None" = None) -> None:
+        """``context`` is what a secure ``endpoint`` is verified with."""
         self._endpoint = endpoint
-        self._http = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=limits.CONNECT_SECONDS_MAX)
+        wait = limits.CONNECT_SECONDS_MAX
+        self._http = (
+            http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=wait, context=context)
+            if endpoint.secure
+            else http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=wait)
+        )
         self._used = False
         self.reusable = False
         """Whether the connection stands and may carry another exchange."""
@@ -64,6 +74,9 @@ class Connection:
         try:
             self._http.connect()
         except OSError as error:
+            verified = getattr(error, "verify_message", None)
+            if verified:
+                raise DaemonUnavailable(f"certificate of {self._endpoint} does not hold: {verified.lower()}") from error
             reason = error.strerror or str(error)
             raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
 

@@ -1,5 +1,6 @@
 """Where the daemon is: an address given, one in the environment, or the note that a running daemon leaves."""
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -17,17 +18,21 @@ __all__ = [
     "DATA_DIR_VARIABLE",
     "DEFAULT_HOST",
     "DEFAULT_PORT",
+    "URL_VARIABLE",
     "DaemonNote",
     "Endpoint",
     "data_directory",
     "find_daemon",
     "find_local_socket",
+    "is_loopback",
     "parse_address",
 ]
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 7117
 ADDRESS_VARIABLE: Final = "KVLOOM_ADDRESS"
+URL_VARIABLE: Final = "KVLOOM_URL"
+"""The same; it wins where both are set."""
 DATA_DIR_VARIABLE: Final = "KVLOOM_DATA_DIR"
 _NOTE_NAME: Final = "daemon.json"
 _NOTE_BYTES_MAX: Final = 4096
@@ -35,10 +40,16 @@ _NOTE_BYTES_MAX: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A TCP address; ``str()`` is ``host:port`` with IPv6 addresses in brackets."""
+    """A TCP address, with TLS or without; ``str()`` is ``host:port`` with IPv6 addresses in brackets."""
 
     host: str
     port: int
+    secure: bool = False
+
+    @property
+    def url(self) -> str:
+        """``http://host:port`` or ``https://host:port``."""
+        return f"{'https' if self.secure else 'http'}://{self}"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -66,7 +77,14 @@ class DaemonNote:
         target = self.path(data_dir)
         draft = target.with_suffix(".tmp")
         draft.unlink(missing_ok=True)
-        document = {"host": self.endpoint.host, "port": self.endpoint.port, "pid": self.pid, "version": self.version}
+        document: dict[str, str | int] = {
+            "host": self.endpoint.host,
+            "port": self.endpoint.port,
+            "pid": self.pid,
+            "version": self.version,
+        }
+        if self.endpoint.secure:
+            document["tls"] = True
         if self.local is not None:
             document["local"] = self.local
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -80,7 +98,7 @@ class DaemonNote:
         try:
             with cls.path(data_dir).open("rb") as file:
                 document = json.loads(file.read(_NOTE_BYTES_MAX))
-            endpoint = Endpoint(str(document["host"]), int(document["port"]))
+            endpoint = Endpoint(str(document["host"]), int(document["port"]), document.get("tls") is True)
             local = document.get("local")
             return cls(endpoint, int(document["pid"]), str(document["version"]), None if local is None else str(local))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -93,26 +111,40 @@ def data_directory(environ: Mapping[str, str]) -> Path:
 
 
 def parse_address(text: str) -> Endpoint:
-    """Parse ``host:port``, ``host`` or ``http://host:port``; anything else raises :class:`ConfigError`."""
+    """Parse ``host:port``, ``host``, ``http://host:port`` or ``https://host:port``; else :class:`ConfigError`."""
     try:
         parts = urlsplit(text if "//" in text else f"//{text}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ConfigError(f"address {text[:80]!r} does not parse: {error}") from error
-    if not host or parts.scheme not in ("", "http") or parts.path not in ("", "/") or parts.query or parts.username:
+    if (
+        not host
+        or parts.scheme not in ("", "http", "https")
+        or parts.path not in ("", "/")
+        or parts.query
+        or parts.username
+    ):
         raise ConfigError(f"address {text[:80]!r} is not host:port")
-    return Endpoint(host, DEFAULT_PORT if port is None else port)
+    return Endpoint(host, DEFAULT_PORT if port is None else port, parts.scheme == "https")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, a name or an address, is this machine's own and nobody else's."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def find_daemon(
     address: str | None = None, *, environ: Mapping[str, str] | None = None, data_dir: Path | None = None
 ) -> Endpoint:
-    """The daemon to talk to: ``address``, ``KVLOOM_ADDRESS``, the note in ``data_dir``, or else the default port.
+    """The daemon to talk to: ``address``, ``KVLOOM_URL``, ``KVLOOM_ADDRESS``, the note in ``data_dir``, or the default.
 
     ``environ`` is ``os.environ`` and ``data_dir`` this user's data directory unless given. Nothing is contacted.
     """
     variables = os.environ if environ is None else environ
-    explicit = address or variables.get(ADDRESS_VARIABLE)
+    explicit = address or variables.get(URL_VARIABLE) or variables.get(ADDRESS_VARIABLE)
     if explicit:
         return parse_address(explicit)
     note = DaemonNote.read(data_dir or data_directory(variables))

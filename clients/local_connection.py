@@ -65,7 +65,7 @@ def unix_address(path: Path) -> Iterator[str]:
 class LocalConnection:
     """Connects when made. Whoever holds it owns it; only leases may end in any thread and at any time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str | None = None) -> None:
         self._path = path
         self._socket = _connect(path)
         self._lock = threading.Lock()
@@ -86,7 +86,8 @@ class LocalConnection:
         self.reusable = True
         """Whether the connection stands and may carry another exchange."""
         try:
-            self.exchange(Kind.HELLO, (), seconds_max=limits.CONNECT_SECONDS_MAX)
+            hello = () if key is None else (key.encode(),)
+            self.exchange(Kind.HELLO, hello, seconds_max=limits.CONNECT_SECONDS_MAX)
         except DaemonUnavailable:
             raise
         except KvloomError as error:

@@ -51,8 +51,10 @@ class LocalDaemon:
     has kept silent for too long, and otherwise what the operation raises.
     """
 
-    def __init__(self, path: Path, *, connections_max: int) -> None:
+    def __init__(self, path: Path, *, connections_max: int, key: str | None = None) -> None:
+        """``key`` names a tenant other than the user's own."""
         self._path = path
+        self._key = key
         self._connections_max = connections_max
         self._idle: deque[LocalConnection] = deque()
 
@@ -82,7 +84,7 @@ class LocalDaemon:
         try:
             connection, fresh = self._idle.pop(), False
         except IndexError:
-            connection, fresh = LocalConnection(self._path), True
+            connection, fresh = LocalConnection(self._path, self._key), True
         try:
             return work(connection)
         except LocalGone:
@@ -90,7 +92,7 @@ class LocalDaemon:
                 raise
             # The daemon was restarted; every operation may be sent twice.
             connection.close()
-            connection = LocalConnection(self._path)
+            connection = LocalConnection(self._path, self._key)
             return work(connection)
         finally:
             if connection.reusable and len(self._idle) < self._connections_max:

@@ -9,9 +9,9 @@ bounded before they are allocated, and a container or profile is verified agains
 # ruff: noqa: D102 - what request(), parse() and without_daemon() promise is said once, in Operation
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import urlencode
 
 from blake3 import blake3
@@ -35,6 +35,8 @@ from ..kvstore.namespace import check_ttl
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
 from ..kvstore.tier import Ack
 from . import wire
+from .http_message import Buffer, HttpReply, HttpRequest
+from .tenancy import TenantStats
 
 __all__ = [
     "CheckHealth",
@@ -44,6 +46,7 @@ __all__ = [
     "GetChunk",
     "GetProfile",
     "GetStats",
+    "GetTenant",
     "HttpReply",
     "HttpRequest",
     "ListChunks",
@@ -56,29 +59,9 @@ __all__ = [
     "prefix_reply",
 ]
 
-Buffer = bytes | bytearray | memoryview
 T = TypeVar("T")
 DAEMON = "daemon"
 """The ``tier`` of outcomes that the daemon as a whole is the reason for."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """One request; ``headers`` come on top of Host, Content-Length and Connection, which the client adds."""
-
-    method: str
-    target: str
-    headers: Mapping[str, str]
-    body: Buffer = b""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpReply:
-    """One whole reply; the keys of ``headers`` are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,26 +265,36 @@ class DescribeChunk(Operation[wire.ChunkDetail]):
         return _record(wire.ChunkDetail, reply)
 
 
-@dataclass(frozen=True, slots=True)
-class GetStats(Operation[wire.DaemonStats]):
+class _Question(Operation[T]):
+    """A question without arguments, answered by one record."""
+
+    target: ClassVar[str]
+    kind: ClassVar[type[Any]]
+
+    def request(self) -> HttpRequest:
+        return HttpRequest("GET", self.target, {})
+
+    def parse(self, reply: HttpReply) -> T:
+        record: T = _record(self.kind, reply)
+        return record
+
+
+class GetStats(_Question[wire.DaemonStats]):
     """What the daemon and its tiers hold and have done."""
 
-    def request(self) -> HttpRequest:
-        return HttpRequest("GET", "/stats", {})
-
-    def parse(self, reply: HttpReply) -> wire.DaemonStats:
-        return _record(wire.DaemonStats, reply)
+    target, kind = "/stats", wire.DaemonStats
 
 
-@dataclass(frozen=True, slots=True)
-class CheckHealth(Operation[wire.Health]):
+class GetTenant(_Question[TenantStats]):
+    """What the caller's own tenant did and holds."""
+
+    target, kind = "/tenant", TenantStats
+
+
+class CheckHealth(_Question[wire.Health]):
     """Which daemon answers, and in which phase it is."""
 
-    def request(self) -> HttpRequest:
-        return HttpRequest("GET", "/healthz", {})
-
-    def parse(self, reply: HttpReply) -> wire.Health:
-        return _record(wire.Health, reply)
+    target, kind = "/healthz", wire.Health
 
 
 @dataclass(frozen=True, slots=True)

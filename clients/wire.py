@@ -17,6 +17,7 @@ from ..codec.level import Level, LossyCodec, parse_level
 from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
+from .json_bounds import check_json_counts
 from .tenancy import StageStats, TenantStats
 
 __all__ = [
@@ -273,9 +274,12 @@ def load(kind: type[T], value: Json, *, strict: bool = True) -> T:
 
 
 def decode(kind: type[T], body: bytes | bytearray | memoryview, *, strict: bool = True) -> T:
-    """Parse a JSON body and build a ``kind``; see :func:`load`."""
+    """Parse a JSON body and build a ``kind``; see :func:`load`. A request's (``strict``) is counted first."""
+    data = bytes(body)
+    if strict:
+        check_json_counts(data)
     try:
-        value = json.loads(bytes(body))
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"body of {len(body)} bytes is not JSON: {error}") from error
     return load(kind, value, strict=strict)

@@ -61,6 +61,8 @@ class Admission:
     ) -> None:
         self._phase = Phase.STARTING
         self._requests = 0
+        self._connections = 0
+        self._strangers = 0
         self._bytes = 0
         self._bytes_max = inflight_bytes_max
         self._share_of = share_of
@@ -77,6 +79,11 @@ class Admission:
     def requests(self) -> int:
         """Requests inside."""
         return self._requests
+
+    @property
+    def connections(self) -> int:
+        """Connections, strangers' included."""
+        return self._connections
 
     @property
     def inflight_bytes(self) -> int:
@@ -152,16 +159,32 @@ class Admission:
                 self._bytes -= size_bytes
                 held.size_bytes -= size_bytes
 
-    def connect(self, tenant: str) -> None:
-        """Count a connection as one of ``tenant``; :class:`TenantOverloaded` where it has as many as it may."""
-        with self._holding(tenant) as held:
-            most = self._share_of(tenant).connections
-            if held.connections >= most:
-                raise TenantOverloaded(f"this tenant has {held.connections} connections, its limit is {most}")
-            held.connections += 1
+    def connect(self, tenant: str | None) -> None:
+        """Count a connection as one of ``tenant``, or as a stranger's where no key has come over it yet.
 
-    def disconnect(self, tenant: str) -> None:
-        """One connection that :meth:`connect` has counted is gone."""
+        Raises :class:`Overloaded` where there are too many in all or of strangers, and :class:`TenantOverloaded` where
+        the tenant has as many as it may.
+        """
+        if tenant is None:
+            if self._connections >= limits.CONNECTIONS_MAX:
+                raise Overloaded(f"there are {self._connections} connections, the limit is {limits.CONNECTIONS_MAX}")
+            if self._strangers >= limits.STRANGERS_MAX:
+                raise Overloaded(f"{self._strangers} connections have sent no key, the limit is {limits.STRANGERS_MAX}")
+            self._strangers += 1
+        else:
+            with self._holding(tenant) as held:
+                most = self._share_of(tenant).connections
+                if held.connections >= most:
+                    raise TenantOverloaded(f"this tenant has {held.connections} connections, its limit is {most}")
+                held.connections += 1
+        self._connections += 1
+
+    def disconnect(self, tenant: str | None) -> None:
+        """One connection that :meth:`connect` has counted is gone, or is somebody else's now."""
+        self._connections -= 1
+        if tenant is None:
+            self._strangers -= 1
+            return
         with self._holding(tenant) as held:
             held.connections -= 1
 

@@ -12,14 +12,25 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from .. import limits
-from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory
+from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory, is_loopback
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
 from ..kvstore.network import parse_network
 from ..kvstore.tiered.admission import AdmissionRule
 from .machine import Machine
 
-__all__ = ["ConfigText", "DaemonConfig", "LogFormat", "LogLevel", "format_size", "parse_size", "resolve_config"]
+__all__ = [
+    "ConfigText",
+    "DaemonConfig",
+    "HttpAuth",
+    "LogFormat",
+    "LogLevel",
+    "TlsFiles",
+    "format_size",
+    "parse_size",
+    "parse_ttl",
+    "resolve_config",
+]
 
 _MEMORY_BYTES_DEFAULT_MAX: Final = 4 * 1024**3
 _MEMORY_SHARE: Final = 0.25
@@ -49,6 +60,26 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class HttpAuth(StrEnum):
+    """What HTTP asks of programs without an API key.
+
+    ``token``: what this user's daemon leaves in a file for this user's programs. ``off``: nothing, so that all users of
+    the machine have the default tenant's chunks; only on loopback.
+    """
+
+    TOKEN = "token"  # noqa: S105 - the name of a choice
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of the HTTP edge; with ``client_ca`` clients need a certificate that it has signed."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     """All that a daemon needs to know; ``port`` 0 takes a free one, ``ssd_bytes`` 0 keeps nothing on disk.
@@ -58,7 +89,8 @@ class DaemonConfig:
     ``network_quota_bytes`` what a namespace may have on the shared tier, whichever daemon put it there. ``network`` is
     the line that configures the network tier (it may hold a password), ``root_secret`` the file that daemons of one
     network store have in common. ``encryption_secret`` is the file of the secret
-    that the keys of what is on disk are wrapped under; ``None`` stores it as it is.
+    that the keys of what is on disk are wrapped under; ``None`` stores it as it is. ``credentials`` is the file of
+    tenants and keys, which need not be there on loopback; elsewhere it has to be, and ``tls`` too.
     """
 
     host: str
@@ -76,6 +108,14 @@ class DaemonConfig:
     log_level: LogLevel
     network: str | None = field(default=None, repr=False)
     root_secret: Path | None = None
+    credentials: Path | None = None
+    http_auth: HttpAuth = HttpAuth.TOKEN
+    tls: TlsFiles | None = None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +136,11 @@ class ConfigText:
     log_level: str | None = None
     network: str | None = None
     root_secret: str | None = None
+    credentials: str | None = None
+    http_auth: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
@@ -115,9 +160,11 @@ class ConfigText:
 
 def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
     """Parse and complete ``text`` for ``machine``, probed at ``text.directory()``; raises :class:`ConfigError`."""
+    tls = _tls(text)
+    http_auth = _choice("http_auth", text.http_auth or HttpAuth.TOKEN, HttpAuth)
     memory_bytes = _tier_size("memory", text.memory, _default_memory(machine), machine.memory_total_bytes)
     return DaemonConfig(
-        host=_loopback(text.host or DEFAULT_HOST),
+        host=_host(text.host or DEFAULT_HOST, tls, http_auth),
         port=_port(text.port),
         data_dir=text.directory().absolute(),
         memory_bytes=memory_bytes,
@@ -125,13 +172,16 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         dirty_bytes_max=min(limits.DIRTY_BYTES_MAX, memory_bytes // 2),
         codec=_choice("codec", text.codec or LossyCodec.KVLOOM, LossyCodec),
         ssd_admission=_choice("ssd_admission", text.ssd_admission or AdmissionRule.ALWAYS, AdmissionRule),
-        ttl_seconds=_ttl(text.ttl),
+        ttl_seconds=None if text.ttl is None else parse_ttl("ttl", text.ttl),
         network_quota_bytes=None if text.network_quota in (None, "off") else _quota(text.network_quota),
         encryption_secret=Path(text.encryption_secret).absolute() if text.encryption_secret else None,
         log_format=_choice("log_format", text.log_format or LogFormat.AUTO, LogFormat),
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
         network=_network(text.network),
-        root_secret=None if text.root_secret is None else Path(text.root_secret).expanduser().absolute(),
+        root_secret=_path(text.root_secret),
+        credentials=_path(text.credentials),
+        http_auth=http_auth,
+        tls=tls,
     )
 
 
@@ -186,17 +236,37 @@ def _network(text: str | None) -> str | None:
     return text
 
 
-def _loopback(host: str) -> str:
+def _host(host: str, tls: TlsFiles | None, http_auth: HttpAuth) -> str:
+    """The address to listen on; beyond loopback only with TLS and with keys."""
+    if is_loopback(host):
+        return host
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        raise ConfigError(f"host {host[:80]!r} is neither an IP address nor localhost") from error
+    said = f"host {host[:80]!r} is not a loopback address (127.0.0.1, ::1 or localhost)"
+    if tls is None:
         raise ConfigError(
-            f"host {host[:80]!r} is not a loopback address (127.0.0.1, ::1 or localhost): "
-            "this version listens on loopback only, it has no TLS and no credentials"
+            f"{said}: set tls_certificate and tls_key to PEM files, and make keys with 'kvloom keys create', "
+            "to serve other machines"
         )
+    if http_auth is HttpAuth.OFF:
+        raise ConfigError(f"{said}: http_auth cannot be off there")
     return host
+
+
+def _tls(text: ConfigText) -> TlsFiles | None:
+    certificate, key, client_ca = (_path(item) for item in (text.tls_certificate, text.tls_key, text.tls_client_ca))
+    if certificate is None or key is None:
+        for name, path in (("tls_certificate", certificate), ("tls_key", key), ("tls_client_ca", client_ca)):
+            if path is not None:
+                raise ConfigError(f"{name} is set, but TLS needs both tls_certificate and tls_key")
+        return None
+    return TlsFiles(certificate, key, client_ca)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser().absolute()
 
 
 def _port(text: str | None) -> int:
@@ -215,15 +285,17 @@ def _quota(text: str) -> int:
     return size_bytes
 
 
-def _ttl(text: str | None) -> float | None:
-    """Seconds of ``90``, ``15m``, ``12h`` or ``30d``; ``None`` for nothing said or ``never``."""
-    if text is None or text == "never":
+def parse_ttl(name: str, text: str) -> float | None:
+    """Seconds of ``90``, ``15m``, ``12h`` or ``30d``; ``None`` for ``never``."""
+    if text == "never":
         return None
     match = _DURATION.fullmatch(text.strip())
     seconds = 0 if match is None else int(match[1]) * _SECONDS_OF[match[2]]
     if not 1 <= seconds <= limits.TTL_SECONDS_MAX:
         most_days = limits.TTL_SECONDS_MAX // 86_400
-        raise ConfigError(f"ttl {text[:40]!r} is not never or a time such as 90, 15m, 12h or 30d, up to {most_days}d")
+        raise ConfigError(
+            f"{name} {text[:40]!r} is not never or a time such as 90, 15m, 12h or 30d, up to {most_days}d"
+        )
     return float(seconds)
 
 

@@ -6,6 +6,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -13,11 +14,14 @@ import psutil
 
 from .. import __version__
 from ..clients import KvloomClient
-from ..clients.discovery import ADDRESS_VARIABLE, DaemonNote
+from ..clients.access import API_KEY_VARIABLE, CA_VARIABLE, CLIENT_CERTIFICATE_VARIABLE, CLIENT_KEY_VARIABLE
+from ..clients.discovery import ADDRESS_VARIABLE, URL_VARIABLE, DaemonNote
 from ..clients.wire import DaemonStats
 from ..codec.entropy import native
-from ..errors import KvloomError
+from ..errors import ConfigError, Forbidden, KvloomError, Unauthenticated
+from .authenticator import utc_now
 from .config import ConfigText, format_size
+from .credentials_file import CREDENTIALS_NAME, CredentialsFile
 from .machine import Machine, cgroup_memory_limit_bytes
 
 __all__ = ["Finding", "State", "diagnose"]
@@ -25,6 +29,7 @@ __all__ = ["Finding", "State", "diagnose"]
 _DISK_FREE_BYTES_LOW = 1024**3
 _OPEN_FILES_LOW = 4096
 _MEMORY_SHARE_HIGH = 0.75
+_KEY_ENDS_SOON = timedelta(days=7)
 _CLOCK_SLACK_SECONDS = 300.0
 _EPOCH_2024_SECONDS = 1_704_067_200.0
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs")
@@ -55,7 +60,7 @@ def diagnose(address: str | None, data_dir: Path, machine: Machine, environ: Map
     findings = [daemon, _native()]
     findings += _directory(data_dir)
     findings += [_disk(stats, data_dir, machine), _memory(stats, machine), _open_files(machine), _clock(data_dir)]
-    findings += _variables(environ)
+    findings += [_keys(data_dir, environ), *_variables(environ)]
     return findings
 
 
@@ -64,6 +69,9 @@ def _daemon(address: str | None, data_dir: Path) -> tuple[DaemonStats | None, Fi
     try:
         with KvloomClient(address) as client:
             stats = client.stats()
+    except (Unauthenticated, Forbidden) as error:
+        fix = f"set {API_KEY_VARIABLE} to a key with scope admin: kvloom keys create --tenant NAME --scope admin"
+        return None, Finding("daemon", State.WARNING, str(error), fix)
     except KvloomError as error:
         fix = "start one: kvloom serve"
         if note is not None and not psutil.pid_exists(note.pid):
@@ -150,6 +158,26 @@ def _open_files(machine: Machine) -> Finding:
     return Finding("open files", State.OK, detail)
 
 
+def _keys(data_dir: Path, environ: Mapping[str, str]) -> Finding:
+    """Whether the credentials file holds, and whether its keys do for another week."""
+    path = Path(environ.get("KVLOOM_CREDENTIALS") or data_dir / CREDENTIALS_NAME).expanduser()
+    if not path.exists():
+        return Finding("keys", State.OK, f"no {path}: only programs of this user are served")
+    try:
+        known = CredentialsFile(path).read().keys.values()
+    except ConfigError as error:
+        return Finding("keys", State.PROBLEM, str(error), "until then the daemon does not start, or keeps older keys")
+    now = utc_now()
+    valid = [key for key in known if key.state(now) == "valid"]
+    ending = [key for key in valid if key.expires is not None and key.expires - now < _KEY_ENDS_SOON]
+    detail = f"{len(valid)} of {len(known)} keys in {path} hold"
+    if ending:
+        names = ", ".join(f"{key.key_id} of {key.tenant}" for key in ending[:5])
+        fix = "make others before: kvloom keys create --tenant NAME"
+        return Finding("keys", State.WARNING, f"{detail}; within a week end: {names}", fix)
+    return Finding("keys", State.OK, detail)
+
+
 def _clock(data_dir: Path) -> Finding:
     now = time.time()
     newest = max((item.stat().st_mtime for item in data_dir.iterdir()), default=0.0) if data_dir.is_dir() else 0.0
@@ -162,7 +190,9 @@ def _clock(data_dir: Path) -> Finding:
 
 
 def _variables(environ: Mapping[str, str]) -> list[Finding]:
-    known = [f"KVLOOM_{field.name.upper()}" for field in fields(ConfigText)] + [ADDRESS_VARIABLE]
+    known = [f"KVLOOM_{field.name.upper()}" for field in fields(ConfigText)]
+    known += [ADDRESS_VARIABLE, URL_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE]
+    known += [CLIENT_CERTIFICATE_VARIABLE, CLIENT_KEY_VARIABLE]
     findings: list[Finding] = []
     for name in sorted(environ):
         if name.startswith("KVLOOM_") and name not in known:

@@ -155,7 +155,7 @@ class HttpApi:
         return _json(wire.ExistsReply(tuple(await self._service.exists(caller, wire.parse_keys(question.keys)))))
 
     async def _prefix(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        question = await self._question(wire.PrefixQuestion, request, caller, limit=limits.JSON_BODY_BYTES_MAX)
+        question = await self._question(wire.PrefixQuestion, request, caller, limit=limits.PREFIX_BODY_BYTES_MAX)
         return _json(await self._service.longest_prefix(caller, question))
 
     async def _put_profile(self, request: web.Request, caller: Caller) -> web.StreamResponse:
@@ -197,7 +197,8 @@ class HttpApi:
 
     async def _question(self, kind: type[Question], request: web.Request, caller: Caller, *, limit: int) -> Question:
         _only(request)
-        with self._service.reserving(caller, body_bytes(request, what="body", limit=limit)):
+        size_bytes = body_bytes(request, what="body", limit=limit) * limits.JSON_PARSED_BYTES_PER_BYTE
+        with self._service.reserving(caller, size_bytes):
             return wire.decode(kind, await self._body(request, what="body", limit=limit))
 
     async def _body(self, request: web.Request, *, what: str, limit: int) -> memoryview:

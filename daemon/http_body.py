@@ -33,18 +33,21 @@ def body_bytes(request: web.Request, *, what: str, limit: int) -> int:
 async def read_body(request: web.Request, *, what: str, limit: int) -> memoryview:
     """Read the body, whose length :func:`body_bytes` has checked, into one buffer; the caller owns it.
 
-    Raises :class:`TruncatedBody` where the body ends early or no byte comes for :data:`limits.PROGRESS_SECONDS_MAX`,
-    :class:`BodyTooLarge` where one of undeclared length grows past ``limit``.
+    Raises :class:`TruncatedBody` where the body ends early, or over one :data:`limits.BODY_WINDOW_SECONDS` comes more
+    slowly than :data:`limits.BODY_BYTES_PER_SECOND_MIN`, and :class:`BodyTooLarge` where one of undeclared length grows
+    past ``limit``.
     """
     declared = request.content_length
     body = bytearray(declared or 0)
     position = 0
+    window = _Window()
     try:
         while True:
-            async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):
+            async with asyncio.timeout_at(window.ends):
                 part = await request.content.readany()
             if not part:
                 break
+            window.add(len(part))
             if position + len(part) > limit:
                 raise BodyTooLarge(f"{what} has over {limit} bytes, the limit")
             # Past the end (undeclared length) this appends; inside it overwrites.
@@ -77,6 +80,25 @@ async def write_parts(request: web.Request, response: web.StreamResponse, parts:
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionAbortedError(f"client took no byte for {limits.PROGRESS_SECONDS_MAX} s") from error
+
+
+class _Window:
+    """The time in which a body must go on: at its end either enough has come, and the next begins, or too little."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._begin(self._loop.time())
+
+    def add(self, size_bytes: int) -> None:
+        """So many bytes have come."""
+        self._wanted_bytes -= size_bytes
+        now = self._loop.time()
+        if self._wanted_bytes <= 0:
+            self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        self.ends = now + limits.BODY_WINDOW_SECONDS
+        self._wanted_bytes = limits.BODY_WINDOW_SECONDS * limits.BODY_BYTES_PER_SECOND_MIN
 
 
 def _of(position: int, declared: int | None) -> str:

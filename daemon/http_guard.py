@@ -23,10 +23,10 @@ from aiohttp.typedefs import Middleware
 
 from .. import limits
 from ..clients import wire
-from ..errors import Forbidden, InvalidRequest, KvloomError, NotFound, Unauthenticated
+from ..errors import Forbidden, InvalidRequest, KvloomError, NotFound, TenantOverloaded, Unauthenticated
 from .authenticator import Authenticator
 from .caller import Caller, Scope
-from .http_connection import SERVER, json_error
+from .http_connection import SERVER, GuardedProtocol, json_error
 from .metrics import Metrics
 
 __all__ = ["OPEN", "Guard", "Open", "current_caller", "stamp"]
@@ -86,6 +86,8 @@ class Guard:
         if need is OPEN:
             return
         caller = self.authenticator.by_header(request.headers.getall("Authorization", []))
+        if isinstance(request.protocol, GuardedProtocol):
+            request.protocol.admit(caller)
         _caller.set(caller)
         if isinstance(need, Scope):
             caller.require(need)
@@ -95,9 +97,13 @@ class Guard:
             self._admit(request)
             return await handler(request)
         except KvloomError as error:
-            say = _log.debug if isinstance(error, NotFound) else _log.info  # a miss is an everyday answer
+            # A miss is an everyday answer, and strangers must not fill the log.
+            say = _log.debug if isinstance(error, NotFound | Unauthenticated) else _log.info
             say("refused", method=request.method, path=request.path, error=error.code, message=str(error))
-            return _closing(request, _error_response(error))
+            response = _error_response(error)
+            if isinstance(error, Unauthenticated | TenantOverloaded) and _is_stranger(request):
+                response.force_close()
+            return _closing(request, response)
         except web.HTTPException as error:
             line = f"{request.method} {request.path[:80]}: {error.reason.lower()}"
             allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
@@ -135,6 +141,10 @@ def _error_response(error: KvloomError) -> web.Response:
     if error.http_status in (429, 503):
         headers["Retry-After"] = _RETRY_SECONDS
     return json_error(error.http_status, error.code, str(error), headers)
+
+
+def _is_stranger(request: web.Request) -> bool:
+    return isinstance(request.protocol, GuardedProtocol) and not request.protocol.is_admitted
 
 
 def _closing(request: web.Request, response: web.Response) -> web.Response:

@@ -153,6 +153,7 @@ class _Connection:
         self._api = api
         self._service = api.service
         self._caller = api.authenticator.local
+        self._key: str | None = None
         self._stream = stream
         self._leases: dict[int, Lease] = {}
         self._next_lease = 1
@@ -195,6 +196,8 @@ class _Connection:
                     return
 
     async def _handle(self, frame: Frame) -> None:
+        if self._key is not None:
+            self._caller = self._api.authenticator.by_key(self._key)  # it may have been revoked since
         if frame.kind is Kind.PUT:
             await self._reply(frame.kind, frame.number, (await self._put(frame),))
             return
@@ -218,7 +221,8 @@ class _Connection:
         if frame.kind is Kind.HELLO:
             if body:
                 # Somebody who is this user already and wants to be another tenant, for this connection.
-                self._caller = self._api.authenticator.by_key(bytes(body).decode("ascii", "replace"))
+                self._key = bytes(body).decode("ascii", "replace")
+                self._caller = self._api.authenticator.by_key(self._key)
             health = self._service.health()
             return wire.encode(Hello(health.version, health.phase, health.pid))
         if frame.kind is Kind.STATS:

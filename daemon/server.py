@@ -1,6 +1,7 @@
 """The daemon as a process: opens the tiers, serves, and on SIGTERM or SIGINT drains, writes what is dirty, and ends."""
 
 import asyncio
+import ipaddress
 import os
 import resource
 import signal
@@ -8,24 +9,25 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
-from aiohttp import web
 
 from .. import __version__, limits
+from ..clients.access import TOKEN_NAME
 from ..clients.discovery import DaemonNote, Endpoint
 from ..clients.local_wire import socket_path
 from ..errors import ConfigError
+from ..kvstore.atomic_file import replace_file
 from ..kvstore.key import ContentKey
 from ..kvstore.keyring import Keyring
 from ..kvstore.memory.tier import MemoryTier
-from ..kvstore.namespace import derive_namespace, load_or_create_root_secret, load_root_secret
+from ..kvstore.namespace import load_or_create_root_secret
 from ..kvstore.network import open_network_tier, parse_network
 from ..kvstore.profiles import ProfileShelves
-from ..kvstore.quota import Quota, Quotas
+from ..kvstore.quota import QuotaPolicy
 from ..kvstore.ssd.files import DirectoryLock
 from ..kvstore.ssd.scrub import Scrubber
 from ..kvstore.ssd.tier import SsdTier
@@ -34,21 +36,21 @@ from ..kvstore.tiered.cascade import CascadeLimits
 from ..kvstore.tiered.stats import StoreObserver
 from ..kvstore.tiered.store import StoreRules, TieredStore
 from ..kvstore.wrappers.encrypt import EncryptTier
+from .access_setup import credentials_file, http_token, load_tenants
 from .admission import Admission
 from .authenticator import Authenticator
-from .caller import ALL_SCOPES, Caller
-from .config import DaemonConfig, format_size
-from .http_api import HttpApi
-from .http_connection import GuardedProtocol
+from .config import DaemonConfig, HttpAuth, format_size
+from .credentials import Credentials
+from .credentials_file import CredentialsFile
+from .http_server import bind_http, serve_http
 from .local_api import bind_local, serve_local
 from .logs import configure_logs
-from .metrics import Metrics
 from .service import Service
+from .tenants import TenantTable
+from .tls import load_certificates, server_context
 
 __all__ = ["RunningDaemon", "open_daemon", "run_daemon"]
 
-NAMESPACE: Final = "default"
-_CLOSE_SECONDS_MAX: Final = 1.0
 _SPARE_FILES: Final = 256 + limits.SSD_SEGMENTS_MAX
 _LEASED_SHARE: Final = 2
 """Local clients may hold half of the memory tier mapped: it takes no new records where they do."""
@@ -62,17 +64,20 @@ class RunningDaemon:
     endpoint: Endpoint
     service: Service
     authenticator: Authenticator
+    reload: asyncio.Event
+    """Set it to have the credentials read anew at once."""
 
 
 async def run_daemon(config: DaemonConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second Ctrl-C ends the process at once."""
+    """Serve until SIGTERM or SIGINT, then drain; a second Ctrl-C ends the process at once. SIGHUP reads keys anew."""
     configure_logs(config.log_format, config.log_level)
     _raise_open_files_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_daemon(config):
+    async with open_daemon(config) as running:
+        loop.add_signal_handler(signal.SIGHUP, running.reload.set)
         await stop.wait()
         loop.remove_signal_handler(signal.SIGINT)
     _log.info("stopped")
@@ -82,56 +87,130 @@ async def run_daemon(config: DaemonConfig) -> None:
 async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
     """Open everything and serve while the context lasts; leaving it drains, flushes and closes.
 
-    Raises :class:`ConfigError` where the port or the data directory is in use or cannot be used.
+    Raises :class:`ConfigError` where the port or the data directory is in use or cannot be used, and beyond loopback
+    where there is no key.
     """
     async with AsyncExitStack() as stack:
         _prepare_directory(config.data_dir)
         stack.callback(DirectoryLock(config.data_dir).release)
-        listener = stack.enter_context(_bind(config.host, config.port))
-        ssd = await asyncio.to_thread(_open_ssd, config) if config.ssd_bytes else None
+        listener = stack.enter_context(bind_http(config.host, config.port))
+        tls = None if config.tls is None else await asyncio.to_thread(server_context, config.tls)
+        file, token = credentials_file(config), http_token(config)
+        authenticator = Authenticator(
+            await asyncio.to_thread(load_tenants, config, file),
+            token=token,
+            open_to_all=config.http_auth is HttpAuth.OFF,
+        )
+        policies = _Policies.of(authenticator.tenants)
+        ssd = await asyncio.to_thread(_open_ssd, config, policies) if config.ssd_bytes else None
         if ssd is not None:
             stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
-        store = await _open_store(config, ssd)
+        store = await _open_store(config, ssd, policies, authenticator.tenants)
         stack.push_async_callback(store.close)
-        secret = await asyncio.to_thread(_root_secret, config)
-        namespace = derive_namespace(secret, NAMESPACE, codec=config.codec, ttl_seconds=config.ttl_seconds)
-        authenticator = Authenticator(Caller(namespace, ALL_SCOPES, "local"), open_to_all=True)
-        shelves = ProfileShelves(config.data_dir / "profiles", namespace.owner)
-        await shelves.known(namespace)
-        admission = Admission()
+        shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
+        await shelves.known(authenticator.local.namespace)
+        admission = Admission(share_of=authenticator.share_of)
         service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max)
         await store.start()
         if ssd is not None:
             await stack.enter_async_context(_scrubbing(ssd, store, config))
         service.open()
-        await stack.enter_async_context(_serve_http(service, authenticator, listener))
+        await stack.enter_async_context(serve_http(service, authenticator, listener, loopback=config.loopback, tls=tls))
         local = bind_local(socket_path(config.data_dir))
         if local is not None:
             stack.callback(socket_path(config.data_dir).unlink, missing_ok=True)
             stack.enter_context(local)
             leased_bytes_max = config.memory_bytes // _LEASED_SHARE
-            await stack.enter_async_context(
-                serve_local(service, authenticator, local, leased_bytes_max=leased_bytes_max)
-            )
-        endpoint = Endpoint(*listener.getsockname()[:2])
+            serving = serve_local(service, authenticator, local, leased_bytes_max=leased_bytes_max)
+            await stack.enter_async_context(serving)
+        reload = asyncio.Event()
+
+        def apply(credentials: Credentials) -> None:
+            policies.check(replace(authenticator.tenants, credentials=credentials), config)
+            authenticator.replace(credentials)
+            policies.replace(authenticator.tenants)
+            store.set_shared_quotas(authenticator.tenants.network_quotas())
+            if tls is not None and config.tls is not None:
+                load_certificates(tls, config.tls)
+            _log.info("credentials taken over", keys=len(credentials.keys), tenants=len(credentials.tenants))
+
+        await stack.enter_async_context(_watching(file, apply, reload))
+        endpoint = _own_endpoint(listener, secure=tls is not None)
+        if token is not None:
+            replace_file(config.data_dir / TOKEN_NAME, token.encode())
+            stack.callback((config.data_dir / TOKEN_NAME).unlink, missing_ok=True)
         path = None if local is None else str(socket_path(config.data_dir))
         DaemonNote(endpoint, os.getpid(), __version__, path).write(config.data_dir)
         stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
         stack.push_async_callback(_drain, admission, store)
-        _log.info(
-            "ready",
-            address=str(endpoint),
-            data_dir=str(config.data_dir),
-            memory=format_size(config.memory_bytes),
-            ssd=format_size(config.ssd_bytes),
-            network="none" if config.network is None else str(parse_network(config.network)),
-            version=__version__,
+        _say_ready(config, endpoint, authenticator.tenants)
+        yield RunningDaemon(endpoint, service, authenticator, reload)
+
+
+def _own_endpoint(listener: socket.socket, *, secure: bool) -> Endpoint:
+    """Where programs on this machine reach the daemon."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    return Endpoint(host, port, secure)
+
+
+def _say_ready(config: DaemonConfig, endpoint: Endpoint, tenants: TenantTable) -> None:
+    _log.info(
+        "ready",
+        address=str(endpoint) if config.loopback else f"{config.host}:{endpoint.port}",
+        tls=config.tls is not None,
+        keys=len(tenants.credentials.keys),
+        data_dir=str(config.data_dir),
+        memory=format_size(config.memory_bytes),
+        ssd=format_size(config.ssd_bytes),
+        network="none" if config.network is None else str(parse_network(config.network)),
+        version=__version__,
+    )
+    shared_secret = config.root_secret is not None or tenants.credentials.namespace_secret is not None
+    if config.network is not None and not shared_secret:
+        _log.warning(
+            "neither a root secret nor credentials are configured: "
+            "other daemons cannot find what this one puts into the network"
         )
-        if config.network is not None and config.root_secret is None:
-            _log.warning("no root secret is configured: other daemons cannot find what this one puts into the network")
-        if not config.ssd_bytes:
-            _log.warning("no SSD tier: chunks are lost when the daemon ends")
-        yield RunningDaemon(endpoint, service, authenticator)
+    if config.http_auth is HttpAuth.OFF:
+        _log.warning("http_auth is off: every user of this machine can read and write what is stored")
+    if not config.ssd_bytes:
+        _log.warning("no SSD tier: chunks are lost when the daemon ends")
+
+
+@asynccontextmanager
+async def _watching(
+    file: CredentialsFile, apply: Callable[[Credentials], None], reload: asyncio.Event
+) -> AsyncIterator[None]:
+    watching = asyncio.create_task(file.watch(apply, reload))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
+
+
+@dataclass(frozen=True, slots=True)
+class _Policies:
+    """What the local tiers evict by, and so where quotas are kept."""
+
+    memory: QuotaPolicy
+    ssd: QuotaPolicy
+
+    @classmethod
+    def of(cls, tenants: TenantTable) -> "_Policies":
+        return cls(QuotaPolicy(quotas=tenants.memory_quotas()), QuotaPolicy(quotas=tenants.ssd_quotas()))
+
+    def check(self, tenants: TenantTable, config: DaemonConfig) -> None:
+        """Raise :class:`ConfigError` unless the tiers can keep what is guaranteed."""
+        tenants.memory_quotas().check_fits("memory", config.memory_bytes)
+        tenants.ssd_quotas().check_fits("ssd", config.ssd_bytes)
+
+    def replace(self, tenants: TenantTable) -> None:
+        """Put the tenants' quotas in force."""
+        self.memory.set_quotas(tenants.memory_quotas())
+        self.ssd.set_quotas(tenants.ssd_quotas())
 
 
 async def _drain(admission: Admission, store: TieredStore) -> None:
@@ -145,61 +224,18 @@ async def _drain(admission: Admission, store: TieredStore) -> None:
         _log.warning("requests cut off", requests=admission.requests, seconds=limits.DRAIN_SECONDS_MAX)
 
 
-@asynccontextmanager
-async def _serve_http(service: Service, authenticator: Authenticator, listener: socket.socket) -> AsyncIterator[None]:
-    metrics = Metrics(lambda: service.stats(authenticator.local))
-    api = HttpApi(service, metrics, authenticator)
-    runner = web.AppRunner(api.application(), shutdown_timeout=_CLOSE_SECONDS_MAX)
-    await runner.setup()
-    try:
-        server = await asyncio.get_running_loop().create_server(_protocol_factory(runner), sock=listener)
-        try:
-            yield
-        finally:
-            server.close()
-    finally:
-        await runner.cleanup()
-
-
-def _protocol_factory(runner: web.AppRunner) -> Callable[[], GuardedProtocol]:
-    loop = asyncio.get_running_loop()
-    manager = runner.server
-    if manager is None:
-        raise RuntimeError("the runner is not set up")
-
-    def make() -> GuardedProtocol:
-        return GuardedProtocol(
-            manager,
-            loop=loop,
-            keepalive_timeout=limits.KEEPALIVE_SECONDS_MAX,
-            lingering_time=limits.REFUSED_BODY_SECONDS_MAX,
-            max_line_size=limits.REQUEST_LINE_BYTES_MAX,
-            max_headers=limits.REQUEST_HEADERS_MAX,
-            max_field_size=limits.REQUEST_HEADER_BYTES_MAX,
-            read_bufsize=limits.STREAM_FRAME_BYTES,
-            auto_decompress=False,
-        )
-
-    return make
-
-
-def _root_secret(config: DaemonConfig) -> bytes:
-    """The one that is configured, or the daemon's own. Blocks."""
-    if config.root_secret is not None:
-        return load_root_secret(config.root_secret)
-    return load_or_create_root_secret(config.data_dir / "root.secret")
-
-
-def _open_ssd(config: DaemonConfig) -> SsdTier:
-    return SsdTier.open(_chunks(config), config.ssd_bytes)
+def _open_ssd(config: DaemonConfig, policies: _Policies) -> SsdTier:
+    return SsdTier.open(_chunks(config), config.ssd_bytes, policy=policies.ssd)
 
 
 def _chunks(config: DaemonConfig) -> Path:
     return config.data_dir / "chunks"
 
 
-async def _open_store(config: DaemonConfig, ssd: SsdTier | None) -> TieredStore:
-    tiers: list[Tier] = [MemoryTier(config.memory_bytes)]
+async def _open_store(
+    config: DaemonConfig, ssd: SsdTier | None, policies: _Policies, tenants: TenantTable
+) -> TieredStore:
+    tiers: list[Tier] = [MemoryTier(config.memory_bytes, policy=policies.memory)]
     if ssd is not None:
         tiers.append(await asyncio.to_thread(_sealed, config, ssd))
     if config.network is not None:
@@ -210,7 +246,7 @@ async def _open_store(config: DaemonConfig, ssd: SsdTier | None) -> TieredStore:
         rules=StoreRules(
             CascadeLimits(config.dirty_bytes_max),
             config.ssd_admission,
-            Quotas(Quota(limit_bytes=config.network_quota_bytes)),
+            tenants.network_quotas(),
         ),
         observer=_LoggingObserver(),
     )
@@ -257,20 +293,6 @@ def _prepare_directory(data_dir: Path) -> None:
         raise ConfigError(f"data directory {data_dir} cannot be made: {(error.strerror or '').lower()}") from error
     if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError(f"data directory {data_dir} cannot be written by this user")
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket bound and not yet listening: a port in use is found before the disk is touched."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"port {port} on {host} cannot be used: {reason}; --port 0 takes a free one") from error
-    return listener
 
 
 def _raise_open_files_limit() -> None:

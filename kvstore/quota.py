@@ -143,6 +143,12 @@ class QuotaPolicy(EvictionPolicy):
         self._owner_of = owner_of
         self._shares: dict[OwnerId, _Share] = {}
 
+    def set_quotas(self, quotas: Quotas) -> None:
+        """Put other quotas in force: limits from each owner's next put, guarantees from the next eviction."""
+        self.quotas = quotas
+        for share in self._shares.values():
+            share.quota = quotas.of(share.owner)
+
     @classmethod
     def around(cls, policy: EvictionPolicy | None) -> "QuotaPolicy":
         """``policy`` as one: itself, or that policy for all owners together, or LRU per owner for ``None``."""

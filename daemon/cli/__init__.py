@@ -24,6 +24,7 @@ class Verb:
 VERBS = (
     Verb("serve", "Run the daemon."),
     Verb("demo", "Show what kvloom does, on a real model and real text."),
+    Verb("keys", "Make, list and revoke API keys."),
     Verb("status", "What the daemon and its tiers hold."),
     Verb("ls", "List stored chunks."),
     Verb("show", "What is stored under one key."),

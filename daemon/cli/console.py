@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ...errors import ConfigError, DaemonUnavailable, InvalidRequest, KvloomError, NotFound
+from ...errors import ConfigError, DaemonUnavailable, InvalidRequest, KvloomError, NotFound, Unauthenticated
 
 __all__ = [
     "ExitCode",
@@ -47,7 +47,8 @@ def address_option(function: Function) -> Function:
     return click.option(
         "--address",
         metavar="HOST:PORT",
-        help="The daemon's address. Default: $KVLOOM_ADDRESS, or the daemon of this user that is running.",
+        help="The daemon's address, or https://HOST:PORT; its key is in $KVLOOM_API_KEY.  "
+        "[default: $KVLOOM_URL, or the daemon of this user that is running]",
     )(function)
 
 
@@ -73,13 +74,18 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
+def _hint(error: KvloomError) -> str:
+    if isinstance(error, Unauthenticated):
+        return "; set KVLOOM_API_KEY to one"
+    return "; start one with 'kvloom serve'" if isinstance(error, DaemonUnavailable) else ""
+
+
 def fail(error: KvloomError, *, as_json: bool) -> ExitCode:
     """Report ``error`` in one line (as JSON on standard output for programs) and give the exit code it means."""
     if as_json:
         click.echo(json.dumps({"error": error.code, "message": str(error)}))
     else:
-        hint = "; start one with 'kvloom serve'" if isinstance(error, DaemonUnavailable) else ""
-        click.echo(f"kvloom: {error}{hint}", err=True)
+        click.echo(f"kvloom: {error}{_hint(error)}", err=True)
     if isinstance(error, DaemonUnavailable):
         return ExitCode.NO_DAEMON
     if isinstance(error, NotFound):

@@ -12,8 +12,8 @@ from ...errors import DaemonUnavailable, InvalidData, InvalidRequest, KvloomErro
 from ...kvstore.key import ContentKey
 from ...kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
 from ..config import format_size
+from .chunk_keys import resolve_key
 from .console import address_option, examples, json_option, print_json, say
-from .keys import resolve_key
 
 __all__ = ["get"]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import click
 
 from ...clients import KvloomClient
+from .chunk_keys import resolve_key
 from .console import ExitCode, Stop, address_option, examples, json_option, print_json, say
-from .keys import resolve_key
 
 __all__ = ["rm"]
 

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from ...clients import KvloomClient
 from ..config import format_size
+from .chunk_keys import resolve_key
 from .console import address_option, examples, json_option, print_json
-from .keys import resolve_key
 from .tables import print_table, since
 
 __all__ = ["show"]

@@ -78,7 +78,7 @@ class DaemonProcess:
         note = DaemonNote.read(self.data_dir)
         if note is None or self._process is None or note.pid != self._process.pid:
             return None
-        client = KvloomClient(str(note.endpoint))
+        client = KvloomClient(str(note.endpoint), data_dir=self.data_dir, local=False)
         try:
             return client if client.health().phase == "ready" else None
         except DaemonUnavailable:

@@ -42,6 +42,10 @@ class SharedQuota:
         self._counting = KeyLocks()
         self._used_bytes: dict[OwnerId, int] = {}
 
+    def set_quotas(self, quotas: Quotas) -> None:
+        """Put other quotas in force: from each owner's next put or count."""
+        self._quotas = quotas
+
     async def make_room(self, record: Record) -> None:
         """Count ``record``, which is about to be written, and delete its owner's oldest records where it goes over.
 

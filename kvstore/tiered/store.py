@@ -37,6 +37,7 @@ from .lending import LentChunk, lend_chunk
 from .listing import Listing, StoredChunk
 from .pins import LeaseId
 from .placing import Placing
+from .prefetch import Prefetch
 from .promotion import Promoter
 from .reading import Reading, Wanted
 from .reporting import Reporting
@@ -93,6 +94,7 @@ class TieredStore:
         self._promoter = Promoter(self._locks, self._changes, observer, tally.note_promotion)
         self._reading = Reading(roles, cascade, self._copies, self._locks, tally, self._after_hit, self._changes.mark)
         self._listing = Listing(roles, cascade, tally, clock_ms)
+        self._prefetch = Prefetch(roles, self._listing, self._copies, self._promoter)
         self._erasure = Erasure(roles, cascade, self._locks, self._changes, pins, tally, clock_ms)
         self._placing = Placing(
             roles,
@@ -309,22 +311,7 @@ class TieredStore:
         """
         self._require_running()
         _check_count(keys)
-        volatile = self._roles.volatile
-        if not volatile:
-            return 0
-        places = storage_keys(namespace.secret, keys)
-        near = await self._listing.ask(volatile[0], places)
-        slower = (*volatile[1:], *self._roles.durable, *self._roles.shared)
-        taken = 0
-        for key, place, is_near in zip(keys, places, near, strict=True):
-            taken += is_near or self._promoter.fetch(
-                place,
-                [
-                    (self._copies.in_tier(tier, place, key), tuple(item for item in volatile if item is not tier))
-                    for tier in slower
-                ],
-            )
-        return taken
+        return await self._prefetch.start(keys, storage_keys(namespace.secret, keys))
 
     def note_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
         """Count a damaged record that somebody else found, and has deleted, in ``tier``."""
@@ -341,6 +328,11 @@ class TieredStore:
     def tenants(self) -> list[Namespace]:
         """The namespaces that have counters of their own: those that have been asked about."""
         return self._tenants.namespaces()
+
+    def set_shared_quotas(self, quotas: Quotas) -> None:
+        """Put other quotas in force on the shared tiers."""
+        for shared in self._shared_quotas.values():
+            shared.set_quotas(quotas)
 
     async def flush(self, *, shared: bool = False) -> None:
         """Wait until everything accepted so far is on the local tiers that are to have it, or on the ``shared`` too.

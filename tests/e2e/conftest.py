@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvloom.clients import KvloomClient
+from kvloom.clients.access import TOKEN_NAME
 from kvloom.clients.discovery import DaemonNote, Endpoint
 
 START_SECONDS_MAX = 60
@@ -89,15 +90,21 @@ class DaemonProcess:
         """Where it serves, by the note it wrote."""
         return DaemonNote.read(self.data_dir).endpoint
 
-    def client(self) -> KvloomClient:
-        """A client of its own."""
-        return KvloomClient(str(self.endpoint))
+    def client(self, api_key: str | None = None) -> KvloomClient:
+        """A client of its own, over HTTP."""
+        return KvloomClient(str(self.endpoint), data_dir=self.data_dir, local=False, api_key=api_key)
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The header by which this user's programs are known."""
+        return {"Authorization": f"Bearer {(self.data_dir / TOKEN_NAME).read_text()}"}
 
     def ask(self, method: str, target: str, body: bytes | None = None, **headers: str) -> Answer:
         """One request over a connection of its own."""
         connection = http.client.HTTPConnection(self.endpoint.host, self.endpoint.port, timeout=30)
         try:
-            connection.request(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            given = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, target, body, {**self.key, **given})
             response = connection.getresponse()
             names = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, names, response.read())

@@ -217,10 +217,14 @@ def test_it_is_refused_with_its_error_in_one_line(daemon, chunk, case):
     assert daemon.client().get(chunk.key).value.data == chunk.data
 
 
+def key_line(daemon):
+    return f"Authorization: {daemon.key['Authorization']}"
+
+
 def test_an_oversize_body_is_refused_before_it_is_sent(daemon):
     """The head alone is sent; the answer comes while the daemon has seen no byte of the body."""
     head = (
-        f"PUT /chunks/{'0' * 64} HTTP/1.1\r\nHost: {daemon.endpoint}\r\n"
+        f"PUT /chunks/{'0' * 64} HTTP/1.1\r\nHost: {daemon.endpoint}\r\n{key_line(daemon)}\r\n"
         f"Content-Length: {limits.CONTAINER_BYTES_MAX + 1}\r\nExpect: 100-continue\r\n\r\n"
     )
     with socket.create_connection((daemon.endpoint.host, daemon.endpoint.port), timeout=30) as connection:
@@ -233,7 +237,7 @@ def test_a_client_that_asks_first_is_told_to_continue_only_where_its_head_is_fin
     key = os.urandom(32)
     data = container_bytes([EXACT], content_key=key)
     head = (
-        f"PUT /chunks/{key.hex()} HTTP/1.1\r\nHost: {daemon.endpoint}\r\n"
+        f"PUT /chunks/{key.hex()} HTTP/1.1\r\nHost: {daemon.endpoint}\r\n{key_line(daemon)}\r\n"
         f"Content-Length: {len(data)}\r\nExpect: 100-continue\r\n\r\n"
     )
     with socket.create_connection((daemon.endpoint.host, daemon.endpoint.port), timeout=30) as connection:
@@ -257,7 +261,8 @@ def test_a_body_cut_off_by_its_sender_leaves_nothing_behind(daemon, chunk):
     key = os.urandom(32)
     for sent in (b"", b"KVLC", chunk.data[: len(chunk.data) // 2]):
         with socket.create_connection((daemon.endpoint.host, daemon.endpoint.port), timeout=30) as connection:
-            head = f"PUT /chunks/{key.hex()} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(chunk.data)}\r\n\r\n"
+            head = f"PUT /chunks/{key.hex()} HTTP/1.1\r\nHost: localhost\r\n{key_line(daemon)}\r\n"
+            head += f"Content-Length: {len(chunk.data)}\r\n\r\n"
             connection.sendall(head.encode() + sent)
             connection.shutdown(socket.SHUT_WR)
             answer = connection.recv(65536)

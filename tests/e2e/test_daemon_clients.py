@@ -24,9 +24,9 @@ PROFILE = os.urandom(5000)
 class Blocking:
     """The async client with the face of the sync one, so that one test asks both."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, **options) -> None:
         self._runner = asyncio.Runner()
-        self._client = AsyncKvloomClient(address)
+        self._client = AsyncKvloomClient(address, **options)
 
     def __getattr__(self, name: str):
         method = getattr(self._client, name)
@@ -41,7 +41,9 @@ class Blocking:
 
 @pytest.fixture(params=["sync", "async"])
 def client(request, daemon):
-    made = (KvloomClient if request.param == "sync" else Blocking)(str(daemon.endpoint))
+    made = (KvloomClient if request.param == "sync" else Blocking)(
+        str(daemon.endpoint), data_dir=daemon.data_dir, local=False
+    )
     yield made
     made.close()
 
@@ -178,7 +180,10 @@ def test_many_threads_share_one_client(daemon, container_bytes):
     keys = [os.urandom(32) for _ in range(64)]
     chunks = {name: container_bytes([EXACT], content_key=name, seed=index) for index, name in enumerate(keys)}
 
-    with KvloomClient(str(daemon.endpoint), connections_max=3) as client, ThreadPoolExecutor(8) as pool:
+    with (
+        KvloomClient(str(daemon.endpoint), data_dir=daemon.data_dir, local=False, connections_max=3) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
         list(pool.map(lambda item: client.put(*item), chunks.items()))
         outcomes = list(pool.map(client.get, chunks))
     assert [outcome.value.data for outcome in outcomes] == list(chunks.values())
@@ -189,7 +194,7 @@ def test_many_tasks_share_one_async_client(daemon, container_bytes):
     chunks = {name: container_bytes([EXACT], content_key=name, seed=index) for index, name in enumerate(keys)}
 
     async def main():
-        async with AsyncKvloomClient(str(daemon.endpoint)) as client:
+        async with AsyncKvloomClient(str(daemon.endpoint), data_dir=daemon.data_dir, local=False) as client:
             await asyncio.gather(*(client.put(name, data) for name, data in chunks.items()))
             return await asyncio.gather(*(client.get(name) for name in chunks))
 

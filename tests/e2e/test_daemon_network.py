@@ -7,6 +7,10 @@ import pytest
 from network_servers import S3_BUCKET, wait_until
 
 from kvloom.codec.level import EXACT
+from kvloom.daemon.authenticator import utc_now
+from kvloom.daemon.caller import Scope
+from kvloom.daemon.credentials import new_key
+from kvloom.daemon.credentials_file import CredentialsFile
 from kvloom.kvstore.outcome import Hit, Miss
 from kvloom.kvstore.tier import Ack
 
@@ -78,6 +82,32 @@ def test_a_daemon_that_comes_back_finds_them_and_one_with_another_secret_does_no
         assert client.exists(list(chunks)) == [False] * 6
         assert client.list_chunks().chunks == ()
     assert any("root secret" in line["event"] for line in stranger.log)
+
+
+def test_one_credentials_file_makes_tenants_the_same_on_every_daemon(
+    start_daemon, valkey_server, tmp_path, chunks
+) -> None:
+    """A key that one daemon knows is its tenant's on the other, whose chunks nobody else sees on either."""
+    file = CredentialsFile(tmp_path / "credentials.toml")
+    acme, other = (new_key(os.urandom(38), tenant=name, scopes=[*Scope], now=utc_now()) for name in ("acme", "other"))
+    file.add(acme)
+    file.add(other)
+    file.path.write_text(file.path.read_text() + "\n[tenants.acme]\nnetwork_bytes = '1GiB'\nttl = '12h'\n")
+    network = f"valkey://127.0.0.1:{valkey_server.port}/e2e-keys"
+    flags = ("--network", network, "--credentials", str(file.path), "--memory", "16MiB", "--ssd", "0")
+    one, two = (start_daemon(*flags, name=name) for name in ("one", "two"))
+    with one.client(acme.text) as writer, two.client(acme.text) as reader, two.client(other.text) as stranger:
+        for key, data in chunks.items():
+            writer.put(key, data, ack=Ack.MEMORY)
+        wait_until(lambda: all(reader.exists(list(chunks))), "the chunks reach the network store")
+        assert stranger.exists(list(chunks)) == [False] * len(chunks)
+        for key, data in chunks.items():
+            assert isinstance(stranger.get(key), Miss)
+            assert not stranger.delete(key)
+            assert reader.get(key).value.data == data
+        assert reader.info(key).chunk.expires_at_ms is not None
+        assert stranger.list_chunks().chunks == ()
+    assert not any("root secret" in line["event"] for line in one.log)
 
 
 def test_a_daemon_whose_network_is_away_serves_what_it_has(start_daemon, secret, chunks) -> None:

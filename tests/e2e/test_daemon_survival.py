@@ -99,7 +99,7 @@ def test_a_client_lives_through_a_restart_on_the_same_port(start_daemon, chunks)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     daemon = start_daemon("--port", str(port))
-    with KvloomClient(f"127.0.0.1:{port}") as client:
+    with KvloomClient(f"127.0.0.1:{port}", data_dir=daemon.data_dir, local=False) as client:
         client.put(key, data, ack=Ack.DISK)
         daemon.stop()
         assert isinstance(client.get(key), Unavailable)
@@ -113,7 +113,8 @@ def test_during_a_drain_what_is_inside_finishes_and_what_is_new_is_refused(start
     endpoint = daemon.endpoint
     key = os.urandom(32)
     data = container_bytes([EXACT], content_key=key, segment_bytes=5000)
-    head = f"PUT /chunks/{key.hex()}?ack=disk HTTP/1.1\r\nHost: {endpoint}\r\nContent-Length: {len(data)}\r\n\r\n"
+    known = f"Host: {endpoint}\r\nAuthorization: {daemon.key['Authorization']}\r\n"
+    head = f"PUT /chunks/{key.hex()}?ack=disk HTTP/1.1\r\n{known}Content-Length: {len(data)}\r\n\r\n"
     with (
         socket.create_connection((endpoint.host, endpoint.port), timeout=60) as inside,
         socket.create_connection((endpoint.host, endpoint.port), timeout=60) as new,
@@ -125,7 +126,7 @@ def test_during_a_drain_what_is_inside_finishes_and_what_is_new_is_refused(start
         with KvloomClient(str(endpoint)) as client:
             assert any(client.health().phase == "draining" for _ in range(1000))
         for target, status in (("/readyz", 503), ("/healthz", 200), (f"/chunks/{key.hex()}", 503)):
-            new.sendall(f"GET {target} HTTP/1.1\r\nHost: {endpoint}\r\n\r\n".encode())
+            new.sendall(f"GET {target} HTTP/1.1\r\n{known}\r\n".encode())
             answer = new.recv(65536)
             assert answer.startswith(f"HTTP/1.1 {status} ".encode())
             assert b"draining" in answer

@@ -2,15 +2,21 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from kvloom.clients import wire
-from kvloom.daemon.caller import Caller
+from kvloom.clients.access import TOKEN_NAME
+from kvloom.daemon.authenticator import utc_now
+from kvloom.daemon.caller import Caller, Scope
 from kvloom.daemon.config import ConfigText, resolve_config
+from kvloom.daemon.credentials import NewKey, new_key
+from kvloom.daemon.credentials_file import CREDENTIALS_NAME, CredentialsFile
 from kvloom.daemon.machine import probe_machine
 from kvloom.daemon.server import RunningDaemon, open_daemon
 
@@ -33,6 +39,7 @@ class Edge:
     """The running daemon and a way to send it any bytes."""
 
     running: RunningDaemon
+    data_dir: Path
 
     @property
     def me(self) -> Caller:
@@ -61,14 +68,48 @@ class Edge:
         finally:
             writer.close()
 
+    @property
+    def key(self) -> str:
+        """The header by which this user's programs are known."""
+        return f"Authorization: Bearer {(self.data_dir / TOKEN_NAME).read_text()}"
+
     async def ask(
-        self, method: str, target: str, *headers: str, body: bytes = b"", host: str = "localhost"
+        self,
+        method: str,
+        target: str,
+        *headers: str,
+        body: bytes = b"",
+        host: str = "localhost",
+        key: str | None = "",
     ) -> RawAnswer:
-        """A request with a Host and a Content-Length."""
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}", *headers, "", ""]
+        """A request with a Host, a Content-Length and, unless ``key`` is another header or None, the user's token."""
+        known = [] if key is None else [key or self.key]
+        sized = [f"Host: {host}", f"Content-Length: {len(body)}"]
+        lines = [f"{method} {target} HTTP/1.1", *sized, *known, *headers, "", ""]
         answer = await self.send("\r\n".join(lines).encode("latin-1") + body, head_only=method == "HEAD")
         assert answer is not None
         return answer
+
+    async def grant(self, tenant: str, *scopes: Scope, expires: datetime | None = None) -> NewKey:
+        """A new key, made as ``kvloom keys create`` makes one, that the daemon knows when this returns."""
+        known = self.running.authenticator
+        made = new_key(os.urandom(38), tenant=tenant, scopes=scopes or (*Scope,), now=utc_now(), expires=expires)
+        await asyncio.to_thread(self.credentials.add, made, known.tenants.secret)
+        await self.reload()
+        assert made.key.key_id in known.tenants.credentials.keys
+        return made
+
+    async def reload(self) -> None:
+        """Have the credentials file taken over, as SIGHUP does, and wait for it."""
+        before = self.running.authenticator.tenants
+        self.running.reload.set()
+        async with asyncio.timeout(30):
+            while self.running.authenticator.tenants is before:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+    @property
+    def credentials(self) -> CredentialsFile:
+        return CredentialsFile(self.data_dir / CREDENTIALS_NAME)
 
 
 @pytest.fixture
@@ -76,4 +117,4 @@ async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
     """A daemon without a disk tier."""
     text = ConfigText(port="0", data_dir=str(tmp_path / "data"), memory="256MiB", ssd="off")
     async with open_daemon(resolve_config(text, probe_machine(text.directory()))) as running:
-        yield Edge(running)
+        yield Edge(running, text.directory())

@@ -174,7 +174,7 @@ async def test_a_path_is_a_key_or_nothing(edge, path):
 
 async def test_a_body_of_undeclared_length_is_bounded(edge, monkeypatch):
     monkeypatch.setattr(limits, "CONTAINER_BYTES_MAX", 1000)
-    head = f"PUT /chunks/{KEY} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    head = f"PUT /chunks/{KEY} HTTP/1.1\r\nHost: localhost\r\n{edge.key}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     answer = await edge.send(head + (b"200\r\n" + b"x" * 512 + b"\r\n") * 4)
     assert (answer.status, answer.json()["error"]) == (413, "body_too_large")
     assert "1000" in answer.json()["message"]
@@ -183,7 +183,7 @@ async def test_a_body_of_undeclared_length_is_bounded(edge, monkeypatch):
 
 async def test_a_body_that_stops_coming_is_given_up(edge, monkeypatch):
     monkeypatch.setattr(limits, "PROGRESS_SECONDS_MAX", 0.05)
-    head = f"PUT /chunks/{KEY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n".encode()
+    head = f"PUT /chunks/{KEY} HTTP/1.1\r\nHost: localhost\r\n{edge.key}\r\nContent-Length: 100\r\n\r\n".encode()
     answer = await edge.send(head + b"x" * 40)
     assert (answer.status, answer.json()["error"]) == (400, "truncated_body")
     assert answer.json()["message"] == "container stopped after 40 of 100 bytes"
@@ -200,7 +200,7 @@ async def test_a_client_that_does_not_read_loses_its_connection_and_its_share(ed
     with socket.create_connection((edge.running.endpoint.host, edge.running.endpoint.port)) as lazy:
         lazy.setblocking(False)
         await asyncio.get_running_loop().sock_sendall(
-            lazy, f"GET /chunks/{key.hex()} HTTP/1.1\r\nHost: localhost\r\n".encode()
+            lazy, f"GET /chunks/{key.hex()} HTTP/1.1\r\nHost: localhost\r\n{edge.key}\r\n".encode()
         )
         await asyncio.get_running_loop().sock_sendall(lazy, b"\r\n")
         async with asyncio.timeout(60):
@@ -215,8 +215,8 @@ async def test_a_client_that_does_not_read_loses_its_connection_and_its_share(ed
 
 async def test_past_the_budget_a_body_is_refused_before_it_is_read(edge):
     admission = edge.running.service.admission
-    with admission.reserve(admission.inflight_bytes_max - 10, "somebody"):
-        head = f"PUT /chunks/{KEY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n\r\n".encode()
+    with admission.reserve(admission.inflight_bytes_max - 10, "default"):
+        head = f"PUT /chunks/{KEY} HTTP/1.1\r\nHost: localhost\r\n{edge.key}\r\nContent-Length: 11\r\n\r\n".encode()
         answer = await edge.send(head)
         assert (answer.status, answer.json()["error"]) == (503, "overloaded")
         assert str(admission.inflight_bytes_max) in answer.json()["message"]
@@ -229,7 +229,10 @@ async def test_connections_are_bounded(edge, monkeypatch):
     for reader, writer in kept:
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
-    assert await edge.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") is None
+    refused = await edge.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert (refused.status, refused.json()["error"], refused.closed) == (503, "overloaded", True)
+    assert "2 connections, the limit is 2" in refused.json()["message"]
+    assert "Retry-After: 1" in refused.head
     for _, writer in kept:
         writer.close()
 

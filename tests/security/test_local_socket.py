@@ -354,7 +354,7 @@ async def test_a_frame_that_stands_still_is_given_up(edge, connect, monkeypatch)
 
 async def test_what_does_not_fit_the_budget_is_refused_before_it_is_read(edge, connect):
     length = limits.CONTAINER_BYTES_MAX
-    with edge.running.service.admission.reserve(limits.INFLIGHT_BYTES_MAX - 1, "somebody"):
+    with edge.running.service.admission.reserve(limits.INFLIGHT_BYTES_MAX - 1, "default"):
         raw = connect()
         question = PutQuestion(KEY, Ack.MEMORY, length).encode()
         await raw.send(Frame(Kind.PUT, 1, len(question) + length).encode() + question)

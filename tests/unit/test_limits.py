@@ -65,3 +65,17 @@ def test_a_layout_too_long_to_be_read_cannot_be_written(rng: np.random.Generator
 def test_a_default_chunk_is_allowed() -> None:
     assert limits.CHUNK_TOKENS_DEFAULT <= limits.CHUNK_TOKENS_MAX
     assert limits.CHUNK_TOKENS_MAX <= limits.PREFIX_TOKENS_MAX
+
+
+def test_the_longest_questions_fit_what_is_counted_before_they_are_parsed() -> None:
+    assert limits.PREFIX_TOKENS_MAX < limits.JSON_ITEMS_MAX
+    assert limits.PREFIX_TOKENS_MAX * 7 < limits.PREFIX_BODY_BYTES_MAX  # six digits and a comma
+    assert limits.KEYS_PER_REQUEST_MAX * 67 < limits.KEYS_BODY_BYTES_MAX
+    assert limits.PREFIX_BODY_BYTES_MAX * limits.JSON_PARSED_BYTES_PER_BYTE <= limits.INFLIGHT_BYTES_MAX // 2
+
+
+def test_whoever_sends_nothing_is_gone_within_ten_seconds() -> None:
+    assert limits.STRANGER_SECONDS_MAX + limits.TLS_HANDSHAKE_SECONDS_MAX < 10
+    assert limits.HEAD_SECONDS_MAX < 10
+    assert limits.BODY_WINDOW_SECONDS + limits.REFUSED_BODY_SECONDS_MAX < 10
+    assert limits.STRANGERS_MAX < limits.CONNECTIONS_MAX // 2

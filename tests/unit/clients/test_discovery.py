@@ -19,16 +19,29 @@ from kvloom.errors import ConfigError
         ("127.0.0.1:9", Endpoint("127.0.0.1", 9)),
         ("localhost", Endpoint("localhost", 7117)),
         ("http://localhost:80/", Endpoint("localhost", 80)),
+        ("https://kv.example:7117", Endpoint("kv.example", 7117, secure=True)),
         ("[::1]:7000", Endpoint("::1", 7000)),
     ],
 )
 def test_addresses_people_write_are_understood(text, endpoint):
     assert parse_address(text) == endpoint
-    assert parse_address(str(endpoint)) == endpoint
+    assert parse_address(endpoint.url) == endpoint
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":", ":7117", "host:port", "host:99999", "https://host", "http://host/path", "u@host", "[::1"]
+    "text",
+    [
+        "",
+        ":",
+        ":7117",
+        "host:port",
+        "host:99999",
+        "ftp://host",
+        "https://host/path",
+        "http://host/path",
+        "u@host",
+        "[::1",
+    ],
 )
 def test_an_address_that_is_none_is_refused_by_name(text):
     with pytest.raises(ConfigError, match="address"):

@@ -66,7 +66,9 @@ def test_missing_fields_take_their_defaults_and_unknown_ones_are_refused_only_in
     ("kind", "body", "says"),
     [
         (wire.KeysQuestion, b"", "not JSON"),
-        (wire.KeysQuestion, b"[" * 100_000, "not JSON"),
+        (wire.KeysQuestion, b"[" * 100_000, "100000 opening brackets, the limit is 1024"),
+        (wire.KeysQuestion, b"[" + b"0," * 4_194_305, "4194305 commas, the limit is 4194304"),
+        (wire.KeysQuestion, b"[" * 1000, "not JSON"),
         (wire.KeysQuestion, b'{"keys": 1' + b"0" * 5000 + b"}", "not JSON"),
         (wire.KeysQuestion, b"\xff\xfe", "not JSON"),
         (wire.KeysQuestion, b"[]", "body is [], not of type dict"),

@@ -1,11 +1,12 @@
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom import limits
-from kvloom.daemon.config import ConfigText, LogFormat, LogLevel, format_size, parse_size, resolve_config
+from kvloom.daemon.config import ConfigText, LogFormat, LogLevel, TlsFiles, format_size, parse_size, resolve_config
 from kvloom.daemon.machine import Machine, probe_machine
 from kvloom.errors import ConfigError
 from kvloom.kvstore.tiered.admission import AdmissionRule
@@ -86,6 +87,8 @@ def test_the_network_is_configured_by_a_line_and_a_secret(tmp_path):
         (ConfigText(host="::"), "host '::'"),
         (ConfigText(host="192.168.1.5"), "host '192.168.1.5'"),
         (ConfigText(host="example.org"), "host 'example.org'"),
+        (ConfigText(http_auth="maybe"), "http_auth 'maybe' is not one of token, off"),
+        (ConfigText(tls_certificate="c.pem"), "tls_certificate is set, but TLS needs both"),
         (ConfigText(port="70000"), "port '70000' is not a number from 0 to 65535"),
         (ConfigText(port="-1"), "port '-1'"),
         (ConfigText(port="0000080000"), "port '0000080000'"),
@@ -108,7 +111,16 @@ def test_a_value_that_cannot_be_used_is_named_with_its_limit(given_text, says):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_every_loopback_host_is_accepted(host):
-    assert resolve_config(ConfigText(host=host), MACHINE).host == host
+    config = resolve_config(ConfigText(host=host), MACHINE)
+    assert (config.host, config.loopback, config.tls) == (host, True, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5"])
+def test_beyond_loopback_there_is_tls(host, tmp_path):
+    text = ConfigText(host=host, tls_certificate=str(tmp_path / "c"), tls_key="k", tls_client_ca="ca")
+    config = resolve_config(text, MACHINE)
+    assert (config.host, config.loopback) == (host, False)
+    assert config.tls == TlsFiles(tmp_path / "c", Path("k").absolute(), Path("ca").absolute())
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 import os
 import stat
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from kvloom.clients.discovery import DaemonNote, Endpoint
 from kvloom.daemon import doctor
+from kvloom.daemon.authenticator import utc_now
+from kvloom.daemon.caller import Scope
+from kvloom.daemon.credentials import new_key
+from kvloom.daemon.credentials_file import CredentialsFile
 from kvloom.daemon.doctor import State, diagnose
 from kvloom.daemon.machine import Machine
 
@@ -73,3 +78,24 @@ def test_a_disk_that_is_nearly_full_is_a_problem(data_dir):
 def test_a_directory_that_cannot_be_written_is_a_problem(data_dir):
     data_dir.chmod(stat.S_IRUSR | stat.S_IXUSR)
     assert found(data_dir)["data directory"].state is State.PROBLEM
+
+
+def test_keys_that_end_soon_and_files_that_do_not_hold_are_named(data_dir):
+    assert found(data_dir)["keys"].state is State.OK
+    file = CredentialsFile(data_dir / "credentials.toml")
+    now = utc_now()
+    made = [
+        new_key(os.urandom(38), tenant="acme", scopes=[Scope.READ], now=now, expires=expires)
+        for expires in (None, now + timedelta(days=6), now - timedelta(days=1))
+    ]
+    file.add(made[0])
+    file.add(made[2])
+    assert (found(data_dir)["keys"].state, "1 of 2 keys" in found(data_dir)["keys"].detail) == (State.OK, True)
+    file.add(made[1])
+    soon = found(data_dir)["keys"]
+    assert soon.state is State.WARNING
+    assert soon.detail.endswith(f"within a week end: {made[1].key.key_id} of acme")
+    file.path.chmod(0o644)
+    assert found(data_dir)["keys"].state is State.PROBLEM
+    elsewhere = {"KVLOOM_CREDENTIALS": str(data_dir / "none")}
+    assert found(data_dir, environ=elsewhere)["keys"].state is State.OK
