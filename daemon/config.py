@@ -15,6 +15,7 @@ from .. import limits
 from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
+from ..kvstore.eviction_choice import EvictionChoice
 from ..kvstore.network import parse_network
 from ..kvstore.tiered.admission import AdmissionRule
 from .machine import Machine
@@ -76,6 +77,8 @@ class DaemonConfig:
     log_level: LogLevel
     network: str | None = field(default=None, repr=False)
     root_secret: Path | None = None
+    eviction: EvictionChoice = field(default_factory=EvictionChoice)
+    """What the memory and the SSD tier give up first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class ConfigText:
     log_level: str | None = None
     network: str | None = None
     root_secret: str | None = None
+    eviction: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
@@ -132,6 +136,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         log_level=_choice("log_level", text.log_level or LogLevel.INFO, LogLevel),
         network=_network(text.network),
         root_secret=None if text.root_secret is None else Path(text.root_secret).expanduser().absolute(),
+        eviction=EvictionChoice() if text.eviction is None else EvictionChoice.parse(text.eviction),
     )
 
 

@@ -19,13 +19,14 @@ from .. import __version__, limits
 from ..clients.discovery import DaemonNote, Endpoint
 from ..clients.local_wire import socket_path
 from ..errors import ConfigError
+from ..kvstore.eviction import POLICIES
 from ..kvstore.key import ContentKey
 from ..kvstore.keyring import Keyring
 from ..kvstore.memory.tier import MemoryTier
 from ..kvstore.namespace import derive_namespace, load_or_create_root_secret, load_root_secret
 from ..kvstore.network import open_network_tier, parse_network
 from ..kvstore.profiles import ProfileShelves
-from ..kvstore.quota import Quota, Quotas
+from ..kvstore.quota import Quota, QuotaPolicy, Quotas
 from ..kvstore.ssd.files import DirectoryLock
 from ..kvstore.ssd.scrub import Scrubber
 from ..kvstore.ssd.tier import SsdTier
@@ -124,6 +125,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             data_dir=str(config.data_dir),
             memory=format_size(config.memory_bytes),
             ssd=format_size(config.ssd_bytes),
+            eviction=str(config.eviction),
             network="none" if config.network is None else str(parse_network(config.network)),
             version=__version__,
         )
@@ -191,7 +193,7 @@ def _root_secret(config: DaemonConfig) -> bytes:
 
 
 def _open_ssd(config: DaemonConfig) -> SsdTier:
-    return SsdTier.open(_chunks(config), config.ssd_bytes)
+    return SsdTier.open(_chunks(config), config.ssd_bytes, policy=QuotaPolicy(POLICIES[config.eviction.ssd]))
 
 
 def _chunks(config: DaemonConfig) -> Path:
@@ -199,7 +201,7 @@ def _chunks(config: DaemonConfig) -> Path:
 
 
 async def _open_store(config: DaemonConfig, ssd: SsdTier | None) -> TieredStore:
-    tiers: list[Tier] = [MemoryTier(config.memory_bytes)]
+    tiers: list[Tier] = [MemoryTier(config.memory_bytes, policy=QuotaPolicy(POLICIES[config.eviction.memory]))]
     if ssd is not None:
         tiers.append(await asyncio.to_thread(_sealed, config, ssd))
     if config.network is not None:
