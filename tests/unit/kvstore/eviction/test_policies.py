@@ -20,7 +20,7 @@ CALLS = st.lists(
     ),
     max_size=120,
 )
-GHOSTS_MIN = 128
+GHOSTS_MIN = 12_000
 GHOSTS_PER_RECORD = 7
 
 
