@@ -2,7 +2,7 @@
 
     python bench/eviction.py --data FOLDER --json eviction.json --plot eviction.svg
     python bench/eviction.py --data FOLDER --traces synthetic --capacities 1 5       # less of it
-    python bench/eviction.py --data FOLDER --rows online --json part.json            # and the others at another time
+    python bench/eviction.py --data FOLDER --rows rivals --json part.json            # and the others at another time
     python bench/eviction.py --read *.json --plot eviction.svg                       # tables of earlier runs, joined
 
 FOLDER has ``traces/`` (Mooncake's, prefix-chained blocks) and ``qa/`` (passages for the two RAG traces). A capacity is
@@ -48,7 +48,7 @@ CAPACITIES = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0)
 GOAL_CAPACITY_MAX = 10.0
 TRACES = ("conversation", "synthetic", "rag", "rag-standalone")
 BARE = f"{DEFAULT_POLICY}-bare"
-ROWS = ("online", "bare", "hinted", "belady", "bound")
+ROWS = ("rivals", "default", "bare", "hinted", "belady", "bound")
 
 
 def arguments() -> argparse.Namespace:
@@ -76,13 +76,12 @@ def load(name: str, data: Path, cost: PrefillCost) -> Trace:
     return load_mooncake(data / "traces" / f"mooncake_{name}_trace.jsonl", cost)
 
 
-def policy_makers(cost: RecomputeCost) -> dict[str, Callable[[], EvictionPolicy]]:
+def rivals(cost: RecomputeCost) -> dict[str, Callable[[], EvictionPolicy]]:
     return {
         "lru": LruPolicy,
         "s3-fifo": S3FifoPolicy,
         "w-tinylfu": WTinyLfuPolicy,
         "gdsf": lambda: GdsfPolicy(cost),
-        DEFAULT_POLICY: lambda: GittinsPolicy(cost),
     }
 
 
@@ -99,9 +98,11 @@ def measure(trace: Trace, percents: Sequence[float], cost: RecomputeCost, rows: 
             rate, share = saved.hits / references, saved.seconds / total_seconds
             return Row(trace.name, policy, hints, percent, size, rate, saved.seconds, share)
 
-        if "online" in rows:
-            for name, make in policy_makers(cost).items():
+        if "rivals" in rows:
+            for name, make in rivals(cost).items():
                 yield row(name, replay(trace, make(), capacity))
+        if "default" in rows:
+            yield row(DEFAULT_POLICY, replay(trace, GittinsPolicy(cost), capacity))
         if "bare" in rows:
             yield row(BARE, replay(trace, GittinsPolicy(cost), capacity, attributed=False))
         if "hinted" in rows:

@@ -20,8 +20,8 @@ CALLS = st.lists(
     ),
     max_size=120,
 )
-GHOSTS_MIN = 12_000
-GHOSTS_PER_RECORD = 7
+GHOSTS_MIN = 128
+GHOSTS_PER_RECORD = 8
 
 
 @pytest.mark.parametrize("name", POLICIES)
