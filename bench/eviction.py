@@ -2,7 +2,8 @@
 
     python bench/eviction.py --data FOLDER --json eviction.json --plot eviction.svg
     python bench/eviction.py --data FOLDER --traces synthetic --capacities 1 5       # less of it
-    python bench/eviction.py --read eviction.json --plot eviction.svg                # tables of an earlier run
+    python bench/eviction.py --data FOLDER --rows rivals --json part.json            # and the others at another time
+    python bench/eviction.py --read *.json --plot eviction.svg                       # tables of earlier runs, joined
 
 FOLDER has ``traces/`` (Mooncake's, prefix-chained blocks) and ``qa/`` (passages for the two RAG traces). A capacity is
 a share of a trace's unique blocks, all charged alike. A block is saved only where every block before it in its chain
@@ -22,6 +23,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from eviction_bench.hints import Hints
 from eviction_bench.optimum import belady, discard_hints, over_hints, seconds_bound
@@ -46,6 +48,7 @@ CAPACITIES = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0)
 GOAL_CAPACITY_MAX = 10.0
 TRACES = ("conversation", "synthetic", "rag", "rag-standalone")
 BARE = f"{DEFAULT_POLICY}-bare"
+ROWS = ("rivals", "default", "bare", "hinted", "belady", "bound")
 
 
 def arguments() -> argparse.Namespace:
@@ -53,12 +56,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="FOLDER", default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--traces", nargs="+", choices=TRACES, default=TRACES)
     parser.add_argument("--capacities", nargs="+", type=float, default=CAPACITIES, metavar="PERCENT")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what to replay and compute")
     parser.add_argument("--requests", type=int, metavar="N", help="only the first N of each trace")
     parser.add_argument("--parameters", type=float, default=8.03e9, help="of the model")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096, help="heads times head_dim")
     parser.add_argument("--flops", type=float, default=4.95e14, help="that prefill reaches, per second")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="the JSON of an earlier run, instead of measuring")
+    parser.add_argument(
+        "--read", nargs="+", type=Path, metavar="FILE", help="JSON of earlier runs, instead of measuring"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help=".svg or .png")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
@@ -70,23 +76,20 @@ def load(name: str, data: Path, cost: PrefillCost) -> Trace:
     return load_mooncake(data / "traces" / f"mooncake_{name}_trace.jsonl", cost)
 
 
-def policy_makers(cost: RecomputeCost) -> dict[str, Callable[[], EvictionPolicy]]:
+def rivals(cost: RecomputeCost) -> dict[str, Callable[[], EvictionPolicy]]:
     return {
         "lru": LruPolicy,
         "s3-fifo": S3FifoPolicy,
         "w-tinylfu": WTinyLfuPolicy,
         "gdsf": lambda: GdsfPolicy(cost),
-        DEFAULT_POLICY: lambda: GittinsPolicy(cost),
-        BARE: lambda: GittinsPolicy(cost),
     }
 
 
-def measure(trace: Trace, percents: Sequence[float], cost: RecomputeCost) -> Iterator[Row]:
-    """Every policy at every capacity, capacity by capacity."""
+def measure(trace: Trace, percents: Sequence[float], cost: RecomputeCost, rows: Sequence[str] = ROWS) -> Iterator[Row]:
+    """Every policy at every capacity, capacity by capacity, as far as ``rows`` asks for it."""
     total_seconds, references = trace.prefill_seconds, trace.references
-    last_uses = over_hints(trace)
-    bounded = importlib.util.find_spec("ortools") is not None
-    if not bounded:
+    bounded = "bound" in rows and importlib.util.find_spec("ortools") is not None
+    if "bound" in rows and not bounded:
         print(f"  no {BOUND}: ortools is not installed")
     for percent in percents:
         capacity = max(1, int(trace.blocks * percent / 100))
@@ -95,16 +98,35 @@ def measure(trace: Trace, percents: Sequence[float], cost: RecomputeCost) -> Ite
             rate, share = saved.hits / references, saved.seconds / total_seconds
             return Row(trace.name, policy, hints, percent, size, rate, saved.seconds, share)
 
-        for name, make in policy_makers(cost).items():
-            yield row(name, replay(trace, make(), capacity, attributed=name != BARE))
-        perfect = discard_hints(trace, max(1, capacity - 1))
-        inverted = Hints("inverted", [not discard for discard in perfect.discard])
-        for hints in (perfect, inverted, last_uses):
-            yield row("hinted", replay(trace, HintedPolicy(cost), capacity, hints=hints), hints.name)
-        yield row("belady", belady(trace, capacity))
+        if "rivals" in rows:
+            for name, make in rivals(cost).items():
+                yield row(name, replay(trace, make(), capacity))
+        if "default" in rows:
+            yield row(DEFAULT_POLICY, replay(trace, GittinsPolicy(cost), capacity))
+        if "bare" in rows:
+            yield row(BARE, replay(trace, GittinsPolicy(cost), capacity, attributed=False))
+        if "hinted" in rows:
+            perfect = discard_hints(trace, max(1, capacity - 1))
+            inverted = Hints("inverted", [not discard for discard in perfect.discard])
+            for hints in (perfect, inverted, over_hints(trace)):
+                yield row("hinted", replay(trace, HintedPolicy(cost), capacity, hints=hints), hints.name)
+        if "belady" in rows:
+            yield row("belady", belady(trace, capacity))
         if bounded:
             seconds = seconds_bound(trace, capacity)
             yield Row(trace.name, BOUND, "none", percent, capacity, None, seconds, seconds / total_seconds)
+
+
+def joined(reports: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[Row]]:
+    """Runs of one setting as one: what they were run on, and the rows of all, in the order of the tables."""
+    if any(report["prefill"] != reports[0]["prefill"] for report in reports):
+        raise SystemExit("the runs have different prefill rates")
+    traces = {about["name"]: about for report in reports for about in report["traces"]}
+    rows = {tuple(row.values())[:4]: Row(**row) for report in reports for row in report["rows"]}
+    order = [*RIVALS, DEFAULT_POLICY, BARE, "hinted", "belady", BOUND]
+    report = reports[0] | {"traces": [traces[name] for name in TRACES if name in traces]}
+    in_order = sorted(rows.values(), key=lambda r: (TRACES.index(r.trace), r.capacity_percent, order.index(r.policy)))
+    return report, in_order
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -145,8 +167,7 @@ def main() -> None:
     linear = 2.0 * options.parameters / options.flops
     quadratic = 4.0 * options.layers * options.width / options.flops
     if options.read:
-        report = json.loads(options.read.read_text())
-        rows = [Row(**row) for row in report["rows"]]
+        report, rows = joined([json.loads(path.read_text()) for path in options.read])
     else:
         rows = []
         report = {"machine": platform.machine(), "python": platform.python_version(), "traces": []}
@@ -159,7 +180,7 @@ def main() -> None:
             about |= {"references": trace.references, "prefill_seconds": trace.prefill_seconds}
             print(about, flush=True)
             report["traces"].append(about)
-            for row in measure(trace, options.capacities, RecomputeCost(linear / quadratic)):
+            for row in measure(trace, options.capacities, RecomputeCost(linear / quadratic), options.rows):
                 rows.append(row)
                 print(f"  {row.capacity_percent:g} % {row.policy} {row.hints} {row.saved_share:.4f}", flush=True)
     show(rows)

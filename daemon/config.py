@@ -15,6 +15,7 @@ from .. import limits
 from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory, is_loopback
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
+from ..kvstore.eviction_choice import EvictionChoice
 from ..kvstore.network import parse_network
 from ..kvstore.tiered.admission import AdmissionRule
 from .machine import Machine
@@ -111,6 +112,8 @@ class DaemonConfig:
     credentials: Path | None = None
     http_auth: HttpAuth = HttpAuth.TOKEN
     tls: TlsFiles | None = None
+    eviction: EvictionChoice = field(default_factory=EvictionChoice)
+    """What the memory and the SSD tier give up first."""
 
     @property
     def loopback(self) -> bool:
@@ -141,6 +144,7 @@ class ConfigText:
     tls_certificate: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    eviction: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
@@ -182,6 +186,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         credentials=_path(text.credentials),
         http_auth=http_auth,
         tls=tls,
+        eviction=EvictionChoice() if text.eviction is None else EvictionChoice.parse(text.eviction),
     )
 
 

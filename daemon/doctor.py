@@ -60,6 +60,9 @@ def diagnose(address: str | None, data_dir: Path, machine: Machine, environ: Map
     findings = [daemon, _native()]
     findings += _directory(data_dir)
     findings += [_disk(stats, data_dir, machine), _memory(stats, machine), _open_files(machine), _clock(data_dir)]
+    if stats is not None:
+        policies = ", ".join(f"{tier.name}: {tier.eviction}" for tier in stats.tiers if tier.eviction)
+        findings.append(Finding("eviction", State.OK, policies))
     findings += [_keys(data_dir, environ), *_variables(environ)]
     return findings
 

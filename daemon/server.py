@@ -21,6 +21,7 @@ from ..clients.discovery import DaemonNote, Endpoint
 from ..clients.local_wire import socket_path
 from ..errors import ConfigError
 from ..kvstore.atomic_file import replace_file
+from ..kvstore.eviction import POLICIES
 from ..kvstore.key import ContentKey
 from ..kvstore.keyring import Keyring
 from ..kvstore.memory.tier import MemoryTier
@@ -101,7 +102,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             token=token,
             open_to_all=config.http_auth is HttpAuth.OFF,
         )
-        policies = _Policies.of(authenticator.tenants)
+        policies = _Policies.of(config, authenticator.tenants)
         ssd = await asyncio.to_thread(_open_ssd, config, policies) if config.ssd_bytes else None
         if ssd is not None:
             stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
@@ -164,6 +165,7 @@ def _say_ready(config: DaemonConfig, endpoint: Endpoint, tenants: TenantTable) -
         data_dir=str(config.data_dir),
         memory=format_size(config.memory_bytes),
         ssd=format_size(config.ssd_bytes),
+        eviction=str(config.eviction),
         network="none" if config.network is None else str(parse_network(config.network)),
         version=__version__,
     )
@@ -199,8 +201,11 @@ class _Policies:
     ssd: QuotaPolicy
 
     @classmethod
-    def of(cls, tenants: TenantTable) -> "_Policies":
-        return cls(QuotaPolicy(quotas=tenants.memory_quotas()), QuotaPolicy(quotas=tenants.ssd_quotas()))
+    def of(cls, config: DaemonConfig, tenants: TenantTable) -> "_Policies":
+        return cls(
+            QuotaPolicy(POLICIES[config.eviction.memory], tenants.memory_quotas()),
+            QuotaPolicy(POLICIES[config.eviction.ssd], tenants.ssd_quotas()),
+        )
 
     def check(self, tenants: TenantTable, config: DaemonConfig) -> None:
         """Raise :class:`ConfigError` unless the tiers can keep what is guaranteed."""

@@ -138,7 +138,8 @@ class QuotaPolicy(EvictionPolicy):
         self.quotas = quotas or Quotas()
         self.pinned: Callable[[StorageKey], bool] = _never
         """Says which records are not to be evicted for now."""
-        self.name = make().name
+        sample = make()
+        self.name, self.resident_bytes = sample.name, sample.resident_bytes
         self._make = make
         self._owner_of = owner_of
         self._shares: dict[OwnerId, _Share] = {}

@@ -33,6 +33,7 @@ __all__ = ["serve"]
 @click.option("--tls-client-ca", metavar="FILE", help="Who must have signed clients' certificates.  [default: none]")
 @click.option("--codec", metavar="NAME", help="Of lossy levels: kvloom or cachegen.  [default: kvloom]")
 @click.option("--ssd-admission", metavar="RULE", help="always, or second-use to spare the SSD.  [default: always]")
+@click.option("--eviction", metavar="POLICY", help="gittins, lru, … or memory=gittins,ssd=lru.  [default: gittins]")
 @click.option("--ttl", metavar="TIME", help="How long a chunk is kept: 90, 15m, 12h, 30d or never.  [default: never]")
 @click.option("--network-quota", metavar="SIZE", help="Of a namespace on the network store.  [default: off]")
 @click.option("--encryption-secret", metavar="FILE", help="Encrypt what is on disk; made where missing.  [default: no]")

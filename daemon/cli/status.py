@@ -32,6 +32,8 @@ def status(address: str | None, as_json: bool) -> None:
     dirty = format_size(stats.dirty_bytes)
     click.echo(f"puts: {stats.puts:,}, reads: {reads:,}{rate}, profiles: {stats.profiles}, not yet on disk: {dirty}")
     click.echo(f"namespace: {stats.namespace}, codec of lossy levels: {stats.codec}")
+    policies = ", ".join(f"{tier.name} {tier.eviction}" for tier in stats.tiers if tier.eviction)
+    click.echo(f"eviction: {policies}")
 
 
 def _tiers(stats: wire.DaemonStats) -> Table:

@@ -6,6 +6,7 @@ from typing import Final
 
 from ...errors import ConfigError
 from ..attributes import UNATTRIBUTED, ChunkAttributes
+from ..eviction_choice import DEFAULT_POLICY
 from .base import EvictionPolicy
 from .cost import RecomputeCost
 from .gdsf import GdsfPolicy
@@ -34,8 +35,6 @@ __all__ = [
 POLICIES: Final = MappingProxyType[str, Callable[[], EvictionPolicy]](
     {kind.name: kind for kind in (GittinsPolicy, LruPolicy, S3FifoPolicy, WTinyLfuPolicy, GdsfPolicy, HintedPolicy)}
 )
-DEFAULT_POLICY: Final = "gittins"
-"""The one that saves most where chunks come with their attributes (docs/adr/0013)."""
 
 
 def make_policy(name: str) -> EvictionPolicy:

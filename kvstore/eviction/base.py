@@ -20,6 +20,8 @@ class EvictionPolicy(ABC):
 
     name: str
     """What it is called in a configuration."""
+    resident_bytes: int
+    """What it takes in memory per resident record at most, the key apart: measured, with room for tables that grow."""
 
     @abstractmethod
     def record_put(self, key: StorageKey, size_bytes: int, attributes: ChunkAttributes = UNATTRIBUTED) -> None:

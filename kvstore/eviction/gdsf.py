@@ -31,6 +31,7 @@ class GdsfPolicy(EvictionPolicy):
     """Priority is ``floor + uses · cost / size``; the floor is the last victim's. O(log n), nothing remembered."""
 
     name = "gdsf"
+    resident_bytes = 416
 
     def __init__(self, cost: RecomputeCost | None = None) -> None:
         self._cost = cost or RecomputeCost()

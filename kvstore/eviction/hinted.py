@@ -33,6 +33,7 @@ class HintedPolicy(EvictionPolicy):
     """O(1) per call. It remembers at most as many bytes of records as are resident."""
 
     name = "hinted"
+    resident_bytes = 304
 
     def __init__(self, cost: RecomputeCost | None = None) -> None:
         self._cost = cost or RecomputeCost()

@@ -13,6 +13,7 @@ class LruPolicy(EvictionPolicy):
     """One ordered dictionary, oldest use first; every call is O(1)."""
 
     name = "lru"
+    resident_bytes = 112
 
     def __init__(self) -> None:
         self._sizes: OrderedDict[StorageKey, int] = OrderedDict()

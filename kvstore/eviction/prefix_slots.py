@@ -1,6 +1,6 @@
 """The residents of a policy as numbered slots in flat arrays, each with its place in the tree of prefixes.
 
-A slot costs about 48 bytes beside the dictionary that finds it. A key that is not resident has a slot for as long as
+A slot costs about 48 bytes, and 15 in the index that finds it. A key that is not resident has a slot for as long as
 resident chunks name it as their parent, so that it finds its children when it comes back. Parents are what clients say:
 there may be circles, and at worst one such slot per resident.
 """
@@ -9,19 +9,20 @@ from array import array
 
 from ..attributes import ChunkAttributes
 from ..key import StorageKey
+from .key_index import ABSENT, KeyIndex
 
 __all__ = ["NO_SLOT", "PrefixSlots"]
 
-NO_SLOT = -1
+NO_SLOT = ABSENT
 
 
 class PrefixSlots:
     """Key to slot, and by slot: key, attributes, number of resident children, size, and one number of the user's."""
 
     def __init__(self) -> None:
-        self._slots: dict[StorageKey, int] = {}
         self._keys: list[StorageKey | None] = []
-        self._free: list[int] = []
+        self._slots = KeyIndex(self._keys)
+        self._free = array("i")
         self._resident = bytearray()
         self.parent = array("i")
         self.children = array("i")
@@ -40,7 +41,7 @@ class PrefixSlots:
 
     def find(self, key: object) -> int:
         """The slot of a resident key, else ``NO_SLOT``."""
-        slot = self._slots.get(key, NO_SLOT)  # type: ignore[call-overload]
+        slot = self._slots.find(key) if isinstance(key, bytes) else NO_SLOT
         return slot if slot != NO_SLOT and self._resident[slot] else NO_SLOT
 
     def key(self, slot: int) -> StorageKey:
@@ -97,7 +98,7 @@ class PrefixSlots:
         return self._looked if self.residents else NO_SLOT
 
     def _slot(self, key: StorageKey) -> int:
-        slot = self._slots.get(key, NO_SLOT)
+        slot = self._slots.find(key)
         if slot != NO_SLOT:
             return slot
         if self._free:
@@ -113,12 +114,12 @@ class PrefixSlots:
             self.shape.append(0)
             self.start.append(0)
             self.tokens.append(0)
-        self._slots[key] = slot
+        self._slots.add(key, slot)
         return slot
 
     def _release(self, slot: int) -> None:
         """Free a slot that is neither resident nor anybody's parent."""
         if not self._resident[slot] and not self.children[slot]:
-            del self._slots[self.key(slot)]
+            self._slots.remove(slot)
             self._keys[slot] = None
             self._free.append(slot)

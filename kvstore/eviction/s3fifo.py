@@ -24,6 +24,7 @@ class S3FifoPolicy(EvictionPolicy):
     """Algorithm 1 of the paper; O(1) amortised, and as many keys remembered as the main queue holds."""
 
     name = "s3-fifo"
+    resident_bytes = 160
 
     def __init__(self) -> None:
         self._sizes: dict[StorageKey, int] = {}

@@ -37,6 +37,7 @@ class WTinyLfuPolicy(EvictionPolicy):
     """The record that last left the window goes, unless it came more often than the oldest on probation. O(1)."""
 
     name = "w-tinylfu"
+    resident_bytes = 112
 
     def __init__(self) -> None:
         self._window = _Segment()

@@ -38,8 +38,9 @@ __all__ = ["BOOKKEEPING_BYTES", "MemoryTier"]
 _SEGMENTS_MIN: Final = 32
 _SEGMENTS_MAX: Final = 1024
 _RESERVE_SHARE: Final = 16
-BOOKKEEPING_BYTES: Final = 336
-"""What a resident record costs beside its bytes in a segment: its key, and its slots in table, index and LRU policy.
+BOOKKEEPING_BYTES: Final = 256
+"""What a resident record costs beside its bytes in a segment and the policy's (:attr:`EvictionPolicy.resident_bytes`):
+its key, and its slots in table and index.
 
 Measured with ``bench/resident.py``, with room for tables that have just grown.
 """
@@ -73,6 +74,7 @@ class MemoryTier(Tier):
         """What new segments may occupy; the rest is for compaction and for dead segments that readers still hold."""
         self._shared_footprint_max = self._segment_bytes // 4
         self._policy = QuotaPolicy.around(policy)
+        self._bookkeeping_bytes = BOOKKEEPING_BYTES + self._policy.resident_bytes
         self._policy.quotas.check_fits(name, self._usable_bytes)
         self._expiry = ExpiryIndex()
         self._table = RecordTable()
@@ -184,7 +186,7 @@ class MemoryTier(Tier):
     def capacity(self) -> Capacity:
         """Bytes appended to segments that still exist (dead and leased ones too) and the bookkeeping."""
         self._pool.reclaim()
-        used_bytes = self._pool.appended_bytes + len(self._table) * BOOKKEEPING_BYTES
+        used_bytes = self._pool.appended_bytes + len(self._table) * self._bookkeeping_bytes
         return Capacity(self._limit_bytes, used_bytes, len(self._table), self._evictions, self._policy.name)
 
     async def close(self) -> None:
@@ -223,10 +225,10 @@ class MemoryTier(Tier):
         """A segment with room for one record; nothing is awaited between its return and the reservation."""
         shared = size_bytes <= self._shared_footprint_max
         most_bytes = self._segment_bytes if shared else _page_ceil(size_bytes)
-        if most_bytes + BOOKKEEPING_BYTES > self._usable_bytes:
+        if most_bytes + self._bookkeeping_bytes > self._usable_bytes:
             raise StorageFull(
                 f"record of {len(record.payload)} bytes does not fit the {self.name} tier, "
-                f"whose largest record is {self._usable_bytes - BOOKKEEPING_BYTES - HEADER_BYTES}"
+                f"whose largest record is {self._usable_bytes - self._bookkeeping_bytes - HEADER_BYTES}"
             )
         segment = self._open_with_room(record, size_bytes) if shared else None
         if segment is not None:
@@ -248,13 +250,13 @@ class MemoryTier(Tier):
         segment = self._pool.open.get(record.owner)
         if segment is None or segment.free_bytes < size_bytes:
             return None
-        while self._occupied_bytes() + BOOKKEEPING_BYTES > self._limit_bytes:
+        while self._occupied_bytes() + self._bookkeeping_bytes > self._limit_bytes:
             if not self._pool.drop_spare() and self._evict_victim(record.owner) == 0:
                 return None
         return segment
 
     def _occupied_bytes(self) -> int:
-        return self._pool.mapped_bytes + len(self._table) * BOOKKEEPING_BYTES
+        return self._pool.mapped_bytes + len(self._table) * self._bookkeeping_bytes
 
     async def _allocate(self, record: Record, size_bytes: int, need_bytes: int, *, dedicated: bool) -> Segment:
         """A segment of ``need_bytes``, or a used one with room for ``size_bytes``, after evicting what that takes.
@@ -352,7 +354,7 @@ class MemoryTier(Tier):
         size_bytes = self._policy.size_of(key)
         self._policy.record_evict(key)
         self._vacate(key)
-        return size_bytes + BOOKKEEPING_BYTES
+        return size_bytes + self._bookkeeping_bytes
 
     def _forget(self, key: StorageKey) -> bool:
         self._policy.record_delete(key)

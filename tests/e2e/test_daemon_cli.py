@@ -87,6 +87,7 @@ def test_status_shows_every_tier(daemon, stored):
     assert f"kvloom {kvloom.__version__} at {daemon.endpoint}" in shown
     assert {line.split()[0] for line in shown.splitlines()[2:4]} == {"memory", "ssd"}
     assert max(len(line) for line in shown.splitlines()) <= 80
+    assert shown.splitlines()[-1] == "eviction: memory gittins, ssd gittins"
     assert json.loads(daemon.run("status", "--json").stdout)["phase"] == "ready"
 
 
@@ -123,6 +124,7 @@ def test_doctor_finds_a_daemon_that_is_fine_and_one_that_is_gone(daemon):
     assert {"daemon", "native coder", "data directory", "disk", "memory", "open files", "clock"} <= set(findings)
     assert findings["daemon"]["state"] == "ok"
     assert findings["data directory"]["state"] == "ok"
+    assert findings["eviction"]["detail"] == "memory: gittins, ssd: gittins"
     lost = daemon.run("doctor", "--address", NOBODY, "--json")
     found = {item["check"]: item for item in json.loads(lost.stdout)}
     assert (lost.returncode, found["daemon"]["state"]) == (1, "problem")

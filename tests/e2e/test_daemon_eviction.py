@@ -37,3 +37,9 @@ def test_a_parent_that_is_no_key_is_refused(daemon, container_bytes, parent):
     key = os.urandom(32)
     answer = daemon.ask("PUT", f"/chunks/{key.hex()}", container_bytes([EXACT], content_key=key), Kvloom_Parent=parent)
     assert (answer.status, answer.json()["error"]) == (400, "invalid_key")
+
+
+def test_each_tier_has_the_policy_that_was_chosen(start_daemon):
+    daemon = start_daemon("--memory", "64MiB", "--ssd", "256MiB", "--eviction", "memory=lru,ssd=gdsf")
+    with daemon.client() as client:
+        assert [(tier.name, tier.eviction) for tier in client.stats().tiers] == [("memory", "lru"), ("ssd", "gdsf")]

@@ -9,6 +9,8 @@ from kvloom import limits
 from kvloom.daemon.config import ConfigText, LogFormat, LogLevel, TlsFiles, format_size, parse_size, resolve_config
 from kvloom.daemon.machine import Machine, probe_machine
 from kvloom.errors import ConfigError
+from kvloom.kvstore.eviction import POLICIES
+from kvloom.kvstore.eviction_choice import EvictionChoice, PolicyName
 from kvloom.kvstore.tiered.admission import AdmissionRule
 
 GIB = 1024**3
@@ -169,6 +171,41 @@ def test_what_the_ssd_takes_is_a_rule_by_name():
     assert resolve_config(ConfigText(ssd_admission="second-use"), MACHINE).ssd_admission is AdmissionRule.SECOND_USE
     with pytest.raises(ConfigError, match="ssd_admission 'third-use' is not one of always, second-use"):
         resolve_config(ConfigText(ssd_admission="third-use"), MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("text", "memory", "ssd"),
+    [
+        (None, "gittins", "gittins"),
+        ("lru", "lru", "lru"),
+        (" memory = gdsf , ssd=s3-fifo", "gdsf", "s3-fifo"),
+        ("ssd=w-tinylfu", "gittins", "w-tinylfu"),
+        ("memory=hinted", "hinted", "gittins"),
+    ],
+)
+def test_every_tier_may_have_a_policy_of_its_own(text: str | None, memory: str, ssd: str) -> None:
+    choice = resolve_config(ConfigText(eviction=text), MACHINE).eviction
+    assert (choice.memory, choice.ssd) == (memory, ssd)
+    assert EvictionChoice.parse(str(choice)) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fifo", "policy 'fifo' is unknown; policies are gittins, lru, s3-fifo, w-tinylfu, gdsf, hinted"),
+        ("memory=", "policy '' is unknown"),
+        ("gpu=lru", "tiers are memory, ssd"),
+        ("memory=lru,memory=gdsf", "each tier once"),
+        ("memory=lru,gdsf", "each tier once"),
+    ],
+)
+def test_a_policy_or_tier_that_there_is_not_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve_config(ConfigText(eviction=text), MACHINE)
+
+
+def test_every_policy_can_be_chosen_and_every_choice_is_one() -> None:
+    assert [str(name) for name in PolicyName] == list(POLICIES)
 
 
 def test_a_quota_on_the_network_store_is_a_size_or_off():

@@ -21,7 +21,7 @@ CALLS = st.lists(
     max_size=120,
 )
 GHOSTS_MIN = 128
-GHOSTS_PER_RECORD = 7
+GHOSTS_PER_RECORD = 8
 
 
 @pytest.mark.parametrize("name", POLICIES)
