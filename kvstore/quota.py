@@ -143,6 +143,7 @@ class QuotaPolicy(EvictionPolicy):
         self._make = make
         self._owner_of = owner_of
         self._shares: dict[OwnerId, _Share] = {}
+        self._total_bytes = 0
 
     def set_quotas(self, quotas: Quotas) -> None:
         """Put other quotas in force: limits from each owner's next put, guarantees from the next eviction."""
@@ -163,8 +164,10 @@ class QuotaPolicy(EvictionPolicy):
         share = self._shares.get(owner)
         if share is None:
             share = self._shares[owner] = _Share(owner, self.quotas.of(owner), self._make())
+        before_bytes = share.total_bytes
         share.take_back(key)
         share.policy.record_put(key, size_bytes, attributes)
+        self._total_bytes += share.total_bytes - before_bytes
 
     def record_use(self, key: StorageKey) -> None:
         """Tell the owner's policy."""
@@ -176,16 +179,20 @@ class QuotaPolicy(EvictionPolicy):
         """Tell the owner's policy."""
         share = self._share_of(key)
         if share is not None:
+            before_bytes = share.total_bytes
             share.take_back(key)
             share.policy.record_delete(key)
+            self._total_bytes += share.total_bytes - before_bytes
 
     def record_evict(self, key: StorageKey) -> None:
         """Tell the owner's policy, and count."""
         share = self._share_of(key)
         if share is not None and key in share:
             share.evictions += 1
+            before_bytes = share.total_bytes
             share.take_back(key)
             share.policy.record_evict(key)
+            self._total_bytes += share.total_bytes - before_bytes
 
     def record_hint(self, key: StorageKey, *, discard: bool) -> None:
         """Tell the owner's policy, if it takes hints."""
@@ -243,7 +250,7 @@ class QuotaPolicy(EvictionPolicy):
     @property
     def total_bytes(self) -> int:
         """The sum over all owners."""
-        return sum(share.total_bytes for share in self._shares.values())
+        return self._total_bytes
 
     def __contains__(self, key: object) -> bool:
         share = self._share_of(StorageKey(key)) if isinstance(key, bytes) else None

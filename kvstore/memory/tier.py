@@ -14,10 +14,7 @@ event loop.
 import asyncio
 import mmap
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
-
-import numpy as np
 
 from ... import limits
 from ...codec.container import ByteRange
@@ -27,8 +24,9 @@ from ..expiry import ExpiryIndex
 from ..key import StorageKey
 from ..outcome import Hit, Miss, Outcome
 from ..quota import QuotaPolicy
-from ..sharing import Lease, word_sum
+from ..sharing import Lease
 from ..tier import Buffer, Capacity, Holdings, OwnerId, Record, RecordInfo, Slice, Tier
+from .copying import Move, copy_in, copy_moves
 from .resident import HEADER_BYTES, Place, RecordTable, footprint, read_header, write_header
 from .segment import Segment
 from .segment_pool import SegmentPool
@@ -44,18 +42,7 @@ its key, and its slots in table and index.
 
 Measured with ``bench/resident.py``, with room for tables that have just grown.
 """
-_INLINE_COPY_BYTES_MAX: Final = 64 * 1024
 _SCAN_RECORDS: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _Move:
-    """A record to be copied from ``source`` to where it will lie in the target."""
-
-    key: StorageKey
-    source: Place
-    target: Place
-    size_bytes: int
 
 
 class MemoryTier(Tier):
@@ -92,7 +79,7 @@ class MemoryTier(Tier):
         offset = segment.reserve(size_bytes)
         write_header(segment, offset, record)
         try:
-            total = await _copy(segment.writable(offset + HEADER_BYTES, len(record.payload)), record.payload)
+            total = await copy_in(segment.writable(offset + HEADER_BYTES, len(record.payload)), record.payload)
             self._require_open()
             self._keep_to_quota(record, size_bytes)
         except BaseException:
@@ -309,15 +296,15 @@ class MemoryTier(Tier):
         Readers keep reading the old places meanwhile; what is deleted while it is copied stays deleted.
         """
         target = self._map_segment(sources[0].owner, target_bytes, dedicated=False)
-        moves: list[_Move] = []
+        moves: list[Move] = []
         for source in sources:
             for place, header in self._table.walk(source):
                 size_bytes = footprint(header.payload_bytes)
                 to = Place(target.number, target.reserve(size_bytes))
-                moves.append(_Move(self._table.key_of(header.slot), place, to, size_bytes))
+                moves.append(Move(self._table.key_of(header.slot), place, to, size_bytes))
         views = {source.number: source.view(0, source.end_bytes) for source in sources}
         try:
-            await asyncio.to_thread(_copy_moves, views, target.writable(0, target.end_bytes), moves)
+            await asyncio.to_thread(copy_moves, views, target.writable(0, target.end_bytes), moves)
             self._require_open()
         except BaseException:
             target.live_bytes = 0
@@ -376,32 +363,6 @@ class MemoryTier(Tier):
     def _require_open(self) -> None:
         if self._closed:
             raise StorageUnavailable(f"{self.name} tier is closed")
-
-
-async def _copy(target: memoryview, source: Buffer) -> int:
-    """Copy ``source``, and return its word sum; a large one in a thread."""
-    if len(source) <= _INLINE_COPY_BYTES_MAX:
-        return _copy_blocking(target, source)
-    return await asyncio.to_thread(_copy_blocking, target, source)
-
-
-def _copy_moves(sources: dict[int, memoryview], target: memoryview, moves: Sequence[_Move]) -> None:
-    """Copy each record, header and all; the word sum in it goes with it, so that a reader notices a bad copy."""
-    with target:
-        for move in moves:
-            origin = sources[move.source.segment][move.source.offset : move.source.offset + move.size_bytes]
-            with origin, target[move.target.offset : move.target.offset + move.size_bytes] as place:
-                np.copyto(np.frombuffer(place, np.uint8), np.frombuffer(origin, np.uint8))
-
-
-def _copy_blocking(target: memoryview, source: Buffer) -> int:
-    """Copy through NumPy, which lets other threads run meanwhile; a slice assignment does not.
-
-    ``target`` is released here: a worker thread may hold its arguments a little longer than its caller waits.
-    """
-    with target:
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
-    return word_sum(source)
 
 
 def _page_floor(size_bytes: int) -> int:
