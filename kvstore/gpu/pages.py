@@ -16,7 +16,7 @@ from ...codec.cuda.paged import PagedKv
 from ...codec.layout import Kind, Layout
 from ...codec.rope import cos_sin, rotate_into
 from ...errors import ConfigError, InvalidTensor, LayoutMismatch
-from .arrays import PoolArrays
+from .arrays import HostArrays, PoolArrays
 
 __all__ = ["FreePages", "KvViews", "PageArena", "PageTable"]
 
@@ -72,22 +72,27 @@ class PageArena:
                 f"pool of {self.pages * self.page_bytes} bytes asked for, {arrays.name} has {free_bytes} free"
             )
         whole = arrays.empty(self.pages * page_tokens * layout.values_per_token, layout.dtype)
-        if arrays.on_host:
-            whole = arrays.host(whole)
         self.movable = all(layer.rope is not None for layer in layout.layers)
         """Whether a rotation takes a chunk from one position to another."""
-        self._tensors: tuple[list[Any], list[Any]] = ([], [])
+        self._near: PoolArrays = HostArrays() if arrays.on_host else arrays
+        """What the pool itself works with: NumPy wherever it can reach the memory."""
+        self._paged = PagedKv(*self._cut(whole))
+        self._tensors = self._cut(self._near_view(whole))
+
+    def _cut(self, whole: Any) -> tuple[list[Any], list[Any]]:
+        tensors: tuple[list[Any], list[Any]] = ([], [])
         start = 0
-        for spec in layout.layers:
+        for spec in self.layout.layers:
             for kind in Kind:
-                shape = (self.pages, page_tokens, spec.kv_heads, spec.head_dim_of(kind))
-                stop = start + self.pages * page_tokens * spec.width_of(kind)
-                self._tensors[kind].append(whole[start:stop].reshape(shape))
+                shape = (self.pages, self.page_tokens, spec.kv_heads, spec.head_dim_of(kind))
+                stop = start + self.pages * self.page_tokens * spec.width_of(kind)
+                tensors[kind].append(whole[start:stop].reshape(shape))
                 start = stop
+        return tensors
 
     def paged(self) -> PagedKv:
-        """All pages, as the codec's kernels take them; torch tensors where the arrays are torch's on a GPU."""
-        return PagedKv(*self._tensors)
+        """All pages, as tensors of the pool's library: what attention kernels and the codec's take."""
+        return self._paged
 
     def pages_of(self, tokens: int) -> int:
         """How many pages a chunk of ``tokens`` takes."""
@@ -118,7 +123,7 @@ class PageArena:
             self._check(given, kind, tokens, pages)
             for layer, array in enumerate(given):
                 if self.layout.layers[layer].width_of(kind):
-                    self._scatter(self._tensors[kind][layer], pages, tokens, self._near(array))
+                    self._scatter(self._tensors[kind][layer], pages, tokens, self._near_view(array))
 
     def read(self, pages: PageTable, tokens: int, keys: KvViews, values: KvViews, *, moved_by: int = 0) -> None:
         """Copy a chunk out to arrays of NumPy or of the pool's library, keys rotated on by ``moved_by`` positions."""
@@ -128,7 +133,7 @@ class PageArena:
             for layer, stored in enumerate(self._gather(kind, pages, tokens)):
                 out = outs[layer]
                 if self.arrays.on_host:
-                    self._move(layer, kind, self.arrays.host(out), stored, moved_by)
+                    self._move(layer, kind, self._near_view(out), stored, moved_by)
                 elif isinstance(out, np.ndarray):
                     out[...] = self.arrays.host(self._moved(layer, kind, stored, moved_by))
                 else:
@@ -145,42 +150,43 @@ class PageArena:
 
     def fetch(self, pages: PageTable, tokens: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
         """The chunk for NumPy, a copy where it does not lie together on the host: to encode it."""
-        keys, values = ([self.arrays.host(item) for item in self._gather(kind, pages, tokens)] for kind in Kind)
+        keys, values = ([self._near.host(item) for item in self._gather(kind, pages, tokens)] for kind in Kind)
         return keys, values
 
-    def _near(self, array: Any) -> Any:
-        if self.arrays.on_host:
-            return self.arrays.host(array)
-        return self.arrays.upload(array) if isinstance(array, np.ndarray) else array
+    def _near_view(self, array: Any) -> Any:
+        """An array of NumPy's or of the pool's library as one that the pool works with."""
+        if isinstance(array, np.ndarray):
+            return self._near.upload(array)
+        return self.arrays.host(array) if self.arrays.on_host else array
 
     def _gather(self, kind: Kind, pages: PageTable, tokens: int) -> list[Any]:
         """``[kv_heads, tokens, head_dim]`` of each layer: a view where the pages stand together."""
         found = []
         first, count = int(pages[0]), len(pages)
-        index = None if _together(pages) else self.arrays.upload(pages)
+        index = None if _together(pages) else self._near.upload(pages)
         for spec, tensor in zip(self.layout.layers, self._tensors[kind], strict=True):
             taken = tensor[first : first + count] if index is None else tensor[index]
             flat = taken.reshape((count * self.page_tokens, spec.kv_heads, spec.head_dim_of(kind)))
-            found.append(self.arrays.heads_first(flat[:tokens]))
+            found.append(self._near.heads_first(flat[:tokens]))
         return found
 
     def _scatter(self, tensor: Any, pages: PageTable, tokens: int, array: Any) -> None:
         flat = tensor.reshape((self.pages * self.page_tokens, *tensor.shape[2:]))
         if _together(pages):
             start = int(pages[0]) * self.page_tokens
-            self.arrays.heads_first(flat[start : start + tokens])[...] = array
+            self._near.heads_first(flat[start : start + tokens])[...] = array
             return
         slots = (pages[:, None].astype(np.int64) * self.page_tokens + np.arange(self.page_tokens)).reshape(-1)[:tokens]
         # Tokens first again: the same exchange of two axes.
-        flat[self.arrays.upload(slots)] = self.arrays.heads_first(array)
+        flat[self._near.upload(slots)] = self._near.heads_first(array)
 
     def _moved(self, layer: int, kind: Kind, stored: Any, moved_by: int) -> Any:
         """``stored``, or a float32 copy of it that is rotated on."""
         rope = self.layout.layers[layer].rope_of(kind)
         if rope is None or not moved_by:
             return stored
-        wide = self.arrays.wide(stored)
-        turned = self.arrays.wide(stored)
+        wide = self._near.wide(stored)
+        turned = self._near.wide(stored)
         self._rotate(turned, wide, layer, kind, moved_by)
         return turned
 
@@ -188,13 +194,13 @@ class PageArena:
         if self.layout.layers[layer].rope_of(kind) is None or not moved_by:
             out[...] = stored
         else:
-            self._rotate(out, self.arrays.wide(stored), layer, kind, moved_by)
+            self._rotate(out, self._near.wide(stored), layer, kind, moved_by)
 
     def _rotate(self, out: Any, wide: Any, layer: int, kind: Kind, moved_by: int) -> None:
         rope = self.layout.layers[layer].rope_of(kind)
         if rope is not None:
             cos, sin = cos_sin(rope, np.full(1, moved_by, np.int64))
-            rotate_into(out, wide, rope, self.arrays.upload(cos), self.arrays.upload(sin))
+            rotate_into(out, wide, rope, self._near.upload(cos), self._near.upload(sin))
 
     def _require_movable(self, moved_by: int) -> None:
         if moved_by and not self.movable:

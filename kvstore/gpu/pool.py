@@ -99,7 +99,7 @@ class DecodedPool:
         self._residency = Residency(
             self._arena.pages,
             page_bytes=self._arena.page_bytes,
-            policy=policy or QuotaPolicy(),
+            policy=QuotaPolicy() if policy is None else policy,  # an empty one is falsy
             mark=self._mark,
             settle=self._settle,
         )
