@@ -211,6 +211,10 @@ POOL_CLOSE_SECONDS_MAX: Final = 30.0
 """How long a closing pool still stores what is not stored yet."""
 POOL_REPORT_SECONDS: Final = 1.0
 """How often a pool tells the daemon what has changed in it."""
-POOL_CHUNKS_REGISTERED_MAX: Final = 262_144
-"""Chunks of one pool that the daemon keeps count of: about 100 bytes each."""
+POOL_REPORT_KEYS_MAX: Final = 1000
+"""Keys in one report of a pool."""
+POOL_CHUNKS_REGISTERED_MAX: Final = 1_000_000
+"""Chunks in pools that a daemon knows by key, all pools together: about 100 bytes each."""
 POOL_NAME_CHARACTERS_MAX: Final = 64
+LOCAL_POOL_BYTES_MAX: Final = 4096
+"""What a pool says of itself, beside keys."""
