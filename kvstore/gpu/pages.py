@@ -77,7 +77,7 @@ class PageArena:
         self._near: PoolArrays = HostArrays() if arrays.on_host else arrays
         """What the pool itself works with: NumPy wherever it can reach the memory."""
         self._paged = PagedKv(*self._cut(whole))
-        self._tensors = self._cut(self._near_view(whole))
+        self._tensors = self._cut(arrays.host(whole) if arrays.on_host else whole)
 
     def _cut(self, whole: Any) -> tuple[list[Any], list[Any]]:
         tensors: tuple[list[Any], list[Any]] = ([], [])

@@ -1,5 +1,7 @@
 """What pools say of themselves: it comes back as it was, and what does not hold is refused."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +22,8 @@ def test_a_report_comes_back_as_it_was(numbers, added, gone, used):
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(body):
-    try:
+    with contextlib.suppress(InvalidRequest):
         assert Held.decode(body).encode() == body
-    except InvalidRequest:
-        pass
 
 
 def test_a_report_has_as_many_keys_as_it_says():
