@@ -1,16 +1,15 @@
 """What a decoded chunk that is resident saves: the GPU tier's pool beside loading and decoding, in the same run.
 
     python bench/gpu_pool.py --json gpu_pool.json                        # this machine's memory, SmolLM2's own KV
-    python bench/gpu_pool.py --made-up --place cuda:0 --json gpu_pool.json  # a bare machine with a GPU
+    python bench/gpu_pool.py --made-up llama-3-8b --place cuda:0 --json gpu_pool.json  # a bare machine with a GPU
 
 Each way fills a cache with the same chunks of 256 tokens, keys at the positions of another prompt unless it says
 otherwise. Ways take turns within each round, so a machine that is busy meanwhile disturbs all of them alike; figures
 are medians over the rounds, per chunk. ``load + decode`` is what is done without a pool: read through the daemon's
 socket, mapped, and decoded into the cache on all cores. ``miss`` has the chunks decoded into the pool and copied out.
 ``in place`` is what an engine does that attends to pages: find, lease, release. ``memcpy`` copies the decoded bytes.
-With ``--made-up``, KV is random at Llama-3-8B's layout, coded with the generic profile, and the source is a dictionary
-in this process: nothing else is needed than the package; on a GPU, the cache is there too and ``load + decode`` is left
-out (there ``miss`` is that).
+With ``--made-up``, KV is random and coded with the generic profile, and no model is needed. On a GPU the source is a
+dictionary in this process, the cache is there too, and ``load + decode`` is left out (there ``miss`` is that).
 """
 
 import argparse
@@ -72,6 +71,19 @@ class Prompt:
     profile: AnyProfile
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a made-up layout is made of."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: KvDtype
+
+
+LAYOUTS = {"llama-3-8b": Shape(32, 8, 128, KvDtype.BFLOAT16), "smollm2-135m": Shape(30, 3, 64, KvDtype.FLOAT32)}
+
+
 class Shelf:
     """A source in this process."""
 
@@ -109,15 +121,19 @@ def encoded(name: str, layout: Layout, kv: Sequence[tuple[Any, Any]], profile: A
     return Prompt(name, layout, [key_of(number) for number in range(len(kv))], containers, profile)
 
 
-def made_up(chunks: int) -> Prompt:
-    rope = Rope(tuple(float(f) for f in 500_000.0 ** (-np.arange(64) / 64)))
-    layout = Layout.uniform(layers=32, kv_heads=8, head_dim=128, dtype=KvDtype.BFLOAT16, rope=rope)
+def made_up(name: str, chunks: int) -> Prompt:
+    shape = LAYOUTS[name]
+    rope = Rope(tuple(float(f) for f in 100_000.0 ** (-np.arange(shape.head_dim // 2) / (shape.head_dim // 2))))
+    layout = Layout.uniform(
+        layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype=shape.dtype, rope=rope
+    )
     rng = np.random.default_rng(1)
+    size = (shape.kv_heads, TOKENS, shape.head_dim)
     kv = [
-        tuple([rng.normal(size=(8, TOKENS, 128)).astype(layout.dtype.numpy) for _ in layout.layers] for _ in Kind)
+        tuple([rng.normal(size=size).astype(layout.dtype.numpy) for _ in layout.layers] for _ in Kind)
         for _ in range(chunks)
     ]
-    return encoded("llama-3-8b, random", layout, kv, codec.generic_profile(layout))
+    return encoded(f"{name}, random", layout, kv, codec.generic_profile(layout))
 
 
 def of_smollm2(chunks: int) -> Prompt:
@@ -291,14 +307,13 @@ def main() -> None:
     parser.add_argument("--place", default="host", help="host, torch:cpu, cuda:N, cupy:N")
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--made-up", action="store_true", help="random KV at Llama-3-8B's layout, no daemon, no model")
+    parser.add_argument("--made-up", choices=LAYOUTS, help="random KV of that layout, coded with the generic profile")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.made_up or not open_arrays(options.place).on_host:
-        prompt = made_up(options.chunks)
+    prompt = made_up(options.made_up, options.chunks) if options.made_up else of_smollm2(options.chunks)
+    if not open_arrays(options.place).on_host:
         rows = asyncio.run(measure(prompt, options.place, Shelf(prompt), None, options.rounds))
     else:
-        prompt = of_smollm2(options.chunks)
         with over_a_daemon(prompt) as (source, client):
             rows = asyncio.run(measure(prompt, options.place, source, client, options.rounds))
     print(f"{THREADS} threads; {prompt.name}, {len(prompt.keys)} chunks of {TOKENS} tokens in {options.place}")
