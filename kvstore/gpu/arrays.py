@@ -61,8 +61,12 @@ class PoolArrays(ABC):
         return array.transpose(1, 0, 2)
 
     def wide(self, array: Any) -> Any:
-        """A copy in float32."""
-        return array.astype(np.float32)
+        """The same in float32: itself where it is that."""
+        return array.astype(np.float32, copy=False)
+
+    def blank(self, array: Any) -> Any:
+        """A new array like ``array``, of whatever content."""
+        return np.empty_like(array)
 
     def mark(self) -> Mark:
         """A mark in the calling thread's stream of work."""

@@ -67,6 +67,10 @@ class CupyArrays(PoolArrays):
         """As :meth:`PoolArrays.upload`."""
         return self._cupy.asarray(np.ascontiguousarray(array))
 
+    def blank(self, array: Any) -> Any:
+        """As :meth:`PoolArrays.blank`."""
+        return self._cupy.empty_like(array)
+
     def mark(self) -> Mark:
         """An event in CuPy's current stream."""
         event = self._cupy.cuda.Event(disable_timing=True)

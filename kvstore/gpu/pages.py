@@ -185,22 +185,26 @@ class PageArena:
         rope = self.layout.layers[layer].rope_of(kind)
         if rope is None or not moved_by:
             return stored
-        wide = self._near.wide(stored)
-        turned = self._near.wide(stored)
-        self._rotate(turned, wide, layer, kind, moved_by)
+        turned = self._near.blank(self._near.wide(stored))
+        self._rotate(turned, stored, layer, kind, moved_by)
         return turned
 
     def _move(self, layer: int, kind: Kind, out: Any, stored: Any, moved_by: int) -> None:
         if self.layout.layers[layer].rope_of(kind) is None or not moved_by:
             out[...] = stored
         else:
-            self._rotate(out, self._near.wide(stored), layer, kind, moved_by)
+            self._rotate(out, stored, layer, kind, moved_by)
 
-    def _rotate(self, out: Any, wide: Any, layer: int, kind: Kind, moved_by: int) -> None:
+    def _rotate(self, out: Any, stored: Any, layer: int, kind: Kind, moved_by: int) -> None:
         rope = self.layout.layers[layer].rope_of(kind)
-        if rope is not None:
-            cos, sin = cos_sin(rope, np.full(1, moved_by, np.int64))
-            rotate_into(out, wide, rope, self._near.upload(cos), self._near.upload(sin))
+        if rope is None:
+            return
+        cos, sin = (self._near.upload(part) for part in cos_sin(rope, np.full(1, moved_by, np.int64)))
+        if not self.arrays.on_host:
+            rotate_into(out, self._near.wide(stored), rope, cos, sin)
+            return
+        for head in range(len(stored)):  # so much at a time stays in the cache
+            rotate_into(out[head], self._near.wide(stored[head]), rope, cos, sin)
 
     def _require_movable(self, moved_by: int) -> None:
         if moved_by and not self.movable:

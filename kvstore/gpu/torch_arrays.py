@@ -100,7 +100,11 @@ class TorchArrays(PoolArrays):
 
     def wide(self, array: Any) -> Any:
         """As :meth:`PoolArrays.wide`."""
-        return array.to(self._torch.float32, copy=True)
+        return array.to(self._torch.float32)
+
+    def blank(self, array: Any) -> Any:
+        """As :meth:`PoolArrays.blank`."""
+        return self._torch.empty_like(array)
 
     def mark(self) -> Mark:
         """An event in torch's current stream."""
