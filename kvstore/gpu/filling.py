@@ -41,6 +41,16 @@ class Arrival:
     profile: AnyProfile | None
     first_position: int
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether decoding rotates keys that were rounded before: then they are not to be rotated once more.
+
+        Our lossy levels are free of positions until they are decoded; ``exact`` and CacheGen's hold rotated keys.
+        """
+        header = self.container.header
+        free = self.wanted.level != EXACT and header.codec is LossyCodec.KVLOOM
+        return self.first_position != header.first_position and not free
+
 
 class Filler:
     """Moves KV between containers and an arena's pages. Thread-safe for different chunks."""

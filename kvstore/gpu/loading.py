@@ -189,7 +189,9 @@ class Loading:
     def _reserve(self, item: Arrival) -> Chunk:
         tokens = item.container.header.tokens
         pages = self._arena.pages_of(tokens)
-        return self._residency.reserve(item.wanted, item.first_position, tokens, pages=pages, original=True)
+        return self._residency.reserve(
+            item.wanted, item.first_position, tokens, pages=pages, original=not item.is_turned
+        )
 
     def share(self, outcome: Got) -> Got:
         """The same outcome with a lease of its own."""

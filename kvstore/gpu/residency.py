@@ -29,7 +29,7 @@ _MARKS_KEPT_MAX: Final = 8
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """A chunk and its pages. ``original`` says that it was decoded or computed, not moved from another position."""
+    """A chunk and its pages. ``original`` says that its keys were rounded but once: decoded or computed, not moved."""
 
     content_key: ContentKey
     level: Level

@@ -116,6 +116,20 @@ async def test_another_position_is_a_rotation_of_what_is_resident(open_pool):
             assert content(pool, lease, 40).same_as(source.decoded(key, first_position=40)), "rotated while copied out"
 
 
+async def test_keys_that_were_turned_are_not_turned_again(open_pool):
+    source = Shelf()
+    exact, lossy = source.add(1, first_position=1), source.add(2, first_position=1, level=STANDARD)
+    async with open_pool(source) as pool:
+        for key, level in ((exact, EXACT), (lossy, STANDARD)):
+            await touch(pool, ChunkWanted(key, level, 3))
+            with await leased(pool, ChunkWanted(key, level, 50)) as lease:
+                if level == EXACT:
+                    assert content(pool, lease).same_as(source.decoded(key, first_position=50))
+        assert len(source.calls) == 3, "exact at 3 had been turned from 1, standard at 3 had not"
+        with await leased(pool, ChunkWanted(exact)) as lease:
+            assert lease.first_position == 1
+
+
 async def test_only_what_rotates_can_move(open_pool):
     source = Shelf(PLAIN.as_given())
     key = source.add(1, first_position=3)
