@@ -111,7 +111,7 @@ def test_what_is_computed_goes_to_the_daemon_and_nobody_is_told_it_is_there_befo
 
 
 def test_a_chunk_that_is_used_in_a_pool_stays_in_the_daemons_memory(start_daemon, resident):
-    daemon = start_daemon("--memory", "1MiB", "--ssd", "64MiB")
+    daemon = start_daemon("--memory", "1MiB", "--ssd", "64MiB", "--eviction", "lru")
     with resident(daemon) as chunks, daemon.client() as client:
         keys = [put(client, number, tokens=128)[0] for number in range(2)]
         for outcome in chunks.get_many([ChunkWanted(key) for key in keys]):
