@@ -192,3 +192,29 @@ S3_PART_BYTES: Final = 8 * 1024 * 1024
 S3_REQUESTS_PER_OBJECT_MAX: Final = 4
 MOONCAKE_THREADS_MAX: Final = 16
 """Threads that wait in Mooncake's client; one that never comes back is lost to the pool."""
+
+# GPU tier
+POOL_PAGE_TOKENS_DEFAULT: Final = 16
+"""Tokens of one page of decoded KV, as in vLLM."""
+POOL_PAGE_TOKENS_MAX: Final = 4096
+POOL_PAGES_MAX: Final = 2**31 - 1
+"""Pages of one pool; block tables count in 32 bits."""
+POOL_DIRTY_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Decoded bytes that are in a pool and not yet stored; past this a put waits, then is refused."""
+POOL_PREFETCHES_MAX: Final = 4
+"""Prefetches of a pool under way at once; what more is asked for is left out."""
+POOL_BATCH_CHUNKS_MAX: Final = 128
+"""Chunks that a pool loads at once."""
+POOL_LOADS_MAX: Final = 4
+"""Calls of its source that a pool has under way."""
+POOL_CLOSE_SECONDS_MAX: Final = 30.0
+"""How long a closing pool still stores what is not stored yet."""
+POOL_REPORT_SECONDS: Final = 1.0
+"""How often a pool tells the daemon what has changed in it."""
+POOL_REPORT_KEYS_MAX: Final = 1000
+"""Keys in one report of a pool."""
+POOL_CHUNKS_REGISTERED_MAX: Final = 1_000_000
+"""Chunks in pools that a daemon knows by key, all pools together: about 100 bytes each."""
+POOL_NAME_CHARACTERS_MAX: Final = 64
+LOCAL_POOL_BYTES_MAX: Final = 4096
+"""What a pool says of itself, beside keys."""

@@ -181,6 +181,14 @@ class KvCache(Cache):
         for layer in self.kv_layers:
             layer.length = length
 
+    def copy_from(self, source: "KvCache", length: int) -> None:
+        """Hold the first ``length`` tokens of ``source`` and no others. CPU caches only."""
+        for layer in range(len(self.layout.layers)):
+            ours, theirs = self.layer_arrays(layer), source.layer_arrays(layer)
+            ours.keys[:, :length] = theirs.keys[:, :length]
+            ours.values[:, :length] = theirs.values[:, :length]
+        self.truncate(length)
+
     def layer_arrays(self, layer: int) -> LayerArrays:
         """NumPy views of one layer's storage: what is written there is in the cache. CPU caches only."""
         kv = self.kv_layers[layer]

@@ -76,6 +76,10 @@ class Kind(IntEnum):
     """Has no answer."""
     DELETE = 7
     STATS = 8
+    POOL = 9
+    """The asker has a pool of decoded chunks (:mod:`.pool_wire`), for as long as the connection lasts."""
+    HELD = 10
+    RESIDENT = 11
     ERROR = 255
 
 
@@ -90,6 +94,9 @@ _QUESTION_BYTES_MAX: Final = {
     Kind.RELEASE: limits.LOCAL_LEASES_MAX * _WORD.size,
     Kind.DELETE: KEY_BYTES,
     Kind.STATS: 0,
+    Kind.POOL: limits.LOCAL_POOL_BYTES_MAX,
+    Kind.HELD: limits.LOCAL_POOL_BYTES_MAX + limits.POOL_REPORT_KEYS_MAX * KEY_BYTES,
+    Kind.RESIDENT: _KEYS_BYTES_MAX,
 }
 _REPLY_BYTES_MAX: Final = {
     Kind.HELLO: limits.KEYS_BODY_BYTES_MAX,
@@ -99,6 +106,9 @@ _REPLY_BYTES_MAX: Final = {
     Kind.PUT: 1,
     Kind.DELETE: 1,
     Kind.STATS: limits.JSON_BODY_BYTES_MAX,
+    Kind.POOL: 0,
+    Kind.HELD: 0,
+    Kind.RESIDENT: limits.KEYS_BODY_BYTES_MAX,
     Kind.ERROR: limits.KEYS_BODY_BYTES_MAX,
 }
 

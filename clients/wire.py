@@ -18,6 +18,7 @@ from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
 from .json_bounds import check_json_counts
+from .pool_wire import PoolReport
 from .tenancy import StageStats, TenantStats
 
 __all__ = [
@@ -241,6 +242,7 @@ class DaemonStats:
     admitted: int = 0
     deferred: int = 0
     promotions_dropped: int = 0
+    pools: tuple[PoolReport, ...] = ()
 
 
 def dump(record: object) -> Json:

@@ -38,6 +38,7 @@ from ..clients.local_wire import (
     decode_keys,
     encode_error,
 )
+from ..clients.pool_wire import Held, PoolIntroduction
 from ..codec.container import ByteRange
 from ..errors import InvalidRequest, KvloomError, StorageUnavailable, TruncatedBody
 from ..kvstore.memory.segment import Segment
@@ -46,6 +47,7 @@ from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.lending import LentChunk
 from .authenticator import Authenticator
 from .local_socket import LocalSocket, Reply, peer_user
+from .pools import RegisteredPool
 from .service import Service
 
 __all__ = ["bind_local", "serve_local"]
@@ -162,12 +164,15 @@ class _Connection:
         self._looked_at: deque[Segment] = deque()
         self._begun: list[_Found] | None = None
         """What was lent to the question that is handled next, which could not be answered at once."""
+        self._pool: RegisteredPool | None = None
         self._in_step = False
         """Whether all of the last frame has been read."""
 
     def close(self) -> None:
         """Close the connection and let go of its leases; the memory under them may still be read."""
         self._stream.close()
+        if self._pool is not None:
+            self._service.remove_pool(self._pool)
         for lease in self._leases.values():
             self._api.leased_bytes -= lease.payload_bytes
             lease.abandon()
@@ -227,7 +232,13 @@ class _Connection:
             return wire.encode(Hello(health.version, health.phase, health.pid))
         if frame.kind is Kind.STATS:
             return wire.encode(self._service.stats(self._caller))
+        if frame.kind is Kind.POOL:
+            return self._register(body)
+        if frame.kind is Kind.HELD:
+            return self._update(body)
         keys = decode_keys(body)
+        if frame.kind is Kind.RESIDENT:
+            return wire.encode(self._service.resident(self._caller, keys))
         with self._service.entering(self._caller):
             if frame.kind is Kind.CONTAINS:
                 return bytes(await self._service.exists(self._caller, keys))
@@ -236,6 +247,20 @@ class _Connection:
             if len(keys) != 1:
                 raise InvalidRequest(f"DELETE names {len(keys)} keys, must name one")
             return bytes((await self._service.delete(self._caller, keys[0]),))
+
+    def _register(self, body: memoryview) -> bytes:
+        """Keep count of the chunks of a pool until this connection ends."""
+        if self._pool is not None:
+            raise InvalidRequest("this connection has registered a pool already")
+        self._pool = self._service.register_pool(self._caller, wire.decode(PoolIntroduction, body))
+        return b""
+
+    def _update(self, body: memoryview) -> bytes:
+        """Note what changed in the pool."""
+        if self._pool is None:
+            raise InvalidRequest("this connection has not registered a pool")
+        self._service.update_pool(self._caller, self._pool, Held.decode(bytes(body)))
+        return b""
 
     async def _put(self, frame: Frame) -> bytes:
         """Keep a container; it is copied before it is looked at, since its sender can change what it passes."""

@@ -109,6 +109,7 @@ class _StatsCollector(Collector):
         yield GaugeMetricFamily("kvloom_pinned_bytes", "Bytes that leases keep.", value=stats.pinned_bytes)
         yield GaugeMetricFamily("kvloom_leases", "Leases running.", value=stats.leases)
         yield from _stage_metrics(stats)
+        yield from _pool_metrics(stats)
         yield from _tenant_metrics(stats)
 
 
@@ -123,6 +124,26 @@ def _stage_metrics(stats: DaemonStats) -> Iterator[Metric]:
         failed.add_metric([stage.tier], stage.failures)
         dropped.add_metric([stage.tier], stage.dropped)
     yield from (dirty, written, failed, dropped)
+
+
+def _pool_metrics(stats: DaemonStats) -> Iterator[Metric]:
+    """Pools of decoded chunks in other processes, one per connection that has registered one."""
+    names = ["device", "pid"]
+    used = GaugeMetricFamily("kvloom_pool_used_bytes", "Bytes of pages in use.", labels=names)
+    limit = GaugeMetricFamily("kvloom_pool_limit_bytes", "Bytes of all pages.", labels=names)
+    chunks = GaugeMetricFamily("kvloom_pool_chunks", "Decoded chunks.", labels=names)
+    hits = CounterMetricFamily("kvloom_pool_hits", "Chunks found decoded.", labels=names)
+    misses = CounterMetricFamily("kvloom_pool_misses", "Chunks that had to be decoded.", labels=names)
+    evictions = CounterMetricFamily("kvloom_pool_evictions", "Chunks dropped for room.", labels=names)
+    for pool in stats.pools:
+        label = [pool.device, str(pool.pid)]
+        used.add_metric(label, pool.used_bytes)
+        limit.add_metric(label, pool.limit_bytes)
+        chunks.add_metric(label, pool.chunks)
+        hits.add_metric(label, pool.hits)
+        misses.add_metric(label, pool.misses)
+        evictions.add_metric(label, pool.evictions)
+    yield from (used, limit, chunks, hits, misses, evictions)
 
 
 def _tenant_metrics(stats: DaemonStats) -> Iterator[Metric]:

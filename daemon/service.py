@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 from .. import __version__, limits
 from ..clients import tenancy, wire
+from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..codec.container import generic_digest, parse_header
 from ..codec.level import EXACT, Level
 from ..errors import (
@@ -36,6 +37,7 @@ from ..kvstore.tiered.pins import LeaseId
 from ..kvstore.tiered.store import ChunkRead, PinnedChunks, TieredStore
 from .admission import Admission
 from .caller import Caller, Scope
+from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
 
 __all__ = ["Service"]
@@ -60,6 +62,7 @@ class Service:
         dirty_bytes_max: int,
     ) -> None:
         self.admission = admission
+        self._pools = PoolRegistry()
         self._store = store
         self._shelves = shelves
         self._dirty_bytes_max = dirty_bytes_max
@@ -216,6 +219,26 @@ class Service:
         caller.require(Scope.WRITE)
         self._store.hint(caller.namespace, keys, finished=finished)
 
+    def register_pool(self, caller: Caller, about: PoolIntroduction) -> RegisteredPool:
+        """Keep count of a pool of decoded chunks in another process; to be ended by :meth:`remove_pool`."""
+        caller.require(Scope.WRITE)
+        return self._pools.register(caller.namespace.owner, about)
+
+    def update_pool(self, caller: Caller, pool: RegisteredPool, held: Held) -> None:
+        """Note what changed in a pool. What is used there is used here too, and so is not evicted for being so near."""
+        caller.require(Scope.WRITE)
+        self._pools.update(pool, held)
+        self._store.touch(caller.namespace, [*held.used, *held.gone])
+
+    def remove_pool(self, pool: RegisteredPool) -> None:
+        """A pool is there no more."""
+        self._pools.remove(pool)
+
+    def resident(self, caller: Caller, keys: Sequence[ContentKey]) -> PoolMatches:
+        """How many of the leading ``keys`` each of the tenant's pools holds."""
+        caller.require(Scope.READ)
+        return PoolMatches(self._pools.resident(caller.namespace.owner, keys))
+
     async def describe(self, caller: Caller, key: ContentKey) -> wire.ChunkDetail:
         """What is stored under ``key``, without its segments; :class:`NotFound` where nothing is."""
         caller.require(Scope.READ)
@@ -314,6 +337,7 @@ class Service:
             admitted=store.admitted,
             deferred=store.deferred,
             promotions_dropped=store.promotions_dropped,
+            pools=self._pools.reports(),
         )
 
 

@@ -263,6 +263,9 @@ class Tier(ABC):
     def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:  # noqa: B027
         """Tell the eviction policy that ``keys`` will not be used again (``finished``), or will after all."""
 
+    def touch(self, keys: Sequence[StorageKey]) -> None:  # noqa: B027
+        """Take each of ``keys`` for used just now: it is being used somewhere above. Unknown keys are ignored."""
+
     def holdings(self, owner: OwnerId) -> Holdings | None:
         """What ``owner`` has here, or ``None`` where the tier does not know without looking."""
         return None

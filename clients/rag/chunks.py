@@ -7,6 +7,9 @@ that cannot be had is simply not loaded: the caller computes its tokens.
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from ... import codec
 from ...blend.cache import KvCache
@@ -14,12 +17,15 @@ from ...codec.container import NO_PROFILE, Container
 from ...codec.entropy.native import THREADS
 from ...codec.layout import Layout
 from ...codec.level import EXACT, Level, LossyCodec
-from ...codec.profiles import AnyProfile, parse_profile
-from ...errors import InvalidData, LayoutMismatch, ProfileMismatch
+from ...codec.profiles import AnyProfile
+from ...errors import InvalidData, LayoutMismatch, Overloaded, ProfileMismatch, StorageFull
+from ...kvstore.gpu.lease import PoolLease
+from ...kvstore.gpu.source import ChunkWanted, Encoding
 from ...kvstore.key import ChunkRef, ContentKey
-from ...kvstore.outcome import Hit
+from ...kvstore.outcome import Hit, Outcome, Throttled
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
+from ..resident import DaemonSource, PoolPlace, ResidentChunks
 
 __all__ = ["ChunkPlace", "ChunkTraffic", "LoadResult"]
 
@@ -39,25 +45,33 @@ class ChunkPlace:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """Which places were filled, in order, and how many bytes came for them."""
+    """Which places were filled, in order, and how many bytes came for them; ``resident`` were decoded already."""
 
     loaded: tuple[ChunkPlace, ...]
     missed: tuple[ChunkPlace, ...]
     bytes_read: int
+    resident: int = 0
 
 
 class ChunkTraffic:
-    """Encodes, puts, gets and decodes chunks of one layout. Safe to use from one thread at a time."""
+    """Encodes, puts, gets and decodes chunks of one layout. Safe to use from one thread at a time.
 
-    def __init__(self, client: KvloomClient, layout: Layout) -> None:
+    With ``pool``, what was decoded once is kept there and copied the next time.
+    """
+
+    def __init__(self, client: KvloomClient, layout: Layout, pool: PoolPlace | None = None) -> None:
         self._client = client
         self._layout = layout
-        self._profiles: dict[bytes, AnyProfile] = {}
+        self._source = DaemonSource(client)
+        self.resident = None if pool is None else ResidentChunks(pool, layout, client, source=self._source)
+        """The pool, where there is one."""
         self._workers = ThreadPoolExecutor(THREADS, thread_name_prefix="kvloom-codec")
 
     def close(self) -> None:
-        """End the worker threads."""
+        """End the worker threads; what a pool holds is stored before it goes."""
         self._workers.shutdown()
+        if self.resident is not None:
+            self.resident.close()
 
     def codec(self) -> LossyCodec:
         """What the daemon's namespace takes lossy levels of; raises :class:`DaemonUnavailable`."""
@@ -66,19 +80,11 @@ class ChunkTraffic:
     def publish_profile(self, profile: AnyProfile) -> None:
         """Put ``profile`` where every reader of the chunks coded with it finds it."""
         self._client.put_profile(profile.data)
-        self._profiles[profile.digest] = profile
+        self._source.add_profile(profile)
 
     def profile(self, digest: bytes) -> AnyProfile | None:
         """The profile of that digest, from this process or the daemon; None where neither has it intact."""
-        found = self._profiles.get(digest)
-        if found is None:
-            outcome = self._client.get_profile(digest)
-            if isinstance(outcome, Hit):
-                try:
-                    found = self._profiles[digest] = parse_profile(outcome.value)
-                except InvalidData:
-                    return None
-        return found
+        return self._source.profile(digest)
 
     def profile_of(self, key: ContentKey) -> AnyProfile | None:
         """The profile that the stored chunk ``key`` was coded with, None where there is no such chunk or profile."""
@@ -95,10 +101,10 @@ class ChunkTraffic:
         self, cache: KvCache, place: ChunkPlace, *, levels: Collection[Level], profile: AnyProfile | None, ack: Ack
     ) -> int:
         """Encode the KV that stands at ``place`` in ``cache`` and put it; the bytes of the container are returned."""
-        arrays = [cache.layer_arrays(layer) for layer in range(len(self._layout.layers))]
+        keys, values = self._room(cache, place)
         blob = codec.encode(
-            [item.keys[:, place.start : place.stop] for item in arrays],
-            [item.values[:, place.start : place.stop] for item in arrays],
+            keys,
+            values,
             layout=self._layout,
             profile=profile,
             first_position=place.start,
@@ -108,9 +114,25 @@ class ChunkTraffic:
         self._client.put(place.ref.key, blob, ack=ack)
         return len(blob)
 
+    def remember(self, cache: KvCache, place: ChunkPlace) -> None:
+        """Keep the exact KV at ``place``; with a pool it is there at once and stored behind the caller's back."""
+        if self.resident is not None:
+            wanted = ChunkWanted(place.ref.key, EXACT, place.start)
+            try:
+                self.resident.put(wanted, *self._room(cache, place), encoding=Encoding((EXACT,)))
+            except (StorageFull, Overloaded):
+                pass  # too large for the pool, or too much waits: straight to the daemon
+            else:
+                return
+        self.store(cache, place, levels=(EXACT,), profile=None, ack=Ack.MEMORY)
+
     def load(self, cache: KvCache, places: Sequence[ChunkPlace], *, level: Level) -> LoadResult:
         """Get every place's chunk at ``level`` and decode it into ``cache``, keys rotated to where they now stand."""
+        if self.resident is not None:
+            return self._load_through(self.resident, cache, places, level)
+        return self._load_straight(cache, places, level)
 
+    def _load_straight(self, cache: KvCache, places: Sequence[ChunkPlace], level: Level) -> LoadResult:
         def fetch(place: ChunkPlace) -> int | None:
             outcome = self._client.get(place.ref.key, level=level)
             return self._decode(cache, place, outcome.value, level) if isinstance(outcome, Hit) else None
@@ -120,16 +142,48 @@ class ChunkTraffic:
         missed = tuple(place for place, size in zip(places, sizes, strict=True) if size is None)
         return LoadResult(loaded, missed, sum(size for size in sizes if size is not None))
 
+    def _load_through(
+        self, resident: ResidentChunks, cache: KvCache, places: Sequence[ChunkPlace], level: Level
+    ) -> LoadResult:
+        """Copy what is resident, have the rest decoded into the pool first; past its room, decode as without it."""
+        before = resident.stats()
+        outcomes = resident.get_many([ChunkWanted(place.ref.key, level) for place in places])
+        copied = list(
+            self._workers.map(lambda item: self._copy(resident, cache, *item), zip(places, outcomes, strict=True))
+        )
+        no_room = [place for place, outcome in zip(places, outcomes, strict=True) if isinstance(outcome, Throttled)]
+        straight = self._load_straight(cache, no_room, level)
+        filled = {place for place, done in zip(places, copied, strict=True) if done} | set(straight.loaded)
+        after = resident.stats()
+        return LoadResult(
+            tuple(place for place in places if place in filled),
+            tuple(place for place in places if place not in filled),
+            straight.bytes_read + after.loaded_bytes - before.loaded_bytes,
+            after.hits - before.hits,
+        )
+
+    def _copy(self, resident: ResidentChunks, cache: KvCache, place: ChunkPlace, outcome: Outcome[PoolLease]) -> bool:
+        if not isinstance(outcome, Hit):
+            return False
+        with outcome.value as lease:
+            if lease.tokens != place.ref.tokens:
+                return False
+            try:
+                resident.pool.copy_out(lease, *self._room(cache, place), first_position=place.start)
+            except LayoutMismatch:
+                return False
+        return True
+
     def _decode(self, cache: KvCache, place: ChunkPlace, container: Container, level: Level) -> int | None:
         profile = None if level == EXACT else self.profile(container.header.profile_digest)
         if container.header.tokens != place.ref.tokens:
             return None
-        arrays = [cache.layer_arrays(layer) for layer in range(len(self._layout.layers))]
+        keys, values = self._room(cache, place)
         try:
             codec.decode_into(
                 container,
-                [item.keys[:, place.start : place.stop] for item in arrays],
-                [item.values[:, place.start : place.stop] for item in arrays],
+                keys,
+                values,
                 profile=profile,
                 level=level,
                 layout=self._layout,
@@ -138,3 +192,9 @@ class ChunkTraffic:
         except (InvalidData, LayoutMismatch, ProfileMismatch):
             return None
         return len(container.data)
+
+    def _room(self, cache: KvCache, place: ChunkPlace) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        """The cache's own memory at ``place``, per layer."""
+        arrays = [cache.layer_arrays(layer) for layer in range(len(self._layout.layers))]
+        span = slice(place.start, place.stop)
+        return [item.keys[:, span] for item in arrays], [item.values[:, span] for item in arrays]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ...errors import InvalidRequest, NonFiniteTensor, UnsupportedModel
 from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
+from ..resident import PoolPlace, ResidentChunks
 from ..transformers import (
     SequencePlan,
     calibration_samples,
@@ -110,8 +112,8 @@ class _Prefix:
 class RagPipeline:
     """Questions over documents with one model and one daemon. Not safe for use by two threads at once.
 
-    ``level`` is what documents are loaded at, ``rule`` which of their tokens are recomputed. Where the daemon is gone,
-    every strategy still answers, from the text.
+    ``level`` is what documents are loaded at, ``rule`` which of their tokens are recomputed, ``pool`` where chunks that
+    were decoded once are kept so. Where the daemon is gone, every strategy still answers, from the text.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class RagPipeline:
         chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT,
         level: Level = STANDARD,
         rule: SelectionRule | None = None,
+        pool: PoolPlace | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -134,16 +137,22 @@ class RagPipeline:
         self.chunk_tokens, self.level, self.rule = chunk_tokens, level, rule or KvDeviation(ratio=RECOMPUTE_RATIO)
         self.profile: AnyProfile | None = None
         self._clock = clock
-        self._traffic = ChunkTraffic(client, self.layout)
+        self._connect = partial(ChunkTraffic, layout=self.layout, pool=pool)
+        self._traffic = self._connect(client)
         self._blender = Blender(model, self.layout)
         self._held_prefix: _Prefix | None = None
 
     def use_client(self, client: KvloomClient) -> None:
         """Talk to another daemon from now on (or to the same one at a new address)."""
         self._traffic.close()
-        self._traffic = ChunkTraffic(client, self.layout)
+        self._traffic = self._connect(client)
         if self.profile is not None:
             self._traffic.publish_profile(self.profile)
+
+    @property
+    def resident(self) -> ResidentChunks | None:
+        """The pool, if one was asked for; a new one after :meth:`use_client`."""
+        return self._traffic.resident
 
     def close(self) -> None:
         """End the worker threads; the client stays the caller's."""
@@ -207,7 +216,7 @@ class RagPipeline:
         prefix = self._prefix()
         prompt = self.template.prompt(question, documents)
         cache = BlendCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
-        _copy_tokens(prefix.cache, cache, prompt.prefix_tokens)
+        cache.copy_from(prefix.cache, prompt.prefix_tokens)
         places = [
             ChunkPlace(ref, span.start + ref.start)
             for span in prompt.spans
@@ -289,9 +298,8 @@ class RagPipeline:
         if self._held_prefix is not None:
             return self._held_prefix
         ids = self.template.prefix
-        ref = chunk_refs(self.identity, ids, chunk_tokens=limits.CHUNK_TOKENS_MAX)[0]
+        place = ChunkPlace(chunk_refs(self.identity, ids, chunk_tokens=limits.CHUNK_TOKENS_MAX)[0], 0)
         cache = KvCache(self.layout, len(ids))
-        place = ChunkPlace(ref, 0)
         if self._traffic.load(cache, [place], level=EXACT).loaded:
             cache.truncate(len(ids))
         else:
@@ -320,7 +328,7 @@ class RagPipeline:
         ids = self.template.document_tokens(document)
         start = len(self.template.prefix)
         cache = KvCache(self.layout, start + len(ids))
-        _copy_tokens(prefix.cache, cache, start)
+        cache.copy_from(prefix.cache, start)
         cache = prefill(self.model, ids, cache=cache)
         return sum(
             self._traffic.store(cache, place, levels=(self.level,), profile=profile, ack=ack) for place in places
@@ -358,7 +366,7 @@ class RagPipeline:
 
     def _remember(self, prompt: Prompt, cache: KvCache) -> None:
         for place in self._prompt_places(prompt):
-            self._traffic.store(cache, place, levels=(EXACT,), profile=None, ack=Ack.MEMORY)
+            self._traffic.remember(cache, place)
 
     def _continue(self, cache: KvCache, first: int, tokens_max: int) -> list[int]:
         end = self.model.generation_config.eos_token_id
@@ -390,11 +398,3 @@ def _blend_request(context: LoadedContext) -> BlendRequest:
             exact_tokens = place.stop
     chunks = (placed(0, prompt.prefix_tokens), *(placed(place.start, place.stop) for place in context.result.loaded))
     return BlendRequest(prompt.token_ids, exact_tokens, chunks)
-
-
-def _copy_tokens(source: KvCache, target: KvCache, tokens: int) -> None:
-    for layer in range(len(source.layout.layers)):
-        ours, theirs = source.layer_arrays(layer), target.layer_arrays(layer)
-        theirs.keys[:, :tokens] = ours.keys[:, :tokens]
-        theirs.values[:, :tokens] = ours.values[:, :tokens]
-    target.truncate(tokens)

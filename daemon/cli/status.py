@@ -41,6 +41,17 @@ def _tiers(stats: wire.DaemonStats) -> Table:
     table.add_column("tier")
     for name in ("used", "limit", "full", "chunks", "hits", "evicted", "damaged"):
         table.add_column(name, justify="right")
+    for pool in stats.pools:
+        table.add_row(
+            f"gpu ({pool.device}, pid {pool.pid})",
+            format_size(pool.used_bytes),
+            format_size(pool.limit_bytes),
+            f"{pool.used_bytes / pool.limit_bytes:.0%}",
+            f"{pool.chunks:,}",
+            f"{pool.hits:,}",
+            f"{pool.evictions:,}",
+            "0",
+        )
     for tier in stats.tiers:
         unbounded = tier.limit_bytes == UNBOUNDED_BYTES
         table.add_row(

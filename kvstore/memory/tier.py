@@ -149,6 +149,11 @@ class MemoryTier(Tier):
         for key in keys:
             self._policy.record_hint(key, discard=finished)
 
+    def touch(self, keys: Sequence[StorageKey]) -> None:
+        """Count each as used."""
+        for key in keys:
+            self._policy.record_use(key)
+
     def holdings(self, owner: OwnerId) -> Holdings | None:
         """What the policy counts: records with their headers in the segments."""
         return self._policy.holdings(owner)

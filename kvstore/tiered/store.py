@@ -18,7 +18,7 @@ from ...codec.level import Level
 from ...errors import LevelNotStored, StorageUnavailable, TooManyItems
 from ..attributes import ChunkAttributes
 from ..concurrency import each_in_order
-from ..key import ContentKey, storage_key, storage_keys
+from ..key import ContentKey, StorageKey, storage_key, storage_keys
 from ..key_locks import KeyLocks
 from ..namespace import Namespace, check_ttl
 from ..outcome import Hit, Miss, Outcome
@@ -287,9 +287,7 @@ class TieredStore:
         A deletion or the expiry of a chunk ends its pin. Raises :class:`StorageFull` where that would pin too many
         bytes (a quarter of the owner's quota), :class:`Overloaded` for too many leases; nothing is pinned then.
         """
-        self._require_running()
-        _check_count(keys)
-        places = storage_keys(namespace.secret, keys)
+        places = self._places(namespace, keys)
         return await self._leasing.pin(namespace.owner, places, lease_seconds)
 
     def release(self, namespace: Namespace, lease: LeaseId) -> bool:
@@ -298,20 +296,27 @@ class TieredStore:
 
     def hint(self, namespace: Namespace, keys: Sequence[ContentKey], *, finished: bool) -> None:
         """Say that ``keys`` will not be used again (or will): eviction policies that take hints act on it."""
-        self._require_running()
-        _check_count(keys)
-        places = storage_keys(namespace.secret, keys)
+        places = self._places(namespace, keys)
         for tier in self._roles.all:
             tier.hint(places, finished=finished)
+
+    def touch(self, namespace: Namespace, keys: Sequence[ContentKey]) -> None:
+        """Say that ``keys`` are used where the store does not see it: eviction takes that for a use of them here."""
+        places = self._places(namespace, keys)
+        for tier in self._roles.all:
+            tier.touch(places)
 
     async def prefetch(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """Have ``keys`` copied into the memory tiers in the background; for how many that is under way or not needed.
 
         Nothing is promised: a full queue drops the rest, and a chunk that is not stored is found out later.
         """
+        return await self._prefetch.start(keys, self._places(namespace, keys))
+
+    def _places(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[StorageKey]:
         self._require_running()
         _check_count(keys)
-        return await self._prefetch.start(keys, storage_keys(namespace.secret, keys))
+        return storage_keys(namespace.secret, keys)
 
     def note_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
         """Count a damaged record that somebody else found, and has deleted, in ``tier``."""

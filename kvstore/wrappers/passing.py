@@ -76,6 +76,10 @@ class PassingTier(Tier):
         """Tell the inner tier."""
         self._inner.hint(keys, finished=finished)
 
+    def touch(self, keys: Sequence[StorageKey]) -> None:
+        """Tell the inner tier."""
+        self._inner.touch(keys)
+
     def holdings(self, owner: OwnerId) -> Holdings | None:
         """The inner tier's."""
         return self._inner.holdings(owner)

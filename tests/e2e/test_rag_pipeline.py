@@ -8,6 +8,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from kvloom import codec
 from kvloom.clients.rag import Document, RagPipeline
 from kvloom.clients.rag.pipeline import Strategy
+from kvloom.clients.resident import PoolPlace
 from kvloom.codec import EXACT, STANDARD, LossyCodec
 from kvloom.daemon.demo.daemon_process import DaemonProcess
 from kvloom.errors import InvalidRequest
@@ -217,3 +218,66 @@ def test_the_daemons_codec_is_followed_and_a_change_of_it_too(model, start_daemo
     assert codecs == [LossyCodec.CACHEGEN, LossyCodec.KVLOOM]
     for each in (newcomer, pipeline):
         each.close()
+
+
+@pytest.fixture(params=["host", "torch:cpu"])
+def pooled(request, model, client):
+    pipeline = RagPipeline(
+        model, ByteTokenizer(), client, chunk_tokens=100, pool=PoolPlace(16 * 1024**2, request.param)
+    )
+    yield pipeline
+    pipeline.close()
+
+
+def test_documents_that_were_decoded_once_are_copied_the_next_time(pipeline, pooled):
+    pooled.ingest(DOCUMENTS)
+    chosen = [DOCUMENTS[4], DOCUMENTS[1], DOCUMENTS[3]]
+    straight = pipeline.context(chosen, "what follows?")
+    first, second = (pooled.context(chosen, "what follows?") for _ in range(2))
+    assert (first.result.resident, second.result.resident) == (0, len(second.result.loaded))
+    assert (first.result.bytes_read, second.result.bytes_read) == (straight.result.bytes_read, 0)
+    moved = pooled.context(chosen[::-1], "what follows?").result
+    assert moved.resident == len(moved.loaded), "the same chunks, elsewhere in the prompt"
+    for context in (first, second):
+        assert context.result.loaded == straight.result.loaded
+        for layer in range(len(pipeline.layout.layers)):
+            expected, found = straight.cache.layer_arrays(layer), context.cache.layer_arrays(layer)
+            for place in straight.result.loaded:
+                span = slice(place.start, place.stop)
+                assert np.array_equal(found.values[:, span], expected.values[:, span])
+                assert np.abs(found.keys[:, span] - expected.keys[:, span]).max() < 1e-4
+    assert pooled.resident.stats().leased == 0
+    full = pipeline.generate("what follows?", chosen, tokens_max=3)
+    assert np.abs(pooled.generate("what follows?", chosen, tokens_max=3).logits - full.logits).max() < 1e-2
+
+
+def test_what_a_pool_remembers_is_there_at_once_and_for_others_soon(model, client, pooled):
+    chosen = DOCUMENTS[1:4]
+    question = f"remembered {pooled.resident.pool.device}?"
+    first = pooled.generate(question, chosen, strategy=Strategy.RECOMPUTE, tokens_max=8, remember=True)
+    second = pooled.generate(question, chosen, strategy=Strategy.PREFIX, tokens_max=8)
+    assert second.token_ids == first.token_ids
+    assert (second.load.resident, second.load.bytes_read) == (len(second.load.loaded), 0)
+    assert not second.load.missed
+    pooled.resident.drain()
+    other = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100)
+    third = other.generate(question, chosen, strategy=Strategy.PREFIX, tokens_max=8)
+    assert not third.load.missed
+    assert np.array_equal(third.logits, second.logits), "exact is exact, whether it was resident or not"
+    other.close()
+
+
+def test_a_pool_too_small_for_a_prompt_takes_what_it_can(model, client, pipeline):
+    small = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100, pool=PoolPlace(180_000))
+    small.ingest(DOCUMENTS)
+    chosen = [DOCUMENTS[4], DOCUMENTS[1], DOCUMENTS[3]]
+    for _ in range(2):
+        context = small.context(chosen, "what follows?")
+        assert context.result.loaded == pipeline.context(chosen, "what follows?").result.loaded
+        assert not context.result.missed
+    assert small.resident.stats().refused
+    answer = small.generate("what follows?", chosen, strategy=Strategy.RECOMPUTE, tokens_max=2, remember=True)
+    again = small.generate("what follows?", chosen, strategy=Strategy.PREFIX, tokens_max=2)
+    assert again.token_ids == answer.token_ids
+    small.close()
+    small.close()

@@ -56,7 +56,7 @@ def test_frames_come_back(kind, number):
         ((b"KVLC", 1, 1, 0, 0, 0), "frame starts with b'KVLC'"),
         ((b"KVLL", 1, 1, 0, 0, 0), "version 1"),
         ((b"KVLL", 2, 0, 0, 0, 0), "kind 0"),
-        ((b"KVLL", 2, 9, 0, 0, 0), "kind 9"),
+        ((b"KVLL", 2, 12, 0, 0, 0), "kind 12"),
         ((b"KVLL", 2, 255, 0, 0, 0), "kind 255"),
         ((b"KVLL", 2, 1, 0, 0, 257), "HELLO frame declares 257 bytes, the limit is 256"),
         ((b"KVLL", 2, 2, 0, 0, 32 * limits.KEYS_PER_REQUEST_MAX + 1), "the limit is 320000"),

@@ -8,10 +8,12 @@ from blake3 import blake3
 
 from kvloom import errors, limits
 from kvloom.clients import wire
+from kvloom.clients.pool_wire import Held, PoolCounts, PoolIntroduction
 from kvloom.codec.container import parse_header
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.daemon.admission import Admission
 from kvloom.daemon.caller import ALL_SCOPES, Caller, Scope
+from kvloom.daemon.pools import RegisteredPool
 from kvloom.daemon.service import Service
 from kvloom.kvstore.key import ModelIdentity, chunk_refs
 from kvloom.kvstore.memory.tier import MemoryTier
@@ -212,6 +214,8 @@ async def test_every_method_refuses_a_caller_without_its_scope(service, key, con
     data = container_bytes([EXACT], content_key=key)
     values = {"key": key, "keys": [key], "payload": data, "ack": Ack.MEMORY, "digest": key, "data": b"", "limit": 1}
     values |= {"question": wire.PrefixQuestion(keys=()), "lease_seconds": 5, "lease": 1, "finished": True, "prefix": ""}
+    about = PoolIntroduction("host", 1, 1)
+    values |= {"about": about, "pool": RegisteredPool(ME.namespace.owner, about), "held": Held(PoolCounts(), [key])}
     method = getattr(service, name)
     wanted = inspect.signature(method).parameters
     given = {item: values[item] for item in wanted if item in values}
@@ -333,3 +337,13 @@ async def test_stats_tell_of_the_tenant_and_of_what_waits(service, key, containe
     assert (tenant.namespace, tenant.puts, tenant.hits, tenant.hit_bytes) == ("default", 1, 1, len(data))
     assert [(tier.tier, tier.records) for tier in tenant.tiers] == [("memory", 1), ("ssd", 1)]
     assert wire.load(wire.DaemonStats, wire.dump(stats)) == stats
+
+
+async def test_a_tenants_pools_are_its_own(service, key):
+    pool = service.register_pool(ME, PoolIntroduction("cuda:0", 100, 5))
+    service.update_pool(ME, pool, Held(PoolCounts(chunks=1), [key], used=[key]))
+    assert [match.matched for match in service.resident(ME, [key]).pools] == [1]
+    assert service.resident(OTHER, [key]).pools == ()
+    assert [report.pid for report in service.stats(OTHER).pools] == [5]
+    service.remove_pool(pool)
+    assert service.resident(ME, [key]).pools == ()

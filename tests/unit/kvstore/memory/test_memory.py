@@ -162,6 +162,20 @@ async def test_cancelled_put_gives_its_bytes_back() -> None:
     assert tier.capacity().records == 6
 
 
+async def test_what_is_used_elsewhere_is_used_here() -> None:
+    tier = MemoryTier(262_144)
+    records = [make_record(number, 50_000) for number in range(4)]
+    for record in records:
+        await tier.put(record)
+    tier.touch([records[0].storage_key, make_record(99, 1).storage_key])
+    number = 10
+    while all(await tier.contains_many([record.storage_key for record in records])):
+        await tier.put(make_record(number, 50_000))
+        number += 1
+    assert (await tier.contains_many([record.storage_key for record in records]))[:2] == [True, False]
+    await tier.close()
+
+
 async def test_view_is_readable_after_close() -> None:
     tier = MemoryTier(MIB)
     record = make_record(1, 50_000)
