@@ -10,7 +10,6 @@ import fcntl
 import os
 import socket
 import struct
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -26,26 +25,20 @@ from ..clients.local_wire import (
     Failed,
     Frame,
     GetQuestion,
-    GetReply,
-    Granted,
     Hello,
     Inline,
     Kind,
     Later,
-    Mapped,
     PutQuestion,
-    Result,
     decode_keys,
     encode_error,
 )
 from ..clients.pool_wire import Held, PoolIntroduction
-from ..codec.container import ByteRange
-from ..errors import InvalidRequest, KvloomError, StorageUnavailable, TruncatedBody
-from ..kvstore.memory.segment import Segment
-from ..kvstore.sharing import Lease
+from ..errors import InvalidRequest, KvloomError, TruncatedBody
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.lending import LentChunk
 from .authenticator import Authenticator
+from .local_loans import Found, LeaseBudget, Loans
 from .local_socket import LocalSocket, Reply, peer_user
 from .pools import RegisteredPool
 from .service import Service
@@ -56,8 +49,6 @@ _log = structlog.get_logger("kvloom.daemon")
 _BACKLOG: Final = 128
 _READ_BYTES: Final = 8 * 1024 * 1024
 _COUNT: Final = struct.Struct("<Q")
-_LOOKED_AT: Final = 4
-"""How many of a client's segments each answer looks at, whether they are gone."""
 
 
 def bind_local(path: Path) -> socket.socket | None:
@@ -97,18 +88,13 @@ async def serve_local(
             await task
 
 
-_Found = Result | LentChunk | None
-"""What becomes of one key of a GET; None: it has to be read."""
-
-
 class LocalApi:
     """The connections of one service; their leases share one budget."""
 
     def __init__(self, service: Service, authenticator: Authenticator, *, leased_bytes_max: int) -> None:
         self.service = service
         self.authenticator = authenticator
-        self.leased_bytes = 0
-        self.leased_bytes_max = leased_bytes_max
+        self.budget = LeaseBudget(leased_bytes_max)
         self._connections = 0
 
     async def accept(self, listener: socket.socket) -> None:
@@ -149,7 +135,7 @@ class LocalApi:
 
 
 class _Connection:
-    """One client: its leases by number, and the segments it has been given."""
+    """One client: who it is, what it was lent, and the pool it has registered."""
 
     def __init__(self, api: LocalApi, stream: LocalSocket) -> None:
         self._api = api
@@ -157,12 +143,8 @@ class _Connection:
         self._caller = api.authenticator.local
         self._key: str | None = None
         self._stream = stream
-        self._leases: dict[int, Lease] = {}
-        self._next_lease = 1
-        self._segments: dict[Segment, int] = {}
-        self._next_segment = 1
-        self._looked_at: deque[Segment] = deque()
-        self._begun: list[_Found] | None = None
+        self._loans = Loans(api.budget)
+        self._begun: list[Found] | None = None
         """What was lent to the question that is handled next, which could not be answered at once."""
         self._pool: RegisteredPool | None = None
         self._in_step = False
@@ -173,12 +155,7 @@ class _Connection:
         self._stream.close()
         if self._pool is not None:
             self._service.remove_pool(self._pool)
-        for lease in self._leases.values():
-            self._api.leased_bytes -= lease.payload_bytes
-            lease.abandon()
-        self._leases.clear()
-        self._segments.clear()
-        self._looked_at.clear()
+        self._loans.abandon()
         self._begun = None
 
     async def run(self) -> None:
@@ -211,7 +188,7 @@ class _Connection:
         body = await self._stream.read(frame.body_bytes)
         self._in_step = True
         if frame.kind is Kind.RELEASE:
-            self._release(body)
+            self._loans.release(body)
         elif frame.kind is Kind.GET:
             await self._get(frame, GetQuestion.decode(body))
         else:
@@ -293,7 +270,7 @@ class _Connection:
         if frame.descriptors or self._begun is not None:
             return None
         if frame.kind is Kind.RELEASE:
-            self._release(body)
+            self._loans.release(body)
             return Reply()
         if frame.kind is not Kind.GET:
             return None
@@ -305,7 +282,7 @@ class _Connection:
         if None in found:
             self._begun = found
             return None
-        parts, descriptors = self._encoded(found)
+        parts, descriptors = self._loans.encoded(found)
         return Reply(
             (Frame(Kind.GET, frame.number, sum(map(len, parts)), len(descriptors)).encode(), *parts), descriptors
         )
@@ -316,7 +293,7 @@ class _Connection:
         async with AsyncExitStack() as sent:
             sent.enter_context(self._service.entering(self._caller))
             if question.through_socket:
-                found: list[_Found] = [None] * len(question.keys)
+                found: list[Found] = [None] * len(question.keys)
             else:
                 found = self._lent(question) if begun is None else begun
             inline_bytes = 0
@@ -334,19 +311,19 @@ class _Connection:
                     continue
                 inline_bytes += chunk.total_bytes
                 found[index] = Inline(chunk.parts, chunk.tier)
-            parts, descriptors = self._encoded(found)
+            parts, descriptors = self._loans.encoded(found)
             await self._reply(Kind.GET, frame.number, parts, descriptors)
 
-    def _lent(self, question: GetQuestion) -> list[_Found]:
+    def _lent(self, question: GetQuestion) -> list[Found]:
         """Lend what can be, unless this client or all of them together hold as much as they may already.
 
         None for what has to be read. What is lent is the connection's once it is in an answer.
         """
-        found: list[_Found] = []
-        room = min(limits.LOCAL_LEASES_MAX - len(self._leases), len(question.keys))
-        room_bytes = self._api.leased_bytes_max - self._api.leased_bytes
+        found: list[Found] = []
+        room = min(limits.LOCAL_LEASES_MAX - len(self._loans), len(question.keys))
+        room_bytes = self._loans.budget.room_bytes
         for key in question.keys[:room]:
-            lent: _Found = None
+            lent: Found = None
             if room_bytes > 0:
                 try:
                     lent = self._service.lend(self._caller, key, level=question.level, layers=question.layers)
@@ -356,60 +333,6 @@ class _Connection:
                 room_bytes -= lent.lease.payload_bytes
             found.append(lent)
         return found + [None] * (len(question.keys) - len(found))
-
-    def _encoded(self, found: Sequence[_Found]) -> tuple[list[Buffer], list[int]]:
-        """The body of the answer, and the descriptors that go with it; leases begin here.
-
-        Some of the client's segments are looked at in turn: which of them are gone.
-        """
-        gone: list[int] = []
-        for _ in range(min(_LOOKED_AT, len(self._looked_at))):
-            segment = self._looked_at.popleft()
-            if segment.closed:
-                gone.append(self._segments.pop(segment))
-            else:
-                self._looked_at.append(segment)
-        granted: list[Granted] = []
-        descriptors: list[int] = []
-        results: list[Result] = []
-        for item in found:
-            if isinstance(item, LentChunk):
-                try:
-                    results.append(self._mapped(item, granted, descriptors))
-                except StorageUnavailable as error:
-                    results.append(Failed(error))
-            elif item is not None:
-                results.append(item)
-        return GetReply(tuple(results), tuple(granted), tuple(gone)).encode(), descriptors
-
-    def _mapped(self, lent: LentChunk, granted: list[Granted], descriptors: list[int]) -> Mapped:
-        """Register the lease, and pass the segment unless this client has it."""
-        lease, segment = lent.lease, lent.lease.segment
-        number = self._segments.get(segment)
-        if number is None:
-            if segment.descriptor is None:
-                raise StorageUnavailable("the memory is not shared any more")
-            number = self._next_segment
-            self._next_segment += 1
-            self._segments[segment] = number
-            self._looked_at.append(segment)
-            granted.append(Granted(number, segment.size_bytes))
-            descriptors.append(segment.descriptor)
-        self._leases[self._next_lease] = lease
-        self._next_lease += 1
-        self._api.leased_bytes += lease.payload_bytes
-        ranges = tuple([ByteRange(lease.offset + item.start, lease.offset + item.stop) for item in lent.ranges])
-        total = lease.word_sum if lent.is_whole else None
-        return Mapped(self._next_lease - 1, number, ranges, lent.tier, lent.header, total)
-
-    def _release(self, body: Buffer) -> None:
-        if len(body) % _COUNT.size:
-            raise InvalidRequest(f"RELEASE has {len(body)} bytes, not a multiple of {_COUNT.size}")
-        for (number,) in _COUNT.iter_unpack(body):
-            lease = self._leases.pop(number, None)
-            if lease is not None:
-                self._api.leased_bytes -= lease.payload_bytes
-                lease.release()
 
 
 def _copied(descriptor: int, offset: int, length: int) -> memoryview:

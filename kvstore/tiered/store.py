@@ -11,7 +11,6 @@ reads take none and start again if the record is replaced under them. What has e
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 
 from ... import limits
 from ...codec.level import Level
@@ -26,8 +25,8 @@ from ..quota import Quotas
 from ..sharing import SharesMemory
 from ..single_flight import SingleFlight
 from ..tier import NEVER, Ack, Buffer, Record, Tier
-from .admission import AdmissionRule, DiskAdmission
-from .cascade import Cascade, CascadeLimits
+from .admission import DiskAdmission
+from .cascade import Cascade
 from .change_log import ChangeLog
 from .chunk_reader import ChunkRead, Copy, read_head, verified_header
 from .copies import WRITE_BEHIND, Copies
@@ -42,6 +41,7 @@ from .promotion import Promoter
 from .reading import Reading, Wanted
 from .reporting import Reporting
 from .roles import Roles
+from .rules import StoreRules
 from .shared_quota import SharedQuota
 from .stats import StoreObserver, StoreStats
 from .tally import Tally
@@ -51,16 +51,6 @@ from .upkeep import Upkeep
 __all__ = ["WRITE_BEHIND", "ChunkRead", "PinnedChunks", "StoreRules", "StoredChunk", "TieredStore"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreRules:
-    """What a store does where there is a choice."""
-
-    cascade: CascadeLimits = field(default_factory=CascadeLimits)
-    admission: AdmissionRule = AdmissionRule.ALWAYS
-    shared_quotas: Quotas = field(default_factory=Quotas)
-    """Quotas on each shared tier, in payload bytes. Those on local tiers are their own (:class:`.QuotaPolicy`)."""
 
 
 class TieredStore:

@@ -7,6 +7,7 @@ import pytest
 
 from kvloom import codec
 from kvloom.codec import KvGradient, KvSample, Layout, calibrate
+from kvloom.codec.calibration import BLOCK_CHANNELS, BLOCK_LAYERS
 from kvloom.errors import InvalidRequest, InvalidTensor
 
 LAYOUT = Layout.uniform(layers=2, kv_heads=1, head_dim=8)
@@ -139,9 +140,10 @@ def test_kv_too_large_to_be_squared_is_refused_by_its_magnitude(magnitude):
         calibrate([KvSample(keys, values)], LAYOUT)
 
 
-def test_a_block_has_at_most_six_layers_and_3072_channels():
-    narrow, wide = (Layout.uniform(layers=14, kv_heads=1, head_dim=width) for width in (4, 256))
-    for layout, layers in ((narrow, 6), (wide, 6), (Layout.uniform(layers=14, kv_heads=2, head_dim=256), 3)):
-        rng = np.random.default_rng(1)
-        kv = rng.normal(size=(2, 14, layout.layers[0].kv_heads, 30, layout.layers[0].head_dim)).astype(np.float32)
-        assert calibrate([KvSample(*kv)], layout, refinements=0).block_layers == layers
+def test_a_block_has_at_most_six_layers_and_so_many_channels():
+    assert (BLOCK_LAYERS, BLOCK_CHANNELS) == (6, 3072)
+    for head_dim, kv_heads, layers in ((4, 1, 6), (8, 1, 6), (8, 2, 3), (16, 4, 1)):
+        layout = Layout.uniform(layers=14, kv_heads=kv_heads, head_dim=head_dim)
+        kv = np.random.default_rng(1).normal(size=(2, 14, kv_heads, 30, head_dim)).astype(np.float32)
+        profile = calibrate([KvSample(*kv)], layout, refinements=0, block_channels=96)
+        assert profile.block_layers == layers
