@@ -97,7 +97,7 @@ class Shelf:
     def profile(self, digest: bytes) -> AnyProfile | None:
         return self._profile
 
-    def store(self, key: ContentKey, container: bytes) -> None:
+    def store(self, key: ContentKey, container: bytes, parent: ContentKey | None) -> None:
         raise NotImplementedError(f"{key.hex()} of {len(container)} bytes: nothing is put here")
 
 

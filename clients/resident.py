@@ -63,9 +63,9 @@ class DaemonSource:
         """Keep a profile that need not be read."""
         self._profiles[profile.digest] = profile
 
-    def store(self, key: ContentKey, container: bytes) -> None:
+    def store(self, key: ContentKey, container: bytes, parent: ContentKey | None) -> None:
         """As :meth:`ChunkSource.store`."""
-        self._client.put(key, container, ack=Ack.MEMORY)
+        self._client.put(key, container, ack=Ack.MEMORY, parent=parent)
 
 
 class ResidentChunks:

@@ -111,7 +111,7 @@ class ChunkTraffic:
             levels=levels,
             content_key=place.ref.key,
         )
-        self._client.put(place.ref.key, blob, ack=ack)
+        self._client.put(place.ref.key, blob, ack=ack, parent=place.ref.parent)
         return len(blob)
 
     def remember(self, cache: KvCache, place: ChunkPlace) -> None:
@@ -119,7 +119,9 @@ class ChunkTraffic:
         if self.resident is not None:
             wanted = ChunkWanted(place.ref.key, EXACT, place.start)
             try:
-                self.resident.put(wanted, *self._room(cache, place), encoding=Encoding((EXACT,)))
+                self.resident.put(
+                    wanted, *self._room(cache, place), encoding=Encoding((EXACT,), parent=place.ref.parent)
+                )
             except (StorageFull, Overloaded):
                 pass  # too large for the pool, or too much waits: straight to the daemon
             else:

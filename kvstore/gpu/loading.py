@@ -102,7 +102,7 @@ class Loading:
     async def store(self, lease: PoolLease, encoding: Encoding) -> None:
         """Encode a chunk and have the source keep it; raises :class:`KvloomError`."""
         (container,) = await self._filled([partial(self._filler.encode, lease.chunk, encoding)])
-        await self._call(partial(self._source.store, lease.content_key, container))
+        await self._call(partial(self._source.store, lease.content_key, container, encoding.parent))
 
     async def close(self) -> None:
         """Wait for the threads; nothing is filled any more."""

@@ -49,6 +49,8 @@ class Encoding:
 
     levels: Collection[Level] = (EXACT,)
     profile: AnyProfile | None = None
+    parent: ContentKey | None = None
+    """The chunk before it, which the store's eviction goes by."""
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -69,6 +71,6 @@ class ChunkSource(Protocol):
         """The profile of that digest; None where it cannot be had."""
         ...
 
-    def store(self, key: ContentKey, container: bytes) -> None:
-        """Keep a container; raises :class:`KvloomError` where that is not possible."""
+    def store(self, key: ContentKey, container: bytes, parent: ContentKey | None) -> None:
+        """Keep a container, and whose child it is; raises :class:`KvloomError` where that is not possible."""
         ...

@@ -247,6 +247,11 @@ class SsdTier(Tier):
         """Tell the policy."""
         self._catalogue.hint(keys, finished=finished)
 
+    def touch(self, keys: Sequence[StorageKey]) -> None:
+        """Count each as used."""
+        for key in keys:
+            self._catalogue.note_use(key)
+
     def holdings(self, owner: OwnerId) -> Holdings | None:
         """What the owner's records are charged."""
         return self._catalogue.holdings(owner)

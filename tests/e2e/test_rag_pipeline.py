@@ -1,5 +1,7 @@
 """The pipeline over a real daemon process: a tiny random model, whose KV is as real to the store as any."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,23 @@ def test_ingest_once_and_from_another_process_never_again(model, client, pipelin
     assert newcomer.profile is not None
     assert newcomer.profile.digest == pipeline.profile.digest
     newcomer.close()
+
+
+def test_every_put_says_which_chunk_is_before_it(model, client, monkeypatch):
+    said = {}
+    put = client.put
+
+    def noting(key, data, **options):
+        said[key] = options["parent"]
+        return put(key, data, **options)
+
+    monkeypatch.setattr(client, "put", noting)
+    with closing(RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100)) as pipeline:
+        document = Document("another text, of several chunks. " * 12, "new")
+        pipeline.ingest([document])
+        keys = pipeline.document_keys(document)
+    assert len(keys) > 2
+    assert [said[key] for key in keys[1:]] == keys[:-1]
 
 
 def test_blended_answer_is_near_the_full_one(pipeline):

@@ -100,6 +100,7 @@ class Shelf:
     containers: dict[ContentKey, bytes] = field(default_factory=dict)
     calls: list[tuple[ContentKey, ...]] = field(default_factory=list)
     stored: list[ContentKey] = field(default_factory=list)
+    parents: dict[ContentKey, ContentKey | None] = field(default_factory=dict)
     damaged: set[ContentKey] = field(default_factory=set)
     refuse: Exception | None = None
     gate: threading.Event = field(default_factory=threading.Event)
@@ -116,11 +117,12 @@ class Shelf:
     def profile(self, digest: bytes) -> None:
         return None
 
-    def store(self, key: ContentKey, container: bytes) -> None:
+    def store(self, key: ContentKey, container: bytes, parent: ContentKey | None) -> None:
         self._pass()
         if self.refuse is not None:
             raise self.refuse
         self.stored.append(key)
+        self.parents[key] = parent
         self.containers[key] = container
 
     def _load(self, key: ContentKey, level: Level) -> Outcome[Container]:

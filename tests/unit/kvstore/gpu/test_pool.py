@@ -433,13 +433,15 @@ async def test_what_an_engine_computes_is_resident_at_once_and_stored_soon(open_
     given = Kv([array.copy() for array in kv.keys], [array.copy() for array in kv.values])
     wanted = ChunkWanted(key_of(1), first_position=12)
     async with open_pool(source) as pool:
-        assert await pool.put(wanted, given.keys, given.values, encoding=Encoding({STANDARD, EXACT}))
+        encoding = Encoding({STANDARD, EXACT}, parent=key_of(9))
+        assert await pool.put(wanted, given.keys, given.values, encoding=encoding)
         given.keys[0][...] = 0
         with pool.resident(wanted) as lease:
             assert content(pool, lease).same_as(kv)
         assert not await pool.put(wanted, kv.keys, kv.values, encoding=Encoding())
         await pool.drained()
         assert source.stored == [key_of(1)]
+        assert source.parents == {key_of(1): key_of(9)}
         assert source.decoded(key_of(1)).same_as(kv)
         header = Container.parse(source.containers[key_of(1)], content_key=key_of(1)).header
         assert (header.first_position, header.levels[-1]) == (12, EXACT)

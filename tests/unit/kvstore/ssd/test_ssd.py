@@ -104,6 +104,15 @@ async def test_many_waiting_puts_share_groups(tier: SsdTier) -> None:
     assert 1 <= tier._writer.groups < 100
 
 
+async def test_what_is_used_elsewhere_is_used_here(tier: SsdTier) -> None:
+    records = [make_record(number, 1000) for number in range(3)]
+    for record in records:
+        await tier.put(record)
+    tier.touch([records[0].storage_key, make_record(99, 1).storage_key])
+    order = [item.storage_key for item in (records[1], records[2], records[0])]
+    assert tier._catalogue.keys() == order
+
+
 async def test_owner_and_expiry_are_kept(tmp_path: Path) -> None:
     plain = make_record(1, 1000)
     record = Record(plain.storage_key, plain.content_key, plain.payload, 7, OwnerId(b"o" * 16), 99)
