@@ -66,7 +66,7 @@ SSD_SEGMENTS_MAX: Final = 2048
 SSD_INDEX_BYTES_MIN: Final = 64 * 1024
 """What the index of that log may take beside :data:`SSD_INDEX_FRAME_BYTES` for every frame of the log."""
 SSD_INDEX_FRAME_BYTES: Final = 128
-SSD_INDEX_BATCH: Final = 1024
+SSD_INDEX_BATCH_MAX: Final = 1024
 """Changes of the index that are written at once."""
 SSD_INDEX_CHANGES_MAX: Final = 65_536
 """Changes that wait to be written to it; past this they are forgotten and it is written anew."""

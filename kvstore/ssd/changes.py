@@ -63,7 +63,7 @@ class ChangeLog:
         self._before[key] = (ABSENT if before is None else before) if first is None else first
         if len(self._before) > limits.SSD_INDEX_CHANGES_MAX:
             self.lose()
-        elif len(self._before) > limits.SSD_INDEX_BATCH:
+        elif len(self._before) > limits.SSD_INDEX_BATCH_MAX:
             self.many.set()
         self.some.set()
 
@@ -84,7 +84,7 @@ class ChangeLog:
         if whole:
             rows = [(ABSENT, place) for place in places.values()]
         else:
-            taken = list(islice(self._before, limits.SSD_INDEX_BATCH))
+            taken = list(islice(self._before, limits.SSD_INDEX_BATCH_MAX))
             rows = [(self._before.pop(key), places.get(key, ABSENT)) for key in taken]
             rows += [(place, ABSENT) for place in self._stray]
         self._stray = []

@@ -156,10 +156,10 @@ class SsdIndex:
             log.index_bytes = bytes_max = max(log.index_bytes, log.allowed_index_bytes())
             if changes.whole:
                 pipe.reset(bytes_max=bytes_max, seconds=_WRITE_SECONDS_MAX)
-            for start in range(0, max(1, len(changes.rows)), limits.SSD_INDEX_BATCH):
-                rows = [_row(row, seeds) for row in changes.rows[start : start + limits.SSD_INDEX_BATCH]]
+            for start in range(0, max(1, len(changes.rows)), limits.SSD_INDEX_BATCH_MAX):
+                rows = [_row(row, seeds) for row in changes.rows[start : start + limits.SSD_INDEX_BATCH_MAX]]
                 claims = None
-                if noted is not None and start + limits.SSD_INDEX_BATCH >= len(changes.rows):
+                if noted is not None and start + limits.SSD_INDEX_BATCH_MAX >= len(changes.rows):
                     claims = b"".join(_claim(seed, noted.get(ordinal)) for ordinal, seed in seeds.items())
                 log.index_bytes = max(
                     log.index_bytes,
