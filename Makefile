@@ -33,7 +33,7 @@ ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: bench-peers help demo test lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
+.PHONY: bench-peers proto help demo test lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ bench-peers: ## the peers that bench/store.py compares with, each in an environm
 		$(PEERS)/lmcache/bin/python bench/peer_requirements.py lmcache $(LMCACHE_UNUSED) \
 			| $(PEERS)/lmcache/bin/pip install -qq -r /dev/stdin && touch $(PEERS)/lmcache/.complete; }
 
+proto: $(VENV)/.test ## the messages of gRPC, from clients/proto/kvloom/v1alpha1/kvloom.proto
+	cd clients/proto && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. kvloom/v1alpha1/kvloom.proto
+
 fuzz: fuzz-native fuzz-containers ## hostile input, a million cases each: the compiled core with sanitizers, whole containers
 
 fuzz-native: $(addprefix $(FUZZ_FOLDER)/,rans planes lossy segments)
@@ -112,7 +115,7 @@ $(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
-	$(PIP) --group test --editable '.[cachegen,demo,encryption,mooncake,network]'
+	$(PIP) --group test --editable '.[cachegen,demo,encryption,grpc,mooncake,network]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python

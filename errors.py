@@ -1,4 +1,4 @@
-"""The one tree of errors: each has a stable code, an HTTP status, and a line that names the value and the limit.
+"""The one tree of errors: each has a stable code, an HTTP and a gRPC status, and a line naming value and limit.
 
 Edges translate by class attribute only; no edge owns a table of its own. A missing chunk is *not* an error: stores
 answer :class:`kvloom.kvstore.outcome.Miss`. What is here is what a caller did wrong or what the machine refused.
@@ -27,7 +27,9 @@ __all__ = [
     "NonFiniteTensor",
     "NotFound",
     "Overloaded",
+    "PreconditionFailed",
     "ProfileMismatch",
+    "RangeNotSatisfiable",
     "StorageFull",
     "StorageUnavailable",
     "TenantOverloaded",
@@ -45,6 +47,7 @@ class KvloomError(Exception):
 
     code: ClassVar[str] = "kvloom_error"
     http_status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
 
 
 # What a caller sent is wrong: the same bytes will be wrong again.
@@ -55,6 +58,7 @@ class InvalidRequest(KvloomError):
 
     code = "invalid_request"
     http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class InvalidKey(InvalidRequest):
@@ -83,11 +87,28 @@ class BodyTooLarge(InvalidRequest):
     http_status = 413
 
 
+class PreconditionFailed(KvloomError):
+    """A condition that a request set does not hold: what is stored is not what its sender thought."""
+
+    code = "precondition_failed"
+    http_status = 412
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class RangeNotSatisfiable(InvalidRequest):
+    """A range of bytes that begins behind the end of what is read."""
+
+    code = "range_not_satisfiable"
+    http_status = 416
+    grpc_status = "OUT_OF_RANGE"
+
+
 class Unauthenticated(KvloomError):
     """No credential, or one that does not hold: unknown, expired and revoked are told apart in the log only."""
 
     code = "unauthenticated"
     http_status = 401
+    grpc_status = "UNAUTHENTICATED"
 
 
 class Forbidden(KvloomError):
@@ -95,6 +116,7 @@ class Forbidden(KvloomError):
 
     code = "forbidden"
     http_status = 403
+    grpc_status = "PERMISSION_DENIED"
 
 
 class InvalidData(KvloomError):
@@ -102,6 +124,7 @@ class InvalidData(KvloomError):
 
     code = "invalid_data"
     http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class MalformedContainer(InvalidData):
@@ -122,6 +145,7 @@ class InvalidTensor(KvloomError):
 
     code = "invalid_tensor"
     http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class NonFiniteTensor(InvalidTensor):
@@ -148,6 +172,7 @@ class KeyMismatch(KvloomError):
 
     code = "key_mismatch"
     http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class LayoutMismatch(KvloomError):
@@ -155,6 +180,7 @@ class LayoutMismatch(KvloomError):
 
     code = "layout_mismatch"
     http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class CodecMismatch(KvloomError):
@@ -162,6 +188,7 @@ class CodecMismatch(KvloomError):
 
     code = "codec_mismatch"
     http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class ProfileMismatch(KvloomError):
@@ -169,6 +196,7 @@ class ProfileMismatch(KvloomError):
 
     code = "profile_mismatch"
     http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 # What was asked for is not here.
@@ -179,6 +207,7 @@ class NotFound(KvloomError):
 
     code = "not_found"
     http_status = 404
+    grpc_status = "NOT_FOUND"
 
 
 class LevelNotStored(NotFound):
@@ -195,6 +224,7 @@ class Overloaded(KvloomError):
 
     code = "overloaded"
     http_status = 503
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class TenantOverloaded(Overloaded):
@@ -209,6 +239,7 @@ class StorageUnavailable(KvloomError):
 
     code = "storage_unavailable"
     http_status = 503
+    grpc_status = "UNAVAILABLE"
 
 
 class DaemonUnavailable(KvloomError):
@@ -216,6 +247,7 @@ class DaemonUnavailable(KvloomError):
 
     code = "daemon_unavailable"
     http_status = 503
+    grpc_status = "UNAVAILABLE"
 
 
 class StorageFull(KvloomError):
@@ -223,6 +255,7 @@ class StorageFull(KvloomError):
 
     code = "storage_full"
     http_status = 507
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 # Set-up.

@@ -88,6 +88,7 @@ SHARED_COUNT_ROUNDS_DEFAULT: Final = 6
 """Rounds of upkeep from one count of what owners have on shared tiers to the next."""
 SWEEP_RECORDS_MAX: Final = 1024
 """Expired records that one pass frees on one tier."""
+LEASE_SECONDS_DEFAULT: Final = 60.0
 LEASE_SECONDS_MAX: Final = 3600.0
 LEASES_MAX: Final = 4096
 """Leases of one owner at the same time."""
@@ -149,6 +150,15 @@ BODY_BYTES_PER_SECOND_MIN: Final = 16 * 1024
 """A body that comes more slowly than this, over one window, is given up."""
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
+GRPC_FRAME_BYTES_MAX: Final = 2 * STREAM_FRAME_BYTES
+"""A frame of a chunk or a profile, as it is accepted; those that are sent have :data:`STREAM_FRAME_BYTES` of data."""
+GRPC_QUESTION_BYTES_MAX: Final = 16 * 1024 * 1024
+"""A question: ``PREFIX_TOKENS_MAX`` tokens fit, five bytes each."""
+GRPC_KEYS_BYTES_MAX: Final = 512 * 1024
+"""A question that names ``KEYS_PER_REQUEST_MAX`` keys fits."""
+GRPC_STREAMS_PER_CONNECTION_MAX: Final = 256
+BATCH_READ_AHEAD_MAX: Final = 4
+"""Chunks of a batch that are read, or ready, while one is being sent."""
 LOCAL_CONNECTIONS_MAX: Final = 256
 """Connections to the Unix socket at once."""
 LOCAL_LEASES_MAX: Final = 4096

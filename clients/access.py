@@ -127,7 +127,7 @@ def _trust(variables: Mapping[str, str]) -> Trust:
 def _own_token(endpoint: Endpoint, directory: Path) -> str | None:
     """The token of the daemon whose note is in ``directory``, if that is the one at ``endpoint``."""
     note = DaemonNote.read(directory)
-    if note is None or note.endpoint != endpoint:
+    if note is None or endpoint not in (note.endpoint, note.grpc_endpoint):
         return None
     try:
         with (directory / TOKEN_NAME).open("rb") as file:

@@ -21,6 +21,7 @@ from ..kvstore.tier import Ack
 from . import protocol, wire
 from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
+from .grpc_daemon import AsyncGrpcDaemon, grpc_endpoint
 from .http_message import Buffer, HttpReply, HttpRequest
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
@@ -52,11 +53,13 @@ class AsyncKvloomClient:
         connections_max: int = limits.CLIENT_CONNECTIONS_MAX,
         local: bool = True,
     ) -> None:
-        self._endpoint = find_daemon(address, data_dir=data_dir)
+        over_grpc = grpc_endpoint(address)
+        self._endpoint = over_grpc or find_daemon(address, data_dir=data_dir)
         self._access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
-        self._context = self._access.trust.context() if self._endpoint.secure else None
+        self._grpc = None if over_grpc is None else AsyncGrpcDaemon(self._access)
+        self._context = self._access.trust.context() if self._endpoint.secure and over_grpc is None else None
         self._connections_max = connections_max
-        path = find_local_socket(self._endpoint, data_dir=data_dir) if local else None
+        path = find_local_socket(self._endpoint, data_dir=data_dir) if local and over_grpc is None else None
         key = self._access.key
         self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=key)
         self._workers: ThreadPoolExecutor | None = None
@@ -85,6 +88,8 @@ class AsyncKvloomClient:
             await asyncio.to_thread(workers.shutdown)
         if self._local is not None:
             self._local.close()
+        if self._grpc is not None:
+            await self._grpc.close()
 
     async def put(
         self,
@@ -215,6 +220,8 @@ class AsyncKvloomClient:
 
     async def _answer(self, operation: Operation[T]) -> T:
         """The parsed answer; :class:`DaemonUnavailable` where there is none."""
+        if self._grpc is not None:
+            return await self._grpc.run(operation)
         request, access = operation.request(), self._access
         try:
             try:

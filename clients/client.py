@@ -18,6 +18,7 @@ from . import protocol, wire
 from .access import Access, Trust, find_access
 from .connection import Connection, StaleConnection
 from .discovery import Endpoint, find_daemon, find_local_socket
+from .grpc_daemon import GrpcDaemon, grpc_endpoint
 from .http_message import Buffer, HttpReply, HttpRequest
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
@@ -38,7 +39,8 @@ T = TypeVar("T")
 class KvloomClient:
     """A daemon, seen by a program that may block. Safe to use from several threads at once.
 
-    ``address`` is ``host:port`` or ``https://host:port``; without it the daemon is found through ``KVLOOM_URL`` or
+    ``address`` is ``host:port`` or ``https://host:port``, or ``grpc://host:port`` and ``grpcs://host:port`` for
+    gRPC (the ``[grpc]`` extra); without it the daemon is found through ``KVLOOM_URL`` or
     ``KVLOOM_ADDRESS``, the note of a running daemon, or the default port (:func:`.discovery.find_daemon`). ``api_key``
     says whose chunks these are; without it that is ``KVLOOM_API_KEY``, or the token that this user's daemon leaves for
     its programs (:func:`.access.find_access`). ``trust`` names the certificates of TLS. ``data_dir`` is where note and
@@ -61,11 +63,13 @@ class KvloomClient:
         connections_max: int = limits.CLIENT_CONNECTIONS_MAX,
         local: bool = True,
     ) -> None:
-        self._endpoint = find_daemon(address, data_dir=data_dir)
+        over_grpc = grpc_endpoint(address)
+        self._endpoint = over_grpc or find_daemon(address, data_dir=data_dir)
         self._access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
-        self._context = self._access.trust.context() if self._endpoint.secure else None
+        self._grpc = None if over_grpc is None else GrpcDaemon(self._access)
+        self._context = self._access.trust.context() if self._endpoint.secure and over_grpc is None else None
         self._connections_max = connections_max
-        path = find_local_socket(self._endpoint, data_dir=data_dir) if local else None
+        path = find_local_socket(self._endpoint, data_dir=data_dir) if local and over_grpc is None else None
         key = self._access.key
         self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=key)
         self._idle: deque[Connection] = deque()
@@ -93,6 +97,8 @@ class KvloomClient:
             self._idle.pop().close()
         if self._local is not None:
             self._local.close()
+        if self._grpc is not None:
+            self._grpc.close()
 
     def put(
         self,
@@ -137,7 +143,7 @@ class KvloomClient:
                 return gone[0]
             operation = protocol.GetChunk(key, level)
             try:
-                return operation.parse(self._exchange(operation))
+                return self._answer(operation)
             except DaemonUnavailable as error:
                 gone.append(Unavailable(protocol.DAEMON, str(error)))
                 return gone[0]
@@ -206,9 +212,15 @@ class KvloomClient:
                     return self._local.run(operation)
                 except LocalGone:
                     pass
-            return operation.parse(self._exchange(operation))
+            return self._answer(operation)
         except DaemonUnavailable as error:
             return operation.without_daemon(error)
+
+    def _answer(self, operation: Operation[T]) -> T:
+        """The parsed answer; :class:`DaemonUnavailable` where there is none."""
+        if self._grpc is not None:
+            return self._grpc.run(operation)
+        return operation.parse(self._exchange(operation))
 
     def _exchange(self, operation: Operation[Any]) -> HttpReply:
         request = operation.request()

@@ -59,13 +59,19 @@ class Endpoint:
 class DaemonNote:
     """What a running daemon writes to ``daemon.json``; stale after a crash, so only ever a hint.
 
-    ``local`` is the path of its Unix socket, where it has one.
+    ``local`` is the path of its Unix socket, ``grpc_port`` where it serves gRPC, where it does.
     """
 
     endpoint: Endpoint
     pid: int
     version: str
     local: str | None = None
+    grpc_port: int | None = None
+
+    @property
+    def grpc_endpoint(self) -> Endpoint | None:
+        """Where it serves gRPC."""
+        return None if self.grpc_port is None else Endpoint(self.endpoint.host, self.grpc_port, self.endpoint.secure)
 
     @staticmethod
     def path(data_dir: Path) -> Path:
@@ -87,6 +93,8 @@ class DaemonNote:
             document["tls"] = True
         if self.local is not None:
             document["local"] = self.local
+        if self.grpc_port is not None:
+            document["grpc_port"] = self.grpc_port
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(document, file)
@@ -99,8 +107,14 @@ class DaemonNote:
             with cls.path(data_dir).open("rb") as file:
                 document = json.loads(file.read(_NOTE_BYTES_MAX))
             endpoint = Endpoint(str(document["host"]), int(document["port"]), document.get("tls") is True)
-            local = document.get("local")
-            return cls(endpoint, int(document["pid"]), str(document["version"]), None if local is None else str(local))
+            local, port = document.get("local"), document.get("grpc_port")
+            return cls(
+                endpoint,
+                int(document["pid"]),
+                str(document["version"]),
+                None if local is None else str(local),
+                None if port is None else int(port),
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 

@@ -114,6 +114,8 @@ class DaemonConfig:
     tls: TlsFiles | None = None
     eviction: EvictionChoice = field(default_factory=EvictionChoice)
     """What the memory and the SSD tier give up first."""
+    grpc_port: int | None = None
+    """Where gRPC is served beside HTTP, on the same ``host``; ``None`` serves none."""
 
     @property
     def loopback(self) -> bool:
@@ -145,6 +147,7 @@ class ConfigText:
     tls_key: str | None = None
     tls_client_ca: str | None = None
     eviction: str | None = None
+    grpc_port: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
@@ -169,7 +172,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
     memory_bytes = _tier_size("memory", text.memory, _default_memory(machine), machine.memory_total_bytes)
     return DaemonConfig(
         host=_host(text.host or DEFAULT_HOST, tls, http_auth),
-        port=_port(text.port),
+        port=DEFAULT_PORT if text.port is None else _port("port", text.port),
         data_dir=text.directory().absolute(),
         memory_bytes=memory_bytes,
         ssd_bytes=_ssd_size(text.ssd, machine),
@@ -187,6 +190,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         http_auth=http_auth,
         tls=tls,
         eviction=EvictionChoice() if text.eviction is None else EvictionChoice.parse(text.eviction),
+        grpc_port=None if text.grpc_port in (None, "off") else _port("grpc_port", text.grpc_port),
     )
 
 
@@ -274,11 +278,9 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text).expanduser().absolute()
 
 
-def _port(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_PORT
+def _port(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
-        raise ConfigError(f"port {text[:40]!r} is not a number from 0 to 65535")
+        raise ConfigError(f"{name} {text[:40]!r} is not a number from 0 to 65535")
     return int(text)
 
 

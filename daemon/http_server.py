@@ -39,6 +39,7 @@ def bind_http(host: str, port: int) -> socket.socket:
 @asynccontextmanager
 async def serve_http(
     service: Service,
+    metrics: Metrics,
     authenticator: Authenticator,
     listener: socket.socket,
     *,
@@ -46,7 +47,6 @@ async def serve_http(
     tls: ssl.SSLContext | None,
 ) -> AsyncIterator[None]:
     """Serve on ``listener`` while the context lasts."""
-    metrics = Metrics(lambda: service.stats(authenticator.local))
     api = HttpApi(service, metrics, authenticator, loopback=loopback)
     runner = web.AppRunner(api.application(), shutdown_timeout=_CLOSE_SECONDS_MAX)
     await runner.setup()

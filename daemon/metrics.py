@@ -33,6 +33,20 @@ class Metrics:
         )
         self._received = Counter("kvloom_http_received_bytes_total", "Body bytes received.", registry=self._registry)
         self._sent = Counter("kvloom_http_sent_bytes_total", "Chunk and profile bytes sent.", registry=self._registry)
+        self._calls = Counter("kvloom_grpc_calls_total", "Calls answered.", ["call", "status"], registry=self._registry)
+        self._call_seconds = Histogram(
+            "kvloom_grpc_call_duration_seconds",
+            "Time from a call's metadata to the end of its answer.",
+            ["call"],
+            buckets=_LATENCY_SECONDS,
+            registry=self._registry,
+        )
+        self._call_received = Counter(
+            "kvloom_grpc_received_bytes_total", "Chunk and profile bytes received.", registry=self._registry
+        )
+        self._call_sent = Counter(
+            "kvloom_grpc_sent_bytes_total", "Chunk and profile bytes sent.", registry=self._registry
+        )
         build = Gauge(
             "kvloom_build_info", "Constant 1; its label is the version.", ["version"], registry=self._registry
         )
@@ -52,6 +66,19 @@ class Metrics:
     def add_sent(self, size_bytes: int) -> None:
         """A body went out."""
         self._sent.inc(size_bytes)
+
+    def observe_call(self, call: str, status: str, seconds: float) -> None:
+        """One gRPC call was answered."""
+        self._calls.labels(call, status).inc()
+        self._call_seconds.labels(call).observe(seconds)
+
+    def add_call_received(self, size_bytes: int) -> None:
+        """A chunk or a profile came in over gRPC."""
+        self._call_received.inc(size_bytes)
+
+    def add_call_sent(self, size_bytes: int) -> None:
+        """A chunk or a profile went out over gRPC."""
+        self._call_sent.inc(size_bytes)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -46,9 +46,13 @@ from .credentials_file import CredentialsFile
 from .http_server import bind_http, serve_http
 from .local_api import bind_local, serve_local
 from .logs import configure_logs
+from .metrics import Metrics
 from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
+
+if TYPE_CHECKING:
+    from .grpc_server import RunningGrpc
 
 __all__ = ["RunningDaemon", "open_daemon", "run_daemon"]
 
@@ -116,7 +120,10 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         if ssd is not None:
             await stack.enter_async_context(_scrubbing(ssd, store, config))
         service.open()
-        await stack.enter_async_context(serve_http(service, authenticator, listener, loopback=config.loopback, tls=tls))
+        metrics = Metrics(lambda: service.stats(authenticator.local))
+        serving_http = serve_http(service, metrics, authenticator, listener, loopback=config.loopback, tls=tls)
+        await stack.enter_async_context(serving_http)
+        grpc = await _open_grpc(stack, config, service, metrics, authenticator)
         local = bind_local(socket_path(config.data_dir))
         if local is not None:
             stack.callback(socket_path(config.data_dir).unlink, missing_ok=True)
@@ -141,10 +148,13 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             replace_file(config.data_dir / TOKEN_NAME, token.encode())
             stack.callback((config.data_dir / TOKEN_NAME).unlink, missing_ok=True)
         path = None if local is None else str(socket_path(config.data_dir))
-        DaemonNote(endpoint, os.getpid(), __version__, path).write(config.data_dir)
+        note = DaemonNote(endpoint, os.getpid(), __version__, path, None if grpc is None else grpc.port)
+        note.write(config.data_dir)
         stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
         stack.push_async_callback(_drain, admission, store)
-        _say_ready(config, endpoint, authenticator.tenants)
+        if grpc is not None:
+            stack.push_async_callback(grpc.drain)
+        _say_ready(config, endpoint, authenticator.tenants, None if grpc is None else grpc.port)
         yield RunningDaemon(endpoint, service, authenticator, reload)
 
 
@@ -156,10 +166,11 @@ def _own_endpoint(listener: socket.socket, *, secure: bool) -> Endpoint:
     return Endpoint(host, port, secure)
 
 
-def _say_ready(config: DaemonConfig, endpoint: Endpoint, tenants: TenantTable) -> None:
+def _say_ready(config: DaemonConfig, endpoint: Endpoint, tenants: TenantTable, grpc_port: int | None) -> None:
     _log.info(
         "ready",
         address=str(endpoint) if config.loopback else f"{config.host}:{endpoint.port}",
+        grpc_port=grpc_port,
         tls=config.tls is not None,
         keys=len(tenants.credentials.keys),
         data_dir=str(config.data_dir),
@@ -227,6 +238,20 @@ async def _drain(admission: Admission, store: TieredStore) -> None:
             await admission.empty()
     if admission.requests:
         _log.warning("requests cut off", requests=admission.requests, seconds=limits.DRAIN_SECONDS_MAX)
+
+
+async def _open_grpc(
+    stack: AsyncExitStack, config: DaemonConfig, service: Service, metrics: Metrics, authenticator: Authenticator
+) -> "RunningGrpc | None":
+    """Serve gRPC until ``stack`` is left, where that is configured; :class:`ConfigError` without the extra."""
+    if config.grpc_port is None:
+        return None
+    try:
+        from .grpc_server import serve_grpc  # here: most daemons run without it
+    except ImportError as error:
+        raise ConfigError("grpc_port needs the extra: pip install 'kvloom[grpc]'") from error
+    serving = serve_grpc(service, metrics, authenticator, host=config.host, port=config.grpc_port, tls=config.tls)
+    return await stack.enter_async_context(serving)
 
 
 def _open_ssd(config: DaemonConfig, policies: _Policies) -> SsdTier:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
 from .. import __version__, limits
-from ..clients import tenancy, wire
+from ..clients import leases, tenancy, wire
 from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..codec.container import generic_digest, parse_header
 from ..codec.level import EXACT, Level
@@ -301,6 +301,12 @@ class Service:
         caller.require(Scope.READ)
         return tenant_stats(self._store.tenant_stats(caller.namespace))
 
+    def namespaces(self, caller: Caller) -> leases.NamespaceList:
+        """The namespaces of the daemon that anybody has asked for, the caller's own first, and their quotas."""
+        caller.require(Scope.ADMIN)
+        known = {item.owner: item for item in (caller.namespace, *self._store.tenants())}
+        return leases.NamespaceList(tuple(tenant_stats(self._store.tenant_stats(item)) for item in known.values()))
+
     def health(self) -> wire.Health:
         """Which daemon this is, and its phase."""
         return wire.Health(self.admission.phase.value, __version__, os.getpid())
@@ -308,7 +314,6 @@ class Service:
     def stats(self, caller: Caller) -> wire.DaemonStats:
         """The daemon, its tiers and its tenants now, the caller's own first."""
         caller.require(Scope.ADMIN)
-        namespaces = {item.owner: item for item in (caller.namespace, *self._store.tenants())}
         store = self._store.stats()
         return wire.DaemonStats(
             version=__version__,
@@ -330,7 +335,7 @@ class Service:
             tiers=tuple(tier_stats(item) for item in store.tiers),
             codec=caller.namespace.codec,
             stages=tuple(stage_stats(item) for item in store.stages),
-            tenants=tuple(tenant_stats(self._store.tenant_stats(item)) for item in namespaces.values()),
+            tenants=self.namespaces(caller).namespaces,
             expired=store.expired,
             pinned_bytes=store.pinned_bytes,
             leases=store.leases,

@@ -21,6 +21,7 @@ __all__ = ["serve"]
 )
 @click.option("--host", help="Address to listen on; beyond loopback with TLS and keys.  [default: 127.0.0.1]")
 @click.option("--port", help="Port; 0 takes a free one.  [default: 7117]")
+@click.option("--grpc-port", metavar="PORT", help="Serve gRPC there too; 0 takes a free one.  [default: off]")
 @click.option("--data-dir", metavar="DIR", help="Where chunks are kept.  [default: this user's data directory]")
 @click.option("--memory", metavar="SIZE", help="Memory tier.  [default: a quarter of what is free, at most 4GiB]")
 @click.option("--ssd", metavar="SIZE", help="SSD tier; 0 for none.  [default: a fifth of free disk, at most 64GiB]")

@@ -1,0 +1,1 @@
+"""The proto package ``kvloom.v1alpha1``."""

@@ -1,0 +1,469 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Ack(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACK_UNSPECIFIED: _ClassVar[Ack]
+    ACK_MEMORY: _ClassVar[Ack]
+    ACK_DISK: _ClassVar[Ack]
+ACK_UNSPECIFIED: Ack
+ACK_MEMORY: Ack
+ACK_DISK: Ack
+
+class NoQuestion(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Layers(_message.Message):
+    __slots__ = ("first", "last")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    last: int
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+
+class PutHead(_message.Message):
+    __slots__ = ("key", "total_bytes", "ack", "ttl_seconds", "parent")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    total_bytes: int
+    ack: Ack
+    ttl_seconds: float
+    parent: bytes
+    def __init__(self, key: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., ack: _Optional[_Union[Ack, str]] = ..., ttl_seconds: _Optional[float] = ..., parent: _Optional[bytes] = ...) -> None: ...
+
+class PutFrame(_message.Message):
+    __slots__ = ("head", "data")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    head: PutHead
+    data: bytes
+    def __init__(self, head: _Optional[_Union[PutHead, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PutReply(_message.Message):
+    __slots__ = ("ack",)
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    ack: Ack
+    def __init__(self, ack: _Optional[_Union[Ack, str]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("error", "message")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    message: str
+    def __init__(self, error: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class PutResult(_message.Message):
+    __slots__ = ("ack", "failure")
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ack: Ack
+    failure: Failure
+    def __init__(self, ack: _Optional[_Union[Ack, str]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class GetQuestion(_message.Message):
+    __slots__ = ("key", "level", "layers")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    level: str
+    layers: Layers
+    def __init__(self, key: _Optional[bytes] = ..., level: _Optional[str] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ...) -> None: ...
+
+class BatchQuestion(_message.Message):
+    __slots__ = ("keys", "level", "layers")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    level: str
+    layers: Layers
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., level: _Optional[str] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ...) -> None: ...
+
+class ChunkHead(_message.Message):
+    __slots__ = ("total_bytes", "tier", "levels", "tokens", "failure")
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    total_bytes: int
+    tier: str
+    levels: _containers.RepeatedScalarFieldContainer[str]
+    tokens: int
+    failure: Failure
+    def __init__(self, total_bytes: _Optional[int] = ..., tier: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., tokens: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class ChunkFrame(_message.Message):
+    __slots__ = ("head", "data")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    head: ChunkHead
+    data: bytes
+    def __init__(self, head: _Optional[_Union[ChunkHead, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class KeyQuestion(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...
+
+class KeysQuestion(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class DigestQuestion(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class ListQuestion(_message.Message):
+    __slots__ = ("limit", "prefix")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    prefix: str
+    def __init__(self, limit: _Optional[int] = ..., prefix: _Optional[str] = ...) -> None: ...
+
+class ExistsReply(_message.Message):
+    __slots__ = ("exists",)
+    EXISTS_FIELD_NUMBER: _ClassVar[int]
+    exists: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, exists: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class ModelIdentity(_message.Message):
+    __slots__ = ("fingerprint", "layout_digest", "adapter", "salt", "multimodal")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    MULTIMODAL_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    layout_digest: bytes
+    adapter: str
+    salt: bytes
+    multimodal: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, fingerprint: _Optional[bytes] = ..., layout_digest: _Optional[bytes] = ..., adapter: _Optional[str] = ..., salt: _Optional[bytes] = ..., multimodal: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PrefixQuestion(_message.Message):
+    __slots__ = ("keys", "identity", "tokens", "chunk_tokens")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    identity: ModelIdentity
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    chunk_tokens: int
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ...) -> None: ...
+
+class PrefixCount(_message.Message):
+    __slots__ = ("chunks", "tokens", "keys")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    chunks: int
+    tokens: int
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class DeleteManyReply(_message.Message):
+    __slots__ = ("deleted",)
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    deleted: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, deleted: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class ErasedReply(_message.Message):
+    __slots__ = ("records",)
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    records: int
+    def __init__(self, records: _Optional[int] = ...) -> None: ...
+
+class PinQuestion(_message.Message):
+    __slots__ = ("keys", "lease_seconds")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    lease_seconds: float
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
+
+class PinReply(_message.Message):
+    __slots__ = ("lease", "until_ms", "pinned")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    lease: bytes
+    until_ms: int
+    pinned: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, lease: _Optional[bytes] = ..., until_ms: _Optional[int] = ..., pinned: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class ReleaseQuestion(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: bytes
+    def __init__(self, lease: _Optional[bytes] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: bool
+    def __init__(self, released: _Optional[bool] = ...) -> None: ...
+
+class HintQuestion(_message.Message):
+    __slots__ = ("keys", "finished")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    finished: bool
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class HintReply(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: int
+    def __init__(self, keys: _Optional[int] = ...) -> None: ...
+
+class PrefetchReply(_message.Message):
+    __slots__ = ("accepted",)
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    def __init__(self, accepted: _Optional[int] = ...) -> None: ...
+
+class ProfileFrame(_message.Message):
+    __slots__ = ("digest", "total_bytes", "data")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    total_bytes: int
+    data: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ProfileReply(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class ChunkEntry(_message.Message):
+    __slots__ = ("key", "payload_bytes", "stored_at_ms", "tiers", "expires_at_ms")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STORED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    payload_bytes: int
+    stored_at_ms: int
+    tiers: _containers.RepeatedScalarFieldContainer[str]
+    expires_at_ms: int
+    def __init__(self, key: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., stored_at_ms: _Optional[int] = ..., tiers: _Optional[_Iterable[str]] = ..., expires_at_ms: _Optional[int] = ...) -> None: ...
+
+class ChunkList(_message.Message):
+    __slots__ = ("chunks", "truncated")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[ChunkEntry]
+    truncated: bool
+    def __init__(self, chunks: _Optional[_Iterable[_Union[ChunkEntry, _Mapping]]] = ..., truncated: _Optional[bool] = ...) -> None: ...
+
+class LevelBytes(_message.Message):
+    __slots__ = ("level", "payload_bytes")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    payload_bytes: int
+    def __init__(self, level: _Optional[str] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+
+class ChunkDetail(_message.Message):
+    __slots__ = ("chunk", "tokens", "first_position", "layers", "dtype", "layout_digest", "raw_bytes", "levels", "profile_digest", "codec")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    chunk: ChunkEntry
+    tokens: int
+    first_position: int
+    layers: int
+    dtype: str
+    layout_digest: bytes
+    raw_bytes: int
+    levels: _containers.RepeatedCompositeFieldContainer[LevelBytes]
+    profile_digest: bytes
+    codec: str
+    def __init__(self, chunk: _Optional[_Union[ChunkEntry, _Mapping]] = ..., tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., layers: _Optional[int] = ..., dtype: _Optional[str] = ..., layout_digest: _Optional[bytes] = ..., raw_bytes: _Optional[int] = ..., levels: _Optional[_Iterable[_Union[LevelBytes, _Mapping]]] = ..., profile_digest: _Optional[bytes] = ..., codec: _Optional[str] = ...) -> None: ...
+
+class TierStats(_message.Message):
+    __slots__ = ("name", "durable", "limit_bytes", "used_bytes", "records", "hits", "hit_bytes", "corrupt", "errors", "evictions", "promotions", "shared", "eviction")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    HIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    PROMOTIONS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    EVICTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    durable: bool
+    limit_bytes: int
+    used_bytes: int
+    records: int
+    hits: int
+    hit_bytes: int
+    corrupt: int
+    errors: int
+    evictions: int
+    promotions: int
+    shared: bool
+    eviction: str
+    def __init__(self, name: _Optional[str] = ..., durable: _Optional[bool] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., records: _Optional[int] = ..., hits: _Optional[int] = ..., hit_bytes: _Optional[int] = ..., corrupt: _Optional[int] = ..., errors: _Optional[int] = ..., evictions: _Optional[int] = ..., promotions: _Optional[int] = ..., shared: _Optional[bool] = ..., eviction: _Optional[str] = ...) -> None: ...
+
+class StageStats(_message.Message):
+    __slots__ = ("tier", "dirty_bytes", "dirty_bytes_max", "dirty_records", "written", "failures", "dropped")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    dirty_bytes: int
+    dirty_bytes_max: int
+    dirty_records: int
+    written: int
+    failures: int
+    dropped: int
+    def __init__(self, tier: _Optional[str] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., dirty_records: _Optional[int] = ..., written: _Optional[int] = ..., failures: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
+
+class TenantTier(_message.Message):
+    __slots__ = ("tier", "used_bytes", "records", "evictions", "limit_bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    used_bytes: int
+    records: int
+    evictions: int
+    limit_bytes: int
+    def __init__(self, tier: _Optional[str] = ..., used_bytes: _Optional[int] = ..., records: _Optional[int] = ..., evictions: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
+
+class TenantStats(_message.Message):
+    __slots__ = ("namespace", "puts", "put_bytes", "hits", "hit_bytes", "misses", "pinned_bytes", "tiers")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PUTS_FIELD_NUMBER: _ClassVar[int]
+    PUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    HIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    puts: int
+    put_bytes: int
+    hits: int
+    hit_bytes: int
+    misses: int
+    pinned_bytes: int
+    tiers: _containers.RepeatedCompositeFieldContainer[TenantTier]
+    def __init__(self, namespace: _Optional[str] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., hits: _Optional[int] = ..., hit_bytes: _Optional[int] = ..., misses: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TenantTier, _Mapping]]] = ...) -> None: ...
+
+class NamespaceList(_message.Message):
+    __slots__ = ("namespaces",)
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    namespaces: _containers.RepeatedCompositeFieldContainer[TenantStats]
+    def __init__(self, namespaces: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ...) -> None: ...
+
+class DaemonStats(_message.Message):
+    __slots__ = ("version", "pid", "phase", "uptime_seconds", "namespace", "requests_inflight", "bytes_inflight", "bytes_inflight_max", "dirty_bytes", "dirty_bytes_max", "hits", "misses", "puts", "put_bytes", "write_behind_failures", "profiles", "tiers", "codec", "stages", "tenants", "expired", "pinned_bytes", "leases", "admitted", "deferred", "promotions_dropped")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_INFLIGHT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_INFLIGHT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_INFLIGHT_MAX_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    PUTS_FIELD_NUMBER: _ClassVar[int]
+    PUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WRITE_BEHIND_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    PROFILES_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    DEFERRED_FIELD_NUMBER: _ClassVar[int]
+    PROMOTIONS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    pid: int
+    phase: str
+    uptime_seconds: float
+    namespace: str
+    requests_inflight: int
+    bytes_inflight: int
+    bytes_inflight_max: int
+    dirty_bytes: int
+    dirty_bytes_max: int
+    hits: int
+    misses: int
+    puts: int
+    put_bytes: int
+    write_behind_failures: int
+    profiles: int
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStats]
+    codec: str
+    stages: _containers.RepeatedCompositeFieldContainer[StageStats]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantStats]
+    expired: int
+    pinned_bytes: int
+    leases: int
+    admitted: int
+    deferred: int
+    promotions_dropped: int
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., requests_inflight: _Optional[int] = ..., bytes_inflight: _Optional[int] = ..., bytes_inflight_max: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., write_behind_failures: _Optional[int] = ..., profiles: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., codec: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ..., expired: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., leases: _Optional[int] = ..., admitted: _Optional[int] = ..., deferred: _Optional[int] = ..., promotions_dropped: _Optional[int] = ...) -> None: ...
+
+class Health(_message.Message):
+    __slots__ = ("phase", "version", "pid")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    version: str
+    pid: int
+    def __init__(self, phase: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
