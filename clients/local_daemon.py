@@ -64,7 +64,9 @@ class LocalDaemon:
             self._idle.pop().close()
 
     def takes(self, operation: Operation[Any]) -> bool:
-        """Whether there are frames for the operation."""
+        """Whether there are frames for the operation; there is no place in them for a time to live."""
+        if isinstance(operation, PutChunk) and operation.ttl_seconds is not None:
+            return False
         return type(operation) in _HANDLERS
 
     def run(self, operation: Operation[T]) -> T:

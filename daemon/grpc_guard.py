@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -106,6 +107,7 @@ class GrpcGuard:
             if error is None:
                 context.set_trailing_metadata(trailers)
             else:
+                await _linger(context)
                 await context.abort(_STATUS[status], str(error), (*trailers, *_trailers(error, str(error))))
 
         return guarded
@@ -139,6 +141,15 @@ class GrpcGuard:
         if isinstance(call.needs, Scope):
             caller.require(call.needs)
         return caller
+
+
+async def _linger(context: Context) -> None:
+    """Read on for a while after a refusal: clients that are still sending would see a broken call, and not why."""
+    with suppress(TimeoutError, grpc.aio.BaseError):
+        async with asyncio.timeout(limits.REFUSED_BODY_SECONDS_MAX):
+            message: object = b""
+            while isinstance(message, bytes):
+                message = await context.read()
 
 
 def _trailers(error: KvloomError, message: str) -> list[tuple[str, str | bytes]]:
