@@ -123,6 +123,10 @@ JSON_PARSED_BYTES_PER_BYTE: Final = 8
 """Bytes that a byte of JSON may take once it is parsed; so many are reserved."""
 KEYS_BODY_BYTES_MAX: Final = 1024 * 1024
 """A JSON list of ``KEYS_PER_REQUEST_MAX`` keys fits."""
+BATCH_HEAD_BYTES_MAX: Final = 4096
+"""What stands before a chunk in a batch."""
+BATCH_BYTES_MAX: Final = 8 * 1024 * 1024 * 1024
+"""A batch of chunks, of which one at a time is in memory."""
 REQUEST_ID_CHARACTERS_MAX: Final = 64
 CREDENTIAL_CHARS_MAX: Final = 256
 """A key as it is sent; longer ones are not looked at."""

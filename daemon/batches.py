@@ -41,8 +41,9 @@ async def reading_in_turn(
 ) -> AsyncIterator[AsyncIterator[Found]]:
     """What is stored under each of ``keys``, in their order.
 
-    A chunk is held, and counted as in flight, until the next one is asked for; :data:`limits.BATCH_READ_AHEAD_MAX` more may
-    be. An error of one chunk is found in its place, and the others go on. Leaving the context lets go of everything.
+    A chunk is held, and counted as in flight, until the next one is asked for; up to
+    :data:`limits.BATCH_READ_AHEAD_MAX` more may be. An error of one chunk is found in its place, and the others go on.
+    Leaving the context lets go of everything.
     """
     reads: dict[int, asyncio.Task[_Ready]] = {}
 

@@ -1,49 +1,56 @@
 """The HTTP edge: a table of routes, each parses its request, calls the service once, and writes out what came back.
 
-The table says what each route needs; the guard (:mod:`.http_guard`) refuses whatever it does not say.
+The table says what each route needs and what it answers; the guard (:mod:`.http_guard`) refuses whatever it does not
+say, and the description that is served (:mod:`.openapi`) is made of it.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, TypeVar, cast
 
 from aiohttp import web
 
 from .. import limits
-from ..clients import wire
-from ..codec.level import parse_level
-from ..errors import InvalidRequest, Overloaded
-from ..kvstore.key import ContentKey, key_from_hex
-from ..kvstore.tier import Ack
+from ..clients import batches, leases, tenancy, wire
+from ..errors import (
+    CodecMismatch,
+    InvalidData,
+    InvalidRequest,
+    KeyMismatch,
+    LayoutMismatch,
+    NotFound,
+    Overloaded,
+    PreconditionFailed,
+    ProfileMismatch,
+    RangeNotSatisfiable,
+    StorageFull,
+)
+from ..kvstore.key import key_from_hex
+from ..kvstore.tiered.pins import LEASE_ID_BYTES, LeaseId
+from . import http_route as part
 from .admission import Phase
 from .authenticator import Authenticator
+from .call import OPEN, Call, Open
 from .caller import Caller, Scope
-from .http_body import body_bytes, read_body, write_parts
-from .http_guard import OPEN, Guard, Open, current_caller, stamp
+from .http_chunks import ChunkHandlers
+from .http_guard import Guard, current_caller, stamp
+from .http_query import number, only, question
+from .http_route import Answer, Body, CallerHandler, Handler, Route
 from .metrics import METRICS_TYPE, Metrics
+from .openapi import describe
 from .service import Service
 
 __all__ = ["HttpApi", "Route"]
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-CallerHandler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 Question = TypeVar("Question")
-_CONTAINER: Final = "container"
-_PROFILE: Final = "profile"
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One method on one path, and the scope that its caller needs; ``OPEN`` needs no caller.
-
-    ``admitted`` routes are served only while the daemon is ready, and counted as inside.
-    """
-
-    method: str
-    path: str
-    needs: Scope | Open
-    handler: CallerHandler | Handler
-    admitted: bool = True
+_PUT_REFUSALS: Final = (
+    InvalidData,
+    KeyMismatch,
+    LayoutMismatch,
+    CodecMismatch,
+    ProfileMismatch,
+    PreconditionFailed,
+    StorageFull,
+)
 
 
 class HttpApi:
@@ -56,22 +63,42 @@ class HttpApi:
         self._metrics = metrics
         self._authenticator = authenticator
         self._loopback = loopback
-        self.routes = (
-            Route("PUT", "/chunks/{key}", Scope.WRITE, self._put_chunk),
-            Route("GET", "/chunks/{key}", Scope.READ, self._get_chunk),
-            Route("HEAD", "/chunks/{key}", Scope.READ, self._head_chunk),
-            Route("DELETE", "/chunks/{key}", Scope.WRITE, self._delete_chunk),
-            Route("GET", "/chunks/{key}/info", Scope.READ, self._describe_chunk),
-            Route("GET", "/chunks", Scope.READ, self._list_chunks),
-            Route("POST", "/chunks/exists", Scope.READ, self._exists),
-            Route("POST", "/prefix", Scope.READ, self._prefix),
-            Route("PUT", "/profiles/{digest}", Scope.WRITE, self._put_profile),
-            Route("GET", "/profiles/{digest}", Scope.READ, self._get_profile),
-            Route("GET", "/tenant", Scope.READ, self._tenant, admitted=False),
-            Route("GET", "/stats", Scope.ADMIN, self._stats, admitted=False),
-            Route("GET", "/metrics", Scope.ADMIN, self._render_metrics, admitted=False),
-            Route("GET", "/healthz", OPEN, self._health, admitted=False),
-            Route("GET", "/readyz", OPEN, self._ready, admitted=False),
+        chunks = ChunkHandlers(service, metrics)
+        self.routes = (*_chunk_routes(chunks), *self._question_routes(), *self._report_routes())
+
+    def _question_routes(self) -> tuple[Route, ...]:
+        keys = Body(record=wire.KeysQuestion)
+        return (
+            Route("GET", "/chunks/{key}/info", Call.DESCRIBE_CHUNK, self._describe,
+                  (Answer(200, wire.ChunkDetail),), refusals=(NotFound,)),
+            Route("GET", "/chunks", Call.LIST_CHUNKS, self._list,
+                  (Answer(200, wire.ChunkList),), (part.LIMIT, part.PREFIX)),
+            Route("DELETE", "/chunks", Call.DELETE_NAMESPACE, self._delete_namespace,
+                  (Answer(200, leases.ErasedReply),)),
+            Route("POST", "/chunks/exists", Call.EXISTS, self._exists, (Answer(200, wire.ExistsReply),), body=keys),
+            Route("POST", "/chunks/delete", Call.DELETE_CHUNKS, self._delete_many,
+                  (Answer(200, leases.DeleteManyReply),), body=keys),
+            Route("POST", "/prefix", Call.LONGEST_PREFIX, self._prefix, (Answer(200, wire.PrefixCount),),
+                  body=Body(record=wire.PrefixQuestion, limit_bytes=limits.PREFIX_BODY_BYTES_MAX),
+                  refusals=(InvalidData,)),
+            Route("POST", "/pins", Call.PIN, self._pin, (Answer(201, leases.PinReply),),
+                  body=Body(record=leases.PinQuestion), refusals=(StorageFull,)),
+            Route("DELETE", "/pins/{lease}", Call.RELEASE, self._release, (Answer(200, leases.ReleaseReply),)),
+            Route("POST", "/hints", Call.HINT, self._hint, (Answer(200, leases.HintReply),),
+                  body=Body(record=leases.HintQuestion)),
+            Route("POST", "/prefetch", Call.PREFETCH, self._prefetch, (Answer(202, leases.PrefetchReply),), body=keys),
+        )  # fmt: skip
+
+    def _report_routes(self) -> tuple[Route, ...]:
+        health = (Answer(200, wire.Health),)
+        return (
+            Route("GET", "/tenant", Call.TENANT, self._tenant, (Answer(200, tenancy.TenantStats),)),
+            Route("GET", "/namespaces", Call.NAMESPACES, self._namespaces, (Answer(200, leases.NamespaceList),)),
+            Route("GET", "/stats", Call.STATS, self._stats, (Answer(200, wire.DaemonStats),)),
+            Route("GET", "/metrics", Call.METRICS, self._render_metrics, (Answer(200, media=METRICS_TYPE),)),
+            Route("GET", "/healthz", Call.HEALTH, self._health, health),
+            Route("GET", "/readyz", Call.READY, self._ready, health, refusals=(Overloaded,)),
+            Route("GET", "/openapi.json", Call.DESCRIPTION, self._description, (Answer(200, dict),)),
         )
 
     def application(self) -> web.Application:
@@ -84,6 +111,11 @@ class HttpApi:
             handler = self._handler(route)
             needs[app.router.add_route(route.method, route.path, handler, expect_handler=_continue_later)] = route.needs
         return app
+
+    @cached_property
+    def description(self) -> bytes:
+        """The routes as OpenAPI 3.1."""
+        return wire.encode(describe(self.routes))
 
     def _handler(self, route: Route) -> Handler:
         if route.needs is OPEN:
@@ -99,86 +131,64 @@ class HttpApi:
 
         return inside
 
-    async def _put_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request, "ack", "ttl_seconds")
-        key = _key(request)
-        ack = wire.parse_ack(request.query.get("ack", Ack.MEMORY.value))
-        ttl_seconds = wire.parse_ttl(request.query["ttl_seconds"]) if "ttl_seconds" in request.query else None
-        above = request.headers.get(wire.HEADER_PARENT)
-        parent = None if above is None else key_from_hex(above)
-        with self._service.reserving(caller, body_bytes(request, what=_CONTAINER, limit=limits.CONTAINER_BYTES_MAX)):
-            body = await self._body(request, what=_CONTAINER, limit=limits.CONTAINER_BYTES_MAX)
-            reached = await self._service.put(caller, key, body, ack=ack, ttl_seconds=ttl_seconds, parent=parent)
-        return _json(wire.PutReply(reached), status=201)
+    async def _describe(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request)
+        return _json(await self._service.describe(caller, key_from_hex(request.match_info["key"])))
 
-    async def _get_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request, "level", "layers")
-        level = parse_level(request.query["level"]) if "level" in request.query else None
-        layers = wire.parse_layers(request.query["layers"]) if "layers" in request.query else None
-        async with self._service.reading(caller, _key(request), level=level, layers=layers) as chunk:
-            response = web.StreamResponse()
-            response.content_type = wire.CONTAINER_TYPE
-            response.content_length = chunk.total_bytes
-            response.headers[wire.HEADER_TIER] = chunk.tier
-            response.headers[wire.HEADER_LEVELS] = ",".join(item.name for item in chunk.header.levels)
-            response.headers[wire.HEADER_TOKENS] = str(chunk.header.tokens)
-            await write_parts(request, response, chunk.parts)
-            self._metrics.add_sent(chunk.total_bytes)
-        return response
-
-    async def _head_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request)
-        detail = await self._service.describe(caller, _key(request))
-        response = web.StreamResponse()
-        response.content_type = wire.CONTAINER_TYPE
-        response.content_length = detail.chunk.payload_bytes
-        response.headers[wire.HEADER_TIER] = detail.chunk.tiers[0]
-        response.headers[wire.HEADER_LEVELS] = ",".join(item.level.name for item in detail.levels)
-        response.headers[wire.HEADER_TOKENS] = str(detail.tokens)
-        return response
-
-    async def _delete_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request)
-        return _json(wire.DeleteReply(await self._service.delete(caller, _key(request))))
-
-    async def _describe_chunk(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request)
-        return _json(await self._service.describe(caller, _key(request)))
-
-    async def _list_chunks(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request, "limit", "prefix")
-        limit = _number(request, "limit", limits.LIST_CHUNKS_DEFAULT)
+    async def _list(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request, "limit", "prefix")
+        limit = number(request, "limit", limits.LIST_CHUNKS_DEFAULT)
         return _json(await self._service.list_chunks(caller, limit=limit, prefix=request.query.get("prefix", "")))
 
     async def _exists(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        question = await self._question(wire.KeysQuestion, request, caller, limit=limits.KEYS_BODY_BYTES_MAX)
-        return _json(wire.ExistsReply(tuple(await self._service.exists(caller, wire.parse_keys(question.keys)))))
+        asked = await self._question(wire.KeysQuestion, request, caller)
+        return _json(wire.ExistsReply(tuple(await self._service.exists(caller, wire.parse_keys(asked.keys)))))
+
+    async def _delete_many(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        asked = await self._question(wire.KeysQuestion, request, caller)
+        deleted = await self._service.delete_many(caller, wire.parse_keys(asked.keys))
+        return _json(leases.DeleteManyReply(tuple(deleted)))
+
+    async def _delete_namespace(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request)
+        return _json(leases.ErasedReply(await self._service.delete_namespace(caller)))
 
     async def _prefix(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        question = await self._question(wire.PrefixQuestion, request, caller, limit=limits.PREFIX_BODY_BYTES_MAX)
-        return _json(await self._service.longest_prefix(caller, question))
+        limit = limits.PREFIX_BODY_BYTES_MAX
+        asked = await question(self._service, self._metrics, request, caller, wire.PrefixQuestion, limit=limit)
+        return _json(await self._service.longest_prefix(caller, asked))
 
-    async def _put_profile(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request)
-        digest = key_from_hex(request.match_info["digest"])
-        with self._service.reserving(caller, body_bytes(request, what=_PROFILE, limit=limits.PROFILE_BYTES_MAX)):
-            body = await self._body(request, what=_PROFILE, limit=limits.PROFILE_BYTES_MAX)
-            await self._service.put_profile(caller, digest, body)
-        return _json(wire.ProfileReply(digest), status=201)
+    async def _pin(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        asked = await self._question(leases.PinQuestion, request, caller)
+        keys = wire.parse_keys(asked.keys)
+        pinned = await self._service.pin(caller, keys, lease_seconds=asked.lease_seconds)
+        return _json(leases.PinReply(pinned.lease, pinned.until_ms, pinned.pinned), status=201)
 
-    async def _get_profile(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request)
-        async with self._service.reading_profile(caller, key_from_hex(request.match_info["digest"])) as data:
-            response = web.StreamResponse()
-            response.content_type = wire.PROFILE_TYPE
-            response.content_length = len(data)
-            await write_parts(request, response, (data,))
-            self._metrics.add_sent(len(data))
-        return response
+    async def _release(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request)
+        text = request.match_info["lease"]
+        if len(text) != 2 * LEASE_ID_BYTES or not set(text) <= set("0123456789abcdef"):
+            raise InvalidRequest(f"lease {text[:40]!r} is not {2 * LEASE_ID_BYTES} lower-case hexadecimal digits")
+        return _json(leases.ReleaseReply(self._service.release(caller, LeaseId(bytes.fromhex(text)))))
+
+    async def _hint(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        asked = await self._question(leases.HintQuestion, request, caller)
+        keys = wire.parse_keys(asked.keys)
+        self._service.hint(caller, keys, finished=asked.finished)
+        return _json(leases.HintReply(len(keys)))
+
+    async def _prefetch(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        asked = await self._question(wire.KeysQuestion, request, caller)
+        accepted = await self._service.prefetch(caller, wire.parse_keys(asked.keys))
+        return _json(leases.PrefetchReply(accepted), status=202)
 
     async def _tenant(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        _only(request)
+        only(request)
         return _json(self._service.tenant(caller))
+
+    async def _namespaces(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request)
+        return _json(self._service.namespaces(caller))
 
     async def _stats(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         return _json(self._service.stats(caller))
@@ -195,19 +205,36 @@ class HttpApi:
     async def _render_metrics(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": METRICS_TYPE})
 
-    async def _question(self, kind: type[Question], request: web.Request, caller: Caller, *, limit: int) -> Question:
-        _only(request)
-        size_bytes = body_bytes(request, what="body", limit=limit) * limits.JSON_PARSED_BYTES_PER_BYTE
-        with self._service.reserving(caller, size_bytes):
-            return wire.decode(kind, await self._body(request, what="body", limit=limit))
+    async def _description(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self.description, content_type=wire.JSON_TYPE)
 
-    async def _body(self, request: web.Request, *, what: str, limit: int) -> memoryview:
-        if request.headers.get("Expect"):
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # the answer itself has not begun
-        body = await read_body(request, what=what, limit=limit)
-        self._metrics.add_received(len(body))
-        return body
+    async def _question(self, kind: type[Question], request: web.Request, caller: Caller) -> Question:
+        return await question(self._service, self._metrics, request, caller, kind)
+
+
+def _chunk_routes(chunks: ChunkHandlers) -> tuple[Route, ...]:
+    reading = (part.IF_MATCH, part.IF_NONE_MATCH, part.RANGE, part.IF_RANGE)
+    changing = (part.IF_MATCH, part.IF_NONE_MATCH)
+    refusals = (NotFound, PreconditionFailed, RangeNotSatisfiable)
+    head = (Answer(200, media=None, headers=part.CHUNK_HEADERS), part.CHUNK_ANSWERS[2])
+    return (
+        Route("PUT", "/chunks/{key}", Call.PUT_CHUNK, chunks.put, (Answer(201, wire.PutReply),),
+              (part.ACK, part.TTL), (part.PARENT, *changing), part.CONTAINER, _PUT_REFUSALS),
+        Route("GET", "/chunks/{key}", Call.GET_CHUNK, chunks.get, part.CHUNK_ANSWERS,
+              (part.LEVEL, part.LAYERS), reading, refusals=refusals),
+        Route("HEAD", "/chunks/{key}", Call.HEAD_CHUNK, chunks.head, head,
+              (part.LEVEL, part.LAYERS), changing, refusals=refusals[:2]),
+        Route("DELETE", "/chunks/{key}", Call.DELETE_CHUNK, chunks.delete, (Answer(200, wire.DeleteReply),),
+              headers=changing, refusals=(PreconditionFailed,)),
+        Route("PUT", "/chunks", Call.PUT_CHUNKS, chunks.put_many, (Answer(200, batches.PutManyReply),),
+              (part.ACK,), body=part.BATCH),
+        Route("POST", "/chunks/get", Call.GET_CHUNKS, chunks.get_many, (Answer(200, media=batches.BATCH_TYPE),),
+              body=Body(record=leases.BatchQuestion)),
+        Route("PUT", "/profiles/{digest}", Call.PUT_PROFILE, chunks.put_profile, (Answer(201, wire.ProfileReply),),
+              body=part.PROFILE, refusals=(InvalidData, KeyMismatch, StorageFull)),
+        Route("GET", "/profiles/{digest}", Call.GET_PROFILE, chunks.get_profile, part.PROFILE_ANSWERS,
+              headers=reading, refusals=refusals),
+    )  # fmt: skip
 
 
 async def _continue_later(request: web.Request) -> None:
@@ -216,22 +243,3 @@ async def _continue_later(request: web.Request) -> None:
 
 def _json(record: object, *, status: int = 200) -> web.Response:
     return web.Response(status=status, body=wire.encode(record), content_type=wire.JSON_TYPE)
-
-
-def _key(request: web.Request) -> ContentKey:
-    return key_from_hex(request.match_info["key"])
-
-
-def _only(request: web.Request, *names: str) -> None:
-    """Refuse a query parameter that means nothing here (a typo would read another level than was meant)."""
-    for name in request.query:
-        if name not in names or len(request.query.getall(name)) > 1:
-            allowed = ", ".join(names) or "none"
-            raise InvalidRequest(f"query parameter {name[:40]!r} is unknown or given twice; there are: {allowed}")
-
-
-def _number(request: web.Request, name: str, default: int) -> int:
-    text = request.query.get(name, str(default))
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise InvalidRequest(f"{name} is {text[:40]!r}, not a number")
-    return int(text)

@@ -1,16 +1,18 @@
 """Bodies over HTTP: read into one buffer of the declared length, written from the store's own buffers; both bounded."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 from aiohttp import web
 
 from .. import limits
 from ..errors import BodyTooLarge, InvalidRequest, TruncatedBody
 
-__all__ = ["body_bytes", "read_body", "write_parts"]
+__all__ = ["body_bytes", "continue_now", "read_body", "read_exactly", "write_parts", "write_some"]
 
 Buffer = bytes | bytearray | memoryview
+_SMALL_BYTES_MAX: Final = 64 * 1024
 
 
 def body_bytes(request: web.Request, *, what: str, limit: int) -> int:
@@ -62,24 +64,83 @@ async def read_body(request: web.Request, *, what: str, limit: int) -> memoryvie
     return memoryview(body)
 
 
+async def read_exactly(request: web.Request, size_bytes: int, *, what: str, may_end: bool = False) -> bytearray | None:
+    """The next ``size_bytes`` of the body, in one buffer; ``None`` where it has ended before the first and ``may_end``.
+
+    Raises :class:`TruncatedBody` as :func:`read_body` does.
+    """
+    data = bytearray(size_bytes)
+    position = 0
+    window = _Window()
+    try:
+        while position < size_bytes:
+            async with asyncio.timeout_at(window.ends):
+                part = await request.content.read(min(size_bytes - position, limits.STREAM_FRAME_BYTES))
+            if not part and request.content.at_eof():
+                break
+            data[position : position + len(part)] = part
+            position += len(part)
+            window.add(len(part))
+    except TimeoutError as error:
+        raise TruncatedBody(f"{what} stopped after {_of(position, size_bytes)}") from error
+    except (ConnectionError, web.RequestPayloadError) as error:
+        raise TruncatedBody(f"{what} broke off after {_of(position, size_bytes)}") from error
+    if position < size_bytes:
+        if may_end and not position:
+            return None
+        raise TruncatedBody(f"{what} ended after {_of(position, size_bytes)}")
+    return data
+
+
+async def continue_now(request: web.Request) -> None:
+    """Tell a client that waits for it to send the body: the headers have been judged."""
+    if request.headers.get("Expect"):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+
+
 async def write_parts(request: web.Request, response: web.StreamResponse, parts: Iterable[Buffer]) -> None:
-    """Send ``parts`` as the body, a frame at a time, without joining or copying them.
+    """Send ``parts`` as the body. See :func:`write_some`."""
+    await response.prepare(request)
+    await write_some(request, response, parts)
+    await response.write_eof()
+
+
+async def write_some(request: web.Request, response: web.StreamResponse, parts: Iterable[Buffer]) -> None:
+    """Send ``parts`` as the next bytes of a body that has begun, a frame at a time; large ones are not copied.
 
     A client that takes no byte for :data:`limits.PROGRESS_SECONDS_MAX` loses its connection. Safe to cancel: the
     connection is closed then, as the body is not whole.
     """
-    await response.prepare(request)
     try:
-        for part in parts:
-            view = memoryview(part).cast("B")
-            for start in range(0, len(view), limits.STREAM_FRAME_BYTES):
-                async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):
-                    await response.write(view[start : start + limits.STREAM_FRAME_BYTES])
-        await response.write_eof()
+        for frame in gathered(parts):
+            async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):
+                await response.write(frame)
     except TimeoutError as error:
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionAbortedError(f"client took no byte for {limits.PROGRESS_SECONDS_MAX} s") from error
+
+
+def gathered(parts: Iterable[Buffer]) -> Iterator[Buffer]:
+    """``parts`` cut into frames; small ones, of which layers may be many, are put together."""
+    small: list[memoryview] = []
+    size_bytes = 0
+    for part in parts:
+        view = memoryview(part).cast("B")
+        if len(view) <= _SMALL_BYTES_MAX:
+            small.append(view)
+            size_bytes += len(view)
+            if size_bytes < _SMALL_BYTES_MAX:
+                continue
+            view = view[len(view) :]
+        if small:
+            yield b"".join(small)
+            small, size_bytes = [], 0
+        for start in range(0, len(view), limits.STREAM_FRAME_BYTES):
+            yield view[start : start + limits.STREAM_FRAME_BYTES]
+    if small:
+        yield b"".join(small)
 
 
 class _Window:

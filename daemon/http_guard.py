@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 from typing import Final
 
@@ -25,6 +24,7 @@ from .. import limits
 from ..clients import wire
 from ..errors import Forbidden, InvalidRequest, KvloomError, NotFound, TenantOverloaded, Unauthenticated
 from .authenticator import Authenticator
+from .call import OPEN, Open
 from .caller import Caller, Scope
 from .http_connection import SERVER, GuardedProtocol, json_error
 from .metrics import Metrics
@@ -37,15 +37,6 @@ _REQUEST_ID_NAME: Final = "request_id"
 _caller: Final[ContextVar[Caller | None]] = ContextVar("kvloom_caller", default=None)
 _RETRY_SECONDS: Final = "1"
 _log = structlog.get_logger("kvloom.http")
-
-
-class Open(Enum):
-    """What a route needs that needs no credential: it says nothing about chunks, tenants or figures."""
-
-    OPEN = "open"
-
-
-OPEN: Final = Open.OPEN
 
 
 @dataclass(frozen=True, slots=True)

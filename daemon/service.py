@@ -12,12 +12,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from .. import __version__, limits
 from ..clients import leases, tenancy, wire
 from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
-from ..codec.container import generic_digest, parse_header
+from ..codec.container import ContainerHeader, generic_digest, parse_header
 from ..codec.level import EXACT, Level
 from ..errors import (
     CodecMismatch,
@@ -32,6 +33,7 @@ from ..kvstore.key import ContentKey, chunk_refs
 from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
 from ..kvstore.profiles import ProfileShelves
 from ..kvstore.tier import Ack, Buffer
+from ..kvstore.tiered.chunk_reader import select_asked
 from ..kvstore.tiered.lending import LentChunk
 from ..kvstore.tiered.pins import LeaseId
 from ..kvstore.tiered.store import ChunkRead, PinnedChunks, TieredStore
@@ -40,10 +42,20 @@ from .caller import Caller, Scope
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
 
-__all__ = ["Service"]
+__all__ = ["ChunkOutline", "Service"]
 
 T = TypeVar("T")
 _KEY_PREFIX: Final = re.compile(r"[0-9a-f]{0,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutline:
+    """A container that could be read: its header, also as the bytes it begins with, its length, and where it is."""
+
+    header: ContainerHeader
+    header_bytes: bytes
+    total_bytes: int
+    tier: str
 
 
 class Service:
@@ -262,6 +274,17 @@ class Service:
             codec=header.codec if lossy else None,
             profile_digest=header.profile_digest if lossy else None,
         )
+
+    async def outline(
+        self, caller: Caller, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+    ) -> ChunkOutline:
+        """What :meth:`reading` would read, without reading it; raises as that does."""
+        caller.require(Scope.READ)
+        stored = await self._store.stored(caller.namespace, key)
+        if stored is None or stored.header is None:
+            raise NotFound(f"chunk {key.hex()[:16]}… is not stored")
+        selection = select_asked(stored.header, level, layers)
+        return ChunkOutline(parse_header(selection.header), selection.header, selection.total_bytes, stored.tiers[0])
 
     async def list_chunks(self, caller: Caller, *, limit: int, prefix: str) -> wire.ChunkList:
         """Up to ``limit`` chunks whose key begins with the hexadecimal digits ``prefix``, in no particular order."""

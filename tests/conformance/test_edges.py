@@ -1,4 +1,4 @@
-"""One suite against every edge of a real daemon: HTTP, gRPC and the Unix socket come to the same outcomes and errors."""
+"""One suite against every edge of a real daemon: HTTP, gRPC and the Unix socket come to the same outcomes."""
 
 import asyncio
 import os
