@@ -4,6 +4,7 @@ Messages are bytes here, so that frames are neither copied into messages nor out
 all methods are streams to gRPC, which is the same on the wire for those that have one message.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -230,7 +231,18 @@ class GrpcApi:
         return None if message is None else RawFrame.decode(message)
 
     async def _body(self, stream: GrpcStream, first: RawFrame, total_bytes: int) -> memoryview:
-        """Read what a first frame has announced, into one buffer of its length; more or less than that is an error."""
+        """Read what a first frame has announced, into one buffer of its length; more or less than that is an error.
+
+        So is what comes more slowly than :data:`limits.BODY_BYTES_PER_SECOND_MIN` in all: its memory is held meanwhile.
+        """
+        seconds_max = limits.PROGRESS_SECONDS_MAX + total_bytes / limits.BODY_BYTES_PER_SECOND_MIN
+        try:
+            async with asyncio.timeout(seconds_max):
+                return await self._gather(stream, first, total_bytes)
+        except TimeoutError as error:
+            raise TruncatedBody(f"{total_bytes} bytes did not come within {seconds_max:.0f} s") from error
+
+    async def _gather(self, stream: GrpcStream, first: RawFrame, total_bytes: int) -> memoryview:
         body = bytearray(total_bytes)
         position = 0
         data: memoryview | None = first.data
