@@ -44,20 +44,26 @@ class Stub:
         return ask
 
 
-@pytest.fixture
-def daemon(start_daemon):
-    return start_daemon("--memory", "64MiB", "--ssd", "off", "--grpc-port", "0")
+@pytest.fixture(scope="module")
+def served(daemon, tmp_path_factory):
+    """A daemon that the tests of this module share."""
+    flags = ("--memory", "64MiB", "--ssd", "off", "--grpc-port", "0")
+    process = type(daemon)(tmp_path_factory.mktemp("grpc") / "data", *flags)
+    try:
+        yield process.start()
+    finally:
+        process.kill()
 
 
 @pytest.fixture
-def metadata(daemon):
+def metadata(served):
     """By which this user's programs are known."""
-    return tuple((name.lower(), value) for name, value in daemon.key.items())
+    return tuple((name.lower(), value) for name, value in served.key.items())
 
 
 @pytest.fixture
-def channel(daemon):
-    with grpc.insecure_channel(f"127.0.0.1:{DaemonNote.read(daemon.data_dir).grpc_port}") as opened:
+def channel(served):
+    with grpc.insecure_channel(f"127.0.0.1:{DaemonNote.read(served.data_dir).grpc_port}") as opened:
         yield opened
 
 
@@ -111,7 +117,7 @@ def test_the_life_of_chunks(stub, container_bytes):
     assert [head.failure.error for head in heads] == ["", "not_found", ""]
     assert [len(data) for data in many] == [head.total_bytes for head in heads]
     assert stub.Describe(pb.KeyQuestion(key=keys[1])).layers == 3
-    assert {entry.key for entry in stub.List(pb.ListQuestion()).chunks} == set(chunks)
+    assert {entry.key for entry in stub.List(pb.ListQuestion(limit=1000)).chunks} >= set(chunks)
     assert list(stub.Exists(pb.KeysQuestion(keys=keys)).exists) == [True, True, False]
     assert stub.LongestPrefix(pb.PrefixQuestion(keys=keys)).chunks == 2
     assert list(stub.Delete(pb.KeysQuestion(keys=keys)).deleted) == [True, True, False]
@@ -129,7 +135,7 @@ def test_pins_hints_and_prefetch(stub, container_bytes):
     assert stub.Prefetch(pb.KeysQuestion(keys=[key, absent])).accepted >= 1
     assert stub.DeleteNamespace(pb.NoQuestion()).records >= 1
     assert [item.namespace for item in stub.Namespaces(pb.NoQuestion()).namespaces] == ["default"]
-    assert stub.Stats(pb.NoQuestion()).puts == 1
+    assert stub.Stats(pb.NoQuestion()).puts >= 1
 
 
 def test_profiles_are_streamed(stub):
@@ -240,14 +246,14 @@ def test_a_request_id_is_repeated(stub):
     assert dict(caught.value.trailing_metadata())["x-request-id"] == "abc-123"
 
 
-def test_calls_are_counted(daemon, channel):
+def test_calls_are_counted(served, channel):
     Stub(channel).Health(pb.NoQuestion())
-    text = daemon.ask("GET", "/metrics").body.decode()
-    assert 'kvloom_grpc_calls_total{call="health",status="OK"} 1.0' in text
+    text = served.ask("GET", "/metrics").body.decode()
+    assert '\nkvloom_grpc_calls_total{call="health",status="OK"} ' in text
 
 
-def test_a_port_in_use_is_refused_by_name(daemon, tmp_path):
-    taken = str(DaemonNote.read(daemon.data_dir).grpc_port)
-    second = daemon.run("serve", "--port", "0", "--data-dir", str(tmp_path / "second"), "--grpc-port", taken)
+def test_a_port_in_use_is_refused_by_name(served, tmp_path):
+    taken = str(DaemonNote.read(served.data_dir).grpc_port)
+    second = served.run("serve", "--port", "0", "--data-dir", str(tmp_path / "second"), "--grpc-port", taken)
     assert second.returncode != 0
     assert f"gRPC port {taken}" in second.stderr.decode()
