@@ -403,7 +403,7 @@ class NamespaceList(_message.Message):
     def __init__(self, namespaces: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ...) -> None: ...
 
 class DaemonStats(_message.Message):
-    __slots__ = ("version", "pid", "phase", "uptime_seconds", "namespace", "requests_inflight", "bytes_inflight", "bytes_inflight_max", "dirty_bytes", "dirty_bytes_max", "hits", "misses", "puts", "put_bytes", "write_behind_failures", "profiles", "tiers", "codec", "stages", "tenants", "expired", "pinned_bytes", "leases", "admitted", "deferred", "promotions_dropped")
+    __slots__ = ("version", "pid", "phase", "uptime_seconds", "namespace", "requests_inflight", "bytes_inflight", "bytes_inflight_max", "dirty_bytes", "dirty_bytes_max", "hits", "misses", "puts", "put_bytes", "write_behind_failures", "profiles", "tiers", "codec", "stages", "tenants", "expired", "pinned_bytes", "leases", "admitted", "deferred", "promotions_dropped", "pools")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -430,6 +430,7 @@ class DaemonStats(_message.Message):
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     DEFERRED_FIELD_NUMBER: _ClassVar[int]
     PROMOTIONS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     phase: str
@@ -456,7 +457,32 @@ class DaemonStats(_message.Message):
     admitted: int
     deferred: int
     promotions_dropped: int
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., requests_inflight: _Optional[int] = ..., bytes_inflight: _Optional[int] = ..., bytes_inflight_max: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., write_behind_failures: _Optional[int] = ..., profiles: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., codec: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ..., expired: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., leases: _Optional[int] = ..., admitted: _Optional[int] = ..., deferred: _Optional[int] = ..., promotions_dropped: _Optional[int] = ...) -> None: ...
+    pools: _containers.RepeatedCompositeFieldContainer[PoolReport]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., requests_inflight: _Optional[int] = ..., bytes_inflight: _Optional[int] = ..., bytes_inflight_max: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., write_behind_failures: _Optional[int] = ..., profiles: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., codec: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ..., expired: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., leases: _Optional[int] = ..., admitted: _Optional[int] = ..., deferred: _Optional[int] = ..., promotions_dropped: _Optional[int] = ..., pools: _Optional[_Iterable[_Union[PoolReport, _Mapping]]] = ...) -> None: ...
+
+class PoolReport(_message.Message):
+    __slots__ = ("device", "pid", "limit_bytes", "used_bytes", "chunks", "tracked", "hits", "misses", "evictions", "dirty_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    TRACKED_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    pid: int
+    limit_bytes: int
+    used_bytes: int
+    chunks: int
+    tracked: int
+    hits: int
+    misses: int
+    evictions: int
+    dirty_bytes: int
+    def __init__(self, device: _Optional[str] = ..., pid: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., tracked: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., dirty_bytes: _Optional[int] = ...) -> None: ...
 
 class Health(_message.Message):
     __slots__ = ("phase", "version", "pid")
