@@ -31,6 +31,7 @@ import psutil
 from store_bench.rows import Row, Timed
 
 from kvloom.clients import KvloomClient
+from kvloom.clients.access import TOKEN_NAME
 from kvloom.clients.discovery import DATA_DIR_VARIABLE, DaemonNote
 from kvloom.codec.container import ContainerWriter, Kind
 from kvloom.codec.layout import Layout
@@ -292,12 +293,12 @@ def load(name: str, address: str, server: psutil.Process, seconds: float) -> Loa
     )  # fmt: skip
 
 
-def idle(address: str, server: psutil.Process, wanted: int) -> Idle:
-    """Open connections that have asked once and ask no more (a stranger's would be closed), as many as may be."""
+def idle(address: str, token: str, server: psutil.Process, wanted: int) -> Idle:
+    """Open connections that have asked once, with a key, and ask no more, as many as may be and are answered."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     host, _, port = address.rpartition(":")
-    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    request = f"GET /tenant HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
     before = server.memory_info().rss
     with contextlib.ExitStack() as stack:
         opened = 0
@@ -305,7 +306,8 @@ def idle(address: str, server: psutil.Process, wanted: int) -> Idle:
             try:
                 connected = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
                 connected.sendall(request)
-                connected.recv(4096)
+                if not connected.recv(4096).startswith(b"HTTP/1.1 200 "):
+                    break
             except OSError:
                 break
             opened += 1
@@ -366,7 +368,8 @@ def main() -> None:
             rows.append(row)
             show(row)
         if not options.no_idle:
-            idles.append(idle(addresses["kvloom http"], daemon, options.idle_connections))
+            token = (Path(folder) / "data" / TOKEN_NAME).read_text()
+            idles.append(idle(addresses["kvloom http"], token, daemon, options.idle_connections))
             show(idles[-1])
         if not options.no_load:
             fill(addresses, 4 * MIB)
