@@ -160,6 +160,9 @@ GRPC_QUESTION_BYTES_MAX: Final = 16 * 1024 * 1024
 """A question: ``PREFIX_TOKENS_MAX`` tokens fit, five bytes each."""
 GRPC_KEYS_BYTES_MAX: Final = 512 * 1024
 """A question that names ``KEYS_PER_REQUEST_MAX`` keys fits."""
+GRPC_IDLE_SECONDS_MAX: Final = 7.0
+"""A gRPC connection over which no call is under way is closed after this: gRPC cannot tell a tenant's from a
+stranger's, and its clients connect again by themselves."""
 GRPC_STREAMS_PER_CONNECTION_MAX: Final = 256
 BATCH_READ_AHEAD_MAX: Final = 4
 """Chunks of a batch that are read, or ready, while one is being sent."""

@@ -30,8 +30,8 @@ _OPTIONS: Final = (
     ("grpc.absolute_max_metadata_size", limits.REQUEST_HEADER_BYTES_MAX),
     ("grpc.max_concurrent_streams", limits.GRPC_STREAMS_PER_CONNECTION_MAX),
     ("grpc.max_allowed_incoming_connections", limits.CONNECTIONS_MAX),
-    ("grpc.max_connection_idle_ms", int(limits.KEEPALIVE_SECONDS_MAX * 1000)),
-    ("grpc.server_handshake_timeout_ms", int(limits.PROGRESS_SECONDS_MAX * 1000)),
+    ("grpc.max_connection_idle_ms", int(limits.GRPC_IDLE_SECONDS_MAX * 1000)),
+    ("grpc.server_handshake_timeout_ms", int(limits.TLS_HANDSHAKE_SECONDS_MAX * 1000)),
     # Nothing is ever decompressed: that is how small messages become large ones.
     ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
     # Frames as large as our own messages: fewer of them, and a window that holds a message.
