@@ -22,6 +22,7 @@ from ..tier import UNOWNED, Record, RecordInfo, Tier
 from .cascade import Cascade
 from .change_log import ChangeLog
 from .pins import Pins
+from .promotion import Promoter
 from .roles import Roles
 from .tally import Tally
 
@@ -41,6 +42,7 @@ class Erasure:
         cascade: Cascade,
         locks: KeyLocks,
         changes: ChangeLog,
+        promoter: Promoter,
         pins: Pins,
         tally: Tally,
         clock_ms: Callable[[], int],
@@ -49,6 +51,7 @@ class Erasure:
         self._cascade = cascade
         self._locks = locks
         self._changes = changes
+        self._promoter = promoter
         self._pins = pins
         self._tally = tally
         self._clock_ms = clock_ms
@@ -121,6 +124,8 @@ class Erasure:
         return deleted
 
     async def _erase_own(self, owner: OwnerId, at_ms: int, failures: list[KvloomError]) -> int:
+        # From now on nothing that is erased is copied to another tier; what is being copied is there to be found.
+        await self._promoter.placed(owner)
         deleted = 0
         for tier in self._roles.local:
             deleted += await self._erase_from(tier, owner, at_ms, failures)

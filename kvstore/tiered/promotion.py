@@ -3,7 +3,8 @@
 Upwards after a hit in a slower tier, and before a hit where somebody said that it will come (:meth:`Promoter.fetch`);
 into a disk tier at the second use, where it takes no others (:mod:`.admission`). Whatever was read whole for a caller
 is not read again. What is read is read without a lock, so that nobody waits for a slow tier; what is written is written
-under the key's lock, and only if the key has not been changed since the reading began: nothing deleted comes back.
+under the key's lock, and only if the key has not been changed since the reading began and its owner has not been erased
+meanwhile: nothing deleted comes back.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from ... import limits
 from ...errors import KvloomError
-from ..key import StorageKey
+from ..key import OwnerId, StorageKey, owner_of
 from ..key_locks import KeyLocks
 from ..outcome import Hit
 from ..tier import Buffer, RecordInfo, Tier
@@ -49,10 +50,16 @@ class Promoter:
     """A bounded queue and the workers that empty it; what finds no room in the queue is left to a later use."""
 
     def __init__(
-        self, locks: KeyLocks, changes: ChangeLog, observer: StoreObserver, count: Callable[[Tier], None]
+        self,
+        locks: KeyLocks,
+        changes: ChangeLog,
+        observer: StoreObserver,
+        count: Callable[[Tier], None],
+        is_erased: Callable[[RecordInfo], bool],
     ) -> None:
         self._locks = locks
         self._changes = changes
+        self._is_erased = is_erased
         self._observer = observer
         self._count = count
         self._queue: asyncio.Queue[_Job] = asyncio.Queue(limits.PROMOTIONS_QUEUED_MAX)
@@ -90,6 +97,12 @@ class Promoter:
     async def settled(self) -> None:
         """Wait until everything offered so far is promoted or given up."""
         await self._queue.join()
+
+    async def placed(self, owner: OwnerId) -> None:
+        """Wait until nothing of ``owner`` is being written that was found unchanged before now."""
+        for key in [key for key in self._queued if owner_of(key) == owner]:
+            async with self._locks.hold(key):
+                pass
 
     def _put(self, job: _Job) -> bool:
         if job.key in self._queued:
@@ -132,7 +145,8 @@ class Promoter:
         record = info.with_payload(payload)
         async with self._locks.hold(info.storage_key):
             for tier in targets:
-                if self._changes.changed_since(info.storage_key, mark) or not _fits(len(payload), tier):
+                gone = self._changes.changed_since(info.storage_key, mark) or self._is_erased(info)
+                if gone or not _fits(len(payload), tier):
                     continue
                 try:
                     await tier.put(record)

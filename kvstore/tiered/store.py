@@ -81,11 +81,13 @@ class TieredStore:
         self._copies = Copies(roles, cascade, clock_ms)
         self._leasing = Leasing(roles, self._copies, clock_ms)
         self._pins = pins = self._leasing.pins
-        self._promoter = Promoter(self._locks, self._changes, observer, tally.note_promotion)
+        self._promoter = Promoter(
+            self._locks, self._changes, observer, tally.note_promotion, lambda info: self._erasure.is_erased(info)
+        )
         self._reading = Reading(roles, cascade, self._copies, self._locks, tally, self._after_hit, self._changes.mark)
         self._listing = Listing(roles, cascade, tally, clock_ms)
         self._prefetch = Prefetch(roles, self._listing, self._copies, self._promoter)
-        self._erasure = Erasure(roles, cascade, self._locks, self._changes, pins, tally, clock_ms)
+        self._erasure = Erasure(roles, cascade, self._locks, self._changes, self._promoter, pins, tally, clock_ms)
         self._placing = Placing(
             roles,
             cascade,

@@ -162,6 +162,25 @@ class TestDeleteMany:
             assert await has(slow, namespace, *chunks) == [False] * 10
             assert await store.delete_namespace(namespace) == 0
 
+    async def test_what_is_being_copied_to_a_faster_tier_is_deleted_too(
+        self, running: Make, fast: Any, slow: Any, namespace: Namespace, chunk: Make
+    ) -> None:
+        one = chunk(1)
+        async with running(fast, slow) as store:
+            await store.put(namespace, one.key, one.payload, ack=Ack.DISK)
+            await fast.delete(storage_key(namespace.secret, one.key))
+            gate = fast.plan.gates[Operation.PUT] = asyncio.Event()
+            assert await store.prefetch(namespace, [one.key]) == 1
+            await fast.arrived.wait()
+            deleting = asyncio.create_task(store.delete_namespace(namespace))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            gate.set()
+            assert await deleting == 2
+            await store.settled()
+            assert isinstance(await store.get(namespace, one.key), Miss)
+            assert await has(fast, namespace, one) == [False]
+
 
 class TestEachInOrder:
     async def test_results_are_in_order_whatever_ends_first(self) -> None:
