@@ -1,66 +1,70 @@
-"""Keys that were evicted, remembered in a table of fixed size: 12 bytes each, no key object."""
+"""Keys that were evicted, remembered in a table of fixed size: 8 bytes each, no object."""
 
 from array import array
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from ..key import OWNER_BYTES, StorageKey
 
-__all__ = ["GhostTable"]
+__all__ = ["NO_GHOST", "GhostTable"]
 
-Value = TypeVar("Value")
+NO_GHOST: Final = 0
 _WAYS: Final = 8
 _SETS_MIN: Final = 16
 
 
-class GhostTable(Generic[Value]):
-    """A set-associative table from 32 bits of a key to a value; a newcomer pushes out the oldest of its eight.
+class GhostTable:
+    """A set-associative table from 32 bits of a key to a number of 1 to 2**32 - 1; of eight the oldest makes room.
 
     Other 32 bits choose the set, so a key is taken for another one in about one of 500 million look-ups.
     """
 
+    __slots__ = ("_numbers", "_sets", "_tags")
+
     def __init__(self) -> None:
-        self._sets = _SETS_MIN
-        self._tags = array("I", bytes(4 * _SETS_MIN * _WAYS))
-        self._values: list[Value | None] = [None] * (_SETS_MIN * _WAYS)
+        self._resize(_SETS_MIN)
 
     @property
     def capacity(self) -> int:
         """Keys that fit."""
         return self._sets * _WAYS
 
-    def expect(self, entries: int) -> list[Value]:
-        """Have room for ``entries`` and a quarter more; growing forgets everything. Returns the values forgotten."""
+    def expect(self, entries: int) -> "array[int]":
+        """Have room for ``entries`` and a quarter more; growing forgets everything. What stood in each place then."""
         if entries <= self.capacity:
-            return []
-        forgotten = [value for value in self._values if value is not None]
-        self._sets = -(-entries * 5 // (4 * _WAYS))
-        self._tags = array("I", bytes(4 * self.capacity))
-        self._values = [None] * self.capacity
+            return array("I")
+        forgotten = self._numbers
+        self._resize(-(-entries * 5 // (4 * _WAYS)))
         return forgotten
 
-    def add(self, key: StorageKey, value: Value) -> Value | None:
-        """Remember ``key``; the value that had to go for it, if any."""
+    def add(self, key: StorageKey, number: int) -> int:
+        """Remember ``key``; the number that had to go for it, or :data:`NO_GHOST`."""
         first, tag = self._place(key)
         last = first + _WAYS - 1
-        gone = self._values[last]
-        self._values[first + 1 : last + 1] = self._values[first:last]
+        gone = self._numbers[last]
+        self._numbers[first + 1 : last + 1] = self._numbers[first:last]
         self._tags[first + 1 : last + 1] = self._tags[first:last]
-        self._values[first] = value
+        self._numbers[first] = number
         self._tags[first] = tag
         return gone
 
-    def take(self, key: StorageKey) -> Value | None:
-        """Forget ``key`` and return its value, ``None`` where it is not remembered."""
+    def take(self, key: StorageKey) -> int:
+        """Forget ``key`` and return its number, :data:`NO_GHOST` where it is not remembered."""
         first, tag = self._place(key)
-        for place in range(first, first + _WAYS):
-            value = self._values[place]
-            if value is not None and self._tags[place] == tag:
-                self._values[place] = None
-                return value
-        return None
+        if tag in self._tags[first : first + _WAYS]:  # seldom, and much faster than looking at one after the other
+            for place in range(first, first + _WAYS):
+                number = self._numbers[place]
+                if number != NO_GHOST and self._tags[place] == tag:
+                    self._numbers[place] = NO_GHOST
+                    return number
+        return NO_GHOST
 
     def __len__(self) -> int:
-        return sum(value is not None for value in self._values)
+        return self.capacity - self._numbers.count(NO_GHOST)
+
+    def _resize(self, sets: int) -> None:
+        self._sets = sets
+        self._tags = array("I", [0]) * self.capacity
+        self._numbers = array("I", [NO_GHOST]) * self.capacity
 
     def _place(self, key: StorageKey) -> tuple[int, int]:
         bits = int.from_bytes(key[OWNER_BYTES : OWNER_BYTES + 8], "little")  # all of a policy may be one owner's

@@ -9,7 +9,7 @@ from array import array
 
 from ..attributes import ChunkAttributes
 from ..key import StorageKey
-from .key_index import ABSENT, KeyIndex
+from ..key_index import ABSENT, KeyIndex
 
 __all__ = ["NO_SLOT", "PrefixSlots"]
 

@@ -27,6 +27,7 @@ from typing import Final
 
 from ..attributes import ATTRIBUTES_BYTES, UNATTRIBUTED, ChunkAttributes, pack_attributes, unpack_attributes
 from ..key import ContentKey, StorageKey
+from ..key_index import ABSENT, KeyIndex
 from ..tier import Record, RecordInfo
 from .segment import ALIGNMENT_BYTES, Segment, aligned
 
@@ -90,13 +91,13 @@ def write_header(segment: Segment, offset: int, record: Record, *, slot: int = N
 
 
 class RecordTable:
-    """A slot per resident record: its key, place and attributes, in arrays; and the slot of each key."""
+    """A slot per resident record: its key, place and attributes, in arrays; and an index of the keys."""
 
     __slots__ = ("_attributes", "_free", "_keys", "_segments", "_slots", "_units")
 
     def __init__(self) -> None:
-        self._slots: dict[StorageKey, int] = {}
         self._keys: list[StorageKey | None] = []
+        self._slots = KeyIndex(self._keys)
         self._segments = array("I")
         self._units = array("I")
         self._attributes = bytearray()
@@ -106,20 +107,20 @@ class RecordTable:
         return len(self._slots)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._slots
+        return isinstance(key, bytes) and self._slots.find(key) != ABSENT
 
     def present(self, keys: Sequence[StorageKey]) -> list[bool]:
         """For each key, whether it is resident."""
-        slots = self._slots
-        return [key in slots for key in keys]
+        return [slot != ABSENT for slot in self._slots.find_many(keys)]
 
     def keys(self) -> list[StorageKey]:
         """A snapshot of all keys."""
-        return list(self._slots)
+        return [key for key in self._keys if key is not None]
 
     def slot_of(self, key: StorageKey) -> int | None:
         """The slot of a resident record."""
-        return self._slots.get(key)
+        slot = self._slots.find(key)
+        return None if slot == ABSENT else slot
 
     def key_of(self, slot: int) -> StorageKey:
         """The key of the record in ``slot``, which must be taken."""
@@ -149,7 +150,7 @@ class RecordTable:
             self._segments.append(0)
             self._units.append(0)
             self._attributes += packed
-        self._slots[key] = slot
+        self._slots.add(key, slot)
         self._attributes[slot * ATTRIBUTES_BYTES : (slot + 1) * ATTRIBUTES_BYTES] = packed
         self.move(slot, place)
         return slot
@@ -161,7 +162,10 @@ class RecordTable:
 
     def remove(self, key: StorageKey) -> None:
         """Free the slot of ``key``, which must have one."""
-        slot = self._slots.pop(key)
+        slot = self._slots.find(key)
+        if slot == ABSENT:
+            raise KeyError(key.hex())
+        self._slots.remove(slot)
         self._keys[slot] = None
         self._free.append(slot)
 

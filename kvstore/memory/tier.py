@@ -36,7 +36,7 @@ __all__ = ["BOOKKEEPING_BYTES", "MemoryTier"]
 _SEGMENTS_MIN: Final = 32
 _SEGMENTS_MAX: Final = 1024
 _RESERVE_SHARE: Final = 16
-BOOKKEEPING_BYTES: Final = 256
+BOOKKEEPING_BYTES: Final = 192
 """What a resident record costs beside its bytes in a segment and the policy's (:attr:`EvictionPolicy.resident_bytes`):
 its key, and its slots in table and index.
 

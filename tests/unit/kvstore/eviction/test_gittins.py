@@ -1,14 +1,17 @@
 import hashlib
+import random
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from kvloom.kvstore.eviction import UNATTRIBUTED, ChunkAttributes, make_policy
-from kvloom.kvstore.eviction.ghosts import GhostTable
+from kvloom.kvstore.eviction.ghosts import NO_GHOST, GhostTable
 from kvloom.kvstore.eviction.prefix_slots import NO_SLOT, PrefixSlots
 from kvloom.kvstore.eviction.reuse_model import BUCKETS, EDGES, ReuseClass, ReuseModel, bucket_of
 
-CHUNK = ChunkAttributes(None, 0, 256)
+CHUNK = ChunkAttributes(None, 0, 64)
+"""First and short: that much is known of it."""
 
 
 def replay(policy, key, references, capacity):
@@ -56,6 +59,10 @@ def test_everything_deleted_leaves_nothing_behind(key):
     assert len(policy) == 0
     assert policy.remembered == 0
     assert not any(policy._cells)
+    for number in range(300, 1000):  # time passes, so that what is empty is found
+        policy.record_put(key(number), 1, CHUNK)
+        policy.record_delete(key(number))
+    assert len(policy._cohorts) < 10
     assert not policy._slots._slots
 
 
@@ -129,21 +136,22 @@ def test_ages_fall_into_buckets(age, bucket):
 
 
 def test_ghosts_are_found_once_and_the_oldest_make_room(key):
-    table: GhostTable[int] = GhostTable()
-    lost = [table.add(key(number), number) for number in range(4 * table.capacity)]
+    table = GhostTable()
+    newest = 4 * table.capacity
+    lost = [table.add(key(number), number) for number in range(1, newest + 1)]
     assert len(table) <= table.capacity
-    assert sum(value is not None for value in lost) + len(table) == 4 * table.capacity
-    newest = 4 * table.capacity - 1
+    assert sum(number != NO_GHOST for number in lost) + len(table) == newest
     assert table.take(key(newest)) == newest
-    assert table.take(key(newest)) is None
-    assert table.take(key(0)) is None
+    assert table.take(key(newest)) == NO_GHOST
+    assert table.take(key(1)) == NO_GHOST
 
 
 def test_ghosts_forgotten_when_the_table_grows_are_handed_back(key):
-    table: GhostTable[int] = GhostTable()
+    table = GhostTable()
     table.add(key(1), 7)
-    assert table.expect(table.capacity) == []
-    assert table.expect(table.capacity + 1) == [7]
+    assert len(table.expect(table.capacity)) == 0
+    forgotten = table.expect(table.capacity + 1)
+    assert [number for number in forgotten if number != NO_GHOST] == [7]
     assert len(table) == 0
 
 
@@ -164,3 +172,91 @@ def test_slots_keep_the_tree_through_deletion_and_return():
     assert slots.residents == 0
     again = slots.add(name(3), 1, UNATTRIBUTED)
     assert again in (parent, child)
+
+
+def churned(policy, key, references, capacity, attributes):
+    """The victims of a tier of ``capacity`` records, by the turn in which they went."""
+    victims = {}
+    for turn, number in enumerate(references):
+        if key(number) in policy:
+            policy.record_use(key(number))
+            continue
+        while len(policy) >= capacity:
+            victims[turn] = policy.victim()
+            policy.record_evict(victims[turn])
+        policy.record_put(key(number), 1, attributes)
+    return victims
+
+
+@pytest.mark.parametrize(
+    "attributes", [UNATTRIBUTED, ChunkAttributes(None, 512, 256)], ids=["unknown", "behind others"]
+)
+@pytest.mark.parametrize("capacity", [1, 20, 90])
+def test_without_places_the_victims_are_lrus(attributes, capacity, key):
+    source = random.Random(capacity)
+    references = [int(source.paretovariate(0.6)) % 400 for _ in range(6000)]
+    lru = churned(make_policy("lru"), key, references, capacity, attributes)
+    gittins = churned(make_policy("gittins"), key, references, capacity, attributes)
+    settled = 1000  # what was put before the policy knew has gone
+    assert {turn: victim for turn, victim in gittins.items() if turn >= settled} == {
+        turn: victim for turn, victim in lru.items() if turn >= settled
+    }
+    assert max(lru) >= settled
+
+
+def test_when_places_are_said_nobody_leaves_and_leaves_go_first(key):
+    policy = make_policy("gittins")
+    for number in range(400):
+        policy.record_put(key(number), 1)
+    for number in range(10_000, 10_400):  # chains of four, longer than it takes to believe it
+        above = key(number - 1) if number % 4 else None
+        policy.record_put(key(number), 1, ChunkAttributes(above, 256 * (number % 4), 256))
+    assert len(policy) == 800
+    resident = {key(number): number for number in (*range(400), *range(10_000, 10_400))}
+    while resident:
+        victim = policy.victim()
+        number = resident.pop(victim)
+        assert number < 10_000 or number % 4 == 3 or key(number + 1) not in resident
+        policy.record_evict(victim)
+    assert policy.victim() is None
+
+
+def test_when_places_are_said_no_more_the_oldest_go_first(key):
+    policy = make_policy("gittins")
+    for number in range(100):
+        policy.record_put(key(number), 1, CHUNK)
+        policy.record_use(key(number))
+    for number in range(1000, 2000):
+        policy.record_put(key(number), 1)
+    for number in range(100):
+        victim = policy.victim()
+        assert victim in {key(old) for old in range(100)}, number
+        policy.record_evict(victim)
+
+
+def test_memory_per_resident_is_what_the_policy_says_with_all_it_remembers(key):
+    residents = 5000
+    keys = [key(number) for number in range(2 * residents)]
+    churned(make_policy("gittins"), key, range(300), 100, CHUNK)  # what the first eviction loads is no resident's
+    policy = make_policy("gittins")
+    tracemalloc.start()
+    try:
+        for item in keys:
+            while len(policy) >= residents:
+                policy.record_evict(policy.victim())
+            policy.record_put(item, 10**9, CHUNK)
+        used_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used_bytes / residents < policy.resident_bytes
+
+
+def test_cohorts_get_longer_where_there_are_too_many(key, monkeypatch):
+    """Two dozen classes at a time, which would take 24 cohorts for each quantum of 32 calls."""
+    monkeypatch.setattr("kvloom.kvstore.eviction.gittins._COHORTS_MAX", 64)
+    policy = make_policy("gittins")
+    for number in range(6000):
+        while len(policy) >= 500:
+            policy.record_evict(policy.victim())
+        policy.record_put(key(number), 1 << number % 24, ChunkAttributes(None, 0, 64))
+    assert len(policy._cohorts) < 160

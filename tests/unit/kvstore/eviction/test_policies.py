@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kvloom.errors import ConfigError
 from kvloom.kvstore.eviction import DEFAULT_POLICY, POLICIES, ChunkAttributes, make_policy
-from kvloom.kvstore.eviction.ghosts import GhostTable
+from kvloom.kvstore.eviction.ghosts import NO_GHOST, GhostTable
 from kvloom.kvstore.eviction.sketch import FrequencySketch
 from kvloom.kvstore.key import OWNER_BYTES, StorageKey
 
@@ -115,10 +115,10 @@ def test_the_default_is_one_of_them():
 def test_keys_of_one_owner_are_told_apart_by_what_follows_the_owner(key):
     """A storage key begins with its owner, and a policy may have one owner's keys only."""
     keys = [StorageKey(bytes(OWNER_BYTES) + key(number)[OWNER_BYTES:]) for number in range(64)]
-    ghosts: GhostTable[int] = GhostTable()
+    ghosts = GhostTable()
     sketch = FrequencySketch()
-    for number, mine in enumerate(keys):
+    for number, mine in enumerate(keys, 1):
         ghosts.add(mine, number)
         sketch.add(mine)
-    assert [ghosts.take(mine) for mine in keys].count(None) < 16
+    assert [ghosts.take(mine) for mine in keys].count(NO_GHOST) < 16
     assert max(sketch.count(mine) for mine in keys) < 8

@@ -11,13 +11,15 @@ from typing import Final
 
 import numpy as np
 
-from ..key import OWNER_BYTES, StorageKey
+from .key import OWNER_BYTES, StorageKey
 
 __all__ = ["ABSENT", "KeyIndex"]
 
 ABSENT: Final = -1
 _SIZE_MIN: Final = 16
-_TAG: Final = slice(OWNER_BYTES, OWNER_BYTES + 4)
+_TAG_BYTES: Final = 4
+_MANY: Final = 32
+_TAG: Final = slice(OWNER_BYTES, OWNER_BYTES + _TAG_BYTES)
 
 
 class KeyIndex:
@@ -44,6 +46,25 @@ class KeyIndex:
                 return slot
             place = place + 1 & mask
         return ABSENT
+
+    def find_many(self, keys: Sequence[bytes]) -> list[int]:
+        """:meth:`find` of each: a thousand in NumPy take a third of the time."""
+        tag_bytes = b"".join([key[_TAG] for key in keys])
+        if len(keys) < _MANY or not self._count or len(tag_bytes) != _TAG_BYTES * len(keys):
+            return [self.find(key) for key in keys]
+        table, tags = np.frombuffer(self._table, np.int32), np.frombuffer(self._tags, np.uint32)
+        asked = np.frombuffer(tag_bytes, "<u4")
+        places, waiting = asked.astype(np.int64) & self._mask, np.arange(len(keys))
+        found = [ABSENT] * len(keys)
+        while len(waiting):
+            slots = table[places]
+            taken = slots != ABSENT
+            waiting, places, slots = waiting[taken], places[taken], slots[taken]
+            alike = tags[slots] == asked[waiting]
+            for number, slot in zip(waiting[alike].tolist(), slots[alike].tolist(), strict=True):
+                found[number] = slot if self._keys[slot] == keys[number] else self.find(keys[number])
+            waiting, places = waiting[~alike], places[~alike] + 1 & self._mask
+        return found
 
     def add(self, key: StorageKey, slot: int) -> None:
         """``key``, which must not be in here, is in ``slot``."""
