@@ -105,6 +105,7 @@ TIER_BYTES_MIN: Final = 1024 * 1024
 """The smallest memory or SSD tier that a daemon accepts."""
 
 # Daemon
+CONFIG_FILE_BYTES_MAX: Final = 1024 * 1024
 LIST_CHUNKS_DEFAULT: Final = 100
 LIST_CHUNKS_MAX: Final = 10_000
 REQUEST_HEADER_BYTES_MAX: Final = 16 * 1024

@@ -41,6 +41,7 @@ from .access_setup import credentials_file, http_token, load_tenants
 from .admission import Admission
 from .authenticator import Authenticator
 from .config import DaemonConfig, HttpAuth, format_size
+from .config_sources import unknown_variables
 from .credentials import Credentials
 from .credentials_file import CredentialsFile
 from .http_server import bind_http, serve_http
@@ -76,6 +77,8 @@ class RunningDaemon:
 async def run_daemon(config: DaemonConfig) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second Ctrl-C ends the process at once. SIGHUP reads keys anew."""
     configure_logs(config.log_format, config.log_level)
+    for name, hint in unknown_variables(os.environ).items():
+        _log.warning("variable means nothing", variable=name, hint=hint)
     _raise_open_files_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

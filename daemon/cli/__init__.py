@@ -23,6 +23,7 @@ class Verb:
 
 VERBS = (
     Verb("serve", "Run the daemon."),
+    Verb("config", "Show where each setting comes from; write an example."),
     Verb("demo", "Show what kvloom does, on a real model and real text."),
     Verb("keys", "Make, list and revoke API keys."),
     Verb("status", "What the daemon and its tiers hold."),
