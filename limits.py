@@ -153,6 +153,14 @@ HEAD_SECONDS_MAX: Final = 8.0
 BODY_WINDOW_SECONDS: Final = 4.0
 BODY_BYTES_PER_SECOND_MIN: Final = 16 * 1024
 """A body that comes more slowly than this, over one window, is given up."""
+EVENTS_QUEUED_MAX: Final = 4096
+"""KV events that wait for one subscriber; what comes past that is counted as lost."""
+EVENT_NAMES_MAX: Final = 131_072
+"""Chunks whose hashes are remembered to tell of their removal: about 30 MiB."""
+EVENT_SUBSCRIBERS_MAX: Final = 256
+EVENT_SUBSCRIBERS_PER_TENANT_MAX: Final = 16
+EVENT_HEARTBEAT_SECONDS: Final = 15.0
+"""How often a stream of events says that it is alive when there are none."""
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
 GRPC_FRAME_BYTES_MAX: Final = 2 * STREAM_FRAME_BYTES

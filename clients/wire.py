@@ -207,6 +207,9 @@ class TierStats:
     shared: bool = False
     eviction: str = ""
     """The policy that chooses what is given up; empty where the tier leaves that to somebody else."""
+    breaker: str = "none"
+    """``open`` while the tier's backend is away, ``closed``, or ``none`` where there is no breaker."""
+    breaker_openings: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ..clients.local_wire import socket_path
 from ..errors import ConfigError
 from ..kvstore.atomic_file import replace_file
 from ..kvstore.eviction import POLICIES
-from ..kvstore.key import ContentKey
+from ..kvstore.key import ContentKey, StorageKey
 from ..kvstore.keyring import Keyring
 from ..kvstore.memory.tier import MemoryTier
 from ..kvstore.namespace import load_or_create_root_secret
@@ -44,6 +44,7 @@ from .config import DaemonConfig, HttpAuth, format_size
 from .config_sources import unknown_variables
 from .credentials import Credentials
 from .credentials_file import CredentialsFile
+from .events import EventHub
 from .http_server import bind_http, serve_http
 from .local_api import bind_local, serve_local
 from .logs import configure_logs
@@ -113,12 +114,13 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         ssd = await asyncio.to_thread(_open_ssd, config, policies) if config.ssd_bytes else None
         if ssd is not None:
             stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
-        store = await _open_store(config, ssd, policies, authenticator.tenants)
+        hub = EventHub()
+        store = await _open_store(config, ssd, policies, authenticator.tenants, _LoggingObserver(hub))
         stack.push_async_callback(store.close)
         shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
         await shelves.known(authenticator.local.namespace)
         admission = Admission(share_of=authenticator.share_of)
-        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max)
+        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub)
         await store.start()
         if ssd is not None:
             await stack.enter_async_context(_scrubbing(ssd, store, config))
@@ -154,7 +156,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         note = DaemonNote(endpoint, os.getpid(), __version__, path, None if grpc is None else grpc.port)
         note.write(config.data_dir)
         stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
-        stack.push_async_callback(_drain, admission, store)
+        stack.push_async_callback(_drain, admission, store, hub)
         if grpc is not None:
             stack.push_async_callback(grpc.drain)
         _say_ready(config, endpoint, authenticator.tenants, None if grpc is None else grpc.port)
@@ -232,9 +234,10 @@ class _Policies:
         self.ssd.set_quotas(tenants.ssd_quotas())
 
 
-async def _drain(admission: Admission, store: TieredStore) -> None:
+async def _drain(admission: Admission, store: TieredStore, hub: EventHub) -> None:
     """Refuse what is new, let what is inside finish for a bounded time."""
     admission.drain()
+    hub.close()
     _log.info("draining", requests=admission.requests, dirty=format_size(store.stats().dirty_bytes))
     with suppress(TimeoutError):
         async with asyncio.timeout(limits.DRAIN_SECONDS_MAX):
@@ -266,7 +269,7 @@ def _chunks(config: DaemonConfig) -> Path:
 
 
 async def _open_store(
-    config: DaemonConfig, ssd: SsdTier | None, policies: _Policies, tenants: TenantTable
+    config: DaemonConfig, ssd: SsdTier | None, policies: _Policies, tenants: TenantTable, observer: StoreObserver
 ) -> TieredStore:
     tiers: list[Tier] = [MemoryTier(config.memory_bytes, policy=policies.memory)]
     if ssd is not None:
@@ -281,7 +284,7 @@ async def _open_store(
             config.ssd_admission,
             tenants.network_quotas(),
         ),
-        observer=_LoggingObserver(),
+        observer=observer,
     )
 
 
@@ -307,7 +310,19 @@ async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> 
 
 
 class _LoggingObserver(StoreObserver):
-    """Says in the log what the store survived; the counts are in the metrics."""
+    """Says in the log what the store survived (the counts are in the metrics), and tells the hub what it holds."""
+
+    def __init__(self, hub: EventHub) -> None:
+        self._hub = hub
+
+    def on_named(self, key: StorageKey, content_key: ContentKey) -> None:
+        self._hub.note_name(key, content_key)
+
+    def on_stored(self, tier: str, info: RecordInfo) -> None:
+        self._hub.note_stored(tier, info)
+
+    def on_removed(self, tier: str, key: StorageKey) -> None:
+        self._hub.note_removed(tier, key)
 
     def on_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
         _log.warning("damaged chunk", tier=tier, key=key.hex(), detail=detail)

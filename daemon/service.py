@@ -10,13 +10,14 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from .. import __version__, limits
 from ..clients import leases, tenancy, wire
+from ..clients.kv_events import KvEvent
 from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..codec.container import ContainerHeader, generic_digest, parse_header
 from ..codec.level import EXACT, Level
@@ -39,6 +40,7 @@ from ..kvstore.tiered.pins import LeaseId
 from ..kvstore.tiered.store import ChunkRead, PinnedChunks, TieredStore
 from .admission import Admission
 from .caller import Caller, Scope
+from .events import EventHub, Subscription
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
 
@@ -72,11 +74,13 @@ class Service:
         admission: Admission,
         *,
         dirty_bytes_max: int,
+        hub: EventHub | None = None,
     ) -> None:
         self.admission = admission
         self._pools = PoolRegistry()
         self._store = store
         self._shelves = shelves
+        self._hub = EventHub() if hub is None else hub
         self._dirty_bytes_max = dirty_bytes_max
         self._reads = asyncio.Semaphore(limits.STORE_READS_MAX)
         self._started = time.monotonic()
@@ -318,6 +322,22 @@ class Service:
         data = _found(outcome, f"profile {digest.hex()[:16]}…")
         with self.admission.reserve(len(data), caller.tenant):
             yield data
+
+    def subscribing(self, caller: Caller, *, resumed: bool = False) -> AbstractContextManager[Subscription]:
+        """The KV events of the caller's tenant from now on; entering raises what :meth:`EventHub.subscribing` does."""
+        caller.require(Scope.READ)
+        return self._hub.subscribing(caller.namespace.owner, resumed=resumed)
+
+    def events(self, caller: Caller, *, resumed: bool = False) -> AsyncGenerator[KvEvent, None]:
+        """:meth:`subscribing` as an iterator, until the daemon drains; close it (``aclosing``) to unsubscribe."""
+        subscribing = self.subscribing(caller, resumed=resumed)
+
+        async def events() -> AsyncGenerator[KvEvent, None]:
+            with subscribing as subscription:
+                async for event in subscription:
+                    yield event
+
+        return events()
 
     def tenant(self, caller: Caller) -> tenancy.TenantStats:
         """What the caller's tenant did and holds: all that a tenant gets to see of the daemon's figures."""

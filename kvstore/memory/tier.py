@@ -144,6 +144,10 @@ class MemoryTier(Tier):
         """Pinned records stay."""
         self._policy.pinned = pinned
 
+    def watch(self, evicted: Callable[[StorageKey], None]) -> None:
+        """Tell the policy."""
+        self._policy.evicted = evicted
+
     def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
         """Tell the policy."""
         for key in keys:

@@ -129,6 +129,7 @@ class Placing:
 
     async def _put_on_disk(self, record: Record) -> None:
         await self._roles.durable[0].put(record)
+        self._tally.observer.on_stored(self._roles.durable[0].name, record.info)
         self._cascade.discard(record.storage_key)
         self._admission.settle(record.storage_key)
 
@@ -138,6 +139,7 @@ class Placing:
         for tier in self._roles.volatile:
             try:
                 await tier.put(record)
+                self._tally.observer.on_stored(tier.name, record.info)
                 taken = True
             except KvloomError as error:
                 self._tally.note_error(tier.name, "put", str(error))
@@ -155,8 +157,11 @@ class Placing:
         except KvloomError:
             live = True  # nobody knows; the deletion itself will say whether the tier works
         try:
-            return await tier.delete(place) and live
+            deleted = await tier.delete(place)
         except KvloomError as error:
             self._tally.note_error(tier.name, "delete", str(error))
             failures.append(error)
             return False
+        if deleted:
+            self._tally.observer.on_removed(tier.name, place)
+        return deleted and live

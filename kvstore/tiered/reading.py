@@ -103,7 +103,8 @@ class Reading:
     async def forget(self, tier: Tier, place: StorageKey) -> None:
         """Delete a copy that must not stay; a tier that cannot is counted."""
         try:
-            await tier.delete(place)
+            if await tier.delete(place):
+                self._tally.observer.on_removed(tier.name, place)
         except KvloomError as error:
             self._tally.note_error(tier.name, "delete", str(error))
 

@@ -47,6 +47,7 @@ from .stats import StoreObserver, StoreStats
 from .tally import Tally
 from .tenants import Tenants, TenantStats
 from .upkeep import Upkeep
+from .watching import watch_evictions
 
 __all__ = ["WRITE_BEHIND", "ChunkRead", "PinnedChunks", "StoreRules", "StoredChunk", "TieredStore"]
 
@@ -119,6 +120,7 @@ class TieredStore:
 
     async def start(self) -> None:
         """Start writing behind, promoting and keeping up. Once."""
+        watch_evictions(self._roles.all, self._tally.observer)
         self._runner = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -160,6 +162,8 @@ class TieredStore:
         header = await verified_header(payload, key)
         place = storage_key(namespace.secret, key)
         above = None if parent is None or parent == key else storage_key(namespace.secret, parent)
+        if parent is not None and above is not None:
+            self._tally.observer.on_named(above, parent)
         attributes = ChunkAttributes(above, header.first_position, header.tokens)
         record = Record(place, key, payload, 0, namespace.owner, expires_at_ms, attributes)
         await self._placing.put(record, header, ack)

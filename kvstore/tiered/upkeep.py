@@ -71,7 +71,10 @@ class Upkeep:
             async with self._locks.hold(key):
                 if (await tier.contains_live([key], self._clock_ms()))[0]:
                     return False  # replaced meanwhile
-                return await tier.delete(key)
+                deleted = await tier.delete(key)
+            if deleted:
+                self._tally.observer.on_removed(tier.name, key)
+            return deleted
 
         try:
             due = await tier.expired(self._clock_ms(), limits.SWEEP_RECORDS_MAX)
