@@ -153,6 +153,8 @@ HEAD_SECONDS_MAX: Final = 8.0
 BODY_WINDOW_SECONDS: Final = 4.0
 BODY_BYTES_PER_SECOND_MIN: Final = 16 * 1024
 """A body that comes more slowly than this, over one window, is given up."""
+METRIC_TENANTS_MAX: Final = 64
+"""Tenants with metrics of their own; those beyond are one series together."""
 EVENTS_QUEUED_MAX: Final = 4096
 """KV events that wait for one subscriber; what comes past that is counted as lost."""
 EVENT_NAMES_MAX: Final = 131_072

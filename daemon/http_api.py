@@ -217,7 +217,8 @@ class HttpApi:
         return _json(health)
 
     async def _render_metrics(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        return web.Response(body=self._metrics.render(), headers={"Content-Type": METRICS_TYPE})
+        scrape = self._metrics.render(request.headers.get("Accept", METRICS_TYPE))
+        return web.Response(body=scrape.body, headers={"Content-Type": scrape.content_type})
 
     async def _description(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self.description, content_type=wire.JSON_TYPE)

@@ -27,6 +27,7 @@ VERBS = (
     Verb("demo", "Show what kvloom does, on a real model and real text."),
     Verb("keys", "Make, list and revoke API keys."),
     Verb("status", "What the daemon and its tiers hold."),
+    Verb("top", "Watch the daemon: tiers, hit rates, bandwidth, tenants."),
     Verb("ls", "List stored chunks."),
     Verb("show", "What is stored under one key."),
     Verb("get", "Read a chunk into a file."),

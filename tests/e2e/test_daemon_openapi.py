@@ -56,6 +56,9 @@ def endless(route):
     return any(answer.media == EVENTS_TYPE for answer in route.answers)
 
 
+ENDING = [route for route in ROUTES if not endless(route)]
+
+
 @pytest.fixture(scope="module")
 def described(daemon):
     return daemon.ask("GET", "/openapi.json").json()
