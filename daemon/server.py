@@ -49,6 +49,7 @@ from .http_server import bind_http, serve_http
 from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
+from .notify import Notifier
 from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
@@ -85,9 +86,12 @@ async def run_daemon(config: DaemonConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_daemon(config) as running:
+    notifier = Notifier.from_environ(os.environ)
+    async with notifier.beating(), open_daemon(config) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload.set)
+        notifier.ready(f"serving at {running.endpoint}")
         await stop.wait()
+        notifier.stopping("finishing requests, writing what is only in memory")
         loop.remove_signal_handler(signal.SIGINT)
     _log.info("stopped")
 
