@@ -18,6 +18,7 @@ from ..errors import DaemonUnavailable, Unauthenticated
 from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
+from ..tracing import Role, propagated, span
 from . import protocol, wire
 from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
@@ -201,6 +202,10 @@ class AsyncKvloomClient:
         return await self._run(protocol.GetProfile(digest))
 
     async def _run(self, operation: Operation[T]) -> T:
+        with span(f"kvloom {type(operation).__name__}", role=Role.CLIENT, daemon=str(self._endpoint)):
+            return await self._ask(operation)
+
+    async def _ask(self, operation: Operation[T]) -> T:
         try:
             if self._local is not None and self._local.takes(operation):
                 with suppress(LocalGone):
@@ -255,7 +260,7 @@ class AsyncKvloomClient:
             request.method,
             f"{self._endpoint.url}{request.target}",
             data=request.body or None,
-            headers={**request.headers, **self._access.headers()},
+            headers={**request.headers, **self._access.headers(), **propagated()},
             timeout=timeout,
             allow_redirects=False,
         ) as response:

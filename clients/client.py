@@ -14,6 +14,7 @@ from ..errors import DaemonUnavailable, Unauthenticated
 from ..kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
+from ..tracing import Role, propagated, span
 from . import protocol, wire
 from .access import Access, Trust, find_access
 from .connection import Connection, StaleConnection
@@ -206,6 +207,10 @@ class KvloomClient:
         return self._run(protocol.GetProfile(digest))
 
     def _run(self, operation: Operation[T]) -> T:
+        with span(f"kvloom {type(operation).__name__}", role=Role.CLIENT, daemon=str(self._endpoint)):
+            return self._ask(operation)
+
+    def _ask(self, operation: Operation[T]) -> T:
         try:
             if self._local is not None and self._local.takes(operation):
                 try:
@@ -232,7 +237,7 @@ class KvloomClient:
         return reply
 
     def _send(self, request: HttpRequest, operation: Operation[Any], access: Access) -> HttpReply:
-        request = replace(request, headers={**request.headers, **access.headers()})
+        request = replace(request, headers={**request.headers, **access.headers(), **propagated()})
         connection = self._connection()
         try:
             reply = connection.exchange(request, operation)

@@ -53,6 +53,7 @@ from .notify import Notifier
 from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
+from .traces import exporting_traces
 
 if TYPE_CHECKING:
     from .grpc_server import RunningGrpc
@@ -87,7 +88,7 @@ async def run_daemon(config: DaemonConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     notifier = Notifier.from_environ(os.environ)
-    async with notifier.beating(), open_daemon(config) as running:
+    async with notifier.beating(), exporting_traces(config.traces), open_daemon(config) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload.set)
         notifier.ready(f"serving at {running.endpoint}")
         await stop.wait()

@@ -38,6 +38,7 @@ from ..kvstore.tiered.chunk_reader import select_asked
 from ..kvstore.tiered.lending import LentChunk
 from ..kvstore.tiered.pins import LeaseId
 from ..kvstore.tiered.store import ChunkRead, PinnedChunks, TieredStore
+from ..tracing import span
 from .admission import Admission
 from .caller import Caller, Scope
 from .events import EventHub, Subscription
@@ -133,7 +134,10 @@ class Service:
                     f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
                     f"which is not among the {len(profiles)} profiles here; put it first"
                 )
-        return await self._store.put(caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent)
+        with span("service.put", tenant=caller.tenant, ack=ack.value):
+            return await self._store.put(
+                caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent
+            )
 
     @asynccontextmanager
     async def reading(
@@ -145,8 +149,9 @@ class Service:
         it has not, :class:`Overloaded`, :class:`StorageUnavailable`.
         """
         caller.require(Scope.READ)
-        async with self._reads:
-            outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
+        with span("service.get", tenant=caller.tenant):
+            async with self._reads:
+                outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
         chunk = _found(outcome, f"chunk {key.hex()[:16]}…")
         with self.admission.reserve(chunk.total_bytes, caller.tenant):
             yield chunk
@@ -166,7 +171,8 @@ class Service:
     async def match_prefix(self, caller: Caller, keys: Sequence[ContentKey]) -> int:
         """How many of the leading ``keys`` are stored without a gap."""
         caller.require(Scope.READ)
-        return await self._store.longest_prefix(caller.namespace, keys)
+        with span("service.prefix", tenant=caller.tenant, chunks=len(keys)):
+            return await self._store.longest_prefix(caller.namespace, keys)
 
     async def longest_prefix(self, caller: Caller, question: wire.PrefixQuestion) -> wire.PrefixCount:
         """How many leading chunks are stored, of keys, or of tokens that are cut and keyed here."""
@@ -180,7 +186,8 @@ class Service:
         )
         if len(refs) > limits.PREFIX_CHUNKS_MAX:
             raise TooManyItems(f"tokens make {len(refs)} chunks, the limit is {limits.PREFIX_CHUNKS_MAX}")
-        matched = await self._store.longest_prefix(caller.namespace, [ref.key for ref in refs])
+        with span("service.prefix", tenant=caller.tenant, chunks=len(refs)):
+            matched = await self._store.longest_prefix(caller.namespace, [ref.key for ref in refs])
         keys = tuple(ref.key.hex() for ref in refs[:matched])
         return wire.PrefixCount(matched, refs[matched - 1].stop if matched else 0, keys)
 
@@ -209,8 +216,9 @@ class Service:
         :class:`Overloaded` where what was found is more than the budget has room for, :class:`InvalidRequest`.
         """
         caller.require(Scope.READ)
-        async with self._reads:
-            outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
+        with span("service.get", tenant=caller.tenant, chunks=len(keys)):
+            async with self._reads:
+                outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
         found = [outcome.value if isinstance(outcome, Hit) else None for outcome in outcomes]
         with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None), caller.tenant):
             yield found

@@ -134,7 +134,7 @@ def _tiers(tiers: tuple[TierRates, ...], *, wide: bool) -> Table:
             f"{tier.evictions_per_second:,.1f}",
             Text(f"{tier.errors_per_second:,.1f}", style="red" if tier.errors_per_second else ""),
             *(more_cells if wide else ()),
-            {"none": "-", "closed": "closed", "open": Text("OPEN", style="bold red")}[tier.breaker],
+            Text("OPEN", style="bold red") if tier.breaker == "open" else tier.breaker,
         )
     return table
 

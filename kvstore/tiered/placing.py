@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ...codec.container import ContainerHeader
 from ...errors import KvloomError, StorageFull, StorageUnavailable
+from ...tracing import span
 from ..key import OwnerId, StorageKey
 from ..key_locks import KeyLocks
 from ..tier import Ack, Record, Tier, is_expired
@@ -128,7 +129,8 @@ class Placing:
         return self._cascade.after(None) if to_disk else self._cascade.first_shared()
 
     async def _put_on_disk(self, record: Record) -> None:
-        await self._roles.durable[0].put(record)
+        with span("tier.put", tier=self._roles.durable[0].name, size_bytes=len(record.payload)):
+            await self._roles.durable[0].put(record)
         self._tally.observer.on_stored(self._roles.durable[0].name, record.info)
         self._cascade.discard(record.storage_key)
         self._admission.settle(record.storage_key)
@@ -138,7 +140,8 @@ class Placing:
         taken = False
         for tier in self._roles.volatile:
             try:
-                await tier.put(record)
+                with span("tier.put", tier=tier.name, size_bytes=len(record.payload)):
+                    await tier.put(record)
                 self._tally.observer.on_stored(tier.name, record.info)
                 taken = True
             except KvloomError as error:
