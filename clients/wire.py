@@ -191,7 +191,7 @@ class ChunkDetail:
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """One tier: how full it is, and what has happened in it since the daemon started."""
+    """One tier: how full it is, what has happened in it since the start; ``breaker`` is open, closed or none."""
 
     name: str
     durable: bool
@@ -208,7 +208,6 @@ class TierStats:
     eviction: str = ""
     """The policy that chooses what is given up; empty where the tier leaves that to somebody else."""
     breaker: str = "none"
-    """``open`` while the tier's backend is away, ``closed``, or ``none`` where there is no breaker."""
     breaker_openings: int = 0
 
 

@@ -120,7 +120,6 @@ def encode(
     return writer.commit()
 
 
-@traced("codec.decode")
 def decode(
     blob: Buffer,
     *,

@@ -47,7 +47,6 @@ from .stats import StoreObserver, StoreStats
 from .tally import Tally
 from .tenants import Tenants, TenantStats
 from .upkeep import Upkeep
-from .watching import watch_evictions
 
 __all__ = ["WRITE_BEHIND", "ChunkRead", "PinnedChunks", "StoreRules", "StoredChunk", "TieredStore"]
 
@@ -120,14 +119,10 @@ class TieredStore:
 
     async def start(self) -> None:
         """Start writing behind, promoting and keeping up. Once."""
-        watch_evictions(self._roles.all, self._tally.observer)
         self._runner = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write what is dirty (to shared tiers for a bounded time), stop, close the tiers. Idempotent.
-
-        Call it again if it was cancelled.
-        """
+        """Write what is dirty (to shared tiers for a bounded time), stop, close the tiers. Repeat it if cancelled."""
         self._closed = True
         self._cascade.finish()
         if self._runner is not None:
