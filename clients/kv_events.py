@@ -15,17 +15,18 @@ class BlockStored:
     """Blocks are in a tier now: put there, written behind, or copied there on use. Saying it twice means nothing more.
 
     ``parent_block_hash`` is the block before the first of them, where the put said so and the daemon remembers;
-    ``block_size`` is in tokens, ``start`` the number of tokens before it. ``medium`` is ``gpu``, ``cpu``, ``disk`` or
-    ``network``; ``tier`` the tier's own name.
+    ``block_size`` is in tokens, ``start`` the number of tokens before it: of blocks decoded into another process's pool
+    the daemon knows only the hashes. ``medium`` is ``gpu``, ``cpu``, ``disk`` or ``network``; ``tier`` the tier's own
+    name, or the device of the pool.
     """
 
     block_hashes: tuple[ContentKey, ...]
-    parent_block_hash: ContentKey | None
-    block_size: int
-    start: int
-    size_bytes: int
     medium: str
     tier: str
+    parent_block_hash: ContentKey | None = None
+    block_size: int | None = None
+    start: int | None = None
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,10 +213,7 @@ class TierStats:
 
 @dataclass(frozen=True, slots=True)
 class DaemonStats:
-    """The daemon and its tiers, fastest first; counts are since it started.
-
-    ``codec`` is the one that lossy levels put into the namespace must be coded with.
-    """
+    """The daemon and its tiers, fastest first, since it started; ``codec`` is that of its namespace's lossy levels."""
 
     version: str
     pid: int

@@ -8,7 +8,7 @@ it has forgotten is a lost event too.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -20,8 +20,9 @@ from ..kvstore.tier import RecordInfo
 
 __all__ = ["EventHub", "Subscription"]
 
-_MEDIA: Final = {"gpu": "gpu", "memory": "cpu", "ssd": "disk"}
+_MEDIA: Final = {"memory": "cpu", "ssd": "disk"}
 _NETWORK: Final = "network"
+_CUDA: Final = "cuda"
 
 
 class Subscription:
@@ -144,7 +145,9 @@ class EventHub:
         about = info.attributes
         parent = None if about.parent is None else self._names.get(about.parent)
         medium = _MEDIA.get(tier, _NETWORK)
-        event = BlockStored((info.content_key,), parent, about.tokens, about.start, info.payload_bytes, medium, tier)
+        event = BlockStored(
+            (info.content_key,), medium, tier, parent, about.tokens, about.start, size_bytes=info.payload_bytes
+        )
         for subscription in mine:
             subscription.offer(event)
 
@@ -157,3 +160,18 @@ class EventHub:
         event = EventsLost(1) if name is None else BlockRemoved((name,), _MEDIA.get(tier, _NETWORK), tier)
         for subscription in mine:
             subscription.offer(event)
+
+    def note_pool(self, owner: OwnerId, device: str, added: Sequence[ContentKey], gone: Sequence[ContentKey]) -> None:
+        """A pool of decoded chunks on ``device``, in a process of ``owner``, has come to hold and given up these."""
+        mine = self._subscriptions.get(owner, ())
+        medium = "gpu" if device.startswith(_CUDA) else "cpu"
+        for subscription in mine:
+            for keys in _batches(gone):
+                subscription.offer(BlockRemoved(keys, medium, device))
+            for keys in _batches(added):
+                subscription.offer(BlockStored(keys, medium, device))
+
+
+def _batches(keys: Sequence[ContentKey]) -> Iterator[tuple[ContentKey, ...]]:
+    for start in range(0, len(keys), limits.POOL_REPORT_KEYS_MAX):
+        yield tuple(keys[start : start + limits.POOL_REPORT_KEYS_MAX])

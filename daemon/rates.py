@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..clients.pool_wire import PoolReport
 from ..clients.wire import DaemonStats, TierStats
 from ..kvstore.tier import UNBOUNDED_BYTES
 
@@ -12,7 +13,8 @@ __all__ = ["DaemonRates", "TenantRates", "TierRates", "rates_between"]
 class TierRates:
     """One tier now, and what it did per second since the report before. ``fill`` is ``None`` where nothing bounds it.
 
-    ``hit_share`` is the share of all reads that it answered, in the time between the reports.
+    ``hit_share`` is the share of all reads that it answered, in the time between the reports; a pool's is of what it
+    was asked for. Pools, in other processes, stand before the tiers.
     """
 
     name: str
@@ -99,6 +101,7 @@ def rates_between(before: DaemonStats | None, now: DaemonStats) -> DaemonRates:
         )
     rows.sort(key=lambda row: (-row.gets_per_second - row.puts_per_second, -row.used_bytes, row.name))
     tiers = tuple(_tier(now, old, index, seconds, reads) for index in range(len(now.tiers)))
+    pools = tuple(_pool(pool, old, seconds) for pool in now.pools)
     return DaemonRates(
         version=now.version,
         pid=now.pid,
@@ -118,7 +121,7 @@ def rates_between(before: DaemonStats | None, now: DaemonStats) -> DaemonRates:
         dirty_bytes_max=now.dirty_bytes_max,
         leases=now.leases,
         pinned_bytes=now.pinned_bytes,
-        tiers=tiers,
+        tiers=pools + tiers,
         tenants=tuple(rows),
     )
 
@@ -145,6 +148,27 @@ def _tier(now: DaemonStats, old: DaemonStats, index: int, seconds: float, reads:
         rate(tier.errors, was.errors),
         tier.breaker,
         sum(stage.dirty_bytes for stage in now.stages if stage.tier == tier.name),
+    )
+
+
+def _pool(pool: PoolReport, old: DaemonStats, seconds: float) -> TierRates:
+    """A pool of decoded chunks in another process, which answers before any tier is asked."""
+    was = next((item for item in old.pools if (item.device, item.pid) == (pool.device, pool.pid)), pool)
+    found, asked = pool.hits - was.hits, pool.hits + pool.misses - was.hits - was.misses
+    return TierRates(
+        f"{pool.device} of {pool.pid}",
+        pool.used_bytes,
+        pool.limit_bytes,
+        pool.used_bytes / pool.limit_bytes,
+        pool.chunks,
+        _share(found, asked),
+        found / seconds if seconds > 0 else 0.0,
+        read_bytes_per_second=0.0,
+        written_bytes_per_second=0.0,
+        evictions_per_second=(pool.evictions - was.evictions) / seconds if seconds > 0 else 0.0,
+        errors_per_second=0.0,
+        breaker="none",
+        dirty_bytes=pool.dirty_bytes,
     )
 
 

@@ -252,10 +252,12 @@ class Service:
         """Note what changed in a pool. What is used there is used here too, and so is not evicted for being so near."""
         caller.require(Scope.WRITE)
         self._pools.update(pool, held)
+        self._hub.note_pool(pool.owner, pool.about.device, held.added, held.gone)
         self._store.touch(caller.namespace, [*held.used, *held.gone])
 
     def remove_pool(self, pool: RegisteredPool) -> None:
         """A pool is there no more."""
+        self._hub.note_pool(pool.owner, pool.about.device, (), tuple(pool.keys))
         self._pools.remove(pool)
 
     def resident(self, caller: Caller, keys: Sequence[ContentKey]) -> PoolMatches:

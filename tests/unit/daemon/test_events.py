@@ -33,11 +33,27 @@ async def test_a_subscriber_gets_its_own_tenants_events_only():
         hub.close()
         seen = [event async for event in events]
     assert seen == [
-        BlockStored((one.content_key,), None, 256, 0, 1000, "cpu", "memory"),
-        BlockStored((two.content_key,), one.content_key, 100, 256, 1000, "disk", "ssd"),
+        BlockStored((one.content_key,), "cpu", "memory", None, 256, 0, 1000),
+        BlockStored((two.content_key,), "disk", "ssd", one.content_key, 100, 256, 1000),
         BlockRemoved((one.content_key,), "cpu", "memory"),
-        BlockStored((one.content_key,), None, 256, 0, 1000, "network", "valkey"),
+        BlockStored((one.content_key,), "network", "valkey", None, 256, 0, 1000),
     ]
+
+
+async def test_what_a_pool_of_decoded_chunks_holds_is_told_by_hash(monkeypatch):
+    monkeypatch.setattr(limits, "POOL_REPORT_KEYS_MAX", 2)
+    keys = [os.urandom(32) for _ in range(3)]
+    hub = EventHub()
+    with hub.subscribing(OWNER) as events, hub.subscribing(OTHER) as foreign:
+        hub.note_pool(OWNER, "cuda:0", keys, [])
+        hub.note_pool(OWNER, "host", [], keys[:1])
+        hub.close()
+        assert [event async for event in events] == [
+            BlockStored(tuple(keys[:2]), "gpu", "cuda:0"),
+            BlockStored(tuple(keys[2:]), "gpu", "cuda:0"),
+            BlockRemoved(tuple(keys[:1]), "cpu", "host"),
+        ]
+        assert [event async for event in foreign] == []
 
 
 async def test_a_full_queue_loses_events_and_says_how_many_before_the_rest():

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 from kvloom.clients import tenancy, wire
+from kvloom.clients.pool_wire import PoolReport
 from kvloom.daemon.rates import rates_between
 from kvloom.kvstore.tier import UNBOUNDED_BYTES
 
@@ -41,6 +42,14 @@ def test_what_happened_is_per_second_between_two_reports():
     assert (memory.written_bytes_per_second, memory.read_bytes_per_second) == (200.0, 200.0)
     assert (ssd.written_bytes_per_second, ssd.errors_per_second, ssd.dirty_bytes) == (100.0, 1.0, 9)
     assert (net.fill, net.limit_bytes, net.breaker) == (None, None, "open")
+
+
+def test_a_pool_stands_before_the_tiers():
+    pool = PoolReport("cuda:0", 7, 100, 25, 3, 3, hits=10, misses=5, evictions=1, dirty_bytes=4)
+    now = replace(NOW, pools=(replace(pool, hits=16, misses=7, evictions=5),))
+    first, second, *_ = rates_between(replace(BEFORE, pools=(pool,)), now).tiers
+    assert (first.name, first.fill, first.hit_share, first.hits_per_second) == ("cuda:0 of 7", 0.25, 0.75, 3.0)
+    assert (first.evictions_per_second, first.dirty_bytes, second.name) == (2.0, 4, "memory")
 
 
 def test_the_busiest_tenant_stands_first():
