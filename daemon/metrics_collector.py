@@ -103,7 +103,7 @@ def _stage_metrics(stats: DaemonStats) -> Iterator[Metric]:
 def _pool_metrics(stats: DaemonStats) -> Iterator[Metric]:
     """Pools of decoded chunks in other processes; those of one process on one device are one series."""
     names = ["device", "pid"]
-    families = (
+    families: tuple[GaugeMetricFamily | CounterMetricFamily, ...] = (
         GaugeMetricFamily("kvloom_pool_used_bytes", "Bytes of pages in use.", labels=names),
         GaugeMetricFamily("kvloom_pool_limit_bytes", "Bytes of all pages.", labels=names),
         GaugeMetricFamily("kvloom_pool_chunks", "Decoded chunks.", labels=names),

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from kvloom import tracing
@@ -19,6 +22,11 @@ def recorded():
     trace_with(provider)
     yield exporter.get_finished_spans
     tracing.install(None)
+
+
+def test_a_daemon_that_records_nothing_loads_nothing_for_it():
+    code = "import sys, kvloom.daemon.server, kvloom.clients.client; print('opentelemetry' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_nothing_is_recorded_until_somebody_asks():

@@ -32,6 +32,7 @@ UNITS = {
 TYPES = {"counter", "gauge", "histogram", "summary"}
 LABELS = {"method", "route", "status", "call", "tier", "namespace", "device", "pid", "version", "le"}
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "kvloom.json"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "OPERATIONS.md"
 
 
 def lint(text):
@@ -149,6 +150,13 @@ def test_every_rule_can_be_broken(text, problem):
 
 def test_series_are_bounded_whatever_the_number_of_tenants(metrics):
     assert len(metrics.render().body.splitlines()) < 1500
+
+
+def test_the_alerts_in_the_documents_name_metrics_that_exist(metrics):
+    scrape = metrics.render().body.decode()
+    named = set(re.findall(r"\bkvloom_[a-z_]+", DOCUMENT.read_text()))
+    assert len(named) >= 5
+    assert [name for name in named if f"\n{name}" not in scrape] == []
 
 
 def test_every_query_of_the_dashboard_names_metrics_and_labels_that_exist(metrics):
