@@ -4,12 +4,12 @@ Every room may mark what it does; none knows what records it (:mod:`.clients.ote
 its ``with``, in tasks and worker threads started there too. Its attributes are sizes and names, never tokens.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from enum import Enum
 from functools import wraps
 from types import TracebackType
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 __all__ = ["Role", "Span", "Tracer", "install", "propagated", "span", "traced", "traced_async"]
 
@@ -111,10 +111,12 @@ def traced(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
-def traced_async(name: str) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+def traced_async(
+    name: str,
+) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
     """Each call of the coroutine function is a span."""
 
-    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    def decorate(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         @wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
             if _tracer is None:

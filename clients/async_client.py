@@ -18,7 +18,7 @@ from ..errors import DaemonUnavailable, Unauthenticated
 from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
-from ..tracing import Role, propagated, span
+from ..tracing import Role, propagated, span, traced_async
 from . import protocol, wire
 from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
@@ -118,6 +118,7 @@ class AsyncKvloomClient:
         """
         return await self._run(protocol.GetChunk(key, level, layers))
 
+    @traced_async("kvloom GetChunks")
     async def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:
         """Read many chunks over a few connections at once; outcomes stand in the order of ``keys``.
 

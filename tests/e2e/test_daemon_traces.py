@@ -70,10 +70,14 @@ def test_one_trace_follows_a_request_from_the_client_to_the_tiers(start_daemon, 
     with daemon.client() as client:
         client.put(key, container_bytes([EXACT], content_key=key))
         client.get(key)
+        client.get_many([key, os.urandom(32)])
     scrape = daemon.ask("GET", "/metrics", Accept="application/openmetrics-text").body.decode()
     assert daemon.stop() == 0
-    put, get = recorded()
-    assert [put.name, get.name] == ["kvloom PutChunk", "kvloom GetChunk"]
+    put, get, many = recorded()
+    assert [put.name, get.name, many.name] == ["kvloom PutChunk", "kvloom GetChunk", "kvloom GetChunks"]
+    several = many.context.trace_id.to_bytes(16, "big")
+    asked = [span for _, span in collector.spans if (span.trace_id, span.name) == (several, "GET /chunks/{key}")]
+    assert [span.parent_span_id for span in asked] == [many.context.span_id.to_bytes(8, "big")] * 2
     for mine, names in (
         (put, ["PUT /chunks/{key}", "service.put", "codec.verify", "tier.put"]),
         (get, ["GET /chunks/{key}", "service.get", "tier.get", "codec.verify"]),
