@@ -8,7 +8,7 @@ it has forgotten is a lost event too.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -121,6 +121,12 @@ class EventHub:
             mine.remove(subscription)
             if not mine:
                 self._subscriptions.pop(owner, None)
+
+    async def events(self, owner: OwnerId, *, resumed: bool = False) -> AsyncGenerator[KvEvent, None]:
+        """:meth:`subscribing` as an iterator; close it (``aclosing``) to unsubscribe."""
+        with self.subscribing(owner, resumed=resumed) as subscription:
+            async for event in subscription:
+                yield event
 
     def close(self) -> None:
         """End all subscriptions once they have read what is queued, and take no more."""

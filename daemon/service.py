@@ -25,13 +25,11 @@ from ..errors import (
     CodecMismatch,
     InvalidRequest,
     NotFound,
-    Overloaded,
     ProfileMismatch,
-    StorageUnavailable,
     TooManyItems,
 )
 from ..kvstore.key import ContentKey, chunk_refs
-from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
+from ..kvstore.outcome import Hit
 from ..kvstore.profiles import ProfileShelves
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.chunk_reader import select_asked
@@ -42,6 +40,7 @@ from ..tracing import span
 from .admission import Admission
 from .caller import Caller, Scope
 from .events import EventHub, Subscription
+from .outcomes import value_of
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
 
@@ -152,7 +151,7 @@ class Service:
         with span("service.get", tenant=caller.tenant):
             async with self._reads:
                 outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
-        chunk = _found(outcome, f"chunk {key.hex()[:16]}…")
+        chunk = value_of(outcome, f"chunk {key.hex()[:16]}…")
         with self.admission.reserve(chunk.total_bytes, caller.tenant):
             yield chunk
 
@@ -329,7 +328,7 @@ class Service:
         caller.require(Scope.READ)
         async with self._reads:
             outcome = await (await self._shelves.shelf(caller.namespace)).get(digest)
-        data = _found(outcome, f"profile {digest.hex()[:16]}…")
+        data = value_of(outcome, f"profile {digest.hex()[:16]}…")
         with self.admission.reserve(len(data), caller.tenant):
             yield data
 
@@ -340,14 +339,8 @@ class Service:
 
     def events(self, caller: Caller, *, resumed: bool = False) -> AsyncGenerator[KvEvent, None]:
         """:meth:`subscribing` as an iterator, until the daemon drains; close it (``aclosing``) to unsubscribe."""
-        subscribing = self.subscribing(caller, resumed=resumed)
-
-        async def events() -> AsyncGenerator[KvEvent, None]:
-            with subscribing as subscription:
-                async for event in subscription:
-                    yield event
-
-        return events()
+        caller.require(Scope.READ)
+        return self._hub.events(caller.namespace.owner, resumed=resumed)
 
     def tenant(self, caller: Caller) -> tenancy.TenantStats:
         """What the caller's tenant did and holds: all that a tenant gets to see of the daemon's figures."""
@@ -397,16 +390,3 @@ class Service:
             promotions_dropped=store.promotions_dropped,
             pools=self._pools.reports(),
         )
-
-
-def _found(outcome: Outcome[T], what: str) -> T:
-    """What was read; an outcome that is none is the error an edge answers with. Damage is a miss to whoever asks."""
-    match outcome:
-        case Hit(value=value):
-            return value
-        case Miss() | Corrupt():
-            raise NotFound(f"{what} is not stored")
-        case Throttled():
-            raise Overloaded(f"{what}: {outcome.tier} is busy, try again in {outcome.retry_seconds} s")
-        case Unavailable():
-            raise StorageUnavailable(f"{what}: {outcome.tier} cannot answer: {outcome.detail}")

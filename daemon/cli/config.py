@@ -23,6 +23,7 @@ __all__ = ["config"]
         "kvloom config init                        # a commented file, to begin with",
         "kvloom config explain                     # what holds, and where it was said",
         "kvloom config explain --memory 8GiB       # what this flag would come to",
+        "kvloom config explain --json              # for programs",
     )
 )
 def config() -> None:

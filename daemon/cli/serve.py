@@ -16,7 +16,7 @@ __all__ = ["serve"]
         "kvloom serve                               # sensible for this machine",
         "kvloom serve --memory 8GiB --ssd 200GiB    # more room",
         "kvloom serve --port 0 --data-dir /tmp/k    # any free port",
-        "kvloom serve --codec cachegen              # lossy levels as CacheGen codes them",
+        "kvloom serve --codec cachegen              # lossy levels as in CacheGen",
         "kvloom serve --host 0.0.0.0 --tls-certificate cert.pem --tls-key key.pem",
     )
 )
