@@ -20,10 +20,10 @@ __all__ = ["config"]
 
 @click.group(
     epilog=examples(
-        "kvloom config init                        # a commented file, to begin with",
-        "kvloom config explain                     # what holds, and where it was said",
-        "kvloom config explain --memory 8GiB       # what this flag would come to",
-        "kvloom config explain --json              # for programs",
+        "kvloom config init                   # a commented file, to begin with",
+        "kvloom config explain                # what holds, and where it was said",
+        "kvloom config explain --memory 8GiB  # what this flag would come to",
+        "kvloom config explain --json         # for programs",
     )
 )
 def config() -> None:
