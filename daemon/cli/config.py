@@ -38,7 +38,10 @@ def config() -> None:
 @setting_options
 @json_option
 def explain_settings(as_json: bool, config_file: str | None, **flags: str | None) -> None:
-    """Each setting's value, and where it was said. Takes the flags of 'kvloom serve'; passwords are not shown."""
+    """Show each setting's value, and where it was said.
+
+    Takes the flags of 'kvloom serve'. Passwords are not shown.
+    """
     gathered = gather(ConfigText(**flags), os.environ, file=config_file)
     rows = explain(gathered, probe_machine(gathered.text.directory()))
     if as_json:
@@ -60,7 +63,10 @@ def explain_settings(as_json: bool, config_file: str | None, **flags: str | None
 @config_option
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def init(config_file: str | None, force: bool) -> None:
-    """Write a file that names every setting, commented out, with its limits and its default (mode 0600)."""
+    """Write a file to begin with.
+
+    It names every setting, commented out, with its limits and its default. Only its owner can read it (mode 0600).
+    """
     named = config_file or os.environ.get(CONFIG_VARIABLE)
     path = Path(named).expanduser() if named else default_config_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
