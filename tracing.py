@@ -11,7 +11,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-__all__ = ["Role", "Span", "Tracer", "install", "propagated", "span", "traced", "traced_async"]
+__all__ = ["Role", "Span", "Tracer", "install", "propagated", "recording", "span", "traced", "traced_async"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,6 +88,11 @@ def span(
 ) -> AbstractContextManager[Span]:
     """What runs inside the context is ``name``; ``carrier`` are the headers of a request that came in."""
     return _NOTHING if _tracer is None else _tracer.span(name, role, carrier, attributes)
+
+
+def recording() -> bool:
+    """Whether anything is recorded: for what is worth preparing only then."""
+    return _tracer is not None
 
 
 def propagated() -> dict[str, str]:

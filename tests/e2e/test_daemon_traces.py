@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from kvloom import tracing
+from kvloom.clients import KvloomClient
+from kvloom.clients.discovery import DaemonNote
 from kvloom.codec.level import EXACT
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace")
@@ -70,8 +72,8 @@ def test_one_trace_follows_a_request_from_the_client_to_the_tiers(start_daemon, 
     with daemon.client() as client:
         client.put(key, container_bytes([EXACT], content_key=key))
         client.get(key)
+        scrape = daemon.ask("GET", "/metrics", Accept="application/openmetrics-text").body.decode()
         client.get_many([key, os.urandom(32)])
-    scrape = daemon.ask("GET", "/metrics", Accept="application/openmetrics-text").body.decode()
     assert daemon.stop() == 0
     put, get, many = recorded()
     assert [put.name, get.name, many.name] == ["kvloom PutChunk", "kvloom GetChunk", "kvloom GetChunks"]
@@ -94,6 +96,18 @@ def test_one_trace_follows_a_request_from_the_client_to_the_tiers(start_daemon, 
     assert {service for service, _ in collector.spans} == {"kvloom"}
     said = {item.key for _, span in collector.spans for item in span.attributes}
     assert said <= {"http.response.status_code", "tenant", "ack", "tier", "size_bytes", "outcome", "chunks"}
+
+
+def test_a_grpc_call_continues_the_trace_too(start_daemon, collector, recorded):
+    pytest.importorskip("grpc")
+    daemon = start_daemon("--memory", "16MiB", "--ssd", "0", "--grpc-port", "0", "--traces", "otlp")
+    port = DaemonNote.read(daemon.data_dir).grpc_port
+    with KvloomClient(f"grpc://127.0.0.1:{port}", data_dir=daemon.data_dir) as client:
+        client.get(os.urandom(32))
+    assert daemon.stop() == 0
+    (asked,) = recorded()
+    (answered,) = [span for _, span in collector.spans if span.name == "grpc get_chunk"]
+    assert answered.parent_span_id == asked.context.span_id.to_bytes(8, "big")
 
 
 def test_a_collector_that_is_away_holds_up_nobody(start_daemon, monkeypatch):
