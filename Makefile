@@ -115,7 +115,7 @@ $(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
-	$(PIP) --group test --editable '.[cachegen,demo,encryption,grpc,mooncake,network]'
+	$(PIP) --group test --editable '.[cachegen,demo,encryption,grpc,mooncake,network,otel]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python

@@ -105,6 +105,7 @@ TIER_BYTES_MIN: Final = 1024 * 1024
 """The smallest memory or SSD tier that a daemon accepts."""
 
 # Daemon
+CONFIG_FILE_BYTES_MAX: Final = 1024 * 1024
 LIST_CHUNKS_DEFAULT: Final = 100
 LIST_CHUNKS_MAX: Final = 10_000
 REQUEST_HEADER_BYTES_MAX: Final = 16 * 1024
@@ -152,6 +153,16 @@ HEAD_SECONDS_MAX: Final = 8.0
 BODY_WINDOW_SECONDS: Final = 4.0
 BODY_BYTES_PER_SECOND_MIN: Final = 16 * 1024
 """A body that comes more slowly than this, over one window, is given up."""
+METRIC_TENANTS_MAX: Final = 64
+"""Tenants with metrics of their own; those beyond are one series together."""
+EVENTS_QUEUED_MAX: Final = 4096
+"""KV events that wait for one subscriber; what comes past that is counted as lost."""
+EVENT_NAMES_MAX: Final = 131_072
+"""Chunks whose hashes are remembered to tell of their removal: about 30 MiB."""
+EVENT_SUBSCRIBERS_MAX: Final = 256
+EVENT_SUBSCRIBERS_PER_TENANT_MAX: Final = 16
+EVENT_HEARTBEAT_SECONDS: Final = 15.0
+"""How often a stream of events says that it is alive when there are none."""
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
 GRPC_FRAME_BYTES_MAX: Final = 2 * STREAM_FRAME_BYTES

@@ -18,6 +18,7 @@ from ..errors import DaemonUnavailable, Unauthenticated
 from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
+from ..tracing import Role, propagated, span, traced_async
 from . import protocol, wire
 from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
@@ -117,6 +118,7 @@ class AsyncKvloomClient:
         """
         return await self._run(protocol.GetChunk(key, level, layers))
 
+    @traced_async("kvloom GetChunks")
     async def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:
         """Read many chunks over a few connections at once; outcomes stand in the order of ``keys``.
 
@@ -201,6 +203,10 @@ class AsyncKvloomClient:
         return await self._run(protocol.GetProfile(digest))
 
     async def _run(self, operation: Operation[T]) -> T:
+        with span(f"kvloom {type(operation).__name__}", role=Role.CLIENT, daemon=str(self._endpoint)):
+            return await self._ask(operation)
+
+    async def _ask(self, operation: Operation[T]) -> T:
         try:
             if self._local is not None and self._local.takes(operation):
                 with suppress(LocalGone):
@@ -255,7 +261,7 @@ class AsyncKvloomClient:
             request.method,
             f"{self._endpoint.url}{request.target}",
             data=request.body or None,
-            headers={**request.headers, **self._access.headers()},
+            headers={**request.headers, **self._access.headers(), **propagated()},
             timeout=timeout,
             allow_redirects=False,
         ) as response:

@@ -2,7 +2,9 @@
 
 from collections import deque
 from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +16,7 @@ from ..errors import DaemonUnavailable, Unauthenticated
 from ..kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
+from ..tracing import Role, propagated, span, traced
 from . import protocol, wire
 from .access import Access, Trust, find_access
 from .connection import Connection, StaleConnection
@@ -124,6 +127,7 @@ class KvloomClient:
         """
         return self._run(protocol.GetChunk(key, level, layers))
 
+    @traced("kvloom GetChunks")
     def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:
         """Read many chunks over a few connections at once; outcomes stand in the order of ``keys``.
 
@@ -150,7 +154,8 @@ class KvloomClient:
 
         if len(keys) < 2:
             return [read(key) for key in keys]
-        return list(self._pool().map(read, keys))
+        reads = [partial(copy_context().run, read, key) for key in keys]  # in the trace of whoever asks
+        return list(self._pool().map(lambda run: run(), reads))
 
     def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored; all false where the daemon cannot say."""
@@ -206,6 +211,10 @@ class KvloomClient:
         return self._run(protocol.GetProfile(digest))
 
     def _run(self, operation: Operation[T]) -> T:
+        with span(f"kvloom {type(operation).__name__}", role=Role.CLIENT, daemon=str(self._endpoint)):
+            return self._ask(operation)
+
+    def _ask(self, operation: Operation[T]) -> T:
         try:
             if self._local is not None and self._local.takes(operation):
                 try:
@@ -232,7 +241,7 @@ class KvloomClient:
         return reply
 
     def _send(self, request: HttpRequest, operation: Operation[Any], access: Access) -> HttpReply:
-        request = replace(request, headers={**request.headers, **access.headers()})
+        request = replace(request, headers={**request.headers, **access.headers(), **propagated()})
         connection = self._connection()
         try:
             reply = connection.exchange(request, operation)

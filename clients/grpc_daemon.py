@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import limits
 from ..errors import ConfigError, DaemonUnavailable, MissingDependency, Unauthenticated
+from ..tracing import propagated
 from .access import Access
 from .discovery import Endpoint, parse_address
 from .protocol import HttpReply, Operation
@@ -220,7 +221,7 @@ class _Progress:
 
 
 def _metadata(access: Access) -> tuple[tuple[str, str], ...]:
-    return tuple((name.lower(), value) for name, value in access.headers().items())
+    return tuple((name.lower(), value) for name, value in (access.headers() | propagated()).items())
 
 
 def _credentials(grpc_module: Any, access: Access) -> Any:

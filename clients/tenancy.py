@@ -16,6 +16,7 @@ class StageStats:
     written: int
     failures: int
     dropped: int
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

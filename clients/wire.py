@@ -191,7 +191,7 @@ class ChunkDetail:
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """One tier: how full it is, and what has happened in it since the daemon started."""
+    """One tier: how full it is, what has happened in it since the start; ``breaker`` is open, closed or none."""
 
     name: str
     durable: bool
@@ -207,14 +207,13 @@ class TierStats:
     shared: bool = False
     eviction: str = ""
     """The policy that chooses what is given up; empty where the tier leaves that to somebody else."""
+    breaker: str = "none"
+    breaker_openings: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonStats:
-    """The daemon and its tiers, fastest first; counts are since it started.
-
-    ``codec`` is the one that lossy levels put into the namespace must be coded with.
-    """
+    """The daemon and its tiers, fastest first, since it started; ``codec`` is that of its namespace's lossy levels."""
 
     version: str
     pid: int

@@ -22,6 +22,7 @@ from ..errors import (
     LayoutMismatch,
     ProfileMismatch,
 )
+from ..tracing import traced
 from .cachegen import CacheGenProfile, cachegen_overhead_bytes, decode_cachegen, encode_cachegen
 from .channels import Angles, KvArrays, gather_channels, rooms_of
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
@@ -58,6 +59,7 @@ class ContainerInfo:
     key_coding: tuple[KeyCoding, ...]
 
 
+@traced("codec.encode")
 def encode(
     keys: KvArrays,
     values: KvArrays,
@@ -153,6 +155,7 @@ def decode(
     return outputs[0], outputs[1]
 
 
+@traced("codec.decode")
 def decode_into(
     container: Container,
     keys: KvArrays,

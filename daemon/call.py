@@ -41,6 +41,7 @@ class Call(Enum):
     PUT_PROFILE = ("Put a codec profile on the shelf.", Scope.WRITE)
     GET_PROFILE = ("Read a codec profile.", Scope.READ)
     TENANT = ("Say what the caller's namespace did and holds.", Scope.READ, False)
+    EVENTS = ("Stream what happens to the chunks of the caller's namespace.", Scope.READ, False)
     NAMESPACES = ("List the namespaces of the daemon with their quotas.", Scope.ADMIN, False)
     STATS = ("Say what the daemon and its tiers hold and have done.", Scope.ADMIN, False)
     METRICS = ("The same for Prometheus.", Scope.ADMIN, False)

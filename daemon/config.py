@@ -1,24 +1,25 @@
-"""The daemon's configuration: defaults that fit the machine, then the environment, then flags.
+"""The daemon's configuration: what the texts of the settings mean, with defaults that fit the machine.
 
-Every value arrives as text, is parsed in one place, and is refused with one line that names it and the limit.
+Every value arrives as text, from wherever it was said (:mod:`.config_sources`), is parsed in one place, and is refused
+with one line that begins with its name and says the limit.
 """
 
 import ipaddress
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
 from .. import limits
-from ..clients.discovery import DATA_DIR_VARIABLE, DEFAULT_HOST, DEFAULT_PORT, data_directory, is_loopback
+from ..clients.discovery import DEFAULT_HOST, DEFAULT_PORT, is_loopback
 from ..codec.level import LossyCodec
 from ..errors import ConfigError
 from ..kvstore.eviction_choice import EvictionChoice
 from ..kvstore.network import parse_network
 from ..kvstore.tiered.admission import AdmissionRule
 from .machine import Machine
+from .settings import ConfigText, HttpAuth, LogFormat, LogLevel, TraceExport
 
 __all__ = [
     "ConfigText",
@@ -27,6 +28,7 @@ __all__ = [
     "LogFormat",
     "LogLevel",
     "TlsFiles",
+    "TraceExport",
     "format_size",
     "parse_size",
     "parse_ttl",
@@ -42,34 +44,6 @@ _DURATION = re.compile(r"(\d{1,9})([smhd]?)", re.ASCII)
 _SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 Choice = TypeVar("Choice", bound=StrEnum)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-class LogFormat(StrEnum):
-    """How log lines look; ``auto`` is ``console`` on a terminal and ``json`` elsewhere."""
-
-    AUTO = "auto"
-    CONSOLE = "console"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """The least severe line that is written; ``debug`` includes one line per request."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class HttpAuth(StrEnum):
-    """What HTTP asks of programs without an API key.
-
-    ``token``: what this user's daemon leaves in a file for this user's programs. ``off``: nothing, so that all users of
-    the machine have the default tenant's chunks; only on loopback.
-    """
-
-    TOKEN = "token"  # noqa: S105 - the name of a choice
-    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,53 +90,12 @@ class DaemonConfig:
     """What the memory and the SSD tier give up first."""
     grpc_port: int | None = None
     """Where gRPC is served beside HTTP, on the same ``host``; ``None`` serves none."""
+    traces: TraceExport = TraceExport.OFF
 
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
         return is_loopback(self.host)
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigText:
-    """Values as somebody wrote them; ``None`` where nothing was said. Field ``x`` is ``KVLOOM_X`` and ``--x``."""
-
-    host: str | None = None
-    port: str | None = None
-    data_dir: str | None = None
-    memory: str | None = None
-    ssd: str | None = None
-    codec: str | None = None
-    ssd_admission: str | None = None
-    ttl: str | None = None
-    network_quota: str | None = None
-    encryption_secret: str | None = None
-    log_format: str | None = None
-    log_level: str | None = None
-    network: str | None = None
-    root_secret: str | None = None
-    credentials: str | None = None
-    http_auth: str | None = None
-    tls_certificate: str | None = None
-    tls_key: str | None = None
-    tls_client_ca: str | None = None
-    eviction: str | None = None
-    grpc_port: str | None = None
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> "ConfigText":
-        """What the ``KVLOOM_*`` variables say; an empty variable says nothing."""
-        return cls(*(environ.get(f"KVLOOM_{field.name.upper()}") or None for field in fields(cls)))
-
-    def over(self, other: "ConfigText") -> "ConfigText":
-        """These values, and those of ``other`` where nothing was said here."""
-        mine = (getattr(self, field.name) for field in fields(self))
-        theirs = (getattr(other, field.name) for field in fields(self))
-        return ConfigText(*(b if a is None else a for a, b in zip(mine, theirs, strict=True)))
-
-    def directory(self) -> Path:
-        """The data directory these values name, or the user's default one."""
-        return data_directory({} if self.data_dir is None else {DATA_DIR_VARIABLE: self.data_dir})
 
 
 def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
@@ -191,6 +124,7 @@ def resolve_config(text: ConfigText, machine: Machine) -> DaemonConfig:
         tls=tls,
         eviction=EvictionChoice() if text.eviction is None else EvictionChoice.parse(text.eviction),
         grpc_port=None if text.grpc_port in (None, "off") else _port("grpc_port", text.grpc_port),
+        traces=_choice("traces", text.traces or TraceExport.OFF, TraceExport),
     )
 
 
@@ -241,7 +175,11 @@ def _network(text: str | None) -> str | None:
     """The line as it is, once it is known to hold; ``off`` switches off what the environment says."""
     if text is None or text == "off":
         return None
-    parse_network(text)
+    try:
+        parse_network(text)
+    except ConfigError as error:
+        line = str(error)
+        raise ConfigError(line if line.startswith("network ") else f"network: {line}") from error
     return text
 
 
@@ -280,8 +218,13 @@ def _path(text: str | None) -> Path | None:
 
 def _port(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
-        raise ConfigError(f"{name} {text[:40]!r} is not a number from 0 to 65535")
+        raise ConfigError(f"{name} {text[:40]!r} is not a number from 0 to 65535{_service_link(text)}")
     return int(text)
+
+
+def _service_link(text: str) -> str:
+    """Kubernetes tells every pod of a Service called kvloom in ``KVLOOM_PORT`` where that is."""
+    return "; Kubernetes sets it for a Service: enableServiceLinks: false" if text.startswith("tcp://") else ""
 
 
 def _quota(text: str) -> int:

@@ -1,11 +1,10 @@
 """What is usually misconfigured, found before it is felt; each finding comes with the fix."""
 
-import difflib
 import os
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -14,15 +13,17 @@ import psutil
 
 from .. import __version__
 from ..clients import KvloomClient
-from ..clients.access import API_KEY_VARIABLE, CA_VARIABLE, CLIENT_CERTIFICATE_VARIABLE, CLIENT_KEY_VARIABLE
-from ..clients.discovery import ADDRESS_VARIABLE, URL_VARIABLE, DaemonNote
+from ..clients.access import API_KEY_VARIABLE
+from ..clients.discovery import DaemonNote
 from ..clients.wire import DaemonStats
 from ..codec.entropy import native
 from ..errors import ConfigError, Forbidden, KvloomError, Unauthenticated
 from .authenticator import utc_now
-from .config import ConfigText, format_size
+from .config import format_size
+from .config_sources import Layer, gather, unknown_variables
 from .credentials_file import CREDENTIALS_NAME, CredentialsFile
 from .machine import Machine, cgroup_memory_limit_bytes
+from .settings import ConfigText
 
 __all__ = ["Finding", "State", "diagnose"]
 
@@ -63,7 +64,7 @@ def diagnose(address: str | None, data_dir: Path, machine: Machine, environ: Map
     if stats is not None:
         policies = ", ".join(f"{tier.name}: {tier.eviction}" for tier in stats.tiers if tier.eviction)
         findings.append(Finding("eviction", State.OK, policies))
-    findings += [_keys(data_dir, environ), *_variables(environ)]
+    findings += [_keys(data_dir, environ), *_settings(environ, machine)]
     return findings
 
 
@@ -192,14 +193,22 @@ def _clock(data_dir: Path) -> Finding:
     return Finding("clock", State.OK, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
 
 
-def _variables(environ: Mapping[str, str]) -> list[Finding]:
-    known = [f"KVLOOM_{field.name.upper()}" for field in fields(ConfigText)]
-    known += [ADDRESS_VARIABLE, URL_VARIABLE, API_KEY_VARIABLE, CA_VARIABLE]
-    known += [CLIENT_CERTIFICATE_VARIABLE, CLIENT_KEY_VARIABLE]
+def _settings(environ: Mapping[str, str], machine: Machine) -> list[Finding]:
+    """Whether a daemon would start with what file and environment say, and what of it nobody reads."""
     findings: list[Finding] = []
-    for name in sorted(environ):
-        if name.startswith("KVLOOM_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"variables are {', '.join(known)}"
-            findings.append(Finding("environment", State.WARNING, f"{name} is not a variable of kvloom", fix))
-    return findings
+    try:
+        gathered = gather(ConfigText(), environ)
+        gathered.resolve(machine)
+    except ConfigError as error:
+        fix = "kvloom config explain shows where each setting comes from"
+        return [Finding("settings", State.PROBLEM, str(error), fix)]
+    secret = gathered.origins["network"].layer is Layer.FILE
+    if gathered.file is not None and secret and stat.S_IMODE(gathered.file.stat().st_mode) & 0o077:
+        detail = f"{gathered.file} names the network store, maybe with a password, and others may read it"
+        findings.append(Finding("settings", State.WARNING, detail, f"chmod 600 {gathered.file}"))
+    for name, hint in unknown_variables(environ).items():
+        findings.append(Finding("environment", State.WARNING, f"{name} is not a variable of kvloom", hint))
+    said = sum(origin.layer is not Layer.DEFAULT for origin in gathered.origins.values())
+    return findings or [
+        Finding("settings", State.OK, f"{said} said, in {gathered.file or 'no file'} and the environment")
+    ]

@@ -23,6 +23,7 @@ from .. import limits
 from ..clients import wire
 from ..clients.grpc_calls import ERROR_TRAILER, RETRY_TRAILER
 from ..errors import BodyTooLarge, InvalidRequest, KvloomError, NotFound, Overloaded, StorageUnavailable, TruncatedBody
+from ..tracing import Role, recording, span
 from .authenticator import Authenticator
 from .call import OPEN, Call
 from .caller import Caller, Scope
@@ -98,8 +99,13 @@ class GrpcGuard:
             request_id = _request_id(context)
             structlog.contextvars.clear_contextvars()
             structlog.contextvars.bind_contextvars(request_id=request_id)
-            error = await self._answer(call, handler, context)
-            status = "OK" if error is None else error.grpc_status
+            carrier = _headers(context) if recording() else None
+            with span(f"grpc {call.name.lower()}", role=Role.SERVER, carrier=carrier) as answering:
+                if answering.trace_id:
+                    structlog.contextvars.bind_contextvars(trace_id=answering.trace_id)
+                error = await self._answer(call, handler, context)
+                status = "OK" if error is None else error.grpc_status
+                answering.set("rpc.grpc.status", status)
             seconds = time.perf_counter() - started
             self.metrics.observe_call(call.name.lower(), status, seconds)
             _log.debug("call", call=call.name.lower(), status=status, seconds=seconds)
@@ -165,6 +171,11 @@ def _trailers(error: KvloomError, message: str) -> list[tuple[str, str | bytes]]
         packed.Pack(detail)
         status.details.append(packed)
     return [*trailers, (_DETAILS, status.SerializeToString())]
+
+
+def _headers(context: Context) -> dict[str, str]:
+    """The metadata of a call that is text."""
+    return {str(name): value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 def _request_id(context: Context) -> str:

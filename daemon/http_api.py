@@ -32,6 +32,7 @@ from .authenticator import Authenticator
 from .call import OPEN, Call, Open
 from .caller import Caller, Scope
 from .http_chunks import ChunkHandlers
+from .http_events import EVENTS_TYPE, stream_events
 from .http_guard import Guard, current_caller, stamp
 from .http_query import number, only, question
 from .http_route import Answer, Body, CallerHandler, Handler, Route
@@ -94,6 +95,15 @@ class HttpApi:
         return (
             Route("GET", "/tenant", Call.TENANT, self._tenant, (Answer(200, tenancy.TenantStats),)),
             Route("GET", "/namespaces", Call.NAMESPACES, self._namespaces, (Answer(200, leases.NamespaceList),)),
+            Route(
+                "GET",
+                "/events",
+                Call.EVENTS,
+                self._events,
+                (Answer(200, media=EVENTS_TYPE),),
+                headers=(part.LAST_EVENT_ID,),
+                refusals=(Overloaded,),
+            ),
             Route("GET", "/stats", Call.STATS, self._stats, (Answer(200, wire.DaemonStats),)),
             Route("GET", "/metrics", Call.METRICS, self._render_metrics, (Answer(200, media=METRICS_TYPE),)),
             Route("GET", "/healthz", Call.HEALTH, self._health, health),
@@ -190,6 +200,10 @@ class HttpApi:
         only(request)
         return _json(self._service.namespaces(caller))
 
+    async def _events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request)
+        return await stream_events(self._service, request, caller)
+
     async def _stats(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         return _json(self._service.stats(caller))
 
@@ -203,7 +217,8 @@ class HttpApi:
         return _json(health)
 
     async def _render_metrics(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        return web.Response(body=self._metrics.render(), headers={"Content-Type": METRICS_TYPE})
+        scrape = self._metrics.render(request.headers.get("Accept", METRICS_TYPE))
+        return web.Response(body=scrape.body, headers={"Content-Type": scrape.content_type})
 
     async def _description(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self.description, content_type=wire.JSON_TYPE)

@@ -23,6 +23,7 @@ from aiohttp.typedefs import Middleware
 from .. import limits
 from ..clients import wire
 from ..errors import Forbidden, InvalidRequest, KvloomError, NotFound, TenantOverloaded, Unauthenticated
+from ..tracing import Role, span
 from .authenticator import Authenticator
 from .call import OPEN, Open
 from .caller import Caller, Scope
@@ -61,9 +62,16 @@ class Guard:
             request_id = _request_id(request)
             structlog.contextvars.clear_contextvars()
             structlog.contextvars.bind_contextvars(**{_REQUEST_ID_NAME: request_id})
-            response = await self._answer(request, handler)
+            route = _route(request)
+            with span(f"{request.method} {route}", role=Role.SERVER, carrier=request.headers) as answering:
+                if answering.trace_id:
+                    structlog.contextvars.bind_contextvars(trace_id=answering.trace_id)
+                response = await self._answer(request, handler)
+                answering.set("http.response.status_code", response.status)
+                if response.status >= 500:
+                    answering.fail(f"status {response.status}")
             seconds = time.perf_counter() - started
-            self.metrics.observe_request(request.method, _route(request), response.status, seconds)
+            self.metrics.observe_request(request.method, route, response.status, seconds)
             _log.debug("request", method=request.method, path=request.path, status=response.status, seconds=seconds)
             return response
 

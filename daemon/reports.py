@@ -31,6 +31,8 @@ def tier_stats(stats: TierStats) -> wire.TierStats:
         promotions=stats.promotions,
         shared=stats.shared,
         eviction=stats.capacity.eviction,
+        breaker="none" if stats.breaker is None else "open" if stats.breaker.is_open else "closed",
+        breaker_openings=0 if stats.breaker is None else stats.breaker.openings,
     )
 
 
@@ -44,6 +46,7 @@ def stage_stats(stats: StageStats) -> tenancy.StageStats:
         stats.written,
         stats.failures,
         stats.dropped,
+        stats.written_bytes,
     )
 
 

@@ -22,7 +22,7 @@ from ..clients.local_wire import socket_path
 from ..errors import ConfigError
 from ..kvstore.atomic_file import replace_file
 from ..kvstore.eviction import POLICIES
-from ..kvstore.key import ContentKey
+from ..kvstore.key import ContentKey, StorageKey
 from ..kvstore.keyring import Keyring
 from ..kvstore.memory.tier import MemoryTier
 from ..kvstore.namespace import load_or_create_root_secret
@@ -41,15 +41,19 @@ from .access_setup import credentials_file, http_token, load_tenants
 from .admission import Admission
 from .authenticator import Authenticator
 from .config import DaemonConfig, HttpAuth, format_size
+from .config_sources import unknown_variables
 from .credentials import Credentials
 from .credentials_file import CredentialsFile
+from .events import EventHub
 from .http_server import bind_http, serve_http
 from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
+from .notify import Notifier
 from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
+from .traces import exporting_traces
 
 if TYPE_CHECKING:
     from .grpc_server import RunningGrpc
@@ -76,14 +80,19 @@ class RunningDaemon:
 async def run_daemon(config: DaemonConfig) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second Ctrl-C ends the process at once. SIGHUP reads keys anew."""
     configure_logs(config.log_format, config.log_level)
+    for name, hint in unknown_variables(os.environ).items():
+        _log.warning("variable means nothing", variable=name, hint=hint)
     _raise_open_files_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with open_daemon(config) as running:
+    notifier = Notifier.from_environ(os.environ)
+    async with notifier.beating(), exporting_traces(config.traces), open_daemon(config) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload.set)
+        notifier.ready(f"serving at {running.endpoint}")
         await stop.wait()
+        notifier.stopping("finishing requests, writing what is only in memory")
         loop.remove_signal_handler(signal.SIGINT)
     _log.info("stopped")
 
@@ -110,12 +119,13 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         ssd = await asyncio.to_thread(_open_ssd, config, policies) if config.ssd_bytes else None
         if ssd is not None:
             stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
-        store = await _open_store(config, ssd, policies, authenticator.tenants)
+        hub = EventHub()
+        store = await _open_store(config, ssd, policies, authenticator.tenants, _LoggingObserver(hub))
         stack.push_async_callback(store.close)
         shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
         await shelves.known(authenticator.local.namespace)
         admission = Admission(share_of=authenticator.share_of)
-        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max)
+        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub)
         await store.start()
         if ssd is not None:
             await stack.enter_async_context(_scrubbing(ssd, store, config))
@@ -151,7 +161,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         note = DaemonNote(endpoint, os.getpid(), __version__, path, None if grpc is None else grpc.port)
         note.write(config.data_dir)
         stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
-        stack.push_async_callback(_drain, admission, store)
+        stack.push_async_callback(_drain, admission, store, hub)
         if grpc is not None:
             stack.push_async_callback(grpc.drain)
         _say_ready(config, endpoint, authenticator.tenants, None if grpc is None else grpc.port)
@@ -229,9 +239,10 @@ class _Policies:
         self.ssd.set_quotas(tenants.ssd_quotas())
 
 
-async def _drain(admission: Admission, store: TieredStore) -> None:
+async def _drain(admission: Admission, store: TieredStore, hub: EventHub) -> None:
     """Refuse what is new, let what is inside finish for a bounded time."""
     admission.drain()
+    hub.close()
     _log.info("draining", requests=admission.requests, dirty=format_size(store.stats().dirty_bytes))
     with suppress(TimeoutError):
         async with asyncio.timeout(limits.DRAIN_SECONDS_MAX):
@@ -263,7 +274,7 @@ def _chunks(config: DaemonConfig) -> Path:
 
 
 async def _open_store(
-    config: DaemonConfig, ssd: SsdTier | None, policies: _Policies, tenants: TenantTable
+    config: DaemonConfig, ssd: SsdTier | None, policies: _Policies, tenants: TenantTable, observer: StoreObserver
 ) -> TieredStore:
     tiers: list[Tier] = [MemoryTier(config.memory_bytes, policy=policies.memory)]
     if ssd is not None:
@@ -278,7 +289,7 @@ async def _open_store(
             config.ssd_admission,
             tenants.network_quotas(),
         ),
-        observer=_LoggingObserver(),
+        observer=observer,
     )
 
 
@@ -304,7 +315,19 @@ async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> 
 
 
 class _LoggingObserver(StoreObserver):
-    """Says in the log what the store survived; the counts are in the metrics."""
+    """Says in the log what the store survived (the counts are in the metrics), and tells the hub what it holds."""
+
+    def __init__(self, hub: EventHub) -> None:
+        self._hub = hub
+
+    def on_named(self, key: StorageKey, content_key: ContentKey) -> None:
+        self._hub.note_name(key, content_key)
+
+    def on_stored(self, tier: str, info: RecordInfo) -> None:
+        self._hub.note_stored(tier, info)
+
+    def on_removed(self, tier: str, key: StorageKey) -> None:
+        self._hub.note_removed(tier, key)
 
     def on_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
         _log.warning("damaged chunk", tier=tier, key=key.hex(), detail=detail)

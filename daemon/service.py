@@ -10,13 +10,14 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from .. import __version__, limits
 from ..clients import leases, tenancy, wire
+from ..clients.kv_events import KvEvent
 from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..codec.container import ContainerHeader, generic_digest, parse_header
 from ..codec.level import EXACT, Level
@@ -24,21 +25,22 @@ from ..errors import (
     CodecMismatch,
     InvalidRequest,
     NotFound,
-    Overloaded,
     ProfileMismatch,
-    StorageUnavailable,
     TooManyItems,
 )
 from ..kvstore.key import ContentKey, chunk_refs
-from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailable
+from ..kvstore.outcome import Hit
 from ..kvstore.profiles import ProfileShelves
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.chunk_reader import select_asked
 from ..kvstore.tiered.lending import LentChunk
 from ..kvstore.tiered.pins import LeaseId
 from ..kvstore.tiered.store import ChunkRead, PinnedChunks, TieredStore
+from ..tracing import span
 from .admission import Admission
 from .caller import Caller, Scope
+from .events import EventHub, Subscription
+from .outcomes import value_of
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
 
@@ -72,11 +74,13 @@ class Service:
         admission: Admission,
         *,
         dirty_bytes_max: int,
+        hub: EventHub | None = None,
     ) -> None:
         self.admission = admission
         self._pools = PoolRegistry()
         self._store = store
         self._shelves = shelves
+        self._hub = EventHub() if hub is None else hub
         self._dirty_bytes_max = dirty_bytes_max
         self._reads = asyncio.Semaphore(limits.STORE_READS_MAX)
         self._started = time.monotonic()
@@ -129,7 +133,10 @@ class Service:
                     f"container is coded with profile {header.profile_digest.hex()[:16]}…, "
                     f"which is not among the {len(profiles)} profiles here; put it first"
                 )
-        return await self._store.put(caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent)
+        with span("service.put", tenant=caller.tenant, ack=ack.value):
+            return await self._store.put(
+                caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent
+            )
 
     @asynccontextmanager
     async def reading(
@@ -141,9 +148,10 @@ class Service:
         it has not, :class:`Overloaded`, :class:`StorageUnavailable`.
         """
         caller.require(Scope.READ)
-        async with self._reads:
-            outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
-        chunk = _found(outcome, f"chunk {key.hex()[:16]}…")
+        with span("service.get", tenant=caller.tenant):
+            async with self._reads:
+                outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
+        chunk = value_of(outcome, f"chunk {key.hex()[:16]}…")
         with self.admission.reserve(chunk.total_bytes, caller.tenant):
             yield chunk
 
@@ -162,7 +170,8 @@ class Service:
     async def match_prefix(self, caller: Caller, keys: Sequence[ContentKey]) -> int:
         """How many of the leading ``keys`` are stored without a gap."""
         caller.require(Scope.READ)
-        return await self._store.longest_prefix(caller.namespace, keys)
+        with span("service.prefix", tenant=caller.tenant, chunks=len(keys)):
+            return await self._store.longest_prefix(caller.namespace, keys)
 
     async def longest_prefix(self, caller: Caller, question: wire.PrefixQuestion) -> wire.PrefixCount:
         """How many leading chunks are stored, of keys, or of tokens that are cut and keyed here."""
@@ -176,7 +185,8 @@ class Service:
         )
         if len(refs) > limits.PREFIX_CHUNKS_MAX:
             raise TooManyItems(f"tokens make {len(refs)} chunks, the limit is {limits.PREFIX_CHUNKS_MAX}")
-        matched = await self._store.longest_prefix(caller.namespace, [ref.key for ref in refs])
+        with span("service.prefix", tenant=caller.tenant, chunks=len(refs)):
+            matched = await self._store.longest_prefix(caller.namespace, [ref.key for ref in refs])
         keys = tuple(ref.key.hex() for ref in refs[:matched])
         return wire.PrefixCount(matched, refs[matched - 1].stop if matched else 0, keys)
 
@@ -205,8 +215,9 @@ class Service:
         :class:`Overloaded` where what was found is more than the budget has room for, :class:`InvalidRequest`.
         """
         caller.require(Scope.READ)
-        async with self._reads:
-            outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
+        with span("service.get", tenant=caller.tenant, chunks=len(keys)):
+            async with self._reads:
+                outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
         found = [outcome.value if isinstance(outcome, Hit) else None for outcome in outcomes]
         with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None), caller.tenant):
             yield found
@@ -240,10 +251,12 @@ class Service:
         """Note what changed in a pool. What is used there is used here too, and so is not evicted for being so near."""
         caller.require(Scope.WRITE)
         self._pools.update(pool, held)
+        self._hub.note_pool(pool.owner, pool.about.device, held.added, held.gone)
         self._store.touch(caller.namespace, [*held.used, *held.gone])
 
     def remove_pool(self, pool: RegisteredPool) -> None:
         """A pool is there no more."""
+        self._hub.note_pool(pool.owner, pool.about.device, (), tuple(pool.keys))
         self._pools.remove(pool)
 
     def resident(self, caller: Caller, keys: Sequence[ContentKey]) -> PoolMatches:
@@ -315,9 +328,19 @@ class Service:
         caller.require(Scope.READ)
         async with self._reads:
             outcome = await (await self._shelves.shelf(caller.namespace)).get(digest)
-        data = _found(outcome, f"profile {digest.hex()[:16]}…")
+        data = value_of(outcome, f"profile {digest.hex()[:16]}…")
         with self.admission.reserve(len(data), caller.tenant):
             yield data
+
+    def subscribing(self, caller: Caller, *, resumed: bool = False) -> AbstractContextManager[Subscription]:
+        """The KV events of the caller's tenant from now on; entering raises what :meth:`EventHub.subscribing` does."""
+        caller.require(Scope.READ)
+        return self._hub.subscribing(caller.namespace.owner, resumed=resumed)
+
+    def events(self, caller: Caller, *, resumed: bool = False) -> AsyncGenerator[KvEvent, None]:
+        """:meth:`subscribing` as an iterator, until the daemon drains; close it (``aclosing``) to unsubscribe."""
+        caller.require(Scope.READ)
+        return self._hub.events(caller.namespace.owner, resumed=resumed)
 
     def tenant(self, caller: Caller) -> tenancy.TenantStats:
         """What the caller's tenant did and holds: all that a tenant gets to see of the daemon's figures."""
@@ -367,16 +390,3 @@ class Service:
             promotions_dropped=store.promotions_dropped,
             pools=self._pools.reports(),
         )
-
-
-def _found(outcome: Outcome[T], what: str) -> T:
-    """What was read; an outcome that is none is the error an edge answers with. Damage is a miss to whoever asks."""
-    match outcome:
-        case Hit(value=value):
-            return value
-        case Miss() | Corrupt():
-            raise NotFound(f"{what} is not stored")
-        case Throttled():
-            raise Overloaded(f"{what}: {outcome.tier} is busy, try again in {outcome.retry_seconds} s")
-        case Unavailable():
-            raise StorageUnavailable(f"{what}: {outcome.tier} cannot answer: {outcome.detail}")

@@ -140,6 +140,8 @@ class QuotaPolicy(EvictionPolicy):
         """Says which records are not to be evicted for now."""
         sample = make()
         self.name, self.resident_bytes = sample.name, sample.resident_bytes
+        self.evicted: Callable[[StorageKey], None] = _ignore
+        """Told of every record that was evicted."""
         self._make = make
         self._owner_of = owner_of
         self._shares: dict[OwnerId, _Share] = {}
@@ -193,6 +195,7 @@ class QuotaPolicy(EvictionPolicy):
             share.take_back(key)
             share.policy.record_evict(key)
             self._total_bytes += share.total_bytes - before_bytes
+            self.evicted(key)
 
     def record_hint(self, key: StorageKey, *, discard: bool) -> None:
         """Tell the owner's policy, if it takes hints."""
@@ -269,6 +272,10 @@ class QuotaPolicy(EvictionPolicy):
 
     def _share_of(self, key: StorageKey) -> _Share | None:
         return self._shares.get(self._owner_of(key))
+
+
+def _ignore(key: StorageKey) -> None:
+    """Nobody watches."""
 
 
 def _never(key: StorageKey) -> bool:

@@ -155,6 +155,14 @@ class Holdings:
     """The owner's quota."""
 
 
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """A circuit breaker as it stands: whether operations are refused now, and how often it has opened."""
+
+    is_open: bool
+    openings: int
+
+
 class Tier(ABC):
     """One place that keeps records. All methods are safe to call concurrently and safe to cancel."""
 
@@ -260,6 +268,12 @@ class Tier(ABC):
         A tier that leaves eviction to somebody else cannot promise that, and does nothing here.
         """
 
+    def watch(self, evicted: Callable[[StorageKey], None]) -> None:  # noqa: B027
+        """Call ``evicted`` (cheap; it may come from any thread) for every record given up to make room, from now on.
+
+        A tier that leaves eviction to somebody else never calls it.
+        """
+
     def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:  # noqa: B027
         """Tell the eviction policy that ``keys`` will not be used again (``finished``), or will after all."""
 
@@ -268,4 +282,8 @@ class Tier(ABC):
 
     def holdings(self, owner: OwnerId) -> Holdings | None:
         """What ``owner`` has here, or ``None`` where the tier does not know without looking."""
+        return None
+
+    def breaker(self) -> Breaker | None:
+        """How the breaker in front of the backend stands; ``None`` where there is none."""
         return None

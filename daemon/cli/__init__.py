@@ -23,9 +23,12 @@ class Verb:
 
 VERBS = (
     Verb("serve", "Run the daemon."),
+    Verb("config", "Show where each setting comes from; write an example."),
     Verb("demo", "Show what kvloom does, on a real model and real text."),
     Verb("keys", "Make, list and revoke API keys."),
     Verb("status", "What the daemon and its tiers hold."),
+    Verb("health", "Whether a daemon serves; for probes."),
+    Verb("top", "Watch the daemon: tiers, hit rates, bandwidth, tenants."),
     Verb("ls", "List stored chunks."),
     Verb("show", "What is stored under one key."),
     Verb("get", "Read a chunk into a file."),
@@ -34,6 +37,7 @@ VERBS = (
     Verb("calibrate", "Learn a codec profile for a model from text."),
     Verb("bench", "Measure your daemon and its disk."),
     Verb("fsck", "Check the chunks on disk, byte by byte."),
+    Verb("completion", "Print the completion script of a shell."),
     Verb("doctor", "Find what is misconfigured, and the fix."),
 )
 

@@ -4,8 +4,10 @@ import os
 
 import click
 
-from ..config import ConfigText
+from ...errors import ConfigError
+from ..config_sources import gather
 from ..machine import probe_machine
+from ..settings import ConfigText
 from .console import ExitCode, Stop, address_option, examples, json_option, print_json
 
 __all__ = ["doctor"]
@@ -20,7 +22,10 @@ def doctor(address: str | None, as_json: bool) -> None:
     """Check the daemon, this installation and this machine. Exit code 1 where something is a problem."""
     from ..doctor import State, diagnose  # here: it loads the codec, which --help has no use for
 
-    directory = ConfigText.from_environ(os.environ).directory()
+    try:
+        directory = gather(ConfigText(), os.environ).text.directory()
+    except ConfigError:  # a finding of its own, below
+        directory = ConfigText.from_environ(os.environ).directory()
     findings = diagnose(address, directory, probe_machine(directory), os.environ)
     if as_json:
         print_json(tuple(findings))

@@ -9,19 +9,19 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from ...clients.discovery import data_directory
 from ...kvstore.namespace import load_root_secret
 from ..access_setup import ROOT_SECRET_NAME
 from ..caller import Scope
 from ..config import parse_ttl
+from ..config_sources import gather
 from ..credentials import ApiKey, new_key
 from ..credentials_file import CREDENTIALS_NAME, CredentialsFile
+from ..settings import ConfigText
 from .console import examples, json_option, say
 from .tables import print_table, since
 
 __all__ = ["keys"]
 
-_CREDENTIALS_VARIABLE = "KVLOOM_CREDENTIALS"
 _file_option = click.option(
     "--credentials",
     metavar="FILE",
@@ -124,13 +124,14 @@ def revoke(key_id: str, credentials: str | None) -> None:
 
 
 def _file(credentials: str | None) -> CredentialsFile:
-    path = credentials or os.environ.get(_CREDENTIALS_VARIABLE)
-    return CredentialsFile(Path(path).expanduser() if path else data_directory(os.environ) / CREDENTIALS_NAME)
+    settings = gather(ConfigText(credentials=credentials), os.environ).text
+    path = settings.credentials
+    return CredentialsFile(Path(path).expanduser() if path else settings.directory() / CREDENTIALS_NAME)
 
 
 def _own_secret() -> bytes | None:
     """The secret of the daemon here, so that it finds what it has stored; None where it has none yet."""
-    path = data_directory(os.environ) / ROOT_SECRET_NAME
+    path = gather(ConfigText(), os.environ).text.directory() / ROOT_SECRET_NAME
     return load_root_secret(path) if path.exists() else None
 
 

@@ -144,6 +144,10 @@ class MemoryTier(Tier):
         """Pinned records stay."""
         self._policy.pinned = pinned
 
+    def watch(self, evicted: Callable[[StorageKey], None]) -> None:
+        """Tell the policy."""
+        self._policy.evicted = evicted
+
     def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
         """Tell the policy."""
         for key in keys:
@@ -161,7 +165,8 @@ class MemoryTier(Tier):
     async def delete(self, key: StorageKey) -> bool:
         """Forget a record; its bytes stay until the views of them are gone."""
         self._require_open()
-        return self._forget(key)
+        self._policy.record_delete(key)
+        return self._vacate(key)
 
     async def scan(self) -> AsyncIterator[RecordInfo]:
         """All records, from a snapshot of the keys."""
@@ -347,10 +352,6 @@ class MemoryTier(Tier):
         self._policy.record_evict(key)
         self._vacate(key)
         return size_bytes + self._bookkeeping_bytes
-
-    def _forget(self, key: StorageKey) -> bool:
-        self._policy.record_delete(key)
-        return self._vacate(key)
 
     def _vacate(self, key: StorageKey) -> bool:
         """Take a record out of everything but the policy; whether there was one."""

@@ -16,7 +16,7 @@ from ..wrappers.retry import RetryPolicy, RetryTier
 from ..wrappers.throttle import InflightBytes, ThrottleTier
 from .address import MooncakeAddress, NetworkAddress, S3Address, ValkeyAddress, parse_network
 
-__all__ = ["guarded", "open_network_tier", "parse_network"]
+__all__ = ["PASSWORD_VARIABLE", "USERNAME_VARIABLE", "guarded", "open_network_tier", "parse_network"]
 
 USERNAME_VARIABLE: Final = "KVLOOM_NETWORK_USERNAME"
 PASSWORD_VARIABLE: Final = "KVLOOM_NETWORK_PASSWORD"  # noqa: S105 - the name of a variable

@@ -83,6 +83,11 @@ class SsdCatalogue:
         with self._lock:
             self._policy.pinned = pinned
 
+    def watch(self, evicted: Callable[[StorageKey], None]) -> None:
+        """Call ``evicted``, with the lock held, for what is given up."""
+        with self._lock:
+            self._policy.evicted = evicted
+
     def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
         """Tell the policy."""
         with self._lock:
@@ -230,6 +235,7 @@ class SsdCatalogue:
                 self.changes.note(key, self._places.pop(key))
                 self._policy.record_delete(key)
                 self._expiry.forget(key)
+                self._policy.evicted(key)
             else:
                 self._evict(key)
 

@@ -243,6 +243,10 @@ class SsdTier(Tier):
         """Pinned records stay."""
         self._catalogue.protect(pinned)
 
+    def watch(self, evicted: Callable[[StorageKey], None]) -> None:
+        """Tell the policy; it evicts in the writer's thread too."""
+        self._catalogue.watch(evicted)
+
     def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
         """Tell the policy."""
         self._catalogue.hint(keys, finished=finished)

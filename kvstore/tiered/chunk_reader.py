@@ -16,6 +16,7 @@ from ...codec.container import (
 )
 from ...codec.level import Level
 from ...errors import InvalidData, InvalidRequest, KvloomError, MalformedContainer, TruncatedBody
+from ...tracing import traced_async
 from ..key import ContentKey, StorageKey
 from ..outcome import Corrupt, Hit, Outcome, Unavailable
 from ..tier import Buffer, RecordInfo, Slice
@@ -149,6 +150,7 @@ async def is_sound(copy: Copy) -> bool:
     return not isinstance(await read_whole(copy), Corrupt)
 
 
+@traced_async("codec.verify")
 async def verified_header(payload: Buffer, key: ContentKey) -> ContainerHeader:
     """Verify a whole container, in a worker thread when it is large. Raises what :func:`verify` raises."""
     if len(payload) <= _INLINE_CHECK_BYTES_MAX:
@@ -173,6 +175,7 @@ def _check_identity(copy: Copy, info: RecordInfo) -> None:
         raise InvalidData("the record is of another chunk")
 
 
+@traced_async("codec.verify")
 async def _verify_segments(selection: Selection, parts: tuple[Buffer, ...]) -> None:
     if selection.total_bytes <= _INLINE_CHECK_BYTES_MAX:
         _check_segments(selection, parts)

@@ -138,6 +138,8 @@ class Erasure:
             async with locks.hold(info.storage_key):
                 deleted = await tier.delete(info.storage_key)
                 self._changes.note(info.storage_key)
+            if deleted:
+                self._tally.observer.on_removed(tier.name, info.storage_key)
             self._pins.forget(info.storage_key)
             return deleted
 

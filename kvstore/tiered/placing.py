@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ...codec.container import ContainerHeader
 from ...errors import KvloomError, StorageFull, StorageUnavailable
+from ...tracing import span
 from ..key import OwnerId, StorageKey
 from ..key_locks import KeyLocks
 from ..tier import Ack, Record, Tier, is_expired
@@ -128,7 +129,9 @@ class Placing:
         return self._cascade.after(None) if to_disk else self._cascade.first_shared()
 
     async def _put_on_disk(self, record: Record) -> None:
-        await self._roles.durable[0].put(record)
+        with span("tier.put", tier=self._roles.durable[0].name, size_bytes=len(record.payload)):
+            await self._roles.durable[0].put(record)
+        self._tally.observer.on_stored(self._roles.durable[0].name, record.info)
         self._cascade.discard(record.storage_key)
         self._admission.settle(record.storage_key)
 
@@ -137,7 +140,9 @@ class Placing:
         taken = False
         for tier in self._roles.volatile:
             try:
-                await tier.put(record)
+                with span("tier.put", tier=tier.name, size_bytes=len(record.payload)):
+                    await tier.put(record)
+                self._tally.observer.on_stored(tier.name, record.info)
                 taken = True
             except KvloomError as error:
                 self._tally.note_error(tier.name, "put", str(error))
@@ -155,8 +160,11 @@ class Placing:
         except KvloomError:
             live = True  # nobody knows; the deletion itself will say whether the tier works
         try:
-            return await tier.delete(place) and live
+            deleted = await tier.delete(place)
         except KvloomError as error:
             self._tally.note_error(tier.name, "delete", str(error))
             failures.append(error)
             return False
+        if deleted:
+            self._tally.observer.on_removed(tier.name, place)
+        return deleted and live

@@ -154,6 +154,7 @@ class Promoter:
                     self._observer.on_tier_error(tier.name, "promotion", str(error))
                 else:
                     self._count(tier)
+                    self._observer.on_stored(tier.name, record.info)
                     self._observer.on_promotion(tier.name, info.payload_bytes)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ...codec.container import ContainerHeader
 from ...codec.level import Level
 from ...errors import KvloomError, LevelNotStored
+from ...tracing import span
 from ..expiry import later_expiry
 from ..key import ContentKey, StorageKey
 from ..key_locks import KeyLocks
@@ -60,7 +61,9 @@ class Reading:
         mark = self._mark()
         for copy in self._copies.of(wanted.storage_key, key):
             try:
-                outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
+                with span("tier.get", tier=copy.tier) as reading:
+                    outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
+                    reading.set("outcome", type(outcome).__name__)
                 if isinstance(outcome, Corrupt) and not await self._discarded(copy, outcome):
                     outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
             except LevelNotStored as error:
@@ -103,7 +106,8 @@ class Reading:
     async def forget(self, tier: Tier, place: StorageKey) -> None:
         """Delete a copy that must not stay; a tier that cannot is counted."""
         try:
-            await tier.delete(place)
+            if await tier.delete(place):
+                self._tally.observer.on_removed(tier.name, place)
         except KvloomError as error:
             self._tally.note_error(tier.name, "delete", str(error))
 

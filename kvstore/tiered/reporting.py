@@ -86,4 +86,5 @@ class Reporting:
             counters.errors,
             counters.promotions,
             tier.shared,
+            tier.breaker(),
         )

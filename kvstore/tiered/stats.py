@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..key import ContentKey
-from ..tier import Capacity
+from ..key import ContentKey, StorageKey
+from ..tier import Breaker, Capacity, RecordInfo
 
 __all__ = ["StageStats", "StoreObserver", "StoreStats", "TierCounters", "TierStats"]
 
@@ -22,6 +22,7 @@ class TierStats:
     promotions: int
     """Records copied into this tier because of a use: a hit in a slower one, or the second use of a chunk."""
     shared: bool = False
+    breaker: Breaker | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class StageStats:
     """Records that the tier refused."""
     dropped: int
     """Records that do not go to the tier because too much waited for it."""
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class StoreStats:
 
 
 class StoreObserver:
-    """Told what the store does, as it does it; every method may be overridden and must not block or raise."""
+    """Told what the store does, as it does it, on its event loop; a method overridden must not block or raise."""
 
     def on_hit(self, tier: str, size_bytes: int) -> None:
         """A read was answered with ``size_bytes`` from ``tier``."""
@@ -80,6 +82,15 @@ class StoreObserver:
 
     def on_put(self, size_bytes: int) -> None:
         """A container was accepted."""
+
+    def on_named(self, key: StorageKey, content_key: ContentKey) -> None:
+        """A put named the chunk before it, and this is where that one is kept, if it is."""
+
+    def on_stored(self, tier: str, info: RecordInfo) -> None:
+        """A record is in ``tier`` now: put, written behind, or copied there."""
+
+    def on_removed(self, tier: str, key: StorageKey) -> None:
+        """A record is not in ``tier`` any more: deleted, expired, damaged, or evicted."""
 
     def on_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
         """A copy in ``tier`` was found damaged; it is deleted if it still is damaged when read again."""

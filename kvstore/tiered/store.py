@@ -124,10 +124,7 @@ class TieredStore:
         self._runner = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write what is dirty (to shared tiers for a bounded time), stop, close the tiers. Idempotent.
-
-        Call it again if it was cancelled.
-        """
+        """Write what is dirty (to shared tiers for a bounded time), stop, close the tiers. Repeat it if cancelled."""
         self._closed = True
         self._cascade.finish()
         if self._runner is not None:
@@ -162,6 +159,8 @@ class TieredStore:
         header = await verified_header(payload, key)
         place = storage_key(namespace.secret, key)
         above = None if parent is None or parent == key else storage_key(namespace.secret, parent)
+        if parent is not None and above is not None:
+            self._tally.observer.on_named(above, parent)
         attributes = ChunkAttributes(above, header.first_position, header.tokens)
         record = Record(place, key, payload, 0, namespace.owner, expires_at_ms, attributes)
         await self._placing.put(record, header, ack)

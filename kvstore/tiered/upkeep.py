@@ -14,6 +14,7 @@ from .roles import Roles
 from .shared_quota import SharedQuota
 from .tally import Tally
 from .tenants import Tenants
+from .watching import watch_evictions
 
 __all__ = ["Upkeep"]
 
@@ -45,7 +46,8 @@ class Upkeep:
         self._sleep = sleep
 
     async def run(self) -> None:
-        """A round every :data:`limits.SWEEP_SECONDS`; quotas of shared tiers are counted at every sixth."""
+        """A round every :data:`limits.SWEEP_SECONDS`, quotas of shared tiers at every sixth; evictions are watched."""
+        watch_evictions(self._roles.all, self._tally.observer)
         rounds = 0
         while True:
             await self._sleep(limits.SWEEP_SECONDS)
@@ -71,7 +73,10 @@ class Upkeep:
             async with self._locks.hold(key):
                 if (await tier.contains_live([key], self._clock_ms()))[0]:
                     return False  # replaced meanwhile
-                return await tier.delete(key)
+                deleted = await tier.delete(key)
+            if deleted:
+                self._tally.observer.on_removed(tier.name, key)
+            return deleted
 
         try:
             due = await tier.expired(self._clock_ms(), limits.SWEEP_RECORDS_MAX)

@@ -62,6 +62,7 @@ class Stage:
         self._records: dict[StorageKey, Record] = {}
         self._reserved_bytes = 0
         self._written = 0
+        self._written_bytes = 0
         self._failures = 0
         self._dropped = 0
         self._finishing = False
@@ -92,6 +93,7 @@ class Stage:
             self._written,
             self._failures,
             self._dropped,
+            self._written_bytes,
         )
 
     def find(self, key: StorageKey) -> Record | None:
@@ -243,6 +245,8 @@ class Stage:
                 self._observer.on_write_behind_failed(record.content_key, str(error))
         else:
             self._written += 1
+            self._written_bytes += len(prepared.payload)
+            self._observer.on_stored(self.tier.name, prepared.info)
             if not self.tier.shared:
                 self._observer.on_write_behind(len(record.payload))
 

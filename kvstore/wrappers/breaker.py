@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from ...errors import StorageUnavailable
-from ..tier import Tier
+from ..tier import Breaker, Tier
 from .around import AroundTier, Operation
 
 __all__ = ["BreakerPolicy", "BreakerTier"]
@@ -71,6 +71,10 @@ class BreakerTier(AroundTier):
     def is_open(self) -> bool:
         """Whether operations are refused now."""
         return self._reason is not None
+
+    def breaker(self) -> Breaker:
+        """As it stands now."""
+        return Breaker(self.is_open, self.openings)
 
     async def around(self, operation: Operation, call: Callable[[], Awaitable[T]]) -> T:
         """Call, unless the breaker is open; give up when it opens meanwhile."""

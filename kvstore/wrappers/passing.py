@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from ...codec.container import ByteRange
 from ..key import OwnerId, StorageKey
 from ..outcome import Outcome
-from ..tier import Capacity, Holdings, Record, RecordInfo, Slice, Tier
+from ..tier import Breaker, Capacity, Holdings, Record, RecordInfo, Slice, Tier
 
 __all__ = ["PassingTier"]
 
@@ -71,6 +71,14 @@ class PassingTier(Tier):
     def protect(self, pinned: Callable[[StorageKey], bool]) -> None:
         """Tell the inner tier."""
         self._inner.protect(pinned)
+
+    def watch(self, evicted: Callable[[StorageKey], None]) -> None:
+        """Tell the inner tier."""
+        self._inner.watch(evicted)
+
+    def breaker(self) -> Breaker | None:
+        """The inner tier's."""
+        return self._inner.breaker()
 
     def hint(self, keys: Sequence[StorageKey], *, finished: bool) -> None:
         """Tell the inner tier."""

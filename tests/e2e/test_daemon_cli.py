@@ -216,7 +216,7 @@ def test_every_verb_explains_itself_with_examples_in_80_columns(daemon, name):
     text = result.stdout.decode()
     assert result.returncode == 0
     assert "Examples:\n    kvloom " in text
-    assert "--json" in text
+    assert "--json" in text or name == "completion"  # what that prints is for a program
     assert max(len(line) for line in text.splitlines()) <= 80
 
 

@@ -1,17 +1,20 @@
 from dataclasses import replace
 
+import structlog
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvloom import limits
 from kvloom.clients import tenancy, wire
 from kvloom.daemon.metrics import Metrics
+from kvloom.kvstore.tier import UNBOUNDED_BYTES
 
 TIER = wire.TierStats("ssd", True, 100, 40, 3, 7, 700, 1, 2, 5, 6)
 STATS = wire.DaemonStats("0.1.0", 1, "ready", 2.5, "default", 3, 30, 300, 4, 400, 8, 9, 10, 11, 12, 13, (TIER,))
 
 
 def samples(metrics):
-    families = text_string_to_metric_families(metrics.render().decode())
+    families = text_string_to_metric_families(metrics.render().body.decode())
     return {(item.name, *sorted(item.labels.values())): item.value for family in families for item in family.samples}
 
 
@@ -70,8 +73,37 @@ def test_tenants_and_stages_are_told_apart_by_label():
     assert seen["kvloom_tenant_evictions_total", "alice", "memory"] == 7
 
 
-def test_the_number_of_tenants_in_a_scrape_is_bounded(monkeypatch):
-    monkeypatch.setattr(limits, "OWNERS_COUNTED_MAX", 3)
-    tenants = tuple(tenancy.TenantStats(f"tenant-{number}", 1, 1, 1, 1, 1, 1, ()) for number in range(10))
+def test_the_number_of_tenants_in_a_scrape_is_bounded_and_none_is_left_out_of_the_sum(monkeypatch):
+    monkeypatch.setattr(limits, "METRIC_TENANTS_MAX", 3)
+    held = tenancy.TenantTier("ssd", 10, 1, 2)
+    tenants = tuple(tenancy.TenantStats(f"tenant-{n}", n, 1, 1, 1, 1, 1, (held,)) for n in range(10))
     seen = samples(Metrics(lambda: replace(STATS, tenants=tenants)))
-    assert sum(name[0] == "kvloom_tenant_puts_total" for name in seen) == 3
+    puts = {name[1]: value for name, value in seen.items() if name[0] == "kvloom_tenant_puts_total"}
+    assert puts == {"tenant-0": 0, "tenant-1": 1, "tenant-2": 2, "(others)": sum(range(3, 10))}
+    assert seen["kvloom_tenant_used_bytes", "(others)", "ssd"] == 70
+
+
+def test_a_breaker_is_told_where_there_is_one():
+    away = replace(TIER, name="valkey", breaker="open", breaker_openings=3)
+    seen = samples(Metrics(lambda: replace(STATS, tiers=(TIER, away))))
+    assert (seen["kvloom_tier_breaker_open", "valkey"], seen["kvloom_tier_breaker_openings_total", "valkey"]) == (1, 3)
+    assert ("kvloom_tier_breaker_open", "ssd") not in seen
+
+
+def test_a_tier_without_a_limit_of_its_own_has_no_fill():
+    seen = samples(Metrics(lambda: replace(STATS, tiers=(replace(TIER, limit_bytes=UNBOUNDED_BYTES),))))
+    assert ("kvloom_tier_used_bytes", "ssd") not in seen
+    assert seen["kvloom_tier_hits_total", "ssd"] == 7
+
+
+def test_openmetrics_has_the_request_by_which_a_bucket_was_filled():
+    metrics = Metrics(lambda: STATS)
+    with structlog.contextvars.bound_contextvars(request_id="r-17", tenant="secret"):
+        metrics.observe_request("GET", "/chunks/{key}", 200, 0.003)
+    scrape = metrics.render("application/openmetrics-text; version=1.0.0")
+    assert scrape.content_type.startswith("application/openmetrics-text; version=1.0.0")
+    families = openmetrics_families(scrape.body.decode())
+    found = [item.exemplar for family in families for item in family.samples if item.exemplar is not None]
+    assert [(item.labels, item.value) for item in found] == [({"request_id": "r-17"}, 0.003)]
+    assert "# EOF" not in metrics.render().body.decode()
+    assert "r-17" not in metrics.render("text/html").body.decode()

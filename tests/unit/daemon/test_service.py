@@ -1,27 +1,31 @@
 """The application core over real tiers, without any edge."""
 
+import asyncio
 import inspect
 import os
+from contextlib import aclosing
 
 import pytest
 from blake3 import blake3
 
 from kvloom import errors, limits
 from kvloom.clients import wire
+from kvloom.clients.kv_events import EventsLost
 from kvloom.clients.pool_wire import Held, PoolCounts, PoolIntroduction
 from kvloom.codec.container import parse_header
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.daemon.admission import Admission
 from kvloom.daemon.caller import ALL_SCOPES, Caller, Scope
+from kvloom.daemon.events import EventHub
 from kvloom.daemon.pools import RegisteredPool
 from kvloom.daemon.service import Service
-from kvloom.kvstore.key import ModelIdentity, chunk_refs
+from kvloom.kvstore.key import ModelIdentity, chunk_refs, storage_key
 from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import derive_namespace
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
 from kvloom.kvstore.profiles import ProfileShelves
 from kvloom.kvstore.ssd.tier import SsdTier
-from kvloom.kvstore.tier import Ack
+from kvloom.kvstore.tier import Ack, RecordInfo
 from kvloom.kvstore.tiered.store import TieredStore
 
 MIB = 1024**2
@@ -200,6 +204,21 @@ async def test_a_tenant_sees_its_own_figures_and_an_operator_everybodys(service,
     with pytest.raises(errors.Forbidden, match="needs scope admin, the key has read"):
         service.stats(tenant)
     assert [item.namespace for item in service.stats(OTHER).tenants] == ["other", "default"]
+
+
+async def test_events_come_to_their_own_tenant(store, tmp_path):
+    hub = EventHub()
+    service = Service(store, ProfileShelves(tmp_path, ME.namespace.owner), Admission(), dirty_bytes_max=1, hub=hub)
+    async with aclosing(service.events(ME)) as mine, aclosing(service.events(OTHER, resumed=True)) as theirs:
+        assert await anext(theirs) == EventsLost(None)
+        waiting = asyncio.ensure_future(anext(mine))
+        await asyncio.sleep(0)
+        place = storage_key(ME.namespace.secret, b"k" * 32)
+        hub.note_stored("memory", RecordInfo(place, b"k" * 32, 5, 1, ME.namespace.owner))
+        assert (await waiting).block_hashes == (b"k" * 32,)
+        hub.close()
+        assert [event async for event in mine] == [event async for event in theirs] == []
+    assert hub.subscribers == 0
 
 
 def methods_with_a_caller():

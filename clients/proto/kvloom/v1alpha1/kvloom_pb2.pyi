@@ -315,7 +315,7 @@ class ChunkDetail(_message.Message):
     def __init__(self, chunk: _Optional[_Union[ChunkEntry, _Mapping]] = ..., tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., layers: _Optional[int] = ..., dtype: _Optional[str] = ..., layout_digest: _Optional[bytes] = ..., raw_bytes: _Optional[int] = ..., levels: _Optional[_Iterable[_Union[LevelBytes, _Mapping]]] = ..., profile_digest: _Optional[bytes] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class TierStats(_message.Message):
-    __slots__ = ("name", "durable", "limit_bytes", "used_bytes", "records", "hits", "hit_bytes", "corrupt", "errors", "evictions", "promotions", "shared", "eviction")
+    __slots__ = ("name", "durable", "limit_bytes", "used_bytes", "records", "hits", "hit_bytes", "corrupt", "errors", "evictions", "promotions", "shared", "eviction", "breaker", "breaker_openings")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -329,6 +329,8 @@ class TierStats(_message.Message):
     PROMOTIONS_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     EVICTION_FIELD_NUMBER: _ClassVar[int]
+    BREAKER_FIELD_NUMBER: _ClassVar[int]
+    BREAKER_OPENINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     durable: bool
     limit_bytes: int
@@ -342,10 +344,12 @@ class TierStats(_message.Message):
     promotions: int
     shared: bool
     eviction: str
-    def __init__(self, name: _Optional[str] = ..., durable: _Optional[bool] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., records: _Optional[int] = ..., hits: _Optional[int] = ..., hit_bytes: _Optional[int] = ..., corrupt: _Optional[int] = ..., errors: _Optional[int] = ..., evictions: _Optional[int] = ..., promotions: _Optional[int] = ..., shared: _Optional[bool] = ..., eviction: _Optional[str] = ...) -> None: ...
+    breaker: str
+    breaker_openings: int
+    def __init__(self, name: _Optional[str] = ..., durable: _Optional[bool] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., records: _Optional[int] = ..., hits: _Optional[int] = ..., hit_bytes: _Optional[int] = ..., corrupt: _Optional[int] = ..., errors: _Optional[int] = ..., evictions: _Optional[int] = ..., promotions: _Optional[int] = ..., shared: _Optional[bool] = ..., eviction: _Optional[str] = ..., breaker: _Optional[str] = ..., breaker_openings: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
-    __slots__ = ("tier", "dirty_bytes", "dirty_bytes_max", "dirty_records", "written", "failures", "dropped")
+    __slots__ = ("tier", "dirty_bytes", "dirty_bytes_max", "dirty_records", "written", "failures", "dropped", "written_bytes")
     TIER_FIELD_NUMBER: _ClassVar[int]
     DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DIRTY_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
@@ -353,6 +357,7 @@ class StageStats(_message.Message):
     WRITTEN_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BYTES_FIELD_NUMBER: _ClassVar[int]
     tier: str
     dirty_bytes: int
     dirty_bytes_max: int
@@ -360,7 +365,8 @@ class StageStats(_message.Message):
     written: int
     failures: int
     dropped: int
-    def __init__(self, tier: _Optional[str] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., dirty_records: _Optional[int] = ..., written: _Optional[int] = ..., failures: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
+    written_bytes: int
+    def __init__(self, tier: _Optional[str] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., dirty_records: _Optional[int] = ..., written: _Optional[int] = ..., failures: _Optional[int] = ..., dropped: _Optional[int] = ..., written_bytes: _Optional[int] = ...) -> None: ...
 
 class TenantTier(_message.Message):
     __slots__ = ("tier", "used_bytes", "records", "evictions", "limit_bytes")
