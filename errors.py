@@ -11,6 +11,7 @@ __all__ = [
     "ChunkTooLong",
     "CodecMismatch",
     "ConfigError",
+    "DaemonSilent",
     "DaemonUnavailable",
     "EmptyChunk",
     "Forbidden",
@@ -48,6 +49,8 @@ class KvloomError(Exception):
     code: ClassVar[str] = "kvloom_error"
     http_status: ClassVar[int] = 500
     grpc_status: ClassVar[str] = "INTERNAL"
+    retry_seconds: float | None = None
+    """After how long whoever raised it asks to be tried again, where he says so."""
 
 
 # What a caller sent is wrong: the same bytes will be wrong again.
@@ -248,6 +251,12 @@ class DaemonUnavailable(KvloomError):
     code = "daemon_unavailable"
     http_status = 503
     grpc_status = "UNAVAILABLE"
+
+
+class DaemonSilent(DaemonUnavailable):
+    """A daemon that was asked and did not go on within the time allowed: asking again would take as long again."""
+
+    code = "daemon_silent"
 
 
 class StorageFull(KvloomError):

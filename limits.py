@@ -192,6 +192,24 @@ CLIENT_CONNECTIONS_MAX: Final = 4
 CONNECT_SECONDS_MAX: Final = 2.0
 PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
+LOOKUP_SECONDS_DEFAULT: Final = 0.05
+"""What a lookup may take in all, for each :data:`LOOKUP_SHARE_KEYS_MAX` begun; what is not known by then is a miss."""
+LOOKUP_SECONDS_MAX: Final = 60.0
+LOOKUP_SHARE_KEYS_MAX: Final = 1000
+RETRY_TRIES_MAX: Final = 3
+"""Tries of one call, the first included."""
+RETRY_SECONDS_MAX: Final = 5.0
+"""No try begins later than this after the first."""
+RETRY_READ_SECONDS_MAX: Final = 0.2
+"""The same for reads, lookups and advice: after that, computing the KV is the better way."""
+RETRY_BACKOFF_SECONDS: Final = 0.05
+"""The longest first wait where a daemon does not say how long to wait; doubled for each further one."""
+RETRY_TOKENS_MAX: Final = 10.0
+"""A retry or a hedge takes a token of its client's; every call brings :data:`RETRY_TOKENS_PER_CALL`, up to this."""
+RETRY_TOKENS_PER_CALL: Final = 0.1
+CLIENT_BATCH_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Chunks that a client puts in one request; a larger one goes alone."""
+CLIENT_BATCH_CHUNKS_MAX: Final = 256
 LOCAL_RELEASES_DEFERRED_MAX: Final = 16
 LOCAL_RELEASED_BYTES_DEFERRED_MAX: Final = 16 * 1024 * 1024
 """Leases that a client which asks nothing more may keep although it has no use for them: up to either limit."""

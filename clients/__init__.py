@@ -11,10 +11,19 @@ if TYPE_CHECKING:
     from .access import Trust
     from .async_client import AsyncKvloomClient
     from .client import KvloomClient
+    from .patience import RetryPolicy
+    from .put_batch import ChunkPut, ChunkToPut
 
-__all__ = ["AsyncKvloomClient", "KvloomClient", "Trust"]
+__all__ = ["AsyncKvloomClient", "ChunkPut", "ChunkToPut", "KvloomClient", "RetryPolicy", "Trust"]
 
-_HOMES = {"AsyncKvloomClient": ".async_client", "KvloomClient": ".client", "Trust": ".access"}
+_HOMES = {
+    "AsyncKvloomClient": ".async_client",
+    "ChunkPut": ".put_batch",
+    "ChunkToPut": ".put_batch",
+    "KvloomClient": ".client",
+    "RetryPolicy": ".patience",
+    "Trust": ".access",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,32 +1,42 @@
-"""The asyncio client: aiohttp underneath, the same calls and the same meanings as :class:`.client.KvloomClient`."""
+"""The asyncio client: the same calls and the same meanings as :class:`.client.KvloomClient`."""
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import aiohttp
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import limits
 from ..codec.container import Container
 from ..codec.level import Level
-from ..errors import DaemonUnavailable, Unauthenticated
+from ..errors import DaemonSilent, DaemonUnavailable, KvloomError
 from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
-from ..tracing import Role, propagated, span, traced_async
-from . import protocol, wire
+from ..tracing import Role, span, traced_async
+from . import protocol, reports, upkeep, wire
 from .access import Trust, find_access
+from .async_http_daemon import AsyncHttpDaemon
 from .discovery import Endpoint, find_daemon, find_local_socket
 from .grpc_daemon import AsyncGrpcDaemon, grpc_endpoint
-from .http_message import Buffer, HttpReply, HttpRequest
+from .hedging import AsyncHedge, check_hedge_seconds
+from .http_message import Buffer
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
+from .patience import (
+    UNBOUNDED,
+    Attempts,
+    Deadline,
+    RetryBudget,
+    RetryPolicy,
+    find_lookup_seconds,
+    lookup_deadline,
+)
+from .pins import AsyncPin
 from .protocol import Operation, PrefixReply
+from .put_batch import ChunkPut, ChunkToPut, PutChunks
 from .tenancy import TenantStats
 
 if TYPE_CHECKING:
@@ -41,7 +51,8 @@ T = TypeVar("T")
 class AsyncKvloomClient:
     """A daemon, seen from an event loop. Belongs to the loop of its first call; every method is safe to cancel.
 
-    See :class:`kvloom.clients.KvloomClient` for how the daemon is found and what a dead one means.
+    See :class:`kvloom.clients.KvloomClient` for how the daemon is found, what a dead one means, and the arguments. A
+    lookup's time passes while the loop is busy elsewhere, too.
     """
 
     def __init__(
@@ -53,18 +64,24 @@ class AsyncKvloomClient:
         data_dir: Path | None = None,
         connections_max: int = limits.CLIENT_CONNECTIONS_MAX,
         local: bool = True,
+        lookup_seconds: float | None = None,
+        retries: RetryPolicy | None = None,
+        hedge_seconds: float | None = None,
     ) -> None:
         over_grpc = grpc_endpoint(address)
         self._endpoint = over_grpc or find_daemon(address, data_dir=data_dir)
-        self._access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
-        self._grpc = None if over_grpc is None else AsyncGrpcDaemon(self._access)
-        self._context = self._access.trust.context() if self._endpoint.secure and over_grpc is None else None
+        access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
+        self._remote = (
+            AsyncHttpDaemon(access, connections_max=connections_max) if over_grpc is None else AsyncGrpcDaemon(access)
+        )
         self._connections_max = connections_max
         path = find_local_socket(self._endpoint, data_dir=data_dir) if local and over_grpc is None else None
-        key = self._access.key
-        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=key)
+        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=access.key)
+        self._lookup_seconds = find_lookup_seconds(lookup_seconds)
+        self._retries, self._budget = retries or RetryPolicy(), RetryBudget()
+        wait = check_hedge_seconds(hedge_seconds)
+        self._hedge = None if wait is None else AsyncHedge(wait, self._budget)
         self._workers: ThreadPoolExecutor | None = None
-        self._session: aiohttp.ClientSession | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -81,16 +98,12 @@ class AsyncKvloomClient:
 
     async def close(self) -> None:
         """Close all connections. The client may be used again afterwards."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
         workers, self._workers = self._workers, None
         if workers is not None:
             await asyncio.to_thread(workers.shutdown)
         if self._local is not None:
             self._local.close()
-        if self._grpc is not None:
-            await self._grpc.close()
+        await self._remote.close()
 
     async def put(
         self,
@@ -138,9 +151,8 @@ class AsyncKvloomClient:
             async with slots:
                 if gone:
                     return gone[0]
-                operation = protocol.GetChunk(key, level)
                 try:
-                    return await self._answer(operation)
+                    return await self._tried(protocol.GetChunk(key, level), local=False)
                 except DaemonUnavailable as error:
                     gone.append(Unavailable(protocol.DAEMON, str(error)))
                     return gone[0]
@@ -151,7 +163,8 @@ class AsyncKvloomClient:
 
     async def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored; all false where the daemon cannot say."""
-        return [found for batch in protocol.ChunksExist.batches(keys) for found in await self._run(batch)]
+        deadline = lookup_deadline(len(keys), self._lookup_seconds)
+        return [found for batch in protocol.ChunksExist.batches(keys) for found in await self._run(batch, deadline)]
 
     async def longest_prefix(
         self,
@@ -162,9 +175,10 @@ class AsyncKvloomClient:
     ) -> PrefixReply:
         """The leading chunks of ``tokens`` that are stored. Tokens do not leave the process, only keys do."""
         refs = await asyncio.to_thread(chunk_refs, identity, tokens, chunk_tokens=chunk_tokens)
+        deadline = lookup_deadline(len(refs), self._lookup_seconds)
         matched = 0
         for batch in protocol.MatchPrefix.batches(refs):
-            count = await self._run(batch)
+            count = await self._run(batch, deadline)
             matched += count
             if count < len(batch.keys):
                 break
@@ -173,6 +187,57 @@ class AsyncKvloomClient:
     async def delete(self, key: ContentKey) -> bool:
         """Forget a chunk on every tier; whether there was one."""
         return await self._run(protocol.DeleteChunk(key))
+
+    @traced_async("kvloom PutChunks")
+    async def put_many(self, chunks: Sequence[ChunkToPut], *, ack: Ack = Ack.MEMORY) -> list[ChunkPut]:
+        """Store containers with a few long requests; what became of each stands in the order of ``chunks``.
+
+        A chunk that was refused has its typed error, and so have all that were not stored for certain when the daemon
+        could not go on: to put those again is always right. Raises for what no daemon would take, before any is sent.
+        """
+        batches = PutChunks.batches(chunks, ack)
+        outcomes: list[ChunkPut] = []
+        for index, batch in enumerate(batches):
+            try:
+                stored = await self._tried(batch)
+            except DaemonUnavailable as error:
+                return [*outcomes, *(item for left in batches[index:] for item in left.failed(error))]
+            except KvloomError as error:
+                stored = batch.failed(error)
+            outcomes.extend(stored)
+        return outcomes
+
+    async def delete_many(self, keys: Sequence[ContentKey]) -> list[bool]:
+        """Forget chunks on every tier; for each, whether there was one."""
+        return [found for batch in upkeep.DeleteChunks.batches(keys) for found in await self._run(batch)]
+
+    async def delete_namespace(self) -> int:
+        """Forget every chunk of this client's tenant, counted once per tier; needs scope ``admin``."""
+        return await self._run(upkeep.EraseNamespace())
+
+    async def pin(self, keys: Sequence[ContentKey], *, lease_seconds: float = limits.LEASE_SECONDS_DEFAULT) -> AsyncPin:
+        """Keep chunks from being evicted, for as long as the block lasts and at most ``lease_seconds``.
+
+        ``async with await client.pin(keys) as pin``. Raises :class:`StorageFull` where that would pin more bytes than a
+        tenant may, :class:`Overloaded` for too many leases; nothing is pinned then. What is not stored is not pinned
+        either, and the pin says so.
+        """
+        return AsyncPin(await self._run(upkeep.PinChunks(tuple(keys), lease_seconds)), self.release)
+
+    async def release(self, lease: bytes) -> bool:
+        """End a lease (:attr:`AsyncPin.lease`) now; whether it was running."""
+        return await self._run(upkeep.ReleaseLease(lease))
+
+    async def hint(self, keys: Sequence[ContentKey], *, finished: bool = True) -> int:
+        """Say that chunks will not be used again (or will, after all); for how many keys the daemon took note.
+
+        Advice, like a prefetch: where no daemon answers, or one has too much to do, that is 0 and no error.
+        """
+        return sum([await self._run(batch) for batch in upkeep.HintChunks.batches(keys, finished=finished)])
+
+    async def prefetch(self, keys: Sequence[ContentKey]) -> int:
+        """Have chunks copied into the daemon's memory; for how many that is under way or not needed."""
+        return sum([await self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys)])
 
     async def list_chunks(self, *, limit: int = limits.LIST_CHUNKS_DEFAULT, prefix: str = "") -> wire.ChunkList:
         """Some of the chunks stored, those whose key begins with the digits ``prefix``."""
@@ -184,15 +249,19 @@ class AsyncKvloomClient:
 
     async def stats(self) -> wire.DaemonStats:
         """What the daemon, its tiers and its tenants hold and have done; needs scope ``admin``."""
-        return await self._run(protocol.GetStats())
+        return await self._run(reports.GetStats())
 
     async def tenant(self) -> TenantStats:
         """What this client's own tenant holds and has done."""
-        return await self._run(protocol.GetTenant())
+        return await self._run(reports.GetTenant())
+
+    async def namespaces(self) -> tuple[TenantStats, ...]:
+        """The same for every tenant of the daemon, with their quotas; needs scope ``admin``."""
+        return (await self._run(reports.ListNamespaces())).namespaces
 
     async def health(self) -> wire.Health:
         """Which daemon answers, and in which phase it is. Raises :class:`DaemonUnavailable`."""
-        return await self._run(protocol.CheckHealth())
+        return await self._run(reports.CheckHealth())
 
     async def put_profile(self, data: Buffer) -> bytes:
         """Put a codec profile on the daemon's shelf; returns its digest."""
@@ -202,18 +271,44 @@ class AsyncKvloomClient:
         """Read a codec profile, verified against its digest."""
         return await self._run(protocol.GetProfile(digest))
 
-    async def _run(self, operation: Operation[T]) -> T:
+    async def _run(self, operation: Operation[T], deadline: Deadline = UNBOUNDED) -> T:
         with span(f"kvloom {type(operation).__name__}", role=Role.CLIENT, daemon=str(self._endpoint)):
-            return await self._ask(operation)
+            return await self._ask(operation, deadline)
 
-    async def _ask(self, operation: Operation[T]) -> T:
+    async def _ask(self, operation: Operation[T], deadline: Deadline) -> T:
         try:
-            if self._local is not None and self._local.takes(operation):
-                with suppress(LocalGone):
-                    return await self._aside(lambda local: local.run(operation))
-            return await self._answer(operation)
+            return await self._tried(operation, deadline)
         except DaemonUnavailable as error:
             return operation.without_daemon(error)
+
+    async def _tried(self, operation: Operation[T], deadline: Deadline = UNBOUNDED, *, local: bool = True) -> T:
+        """The parsed answer, after further tries where they may help; raises where there is none."""
+        attempts = Attempts(operation, self._retries, self._budget, deadline)
+        while True:
+            try:
+                return await self._within(operation, deadline, local=local)
+            except KvloomError as error:
+                wait_seconds = attempts.wait_after(error)
+                if wait_seconds is None:
+                    raise
+            await asyncio.sleep(wait_seconds)
+
+    async def _within(self, operation: Operation[T], deadline: Deadline, *, local: bool) -> T:
+        if not deadline.bounded:
+            return await self._once(operation, deadline, local=local)
+        try:
+            async with asyncio.timeout(deadline.left(limits.LOOKUP_SECONDS_MAX)):
+                return await self._once(operation, deadline, local=local)
+        except TimeoutError as error:
+            raise DaemonSilent(f"daemon at {self._endpoint} did not go on within its time limit") from error
+
+    async def _once(self, operation: Operation[T], deadline: Deadline, *, local: bool) -> T:
+        if local and self._local is not None and self._local.takes(operation):
+            with suppress(LocalGone):
+                return await self._aside(lambda local: local.run(operation, deadline))
+        if self._hedge is None or not operation.hedged:
+            return await self._remote.run(operation)
+        return await self._hedge.first(lambda: self._remote.run(operation))
 
     async def _aside(self, ask: Callable[[LocalDaemon], T]) -> T:
         """Ask through the Unix socket in a thread: what is mapped is verified there too, off the event loop."""
@@ -223,67 +318,3 @@ class AsyncKvloomClient:
         if self._workers is None:
             self._workers = ThreadPoolExecutor(self._connections_max, thread_name_prefix="kvloom-client")
         return await asyncio.get_running_loop().run_in_executor(self._workers, ask, local)
-
-    async def _answer(self, operation: Operation[T]) -> T:
-        """The parsed answer; :class:`DaemonUnavailable` where there is none."""
-        if self._grpc is not None:
-            return await self._grpc.run(operation)
-        request, access = operation.request(), self._access
-        try:
-            try:
-                reply = await self._exchange(request, operation)
-            except aiohttp.ServerDisconnectedError:
-                # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
-                reply = await self._exchange(request, operation)
-            if reply.status == Unauthenticated.http_status and (renewed := access.renewed()) is not None:
-                self._access = renewed
-                reply = await self._exchange(request, operation)
-        except TimeoutError as error:
-            raise DaemonUnavailable(f"daemon at {self._endpoint} did not go on within its time limit") from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            message = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
-            raise DaemonUnavailable(f"certificate of {self._endpoint} does not hold: {message.lower()}") from error
-        except aiohttp.ClientConnectorError as error:
-            number = error.os_error.errno
-            reason = str(error.os_error) if number is None else os.strerror(number)  # asyncio's own text is longer
-            raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise DaemonUnavailable(f"daemon at {self._endpoint} broke off: {error!r}") from error
-        if len(reply.body) < limits.STREAM_FRAME_BYTES:
-            return operation.parse(reply)
-        return await asyncio.to_thread(operation.parse, reply)
-
-    async def _exchange(self, request: HttpRequest, operation: Operation[Any]) -> HttpReply:
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=limits.CONNECT_SECONDS_MAX, sock_read=operation.answer_seconds_max
-        )
-        async with self._open_session().request(
-            request.method,
-            f"{self._endpoint.url}{request.target}",
-            data=request.body or None,
-            headers={**request.headers, **self._access.headers(), **propagated()},
-            timeout=timeout,
-            allow_redirects=False,
-        ) as response:
-            length = response.content_length
-            if length is None or length > operation.reply_bytes_max:
-                raise DaemonUnavailable(
-                    f"daemon at {self._endpoint} declares a reply of {length} bytes, "
-                    f"the limit is {operation.reply_bytes_max}"
-                )
-            body = bytearray(length)
-            position = 0
-            async for part in response.content.iter_any():
-                body[position : position + len(part)] = part
-                position += len(part)
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return HttpReply(response.status, headers, memoryview(body)[:position])
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self._context or True),
-                auto_decompress=False,
-                read_bufsize=limits.STREAM_FRAME_BYTES,
-            )
-        return self._session

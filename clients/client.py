@@ -1,31 +1,42 @@
-"""The blocking client: :mod:`http.client` underneath, connections kept and reused, bodies read into one buffer."""
+"""The blocking client: every call is an operation, asked over the Unix socket, HTTP or gRPC, again if need be."""
 
-from collections import deque
+import time
 from collections.abc import Sequence
 from contextvars import copy_context
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import limits
 from ..codec.container import Container
 from ..codec.level import Level
-from ..errors import DaemonUnavailable, Unauthenticated
+from ..errors import DaemonUnavailable, KvloomError
 from ..kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
-from ..tracing import Role, propagated, span, traced
-from . import protocol, wire
-from .access import Access, Trust, find_access
-from .connection import Connection, StaleConnection
+from ..tracing import Role, span, traced
+from . import protocol, reports, upkeep, wire
+from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
 from .grpc_daemon import GrpcDaemon, grpc_endpoint
-from .http_message import Buffer, HttpReply, HttpRequest
+from .hedging import Hedge, check_hedge_seconds
+from .http_daemon import HttpDaemon
+from .http_message import Buffer
 from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
+from .patience import (
+    UNBOUNDED,
+    Attempts,
+    Deadline,
+    RetryBudget,
+    RetryPolicy,
+    find_lookup_seconds,
+    lookup_deadline,
+)
+from .pins import Pin
 from .protocol import Operation, PrefixReply
+from .put_batch import ChunkPut, ChunkToPut, PutChunks
 from .tenancy import TenantStats
 
 if TYPE_CHECKING:
@@ -51,6 +62,13 @@ class KvloomClient:
     lying daemon: they come to a miss, or to an outcome that says why, after at most :data:`limits.CONNECT_SECONDS_MAX`
     to connect and :data:`limits.PROGRESS_SECONDS_MAX` without a byte.
 
+    Lookups (:meth:`exists`, :meth:`longest_prefix`) have ``lookup_seconds`` in all for every thousand keys, whatever
+    the daemon does: the argument, ``KVLOOM_LOOKUP_SECONDS``, or :data:`limits.LOOKUP_SECONDS_DEFAULT`. What is not
+    known by then is a miss; on a machine where 50 ms may pass unnoticed, more of them turn misses back into hits.
+    ``retries`` says how often a call is tried that nobody answers or that was refused for now, all calls together from
+    one budget (:mod:`.patience`); what was silent for its whole time is not. ``hedge_seconds``, off by default: a read
+    or a lookup over HTTP or gRPC that has no answer by then is asked a second time, and the first answer counts.
+
     Where the daemon's note names a Unix socket of this user, it is used by itself, and chunks in the daemon's memory
     are mapped instead of copied: a container read so is valid, and its memory taken, for as long as its ``data`` or
     anything made from it is referenced. ``local=False`` does without.
@@ -65,17 +83,21 @@ class KvloomClient:
         data_dir: Path | None = None,
         connections_max: int = limits.CLIENT_CONNECTIONS_MAX,
         local: bool = True,
+        lookup_seconds: float | None = None,
+        retries: RetryPolicy | None = None,
+        hedge_seconds: float | None = None,
     ) -> None:
         over_grpc = grpc_endpoint(address)
         self._endpoint = over_grpc or find_daemon(address, data_dir=data_dir)
-        self._access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
-        self._grpc = None if over_grpc is None else GrpcDaemon(self._access)
-        self._context = self._access.trust.context() if self._endpoint.secure and over_grpc is None else None
+        access = find_access(self._endpoint, api_key=api_key, trust=trust, data_dir=data_dir)
+        self._remote = HttpDaemon(access, connections_max=connections_max) if over_grpc is None else GrpcDaemon(access)
         self._connections_max = connections_max
         path = find_local_socket(self._endpoint, data_dir=data_dir) if local and over_grpc is None else None
-        key = self._access.key
-        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=key)
-        self._idle: deque[Connection] = deque()
+        self._local = None if path is None else LocalDaemon(path, connections_max=connections_max, key=access.key)
+        self._lookup_seconds = find_lookup_seconds(lookup_seconds)
+        self._retries, self._budget = retries or RetryPolicy(), RetryBudget()
+        self._hedge_seconds = check_hedge_seconds(hedge_seconds)
+        self._hedge: Hedge | None = None
         self._workers: ThreadPoolExecutor | None = None
 
     @property
@@ -96,12 +118,12 @@ class KvloomClient:
         workers, self._workers = self._workers, None
         if workers is not None:
             workers.shutdown()
-        while self._idle:
-            self._idle.pop().close()
+        hedge, self._hedge = self._hedge, None
+        if hedge is not None:
+            hedge.close()
         if self._local is not None:
             self._local.close()
-        if self._grpc is not None:
-            self._grpc.close()
+        self._remote.close()
 
     def put(
         self,
@@ -145,9 +167,8 @@ class KvloomClient:
         def read(key: ContentKey) -> Outcome[Container]:
             if gone:
                 return gone[0]
-            operation = protocol.GetChunk(key, level)
             try:
-                return self._answer(operation)
+                return self._tried(protocol.GetChunk(key, level), local=False)
             except DaemonUnavailable as error:
                 gone.append(Unavailable(protocol.DAEMON, str(error)))
                 return gone[0]
@@ -159,7 +180,8 @@ class KvloomClient:
 
     def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored; all false where the daemon cannot say."""
-        return [found for batch in protocol.ChunksExist.batches(keys) for found in self._run(batch)]
+        deadline = lookup_deadline(len(keys), self._lookup_seconds)
+        return [found for batch in protocol.ChunksExist.batches(keys) for found in self._run(batch, deadline)]
 
     def longest_prefix(
         self,
@@ -170,9 +192,10 @@ class KvloomClient:
     ) -> PrefixReply:
         """The leading chunks of ``tokens`` that are stored. Tokens do not leave the process, only keys do."""
         refs: list[ChunkRef] = chunk_refs(identity, tokens, chunk_tokens=chunk_tokens)
+        deadline = lookup_deadline(len(refs), self._lookup_seconds)
         matched = 0
         for batch in protocol.MatchPrefix.batches(refs):
-            count = self._run(batch)
+            count = self._run(batch, deadline)
             matched += count
             if count < len(batch.keys):
                 break
@@ -181,6 +204,56 @@ class KvloomClient:
     def delete(self, key: ContentKey) -> bool:
         """Forget a chunk on every tier; whether there was one."""
         return self._run(protocol.DeleteChunk(key))
+
+    @traced("kvloom PutChunks")
+    def put_many(self, chunks: Sequence[ChunkToPut], *, ack: Ack = Ack.MEMORY) -> list[ChunkPut]:
+        """Store containers with a few long requests; what became of each stands in the order of ``chunks``.
+
+        A chunk that was refused has its typed error, and so have all that were not stored for certain when the daemon
+        could not go on: to put those again is always right. Raises for what no daemon would take, before any is sent.
+        """
+        batches = PutChunks.batches(chunks, ack)
+        outcomes: list[ChunkPut] = []
+        for index, batch in enumerate(batches):
+            try:
+                stored = self._tried(batch)
+            except DaemonUnavailable as error:
+                return [*outcomes, *(item for left in batches[index:] for item in left.failed(error))]
+            except KvloomError as error:
+                stored = batch.failed(error)
+            outcomes.extend(stored)
+        return outcomes
+
+    def delete_many(self, keys: Sequence[ContentKey]) -> list[bool]:
+        """Forget chunks on every tier; for each, whether there was one."""
+        return [found for batch in upkeep.DeleteChunks.batches(keys) for found in self._run(batch)]
+
+    def delete_namespace(self) -> int:
+        """Forget every chunk of this client's tenant, counted once per tier; needs scope ``admin``."""
+        return self._run(upkeep.EraseNamespace())
+
+    def pin(self, keys: Sequence[ContentKey], *, lease_seconds: float = limits.LEASE_SECONDS_DEFAULT) -> Pin:
+        """Keep chunks from being evicted, for as long as the ``with`` block lasts and at most ``lease_seconds``.
+
+        Raises :class:`StorageFull` where that would pin more bytes than a tenant may, :class:`Overloaded` for too many
+        leases; nothing is pinned then. What is not stored is not pinned either, and the pin says so.
+        """
+        return Pin(self._run(upkeep.PinChunks(tuple(keys), lease_seconds)), self.release)
+
+    def release(self, lease: bytes) -> bool:
+        """End a lease (:attr:`Pin.lease`) now; whether it was running."""
+        return self._run(upkeep.ReleaseLease(lease))
+
+    def hint(self, keys: Sequence[ContentKey], *, finished: bool = True) -> int:
+        """Say that chunks will not be used again (or will, after all); for how many keys the daemon took note.
+
+        Advice, like a prefetch: where no daemon answers, or one has too much to do, that is 0 and no error.
+        """
+        return sum(self._run(batch) for batch in upkeep.HintChunks.batches(keys, finished=finished))
+
+    def prefetch(self, keys: Sequence[ContentKey]) -> int:
+        """Have chunks copied into the daemon's memory; for how many that is under way or not needed."""
+        return sum(self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys))
 
     def list_chunks(self, *, limit: int = limits.LIST_CHUNKS_DEFAULT, prefix: str = "") -> wire.ChunkList:
         """Some of the chunks stored, those whose key begins with the digits ``prefix``."""
@@ -192,15 +265,19 @@ class KvloomClient:
 
     def stats(self) -> wire.DaemonStats:
         """What the daemon, its tiers and its tenants hold and have done; needs scope ``admin``."""
-        return self._run(protocol.GetStats())
+        return self._run(reports.GetStats())
 
     def tenant(self) -> TenantStats:
         """What this client's own tenant holds and has done."""
-        return self._run(protocol.GetTenant())
+        return self._run(reports.GetTenant())
+
+    def namespaces(self) -> tuple[TenantStats, ...]:
+        """The same for every tenant of the daemon, with their quotas; needs scope ``admin``."""
+        return self._run(reports.ListNamespaces()).namespaces
 
     def health(self) -> wire.Health:
         """Which daemon answers, and in which phase it is. Raises :class:`DaemonUnavailable`."""
-        return self._run(protocol.CheckHealth())
+        return self._run(reports.CheckHealth())
 
     def put_profile(self, data: Buffer) -> bytes:
         """Put a codec profile on the daemon's shelf; returns its digest."""
@@ -210,56 +287,39 @@ class KvloomClient:
         """Read a codec profile, verified against its digest."""
         return self._run(protocol.GetProfile(digest))
 
-    def _run(self, operation: Operation[T]) -> T:
+    def _run(self, operation: Operation[T], deadline: Deadline = UNBOUNDED) -> T:
         with span(f"kvloom {type(operation).__name__}", role=Role.CLIENT, daemon=str(self._endpoint)):
-            return self._ask(operation)
+            return self._ask(operation, deadline)
 
-    def _ask(self, operation: Operation[T]) -> T:
+    def _ask(self, operation: Operation[T], deadline: Deadline) -> T:
         try:
-            if self._local is not None and self._local.takes(operation):
-                try:
-                    return self._local.run(operation)
-                except LocalGone:
-                    pass
-            return self._answer(operation)
+            return self._tried(operation, deadline)
         except DaemonUnavailable as error:
             return operation.without_daemon(error)
 
-    def _answer(self, operation: Operation[T]) -> T:
-        """The parsed answer; :class:`DaemonUnavailable` where there is none."""
-        if self._grpc is not None:
-            return self._grpc.run(operation)
-        return operation.parse(self._exchange(operation))
+    def _tried(self, operation: Operation[T], deadline: Deadline = UNBOUNDED, *, local: bool = True) -> T:
+        """The parsed answer, after further tries where they may help; raises where there is none."""
+        attempts = Attempts(operation, self._retries, self._budget, deadline)
+        while True:
+            try:
+                return self._once(operation, deadline, local=local)
+            except KvloomError as error:
+                wait_seconds = attempts.wait_after(error)
+                if wait_seconds is None:
+                    raise
+            time.sleep(wait_seconds)
 
-    def _exchange(self, operation: Operation[Any]) -> HttpReply:
-        request = operation.request()
-        access = self._access
-        reply = self._send(request, operation, access)
-        if reply.status == Unauthenticated.http_status and (renewed := access.renewed()) is not None:
-            self._access = renewed
-            reply = self._send(request, operation, renewed)
-        return reply
-
-    def _send(self, request: HttpRequest, operation: Operation[Any], access: Access) -> HttpReply:
-        request = replace(request, headers={**request.headers, **access.headers(), **propagated()})
-        connection = self._connection()
-        try:
-            reply = connection.exchange(request, operation)
-        except StaleConnection:
-            # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
-            connection = Connection(self._endpoint, self._context)
-            reply = connection.exchange(request, operation)
-        if connection.reusable and len(self._idle) < self._connections_max:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return reply
-
-    def _connection(self) -> Connection:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return Connection(self._endpoint, self._context)
+    def _once(self, operation: Operation[T], deadline: Deadline, *, local: bool) -> T:
+        if local and self._local is not None and self._local.takes(operation):
+            try:
+                return self._local.run(operation, deadline)
+            except LocalGone:
+                pass
+        if self._hedge_seconds is None or not operation.hedged:
+            return self._remote.run(operation, deadline)
+        if self._hedge is None:
+            self._hedge = Hedge(self._hedge_seconds, self._budget, threads=2 * self._connections_max)
+        return self._hedge.first(lambda: self._remote.run(operation, deadline))
 
     def _pool(self) -> "ThreadPoolExecutor":
         from concurrent.futures import ThreadPoolExecutor  # here: most clients never read many at once

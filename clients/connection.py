@@ -1,16 +1,21 @@
 """One blocking HTTP connection to a daemon: bounded waits, bodies read straight into one buffer of their length."""
 
 import http.client
-from typing import TYPE_CHECKING, Any
+import io
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import limits
-from ..errors import DaemonUnavailable
+from ..errors import DaemonSilent, DaemonUnavailable
 from .discovery import Endpoint
 from .http_message import HttpReply, HttpRequest
+from .patience import UNBOUNDED, Deadline
 from .protocol import Operation
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
 __all__ = ["Connection", "StaleConnection"]
 
@@ -40,8 +45,8 @@ class Connection:
         self.reusable = False
         self._http.close()
 
-    def exchange(self, request: HttpRequest, operation: Operation[Any]) -> HttpReply:
-        """Send ``request`` and read the whole reply.
+    def exchange(self, request: HttpRequest, operation: Operation[Any], deadline: Deadline = UNBOUNDED) -> HttpReply:
+        """Send ``request`` and read the whole reply, until ``deadline``.
 
         Raises :class:`DaemonUnavailable` where nobody answers, the answer stops, or it is longer than the operation
         allows; :class:`StaleConnection` where only a fresh connection can tell.
@@ -50,15 +55,18 @@ class Connection:
         self.reusable = False
         try:
             if self._http.sock is None:
+                self._http.timeout = deadline.left(limits.CONNECT_SECONDS_MAX)
                 self._connect()
-            self._http.sock.settimeout(operation.answer_seconds_max)
+            self._http.sock.settimeout(deadline.left(operation.answer_seconds_max))
+            self._http.response_class = cast("type[http.client.HTTPResponse]", _response_class(deadline))
             self._send(request)
             response = self._http.getresponse()
-            self._http.sock and self._http.sock.settimeout(limits.PROGRESS_SECONDS_MAX)
+            if not deadline.bounded and self._http.sock:
+                self._http.sock.settimeout(limits.PROGRESS_SECONDS_MAX)
             reply = self._read(response, operation)
             self.reusable = not response.will_close
         except TimeoutError as error:
-            raise DaemonUnavailable(f"daemon at {self._endpoint} did not go on within its time limit") from error
+            raise DaemonSilent(f"daemon at {self._endpoint} did not go on within its time limit") from error
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as error:
             if reused:
                 raise StaleConnection from error
@@ -82,7 +90,11 @@ class Connection:
 
     def _send(self, request: HttpRequest) -> None:
         try:
-            self._http.request(request.method, request.target, request.body or None, dict(request.headers))
+            headers, parts = dict(request.headers), request.parts
+            body: object = parts[0] if len(parts) == 1 else parts or None
+            if len(parts) > 1:
+                headers["Content-Length"] = str(sum(len(part) for part in parts))
+            self._http.request(request.method, request.target, cast("Any", body), headers)
         except (BrokenPipeError, ConnectionResetError):
             # A daemon that refuses a body early answers and closes before all of it is sent; the answer, where there
             # is one, waits in the receive buffer and is read next. Where there is none, reading raises the same error.
@@ -106,3 +118,40 @@ class Connection:
         response.close()
         headers = {name.lower(): value for name, value in response.getheaders()}
         return HttpReply(response.status, headers, body)
+
+
+def _response_class(deadline: Deadline) -> "Callable[..., http.client.HTTPResponse]":
+    """What a reply is read with: where there is a deadline, a peer that sends byte after byte cannot put it off."""
+    return partial(_response_until, deadline) if deadline.bounded else http.client.HTTPResponse
+
+
+def _response_until(deadline: Deadline, sock: socket.socket, **options: Any) -> http.client.HTTPResponse:
+    return http.client.HTTPResponse(cast("socket.socket", _ReadUntil(sock, deadline)), **options)
+
+
+class _ReadUntil:
+    """A socket of which only reading is left."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._socket, self._deadline = sock, deadline
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """As a socket's own, for ``rb``."""
+        return io.BufferedReader(_FileUntil(self._socket, self._deadline))
+
+
+class _FileUntil(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._socket, self._deadline = sock, deadline
+        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open as http.client expects of it
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(self._deadline.left(limits.PROGRESS_SECONDS_MAX))
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

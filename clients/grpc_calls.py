@@ -15,17 +15,16 @@ from google.protobuf.message import Message
 from ..errors import DaemonUnavailable, InvalidData, InvalidRequest, error_for_code
 from ..kvstore.tier import Ack
 from . import leases, wire
+from .batches import PutManyReply, PutResult
 from .grpc_frames import RawFrame, encode_frame, split_frames
-from .grpc_records import parse_message, read_record
+from .grpc_records import parse_message, read_record, to_message
 from .proto.kvloom.v1alpha1 import kvloom_pb2 as pb
 from .protocol import (
-    CheckHealth,
     ChunksExist,
     DeleteChunk,
     DescribeChunk,
     GetChunk,
     GetProfile,
-    GetStats,
     HttpReply,
     ListChunks,
     MatchPrefix,
@@ -33,6 +32,10 @@ from .protocol import (
     PutChunk,
     PutProfile,
 )
+from .put_batch import ChunkToPut, PutChunks
+from .reports import CheckHealth, GetStats, GetTenant, ListNamespaces
+from .tenancy import TenantStats
+from .upkeep import DeleteChunks, EraseNamespace, HintChunks, PinChunks, PrefetchChunks, ReleaseLease
 
 __all__ = ["ERROR_TRAILER", "RETRY_TRAILER", "GrpcCall", "call_of", "refusal"]
 
@@ -143,15 +146,34 @@ class _PutChunk(_Question):
         self._operation = operation
 
     def messages(self) -> Iterator[bytes]:
-        data = memoryview(self._operation.container).cast("B")
-        head = pb.PutHead(
-            key=self._operation.key,
-            total_bytes=len(data),
-            ack=pb.ACK_DISK if self._operation.ack is Ack.DISK else pb.ACK_MEMORY,
-            ttl_seconds=self._operation.ttl_seconds,
-            parent=self._operation.parent,
-        )
-        yield from _frames(pb.PutFrame(head=head).SerializeToString(), data)
+        yield from _chunk_frames(self._operation, self._operation.ack)
+
+
+class _PutMany(GrpcCall):
+    def __init__(self, operation: PutChunks) -> None:
+        super().__init__(operation, "PutMany")
+        self._operation = operation
+        self._results: list[PutResult] = []
+
+    def messages(self) -> Iterator[bytes]:
+        for chunk in self._operation.chunks:
+            yield from _chunk_frames(chunk, self._operation.ack)
+
+    def feed(self, message: bytes) -> None:
+        try:
+            said = parse_message(pb.PutResult, message)
+        except InvalidRequest as error:
+            raise DaemonUnavailable(f"the server there is no kvloom daemon: {error}") from error
+        if len(self._results) == len(self._operation.chunks):
+            raise DaemonUnavailable(f"daemon answers for more than the {len(self._results)} chunks put")
+        key = self._operation.chunks[len(self._results)].key.hex()
+        if said.HasField("failure"):
+            self._results.append(PutResult(key, None, said.failure.error, said.failure.message))
+        else:
+            self._results.append(PutResult(key, Ack.DISK if said.ack == pb.ACK_DISK else Ack.MEMORY))
+
+    def reply(self) -> HttpReply:
+        return HttpReply(200, {}, wire.encode(PutManyReply(tuple(self._results))))
 
 
 class _PutProfile(_Question):
@@ -193,12 +215,30 @@ def _frames(fields: bytes, data: memoryview) -> Iterator[bytes]:
         yield fields
 
 
+def _chunk_frames(chunk: PutChunk | ChunkToPut, ack: Ack) -> Iterator[bytes]:
+    data = memoryview(chunk.container).cast("B")
+    head = pb.PutHead(
+        key=chunk.key,
+        total_bytes=len(data),
+        ack=pb.ACK_DISK if ack is Ack.DISK else pb.ACK_MEMORY,
+        ttl_seconds=chunk.ttl_seconds,
+        parent=chunk.parent,
+    )
+    yield from _frames(pb.PutFrame(head=head).SerializeToString(), data)
+
+
 def _get(operation: GetChunk) -> GrpcCall:
     question = pb.GetQuestion(key=operation.key, level="" if operation.level is None else operation.level.name)
     if operation.layers is not None:
         wire.format_layers(operation.layers)
         question.layers.first, question.layers.last = operation.layers[0], operation.layers[-1]
     return _Download(operation, "Get", question, pb.ChunkFrame)
+
+
+def _release(operation: ReleaseLease) -> GrpcCall:
+    operation.request()  # the same check of its length
+    question = pb.ReleaseQuestion(lease=operation.lease)
+    return _Question(operation, "Release", question, pb.ReleaseReply, leases.ReleaseReply)
 
 
 def _deleted(reply: leases.DeleteManyReply) -> wire.DeleteReply:
@@ -228,5 +268,24 @@ _CALLS: Final[dict[type[Operation[Any]], Callable[[Any], GrpcCall]]] = {
         item, "List", pb.ListQuestion(limit=item.limit, prefix=item.prefix), pb.ChunkList, wire.ChunkList
     ),
     GetStats: lambda item: _Question(item, "Stats", pb.NoQuestion(), pb.DaemonStats, wire.DaemonStats),
+    PutChunks: _PutMany,
+    DeleteChunks: lambda item: _Question(
+        item, "Delete", pb.KeysQuestion(keys=item.keys), pb.DeleteManyReply, leases.DeleteManyReply
+    ),
+    EraseNamespace: lambda item: _Question(
+        item, "DeleteNamespace", pb.NoQuestion(), pb.ErasedReply, leases.ErasedReply
+    ),
+    PinChunks: lambda item: _Question(
+        item, "Pin", to_message(item.question(), pb.PinQuestion), pb.PinReply, leases.PinReply
+    ),
+    ReleaseLease: _release,
+    HintChunks: lambda item: _Question(
+        item, "Hint", to_message(item.question(), pb.HintQuestion), pb.HintReply, leases.HintReply
+    ),
+    PrefetchChunks: lambda item: _Question(
+        item, "Prefetch", pb.KeysQuestion(keys=item.keys), pb.PrefetchReply, leases.PrefetchReply
+    ),
+    GetTenant: lambda item: _Question(item, "Tenant", pb.NoQuestion(), pb.TenantStats, TenantStats),
+    ListNamespaces: lambda item: _Question(item, "Namespaces", pb.NoQuestion(), pb.NamespaceList, leases.NamespaceList),
     CheckHealth: lambda item: _Question(item, "Health", pb.NoQuestion(), pb.Health, wire.Health),
 }

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import limits
-from ..errors import ConfigError, DaemonUnavailable, MissingDependency, Unauthenticated
+from ..errors import ConfigError, DaemonSilent, MissingDependency, Unauthenticated
 from ..tracing import propagated
 from .access import Access
 from .discovery import Endpoint, parse_address
+from .patience import UNBOUNDED, Deadline
 from .protocol import HttpReply, Operation
 
 if TYPE_CHECKING:
@@ -78,19 +79,24 @@ class GrpcDaemon:
         if channel is not None:
             channel.close()
 
-    def run(self, operation: Operation[T]) -> T:
+    def run(self, operation: Operation[T], deadline: Deadline = UNBOUNDED) -> T:
         """Make the call that ``operation`` is; :class:`DaemonUnavailable` where nobody answers or it does not go on."""
-        access, wait = self._access, operation.answer_seconds_max
-        reply = self._exchange(self._calls.call_of(operation), wait, access)
+        access = self._access
+        reply = self._exchange(operation, access, deadline)
         if reply.status == Unauthenticated.http_status and (renewed := access.renewed()) is not None:
             self._access = renewed
-            reply = self._exchange(self._calls.call_of(operation), wait, renewed)
+            reply = self._exchange(operation, renewed, deadline)
         return operation.parse(reply)
 
-    def _exchange(self, call: "GrpcCall", answer_seconds: float, access: Access) -> HttpReply:
+    def _exchange(self, operation: Operation[Any], access: Access, deadline: Deadline) -> HttpReply:
+        call: GrpcCall = self._calls.call_of(operation)
         method: Any = self._open().stream_stream(call.method)
-        progress = _Progress(call.messages(), answer_seconds)
-        answers = method(progress, metadata=_metadata(access))
+        progress = _Progress(call.messages(), operation.answer_seconds_max)
+        try:
+            timeout = deadline.left(limits.LOOKUP_SECONDS_MAX) if deadline.bounded else None
+        except TimeoutError as error:
+            raise self._silent() from error
+        answers = method(progress, metadata=_metadata(access), timeout=timeout)
         progress.watch(answers.cancel)
         try:
             for message in answers:
@@ -98,13 +104,15 @@ class GrpcDaemon:
                 call.feed(message)
             return call.reply()
         except self._grpc.RpcError as error:
-            if progress.given_up:
-                message = f"daemon at {self._endpoint} did not go on within its time limit"
-                raise DaemonUnavailable(message) from error
+            if progress.given_up or (timeout and error.code() is self._grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise self._silent() from error
             return _refused(self._calls, self._grpc, error, self._endpoint)
         finally:
             progress.stop()
             answers.cancel()
+
+    def _silent(self) -> DaemonSilent:
+        return DaemonSilent(f"daemon at {self._endpoint} did not go on within its time limit")
 
     def _open(self) -> "grpc.Channel":
         with self._lock:
@@ -164,7 +172,7 @@ class AsyncGrpcDaemon:
                 raise await _status_of(stream, self._grpc)
             return call.reply()
         except TimeoutError as error:
-            raise DaemonUnavailable(f"daemon at {self._endpoint} did not go on within its time limit") from error
+            raise DaemonSilent(f"daemon at {self._endpoint} did not go on within its time limit") from error
         except asyncio.InvalidStateError:  # refused while the messages were being sent: the status says why
             return _refused(self._calls, self._grpc, await _status_of(stream, self._grpc), self._endpoint)
         except self._grpc.RpcError as error:

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Buffer", "HttpReply", "HttpRequest"]
+__all__ = ["Body", "Buffer", "HttpReply", "HttpRequest"]
 
 Buffer = bytes | bytearray | memoryview
+Body = Buffer | tuple[Buffer, ...]
+"""One buffer, or several that are sent one behind the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,13 @@ class HttpRequest:
     method: str
     target: str
     headers: Mapping[str, str]
-    body: Buffer = b""
+    body: Body = b""
+
+    @property
+    def parts(self) -> tuple[Buffer, ...]:
+        """The body as what is sent, without empty ones."""
+        parts = self.body if isinstance(self.body, tuple) else (self.body,)
+        return tuple(part for part in parts if len(part))
 
 
 @dataclass(frozen=True, slots=True)

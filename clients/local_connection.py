@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .. import limits
-from ..errors import DaemonUnavailable, InvalidRequest, KvloomError
+from ..errors import DaemonSilent, DaemonUnavailable, InvalidRequest, KvloomError
 from ..kvstore.tier import Buffer
 from .local_stage import Stage
 from .local_wire import FRAME_BYTES, Frame, GetReply, Granted, Kind, Mapped, decode_error
+from .patience import UNBOUNDED, Deadline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,8 +66,9 @@ def unix_address(path: Path) -> Iterator[str]:
 class LocalConnection:
     """Connects when made. Whoever holds it owns it; only leases may end in any thread and at any time."""
 
-    def __init__(self, path: Path, key: str | None = None) -> None:
+    def __init__(self, path: Path, key: str | None = None, deadline: Deadline = UNBOUNDED) -> None:
         self._path = path
+        self._deadline = UNBOUNDED
         self._socket = _connect(path)
         self._lock = threading.Lock()
         self._number = 0
@@ -87,7 +89,8 @@ class LocalConnection:
         """Whether the connection stands and may carry another exchange."""
         try:
             hello = () if key is None else (key.encode(),)
-            self.exchange(Kind.HELLO, hello, seconds_max=limits.CONNECT_SECONDS_MAX)
+            with self.until(deadline):
+                self.exchange(Kind.HELLO, hello, seconds_max=limits.CONNECT_SECONDS_MAX)
         except DaemonUnavailable:
             raise
         except KvloomError as error:
@@ -100,6 +103,20 @@ class LocalConnection:
         self.reusable = False
         if not self._leases.difference(self._ended):
             self._shut()
+
+    @contextlib.contextmanager
+    def until(self, deadline: Deadline) -> Iterator[None]:
+        """Questions and answers in this context have until ``deadline``, all together."""
+        if not deadline.bounded:
+            yield
+            return
+        self._deadline = deadline
+        try:
+            yield
+        finally:
+            self._deadline = UNBOUNDED
+            if not self._closing:
+                self._socket.settimeout(None)
 
     def exchange(
         self,
@@ -153,7 +170,7 @@ class LocalConnection:
 
     def _silent(self) -> DaemonUnavailable:
         self._give_up()
-        return DaemonUnavailable(f"daemon at {self._path} did not go on within its time limit")
+        return DaemonSilent(f"daemon at {self._path} did not go on within its time limit")
 
     def _broken(self, error: Exception) -> LocalGone:
         self._give_up()
@@ -243,6 +260,7 @@ class LocalConnection:
         if sum(map(len, parts)) <= _JOINED_BYTES_MAX:
             joined = b"".join(parts)
             if wait and not descriptors:
+                self._bound()
                 self._socket.sendall(joined)
                 return
             parts = (joined,)
@@ -250,6 +268,8 @@ class LocalConnection:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         flags = 0 if wait else socket.MSG_DONTWAIT
         while pending:
+            if wait:
+                self._bound()
             sent = self._socket.sendmsg(tuple(islice(pending, _PARTS_MAX)), ancillary, flags)
             ancillary, flags = [], 0
             while pending and sent >= len(pending[0]):
@@ -284,6 +304,7 @@ class LocalConnection:
         self._received = b""
         self._set_wait(limits.PROGRESS_SECONDS_MAX)
         while position < body_bytes:
+            self._bound()
             count = self._socket.recv_into(view[position:])
             if not count:
                 raise EOFError(f"closed after {position} of {body_bytes} bytes")
@@ -291,6 +312,7 @@ class LocalConnection:
         return view
 
     def _more(self) -> bytes:
+        self._bound()
         data, ancillary, flags, _ = self._socket.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -316,6 +338,11 @@ class LocalConnection:
             raise LocalGone(f"segment cannot be mapped: {error}") from error
         finally:
             os.close(descriptor)
+
+    def _bound(self) -> None:
+        """Give the next call of the socket what is left of the time for all of them, where that is bounded."""
+        if self._deadline is not UNBOUNDED:
+            self._socket.settimeout(self._deadline.left(limits.PROGRESS_SECONDS_MAX))
 
     def _set_wait(self, seconds: float) -> None:
         """How long a receive may take from now on."""

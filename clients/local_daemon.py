@@ -27,12 +27,16 @@ from ..errors import (
     StorageUnavailable,
 )
 from ..kvstore.key import KEY_BYTES, ContentKey
+from ..kvstore.namespace import check_ttl
 from ..kvstore.outcome import Corrupt, Hit, Outcome
 from ..kvstore.tier import Ack
 from . import protocol, wire
 from .local_connection import LocalConnection, LocalGone
 from .local_wire import Failed, GetQuestion, GetReply, Inline, Kind, Later, Mapped, PutQuestion, Result
-from .protocol import DAEMON, ChunksExist, DeleteChunk, GetChunk, GetStats, MatchPrefix, Operation, PutChunk
+from .patience import UNBOUNDED, Deadline
+from .protocol import DAEMON, ChunksExist, DeleteChunk, GetChunk, MatchPrefix, Operation, PutChunk
+from .put_batch import ChunkPut, PutChunks
+from .reports import GetStats
 
 __all__ = ["LocalDaemon"]
 
@@ -64,15 +68,13 @@ class LocalDaemon:
             self._idle.pop().close()
 
     def takes(self, operation: Operation[Any]) -> bool:
-        """Whether there are frames for the operation; there is no place in them for a time to live."""
-        if isinstance(operation, PutChunk) and operation.ttl_seconds is not None:
-            return False
+        """Whether there are frames for the operation."""
         return type(operation) in _HANDLERS
 
-    def run(self, operation: Operation[T]) -> T:
-        """Run one operation that has frames."""
+    def run(self, operation: Operation[T], deadline: Deadline = UNBOUNDED) -> T:
+        """Run one operation that has frames, until ``deadline``."""
         handler = _HANDLERS[type(operation)]
-        answer: T = self._with_connection(lambda connection: handler(connection, operation))
+        answer: T = self._with_connection(lambda connection: handler(connection, operation), deadline)
         return answer
 
     def get_many(self, keys: Sequence[ContentKey], *, level: Level | None) -> list[Outcome[Container]]:
@@ -82,25 +84,31 @@ class LocalDaemon:
         """
         return self._with_connection(partial(_get_many, asked=[GetChunk(key, level) for key in keys]))
 
-    def _with_connection(self, work: Callable[[LocalConnection], T]) -> T:
+    def _with_connection(self, work: Callable[[LocalConnection], T], deadline: Deadline = UNBOUNDED) -> T:
         try:
             connection, fresh = self._idle.pop(), False
         except IndexError:
-            connection, fresh = LocalConnection(self._path, self._key), True
+            connection, fresh = LocalConnection(self._path, self._key, deadline), True
         try:
-            return work(connection)
+            return self._work(work, connection, deadline)
         except LocalGone:
             if fresh:
                 raise
             # The daemon was restarted; every operation may be sent twice.
             connection.close()
-            connection = LocalConnection(self._path, self._key)
-            return work(connection)
+            connection = LocalConnection(self._path, self._key, deadline)
+            return self._work(work, connection, deadline)
         finally:
             if connection.reusable and len(self._idle) < self._connections_max:
                 self._idle.append(connection)
             else:
                 connection.close()
+
+    def _work(self, work: Callable[[LocalConnection], T], connection: LocalConnection, deadline: Deadline) -> T:
+        if not deadline.bounded:
+            return work(connection)
+        with connection.until(deadline):
+            return work(connection)
 
 
 class MappedContainer(Container):
@@ -268,19 +276,35 @@ def _put(connection: LocalConnection, operation: PutChunk) -> wire.PutReply:
     if len(data) > limits.CONTAINER_BYTES_MAX:
         raise BodyTooLarge(f"container has {len(data)} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
     _joined((operation.key,) if operation.parent is None else (operation.key, operation.parent))
+    if operation.ttl_seconds is not None:
+        check_ttl(operation.ttl_seconds)
     wait = operation.answer_seconds_max
     if len(data) < _PASSED_BYTES_MIN or not hasattr(os, "memfd_create"):
-        question = PutQuestion(operation.key, operation.ack, len(data), parent=operation.parent)
+        question = PutQuestion(operation.key, operation.ack, len(data), None, operation.parent, operation.ttl_seconds)
         body = connection.exchange(Kind.PUT, (question.encode(), data), seconds_max=wait)
     else:
         try:
             passed = connection.stage.fill(data)
         except OSError as error:
             raise LocalGone(f"no memory to pass a container in: {error.strerror}") from error
-        question = PutQuestion(operation.key, operation.ack, len(data), 0, operation.parent)
+        question = PutQuestion(operation.key, operation.ack, len(data), 0, operation.parent, operation.ttl_seconds)
         body = connection.exchange(Kind.PUT, (question.encode(),), seconds_max=wait, descriptor=passed)
         connection.stage.trim()
     return wire.PutReply(Ack.DISK if bytes(body) == b"\x01" else Ack.MEMORY)
+
+
+def _put_many(connection: LocalConnection, operation: PutChunks) -> tuple[ChunkPut, ...]:
+    """One after the other: each is copied into the same passed file, so there is nothing to gain by sending ahead."""
+    results = []
+    for chunk in operation.chunks:
+        alone = PutChunk(chunk.key, chunk.container, operation.ack, chunk.ttl_seconds, chunk.parent)
+        try:
+            results.append(ChunkPut(chunk.key, _put(connection, alone).ack))
+        except DaemonUnavailable:
+            raise
+        except KvloomError as error:
+            results.append(ChunkPut(chunk.key, None, error))
+    return tuple(results)
 
 
 def _delete(connection: LocalConnection, operation: DeleteChunk) -> bool:
@@ -296,6 +320,7 @@ _HANDLERS: Final[dict[type[Operation[Any]], Callable[[LocalConnection, Any], Any
     ChunksExist: _exist,
     MatchPrefix: _match,
     PutChunk: _put,
+    PutChunks: _put_many,
     DeleteChunk: _delete,
     GetStats: _stats,
 }

@@ -17,6 +17,7 @@ from ..codec.container import ByteRange
 from ..codec.level import EXACT, LOSSY_LEVELS, Level
 from ..errors import InvalidRequest, KvloomError, TooManyItems, UnknownLevel, error_for_code
 from ..kvstore.key import KEY_BYTES, ContentKey
+from ..kvstore.namespace import check_ttl
 from ..kvstore.tier import Ack, Buffer
 from . import wire
 
@@ -49,7 +50,7 @@ _MAGIC: Final = b"KVLL"
 _FRAME: Final = struct.Struct("<4sBBHII")
 FRAME_BYTES: Final = _FRAME.size
 _GET: Final = struct.Struct("<BBHHH")
-_PUT: Final = struct.Struct("<32sBBHIQQ32s")
+_PUT: Final = struct.Struct("<32sBBHIQQ32sQ")
 _NO_PARENT: Final = bytes(KEY_BYTES)
 PUT_BYTES: Final = _PUT.size
 _COUNTS: Final = struct.Struct("<HHH")
@@ -218,7 +219,7 @@ class GetQuestion:
 class PutQuestion:
     """Keep ``length`` bytes under ``key``: those behind the question, or ``offset`` into the file passed with it.
 
-    ``parent`` is the key of the chunk before it.
+    ``parent`` is the key of the chunk before it; ``ttl_seconds`` travels in whole milliseconds.
     """
 
     key: ContentKey
@@ -226,22 +227,29 @@ class PutQuestion:
     length: int
     offset: int | None = None
     parent: ContentKey | None = None
+    ttl_seconds: float | None = None
 
     def encode(self) -> bytes:
         """The question as a body, or as the beginning of one."""
         passed, parent = self.offset is not None, self.parent or _NO_PARENT
-        return _PUT.pack(self.key, _ACKS.index(self.ack), passed, 0, 0, self.offset or 0, self.length, parent)
+        ttl_ms = 0 if self.ttl_seconds is None else max(1, round(self.ttl_seconds * 1000))
+        return _PUT.pack(self.key, _ACKS.index(self.ack), passed, 0, 0, self.offset or 0, self.length, parent, ttl_ms)
 
     @classmethod
     def decode(cls, body: Buffer) -> "PutQuestion":
         """The question in :data:`PUT_BYTES` of a body; whether bytes follow as declared is for the reader to see."""
-        key, ack, passed, *_, offset, length, parent = _PUT.unpack(body)
+        if len(body) != _PUT.size:
+            raise InvalidRequest(f"a PUT's question has {len(body)} bytes, must have {_PUT.size}")
+        key, ack, passed, *_, offset, length, parent, ttl_ms = _PUT.unpack(body)
         if ack >= len(_ACKS) or passed > 1 or offset >= 2**62:
             raise InvalidRequest(f"PUT has ack {ack}, source {passed}, offset {offset}")
         if length > limits.CONTAINER_BYTES_MAX:
             raise TooManyItems(f"container declares {length} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
+        if ttl_ms:
+            check_ttl(ttl_ms / 1000)
         above = None if parent == _NO_PARENT else ContentKey(parent)
-        return cls(ContentKey(key), _ACKS[ack], length, offset if passed else None, above)
+        ttl_seconds = ttl_ms / 1000 if ttl_ms else None
+        return cls(ContentKey(key), _ACKS[ack], length, offset if passed else None, above, ttl_seconds)
 
 
 @dataclass(frozen=True, slots=True)

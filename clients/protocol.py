@@ -11,7 +11,7 @@ bounded before they are allocated, and a container or profile is verified agains
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 from urllib.parse import urlencode
 
 from blake3 import blake3
@@ -36,17 +36,13 @@ from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailabl
 from ..kvstore.tier import Ack
 from . import wire
 from .http_message import Buffer, HttpReply, HttpRequest
-from .tenancy import TenantStats
 
 __all__ = [
-    "CheckHealth",
     "ChunksExist",
     "DeleteChunk",
     "DescribeChunk",
     "GetChunk",
     "GetProfile",
-    "GetStats",
-    "GetTenant",
     "HttpReply",
     "HttpRequest",
     "ListChunks",
@@ -55,8 +51,11 @@ __all__ = [
     "PrefixReply",
     "PutChunk",
     "PutProfile",
+    "batches_of",
     "outcome_of_error",
+    "post",
     "prefix_reply",
+    "read_reply",
 ]
 
 T = TypeVar("T")
@@ -80,6 +79,15 @@ class Operation(ABC, Generic[T]):
 
     answer_seconds_max: ClassVar[float] = limits.PROGRESS_SECONDS_MAX
     """How long the daemon may take until its reply begins."""
+
+    repeatable: ClassVar[bool] = True
+    """Whether to try again where it is not known what became of the first try."""
+
+    retry_seconds_max: ClassVar[float] = limits.RETRY_SECONDS_MAX
+    """How long after the first try another may begin."""
+
+    hedged: ClassVar[bool] = False
+    """Whether it may be asked twice at once, where the client was told to."""
 
     @abstractmethod
     def request(self) -> HttpRequest:
@@ -122,7 +130,7 @@ class PutChunk(Operation[wire.PutReply]):
         return HttpRequest("PUT", target, headers, self.container)
 
     def parse(self, reply: HttpReply) -> wire.PutReply:
-        return _record(wire.PutReply, reply)
+        return read_reply(wire.PutReply, reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ class GetChunk(Operation[Outcome[Container]]):
     """
 
     reply_bytes_max: ClassVar[int] = limits.CONTAINER_BYTES_MAX
+    retry_seconds_max: ClassVar[float] = limits.RETRY_READ_SECONDS_MAX
+    hedged: ClassVar[bool] = True
     key: ContentKey
     level: Level | None = None
     layers: range | None = None
@@ -177,20 +187,22 @@ class GetChunk(Operation[Outcome[Container]]):
 class ChunksExist(Operation[tuple[bool, ...]]):
     """For each key, whether it is stored; all false where the daemon cannot say."""
 
+    retry_seconds_max: ClassVar[float] = limits.RETRY_READ_SECONDS_MAX
+    hedged: ClassVar[bool] = True
     keys: tuple[ContentKey, ...]
 
     @classmethod
     def batches(cls, keys: Sequence[ContentKey]) -> "list[ChunksExist]":
         """As many operations as ``keys`` need within the limit of one request."""
-        return [cls(batch) for batch in _batches(keys)]
+        return [cls(batch) for batch in batches_of(keys)]
 
     def request(self) -> HttpRequest:
-        return _post("/chunks/exists", wire.KeysQuestion(tuple(key.hex() for key in self.keys)))
+        return post("/chunks/exists", wire.KeysQuestion(tuple(key.hex() for key in self.keys)))
 
     def parse(self, reply: HttpReply) -> tuple[bool, ...]:
         if reply.status == 503:
             return (False,) * len(self.keys)
-        exists = _record(wire.ExistsReply, reply).exists
+        exists = read_reply(wire.ExistsReply, reply).exists
         if len(exists) != len(self.keys):
             raise InvalidData(f"daemon answered for {len(exists)} keys, {len(self.keys)} were asked about")
         return exists
@@ -203,20 +215,22 @@ class ChunksExist(Operation[tuple[bool, ...]]):
 class MatchPrefix(Operation[int]):
     """How many of the leading ``keys`` are stored; none where the daemon cannot say."""
 
+    retry_seconds_max: ClassVar[float] = limits.RETRY_READ_SECONDS_MAX
+    hedged: ClassVar[bool] = True
     keys: tuple[ContentKey, ...]
 
     @classmethod
     def batches(cls, refs: Sequence[ChunkRef]) -> "list[MatchPrefix]":
         """Operations to run in order until one matches less than all of its keys."""
-        return [cls(batch) for batch in _batches([ref.key for ref in refs])]
+        return [cls(batch) for batch in batches_of([ref.key for ref in refs])]
 
     def request(self) -> HttpRequest:
-        return _post("/prefix", wire.PrefixQuestion(keys=tuple(key.hex() for key in self.keys)))
+        return post("/prefix", wire.PrefixQuestion(keys=tuple(key.hex() for key in self.keys)))
 
     def parse(self, reply: HttpReply) -> int:
         if reply.status == 503:
             return 0
-        count = _record(wire.PrefixCount, reply).chunks
+        count = read_reply(wire.PrefixCount, reply).chunks
         if not 0 <= count <= len(self.keys):
             raise InvalidData(f"daemon matched {count} of {len(self.keys)} keys")
         return count
@@ -235,7 +249,7 @@ class DeleteChunk(Operation[bool]):
         return HttpRequest("DELETE", f"/chunks/{self.key.hex()}", {})
 
     def parse(self, reply: HttpReply) -> bool:
-        return _record(wire.DeleteReply, reply).deleted
+        return read_reply(wire.DeleteReply, reply).deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +263,7 @@ class ListChunks(Operation[wire.ChunkList]):
         return HttpRequest("GET", "/chunks?" + urlencode({"limit": self.limit, "prefix": self.prefix}), {})
 
     def parse(self, reply: HttpReply) -> wire.ChunkList:
-        return _record(wire.ChunkList, reply)
+        return read_reply(wire.ChunkList, reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,39 +276,7 @@ class DescribeChunk(Operation[wire.ChunkDetail]):
         return HttpRequest("GET", f"/chunks/{self.key.hex()}/info", {})
 
     def parse(self, reply: HttpReply) -> wire.ChunkDetail:
-        return _record(wire.ChunkDetail, reply)
-
-
-class _Question(Operation[T]):
-    """A question without arguments, answered by one record."""
-
-    target: ClassVar[str]
-    kind: ClassVar[type[Any]]
-
-    def request(self) -> HttpRequest:
-        return HttpRequest("GET", self.target, {})
-
-    def parse(self, reply: HttpReply) -> T:
-        record: T = _record(self.kind, reply)
-        return record
-
-
-class GetStats(_Question[wire.DaemonStats]):
-    """What the daemon and its tiers hold and have done."""
-
-    target, kind = "/stats", wire.DaemonStats
-
-
-class GetTenant(_Question[TenantStats]):
-    """What the caller's own tenant did and holds."""
-
-    target, kind = "/tenant", TenantStats
-
-
-class CheckHealth(_Question[wire.Health]):
-    """Which daemon answers, and in which phase it is."""
-
-    target, kind = "/healthz", wire.Health
+        return read_reply(wire.ChunkDetail, reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +294,7 @@ class PutProfile(Operation[bytes]):
         return HttpRequest("PUT", f"/profiles/{digest}", {"Content-Type": wire.PROFILE_TYPE}, self.data)
 
     def parse(self, reply: HttpReply) -> bytes:
-        return _record(wire.ProfileReply, reply).digest
+        return read_reply(wire.ProfileReply, reply).digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +302,7 @@ class GetProfile(Operation[Outcome[bytes]]):
     """Read a codec profile by its digest."""
 
     reply_bytes_max: ClassVar[int] = limits.PROFILE_BYTES_MAX
+    retry_seconds_max: ClassVar[float] = limits.RETRY_READ_SECONDS_MAX
     digest: bytes
 
     def request(self) -> HttpRequest:
@@ -342,11 +325,12 @@ def prefix_reply(refs: Sequence[ChunkRef], matched: int) -> PrefixReply:
     return PrefixReply(chunks, chunks[-1].stop if chunks else 0)
 
 
-def _post(target: str, record: object) -> HttpRequest:
+def post(target: str, record: object) -> HttpRequest:
+    """A question that is a JSON body."""
     return HttpRequest("POST", target, {"Content-Type": wire.JSON_TYPE}, wire.encode(record))
 
 
-def _record(kind: type[T], reply: HttpReply) -> T:
+def read_reply(kind: type[T], reply: HttpReply) -> T:
     """The record in a successful reply; an error reply raises its error, nonsense :class:`InvalidData`."""
     if not 200 <= reply.status < 300:
         raise _error_of(reply)
@@ -361,28 +345,31 @@ def _error_of(reply: HttpReply) -> KvloomError:
         body = wire.decode(wire.ErrorBody, reply.body, strict=False)
     except InvalidRequest:
         return DaemonUnavailable(f"the server there answered {reply.status} and is not a kvloom daemon")
-    return error_for_code(body.error)(body.message)
+    error = error_for_code(body.error)(body.message)
+    error.retry_seconds = _seconds(reply.headers.get("retry-after", ""))
+    return error
 
 
 def _outcome_of(reply: HttpReply) -> Outcome[T]:
-    return outcome_of_error(_error_of(reply), retry_seconds=_seconds(reply.headers.get("retry-after", "")))
+    return outcome_of_error(_error_of(reply))
 
 
-def outcome_of_error(error: KvloomError, *, retry_seconds: float = 1.0) -> Outcome[T]:
+def outcome_of_error(error: KvloomError) -> Outcome[T]:
     """What an error means to a read: a state of the cache is an outcome, a caller's mistake is raised."""
     if isinstance(error, NotFound):
         return Miss()
     if isinstance(error, Overloaded):
-        return Throttled(DAEMON, retry_seconds)
+        return Throttled(DAEMON, 1.0 if error.retry_seconds is None else error.retry_seconds)
     if error.http_status >= 500:
         return Unavailable(DAEMON, str(error))
     raise error
 
 
-def _seconds(text: str) -> float:
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 1.0
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
-def _batches(keys: Sequence[ContentKey]) -> Iterable[tuple[ContentKey, ...]]:
+def batches_of(keys: Sequence[ContentKey]) -> Iterable[tuple[ContentKey, ...]]:
+    """``keys`` in as many parts as the limit of one request makes of them."""
     size = limits.KEYS_PER_REQUEST_MAX
     return [tuple(keys[start : start + size]) for start in range(0, len(keys), size)]

@@ -248,7 +248,8 @@ class _Connection:
         passed = question.offset is not None
         if follows != (0 if passed else question.length) or frame.descriptors != passed:
             raise InvalidRequest(
-                f"PUT declares {question.length} bytes, {follows} follow it, with {frame.descriptors} descriptors"
+                f"PUT declares {question.length} bytes, {follows} follow its question of {PUT_BYTES}, "
+                f"with {frame.descriptors} descriptors"
             )
         with self._service.entering(self._caller), self._service.reserving(self._caller, question.length):
             if question.offset is None:
@@ -261,7 +262,12 @@ class _Connection:
                     os.close(descriptor)
             self._in_step = True
             reached = await self._service.put(
-                self._caller, question.key, data, ack=question.ack, parent=question.parent
+                self._caller,
+                question.key,
+                data,
+                ack=question.ack,
+                ttl_seconds=question.ttl_seconds,
+                parent=question.parent,
             )
         return bytes((reached is Ack.DISK,))
 

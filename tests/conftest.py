@@ -61,6 +61,7 @@ def own_user_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         runtime.mkdir(mode=0o700)
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("KVLOOM_LOOKUP_SECONDS", "20")  # a busy machine may take its time where no test is about it
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         yield home
 

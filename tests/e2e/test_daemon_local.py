@@ -70,8 +70,8 @@ def no_http(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("HTTP was used")
 
-    monkeypatch.setattr(KvloomClient, "_exchange", refuse)
-    monkeypatch.setattr(AsyncKvloomClient, "_exchange", refuse)
+    monkeypatch.setattr(HttpDaemon, "run", refuse)
+    monkeypatch.setattr(AsyncHttpDaemon, "run", refuse)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from kvloom import limits
 from kvloom.clients import wire
 from kvloom.clients.local_wire import (
     FRAME_BYTES,
+    PUT_BYTES,
     SOCKET_NAME,
     Failed,
     Frame,
@@ -180,8 +181,8 @@ async def test_a_segment_is_passed_once_per_connection(edge, connect, container_
         (Frame(Kind.RELEASE, 1, 7).encode() + bytes(7), InvalidRequest),
         (Frame(Kind.GET, 1, 3).encode() + bytes(3), InvalidRequest),
         (Frame(Kind.PUT, 1, 3).encode() + bytes(3), InvalidRequest),
-        (Frame(Kind.PUT, 1, 88).encode() + PutQuestion(KEY, Ack.MEMORY, 1).encode(), InvalidRequest),
-        (Frame(Kind.PUT, 1, 88, 1).encode() + PutQuestion(KEY, Ack.MEMORY, 1, 0).encode(), InvalidRequest),
+        (Frame(Kind.PUT, 1, PUT_BYTES).encode() + PutQuestion(KEY, Ack.MEMORY, 1).encode(), InvalidRequest),
+        (Frame(Kind.PUT, 1, PUT_BYTES, 1).encode() + PutQuestion(KEY, Ack.MEMORY, 1, 0).encode(), InvalidRequest),
     ],
 )
 async def test_frames_that_do_not_hold_are_answered_and_the_connection_closed(edge, connect, data, kind):

@@ -61,8 +61,8 @@ def test_frames_come_back(kind, number):
         ((b"KVLL", 2, 1, 0, 0, 257), "HELLO frame declares 257 bytes, the limit is 256"),
         ((b"KVLL", 2, 2, 0, 0, 32 * limits.KEYS_PER_REQUEST_MAX + 1), "the limit is 320000"),
         ((b"KVLL", 2, 4, 0, 0, 2**32 - 1), "GET frame declares 4294967295 bytes"),
-        ((b"KVLL", 2, 5, 0, 0, limits.CONTAINER_BYTES_MAX + 89), "PUT frame declares"),
-        ((b"KVLL", 2, 5, 2, 0, 88), "declares 2 descriptors"),
+        ((b"KVLL", 2, 5, 0, 0, limits.CONTAINER_BYTES_MAX + 97), "PUT frame declares"),
+        ((b"KVLL", 2, 5, 2, 0, 96), "declares 2 descriptors"),
     ],
 )
 def test_frames_out_of_bounds_are_refused_by_their_header(fields, complaint):
@@ -105,12 +105,25 @@ def test_put_questions_come_back():
     for ack in Ack:
         for offset in (None, 0, 4096):
             for parent in (None, b"p" * 32):
-                question = PutQuestion(bytes(range(32)), ack, 1000, offset, parent)
-                assert PutQuestion.decode(question.encode()) == question
+                for ttl in (None, 0.001, 3600.5):
+                    question = PutQuestion(bytes(range(32)), ack, 1000, offset, parent, ttl)
+                    assert PutQuestion.decode(question.encode()) == question
     for wrong in ((2, 0, 0, 0), (0, 2, 0, 0), (0, 1, 2**63, 0), (0, 0, 0, limits.CONTAINER_BYTES_MAX + 1)):
         ack, passed, offset, length = wrong
         with pytest.raises(InvalidRequest):
-            PutQuestion.decode(struct.pack("<32sBBHIQQ32x", bytes(32), ack, passed, 0, 0, offset, length))
+            PutQuestion.decode(struct.pack("<32sBBHIQQ40x", bytes(32), ack, passed, 0, 0, offset, length))
+
+
+@pytest.mark.parametrize("size", [88, 95, 97])
+def test_a_put_question_of_another_size_is_refused(size):
+    with pytest.raises(InvalidRequest, match=f"has {size} bytes, must have 96"):
+        PutQuestion.decode(bytes(size))
+
+
+def test_a_put_question_with_a_time_to_live_past_the_limit_is_refused():
+    body = PutQuestion(bytes(range(32)), Ack.MEMORY, 1000).encode()[:-8] + struct.pack("<Q", 2**63)
+    with pytest.raises(InvalidRequest, match="time to live"):
+        PutQuestion.decode(body)
 
 
 @given(

@@ -4,7 +4,7 @@ import pytest
 from blake3 import blake3
 
 from kvloom import errors, limits
-from kvloom.clients import protocol, wire
+from kvloom.clients import protocol, reports, wire
 from kvloom.clients.protocol import HttpReply
 from kvloom.codec.container import Container, join_layers, parse_header, select
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT
@@ -149,8 +149,8 @@ def test_without_a_daemon_reads_and_lookups_come_to_nothing_and_the_rest_raises(
         protocol.DeleteChunk(KEY),
         protocol.ListChunks(1),
         protocol.DescribeChunk(KEY),
-        protocol.GetStats(),
-        protocol.CheckHealth(),
+        reports.GetStats(),
+        reports.CheckHealth(),
         protocol.PutProfile(b""),
     ):
         with pytest.raises(DaemonUnavailable):
@@ -169,7 +169,7 @@ def test_answers_that_do_not_fit_the_question_are_invalid_data():
     with pytest.raises(errors.InvalidData, match="matched 2 of 1"):
         protocol.MatchPrefix((KEY,)).parse(reply(200, wire.PrefixCount(2)))
     with pytest.raises(errors.InvalidData, match="not a DaemonStats"):
-        protocol.GetStats().parse(HttpReply(200, {}, b"{}"))
+        reports.GetStats().parse(HttpReply(200, {}, b"{}"))
 
 
 def test_questions_about_many_keys_are_cut_to_the_limit():

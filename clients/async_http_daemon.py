@@ -1,0 +1,106 @@
+"""A daemon over HTTP for an event loop: aiohttp, the same outcomes as :class:`.http_daemon.HttpDaemon`."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import aiohttp
+
+from .. import limits
+from ..errors import DaemonSilent, DaemonUnavailable, Unauthenticated
+from ..tracing import propagated
+from .access import Access
+from .http_message import Buffer, HttpReply, HttpRequest
+from .protocol import Operation
+
+__all__ = ["AsyncHttpDaemon"]
+
+T = TypeVar("T")
+
+
+class AsyncHttpDaemon:
+    """Connections to one daemon. Belongs to the event loop of its first call; safe to cancel."""
+
+    def __init__(self, access: Access, *, connections_max: int) -> None:
+        self._access = access
+        self._endpoint = access.endpoint
+        self._context = access.trust.context() if access.endpoint.secure else None
+        self._connections_max = connections_max
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close all connections. The object may be used again afterwards."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def run(self, operation: Operation[T]) -> T:
+        """See :meth:`.http_daemon.HttpDaemon.run`; a deadline for the whole is the caller's to set."""
+        request, access = operation.request(), self._access
+        try:
+            try:
+                reply = await self._exchange(request, operation)
+            except aiohttp.ServerDisconnectedError:
+                # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
+                reply = await self._exchange(request, operation)
+            if reply.status == Unauthenticated.http_status and (renewed := access.renewed()) is not None:
+                self._access = renewed
+                reply = await self._exchange(request, operation)
+        except TimeoutError as error:
+            raise DaemonSilent(f"daemon at {self._endpoint} did not go on within its time limit") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            message = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
+            raise DaemonUnavailable(f"certificate of {self._endpoint} does not hold: {message.lower()}") from error
+        except aiohttp.ClientConnectorError as error:
+            number = error.os_error.errno
+            reason = str(error.os_error) if number is None else os.strerror(number)  # asyncio's own text is longer
+            raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise DaemonUnavailable(f"daemon at {self._endpoint} broke off: {error!r}") from error
+        if len(reply.body) < limits.STREAM_FRAME_BYTES:
+            return operation.parse(reply)
+        return await asyncio.to_thread(operation.parse, reply)
+
+    async def _exchange(self, request: HttpRequest, operation: Operation[Any]) -> HttpReply:
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=limits.CONNECT_SECONDS_MAX, sock_read=operation.answer_seconds_max
+        )
+        headers, parts = {**request.headers, **self._access.headers(), **propagated()}, request.parts
+        if len(parts) > 1:
+            headers["Content-Length"] = str(sum(len(part) for part in parts))
+        async with self._open_session().request(
+            request.method,
+            f"{self._endpoint.url}{request.target}",
+            data=_each(parts) if len(parts) > 1 else parts[0] if parts else None,
+            headers=headers,
+            timeout=timeout,
+            allow_redirects=False,
+        ) as response:
+            length = response.content_length
+            if length is None or length > operation.reply_bytes_max:
+                raise DaemonUnavailable(
+                    f"daemon at {self._endpoint} declares a reply of {length} bytes, "
+                    f"the limit is {operation.reply_bytes_max}"
+                )
+            body = bytearray(length)
+            position = 0
+            async for part in response.content.iter_any():
+                body[position : position + len(part)] = part
+                position += len(part)
+            names = {name.lower(): value for name, value in response.headers.items()}
+            return HttpReply(response.status, names, memoryview(body)[:position])
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self._context or True),
+                auto_decompress=False,
+                read_bufsize=limits.STREAM_FRAME_BYTES,
+            )
+        return self._session
+
+
+async def _each(parts: tuple[Buffer, ...]) -> AsyncIterator[Buffer]:
+    for part in parts:
+        yield part
