@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from kvloom import errors, limits
-from kvloom.clients import AsyncKvloomClient, KvloomClient
+from kvloom.clients import AsyncKvloomClient, ChunkToPut, KvloomClient, RetryPolicy
 from kvloom.clients.discovery import DATA_DIR_VARIABLE, DaemonNote
+from kvloom.clients.patience import Attempts
 from kvloom.codec.container import Container
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT, FINE
 from kvloom.daemon.config import ConfigText, resolve_config
@@ -250,3 +251,161 @@ async def test_a_daemon_that_is_gone_is_unavailable(served, key, tmp_path):
             await client.health()
     blocking = KvloomClient(gone, local=False)
     assert isinstance(await asyncio.to_thread(blocking.get, key), Unavailable)
+
+
+async def test_many_are_put_and_each_is_answered(served, container_bytes):
+    keys = [os.urandom(32) for _ in range(5)]
+    sizes = (100, 3000, 900_000, 10, 50_000)
+    chunks = [
+        ChunkToPut(name, container_bytes((EXACT,), content_key=name, segment_bytes=size, seed=size))
+        for name, size in zip(keys, sizes, strict=True)
+    ]
+    chunks[1] = replace(chunks[1], ttl_seconds=3600, parent=keys[0])
+    wrong = replace(chunks[3], container=chunks[0].container)
+    for ack in Ack:
+        results = await served.client.put_many([*chunks[:3], wrong, chunks[4]], ack=ack)
+        assert [(item.key, item.ack) for item in results] == [(name, None if name == keys[3] else ack) for name in keys]
+        assert isinstance(results[3].error, errors.KeyMismatch)
+    found = await served.client.get_many(keys)
+    assert [isinstance(item, Hit) for item in found] == [True, True, True, False, True]
+    assert bytes(found[2].value.data) == chunks[2].container
+    entry = (await served.client.info(keys[1])).chunk
+    assert 3_500_000 < entry.expires_at_ms - entry.stored_at_ms <= 3_600_000
+    assert await served.client.put_many([]) == []
+    assert [item.ack for item in await asyncio.to_thread(served.blocking().put_many, chunks)] == [Ack.MEMORY] * 5
+
+
+async def test_a_batch_is_cut_where_it_would_be_too_long(served, container_bytes, monkeypatch):
+    monkeypatch.setattr(limits, "CLIENT_BATCH_BYTES_MAX", 3000)
+    monkeypatch.setattr(limits, "CLIENT_BATCH_CHUNKS_MAX", 2)
+    names = [os.urandom(32) for _ in range(7)]
+    chunks = [ChunkToPut(name, container_bytes((EXACT,), content_key=name, segment_bytes=700)) for name in names]
+    assert [item.key for item in await served.client.put_many(chunks)] == names
+    assert await served.client.exists(names) == [True] * 7
+
+
+async def test_what_no_daemon_would_take_is_raised_before_anything_is_sent(served, key, container):
+    good = ChunkToPut(key, container)
+    for wrong, error in (
+        (ChunkToPut(b"short", container), errors.InvalidKey),
+        (ChunkToPut(key, container, parent=b"short"), errors.InvalidKey),
+        (ChunkToPut(key, container, ttl_seconds=-1.0), errors.InvalidRequest),
+        (ChunkToPut(key, bytearray(limits.CONTAINER_BYTES_MAX + 1)), errors.BodyTooLarge),
+    ):
+        with pytest.raises(error):
+            await served.client.put_many([good, wrong])
+    assert await served.client.exists([key]) == [False]
+
+
+async def test_many_are_deleted(served, key, container):
+    absent = os.urandom(32)
+    await served.client.put(key, container)
+    assert await served.client.delete_many([absent, key]) == [False, True]
+    assert await served.client.delete_many([key]) == [False]
+    assert await served.client.delete_many([]) == []
+
+
+async def test_a_namespace_is_emptied(served, key, container, large):
+    await served.client.put(key, container, ack=Ack.DISK)
+    assert await served.client.delete_namespace() >= 1
+    assert await served.client.exists([key]) == [False]
+
+
+async def test_a_pin_holds_until_its_block_is_left(served, key, container):
+    absent = os.urandom(32)
+    await served.client.put(key, container)
+    async with await served.client.pin([key, absent], lease_seconds=30) as pin:
+        assert pin.pinned == (True, False)
+        assert (await served.client.tenant()).pinned_bytes >= len(container)
+    assert (await served.client.tenant()).pinned_bytes == 0
+    assert await pin.release() is False
+
+    def blocking() -> tuple[int, int]:
+        with served.blocking() as client:
+            with client.pin([key]) as held:
+                inside = client.tenant().pinned_bytes
+            assert client.release(held.lease) is False
+            return inside, client.tenant().pinned_bytes
+
+    inside, after = await asyncio.to_thread(blocking)
+    assert inside >= len(container)
+    assert after == 0
+
+
+async def test_what_is_wrong_with_a_pin_is_said_alike(served, key):
+    for seconds in (0, -1, limits.LEASE_SECONDS_MAX + 1):
+        with pytest.raises(errors.InvalidRequest):
+            await served.client.pin([key], lease_seconds=seconds)
+    with pytest.raises(errors.InvalidKey):
+        await served.client.pin([b"short"])
+    with pytest.raises(errors.TooManyItems):
+        await served.client.pin([key] * (limits.KEYS_PER_REQUEST_MAX + 1))
+    with pytest.raises(errors.InvalidRequest):
+        await served.client.release(b"short")
+    assert await served.client.release(os.urandom(16)) is False
+
+
+async def test_advice_is_taken(served, key, container):
+    await served.client.put(key, container)
+    assert await served.client.hint([key]) == 1
+    assert await served.client.hint([key] * (limits.KEYS_PER_REQUEST_MAX + 1), finished=False) == 10_001
+    assert await served.client.prefetch([key]) == 1
+    assert await served.client.prefetch([]) == 0
+
+
+async def test_tenants_are_told_apart_and_their_figures_are_the_same_everywhere(served, key, container):
+    await served.client.put(key, container)
+    own = await served.client.tenant()
+    assert own.puts == 1
+    assert [item.namespace for item in await served.client.namespaces()] == [own.namespace]
+
+
+async def test_advice_and_many_puts_to_a_daemon_that_is_gone_come_to_an_end(served, key, container):
+    gone = "grpc://127.0.0.1:9" if served.edge == "grpc" else "127.0.0.1:9"
+    async with AsyncKvloomClient(gone, local=False) as client:
+        assert await client.hint([key]) == 0
+        assert await client.prefetch([key]) == 0
+        results = await client.put_many([ChunkToPut(key, container)] * 3)
+        assert [type(item.error) for item in results] == [errors.DaemonUnavailable] * 3
+        with pytest.raises(errors.DaemonUnavailable):
+            await client.pin([key])
+
+
+async def test_what_was_refused_for_now_is_tried_again(served, key, container):
+    """The daemon has no room until somebody waits; a client with one try gets the refusal."""
+    admission = served.running.service.admission
+    once = AsyncKvloomClient(served.address, local=served.edge.startswith("local"), retries=RetryPolicy(tries_max=1))
+    room, admission._bytes_max = admission._bytes_max, 1
+    async with once:
+        with pytest.raises(errors.Overloaded):
+            await once.put(key, container)
+    trying = asyncio.create_task(served.client.put(key, container))
+    refused = asyncio.get_running_loop().create_future()
+    wait_after = Attempts.wait_after
+
+    def noting(self, error):
+        wait = wait_after(self, error)
+        if not refused.done():
+            refused.set_result(wait)
+        return wait
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attempts, "wait_after", noting)
+        assert await refused is not None
+        admission._bytes_max = room
+        assert (await trying).ack is Ack.MEMORY
+
+
+async def test_hedged_reads_come_to_the_same(served, key, container):
+    await served.client.put(key, container)
+    options = {"local": served.edge.startswith("local"), "hedge_seconds": 1e-6}
+    async with AsyncKvloomClient(served.address, **options) as client:
+        for _ in range(20):
+            assert bytes((await client.get(key)).value.data) == container
+        assert await client.exists([key]) == [True]
+
+    def blocking() -> list[bytes]:
+        with KvloomClient(served.address, **options) as client:
+            return [bytes(item.value.data) for item in client.get_many([key] * 20)]
+
+    assert await asyncio.to_thread(blocking) == [container] * 20

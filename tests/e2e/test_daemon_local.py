@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvloom.clients import AsyncKvloomClient, KvloomClient, local_wire
+from kvloom.clients import AsyncKvloomClient, ChunkToPut, KvloomClient, local_wire
+from kvloom.clients.async_http_daemon import AsyncHttpDaemon
 from kvloom.clients.discovery import DaemonNote
+from kvloom.clients.http_daemon import HttpDaemon
 from kvloom.codec.container import Container
 from kvloom.codec.level import EXACT
-from kvloom.errors import InvalidKey, InvalidRequest, KeyMismatch, MalformedContainer
+from kvloom.errors import InvalidData, InvalidKey, InvalidRequest, KeyMismatch, MalformedContainer
 from kvloom.kvstore.outcome import Hit, Miss, Unavailable
 from kvloom.kvstore.tier import Ack
 
@@ -130,6 +132,36 @@ def test_large_and_small_puts_and_both_acks(daemon, connect, container_bytes):
             data = container_bytes([EXACT], content_key=key, segment_bytes=size_bytes, seed=1)
             assert client.put(key, data, ack=ack).ack is ack
             assert client.get(key).value.data == data
+
+
+@pytest.mark.usefixtures("no_http")
+def test_a_time_to_live_goes_through_the_socket(daemon, connect, container_bytes):
+    client = connect(daemon)
+    for size_bytes in (10, 400_000):
+        key = os.urandom(32)
+        client.put(key, container_bytes([EXACT], content_key=key, segment_bytes=size_bytes), ttl_seconds=90.5)
+        entry = daemon.ask("GET", f"/chunks/{key.hex()}/info").json()["chunk"]
+        assert 90_000 <= entry["expires_at_ms"] - entry["stored_at_ms"] <= 90_500
+        for wrong in (0.0, 1e12):
+            with pytest.raises(InvalidRequest):
+                client.put(key, b"container", ttl_seconds=wrong)
+
+
+@pytest.mark.usefixtures("no_http")
+def test_many_are_put_through_the_socket(daemon, connect, container_bytes):
+    client = connect(daemon)
+    keys = [os.urandom(32) for _ in range(4)]
+    chunks = [
+        ChunkToPut(name, container_bytes([EXACT], content_key=name, segment_bytes=size, seed=size))
+        for name, size in zip(keys, (10, 400_000, 500, 300_000), strict=True)
+    ]
+    chunks.insert(2, ChunkToPut(os.urandom(32), b"no container"))
+    results = client.put_many(chunks)
+    assert [item.ack for item in results] == [Ack.MEMORY, Ack.MEMORY, None, Ack.MEMORY, Ack.MEMORY]
+    assert isinstance(results[2].error, InvalidData)
+    assert [item.value.data for item in client.get_many(keys)] == [
+        item.container for item in chunks if item.key in keys
+    ]
 
 
 @pytest.mark.usefixtures("no_http")

@@ -1,15 +1,19 @@
 """Clients against daemons that are dead, slow or lying: a bounded wait, a typed outcome, never a wrong byte."""
 
 import asyncio
+import itertools
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
-from kvloom.clients import AsyncKvloomClient, KvloomClient, protocol
+from kvloom import limits
+from kvloom.clients import AsyncKvloomClient, KvloomClient, RetryPolicy, protocol
 from kvloom.codec.level import EXACT
-from kvloom.errors import DaemonUnavailable, InvalidData, KvloomError
+from kvloom.errors import DaemonSilent, DaemonUnavailable, InvalidData, KvloomError
 from kvloom.kvstore.key import ModelIdentity
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Unavailable
 
@@ -78,13 +82,16 @@ def peer():
 def ask(request):
     """A function that runs one method of a client of ``address``."""
 
+    def options(named):
+        return {name: named.pop(name) for name in ("lookup_seconds", "hedge_seconds") if name in named}
+
     def sync(address, method, *arguments, **named):
-        with KvloomClient(address) as client:
+        with KvloomClient(address, **options(named)) as client:
             return getattr(client, method)(*arguments, **named)
 
     def with_loop(address, method, *arguments, **named):
         async def main():
-            async with AsyncKvloomClient(address) as client:
+            async with AsyncKvloomClient(address, **options(named)) as client:
                 return await getattr(client, method)(*arguments, **named)
 
         return asyncio.run(main())
@@ -97,6 +104,97 @@ def impatient(monkeypatch):
     """Waits are short where a test is about waiting; elsewhere a busy machine may take its time."""
     monkeypatch.setattr(protocol.Operation, "answer_seconds_max", PATIENCE_SECONDS)
     monkeypatch.setattr("kvloom.limits.PROGRESS_SECONDS_MAX", PATIENCE_SECONDS)
+
+
+class Dribbler:
+    """A server that takes what comes and answers with a byte whenever its reader has taken the one before."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._ended = threading.Event()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._dribble, args=(connection,), daemon=True).start()
+
+    def _dribble(self, connection: socket.socket) -> None:
+        says = itertools.chain(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", itertools.repeat(32))
+        with suppress(OSError), connection:
+            while not self._ended.wait(0.01):
+                connection.sendall(bytes((next(says),)))
+
+    def close(self) -> None:
+        self._ended.set()
+        self._listener.close()
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_a_lookup_ends_however_a_peer_puts_it_off(ask, kind):
+    peer = Dribbler()
+    address = peer.address if kind == "http" else f"grpc://{peer.address}"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, address, "exists", [KEY], lookup_seconds=0.3)
+        try:
+            assert asked.result(timeout=9) == [False]  # the peer would go on for a quarter of an hour
+        finally:
+            peer.close()
+
+
+def test_what_nobody_answers_is_tried_as_often_as_was_said(peer):
+    counted = peer(b"")
+    with KvloomClient(counted.address, retries=RetryPolicy(tries_max=4)) as client, pytest.raises(DaemonUnavailable):
+        client.health()
+    assert counted.connections == 4
+    with KvloomClient(counted.address, retries=RetryPolicy(tries_max=1)) as client, pytest.raises(DaemonUnavailable):
+        client.health()
+    assert counted.connections == 5
+
+
+def test_a_daemon_that_is_gone_is_soon_asked_once_per_call(peer):
+    counted = peer(b"")
+    with KvloomClient(counted.address) as client:
+        for _ in range(100):
+            assert isinstance(client.get(KEY), Unavailable)
+    assert 100 <= counted.connections <= 100 + limits.RETRY_TOKENS_MAX + 100 * limits.RETRY_TOKENS_PER_CALL
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_was_silent_for_its_whole_time_is_not_tried_again(peer, ask):
+    silent = peer(None, hang=True)
+    with pytest.raises(DaemonSilent):
+        ask(silent.address, "health")
+    assert silent.connections == 1
+
+
+@pytest.mark.parametrize("hedge", [None, 0.05])
+def test_a_read_that_hangs_is_hedged_where_that_was_asked_for(ask, container_bytes, hedge):
+    """The first connection never answers, every further one does."""
+    good = ok(container_bytes([EXACT], content_key=KEY))
+    listener = socket.create_server(("127.0.0.1", 0))
+    held: list[socket.socket] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                held.append(listener.accept()[0])
+                if len(held) > 1:
+                    held[-1].recv(65536)
+                    held[-1].sendall(good)
+
+    threading.Thread(target=serve, daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
+        if hedge is None:
+            patch.setattr(protocol.Operation, "answer_seconds_max", PATIENCE_SECONDS)
+        outcome = ask(f"127.0.0.1:{listener.getsockname()[1]}", "get", KEY, hedge_seconds=hedge)
+    assert isinstance(outcome, Unavailable if hedge is None else Hit)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for item in held:
+        item.close()
 
 
 def ok(body: bytes, length: int | None = None) -> bytes:
