@@ -26,6 +26,7 @@ from .header import (
     check_tokens,
     checksum,
     generic_digest,
+    header_slice,
     parse_header,
     write_header,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "check_segment",
     "checksum",
     "generic_digest",
+    "header_slice",
     "join_layers",
     "parse_header",
     "select",

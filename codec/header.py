@@ -31,6 +31,7 @@ __all__ = [
     "check_tokens",
     "checksum",
     "generic_digest",
+    "header_slice",
     "named_key",
     "parse_header",
     "write_header",
@@ -50,6 +51,7 @@ _CHECKSUM_BYTES = 8
 _GENERIC_NAME = b"kvloom generic profile 4"
 Buffer = bytes | bytearray | memoryview
 _KINDS = tuple(Kind)
+_HEADER_LENGTH = slice(8, 12)
 _CONTENT_KEY = slice(32, 64)
 _EXACT_PLACES: dict[tuple[int, int], tuple[Level, Kind | None]] = {
     (EXACT.code, kind.value): (EXACT, kind) for kind in Kind
@@ -143,6 +145,12 @@ class ContainerHeader:
 def named_key(data: Buffer) -> bytes:
     """The content key in the header at the start of ``data``, which nobody has verified; short where the data is."""
     return bytes(memoryview(data)[_CONTENT_KEY])
+
+
+def header_slice(data: Buffer) -> memoryview:
+    """The bytes that the header at the start of ``data`` says it has, which nobody has verified; short where it lies."""
+    view = memoryview(data)
+    return view[: int.from_bytes(view[_HEADER_LENGTH], "little")]
 
 
 def generic_digest(layout: Layout) -> bytes:

@@ -119,6 +119,9 @@ class Slice:
 
     info: RecordInfo
     parts: tuple[Buffer, ...]
+    word_sum: int | None = None
+    """What :func:`kvloom.kvstore.sharing.word_sum` of the whole payload was when the tier took it in, where that is what
+    a reader of all of it compares; ``None``: whoever reads verifies the container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,9 @@ class Tier(ABC):
     Its :meth:`capacity` is what this process counted last (in a :meth:`scan` to the end), not a live figure.
     The owner of what is put into it stands at the start of the storage key (:func:`.key.owner_of`).
     """
+
+    sums_words: bool = False
+    """Whether a :meth:`get` of all of a payload comes with its word sum."""
 
     @abstractmethod
     async def put(self, record: Record) -> None:

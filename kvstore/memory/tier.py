@@ -25,7 +25,7 @@ from ..key import StorageKey
 from ..outcome import Hit, Miss, Outcome
 from ..quota import QuotaPolicy
 from ..sharing import Lease
-from ..tier import Buffer, Capacity, Holdings, OwnerId, Record, RecordInfo, Slice, Tier
+from ..tier import Capacity, Holdings, OwnerId, Record, RecordInfo, Slice, Tier
 from .copying import Move, copy_in, copy_moves
 from .resident import HEADER_BYTES, Place, RecordTable, footprint, read_header, write_header
 from .segment import Segment
@@ -47,6 +47,8 @@ _SCAN_RECORDS: Final = 1024
 
 class MemoryTier(Tier):
     """Volatile memory of at most ``limit_bytes``; a ``get`` returns views that stay valid while referenced."""
+
+    sums_words = True
 
     def __init__(self, limit_bytes: int, *, policy: EvictionPolicy | None = None, name: str = "memory") -> None:
         if limit_bytes < limits.MEMORY_TIER_BYTES_MIN:
@@ -93,20 +95,21 @@ class MemoryTier(Tier):
         self._expiry.note(record.storage_key, record.expires_at_ms)
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
-        """Views of the ranges, without a copy."""
+        """Views of the ranges, without a copy; those of all of the payload come with its word sum."""
         slot = self._used(key)
         if slot is None:
             return Miss()
         place = self._table.place_of(slot)
         segment = self._pool.segments[place.segment]
-        info = read_header(segment, place.offset).info(key, segment, self._table.attributes_of(slot))
+        header = read_header(segment, place.offset)
+        info = header.info(key, segment, self._table.attributes_of(slot))
         start = place.offset + HEADER_BYTES
         payload = segment.view(start, start + info.payload_bytes)
-        parts: list[Buffer] = [payload]
-        if ranges is not None:
-            stops = [min(item.stop, info.payload_bytes) for item in ranges]
-            parts = [payload[min(item.start, stop) : stop] for item, stop in zip(ranges, stops, strict=True)]
-        return Hit(Slice(info, tuple(parts)), self.name)
+        if ranges is None:
+            return Hit(Slice(info, (payload,), header.word_sum), self.name)
+        stops = [min(item.stop, info.payload_bytes) for item in ranges]
+        parts = tuple(payload[min(item.start, stop) : stop] for item, stop in zip(ranges, stops, strict=True))
+        return Hit(Slice(info, parts), self.name)
 
     def lease(self, key: StorageKey) -> Lease | None:
         """Lend a record where it lies; None, too, where the system has no memory that can be shared."""

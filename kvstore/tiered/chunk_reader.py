@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 
 from ... import limits
 from ...codec.container import (
@@ -10,6 +12,7 @@ from ...codec.container import (
     ContainerHeader,
     Selection,
     check_segment,
+    header_slice,
     parse_header,
     select,
     verify,
@@ -19,6 +22,7 @@ from ...errors import InvalidData, InvalidRequest, KvloomError, MalformedContain
 from ...tracing import traced_async
 from ..key import ContentKey, StorageKey
 from ..outcome import Corrupt, Hit, Outcome, Unavailable
+from ..sharing import word_sum
 from ..tier import Buffer, RecordInfo, Slice
 
 __all__ = [
@@ -35,6 +39,10 @@ __all__ = [
 
 _HEAD_BYTES = 16 * 1024
 _INLINE_CHECK_BYTES_MAX = 64 * 1024
+_INLINE_SUM_BYTES_MAX: Final = 8 * 1024 * 1024
+"""A word sum of so much takes about as long as handing it to a thread and back does."""
+_HEADERS_KEPT: Final = 64
+_KEPT_HEADER_BYTES_MAX: Final = 4 * 1024
 _REPLACED_MAX = 3
 """How often a read starts again because the record was replaced between its header and its segments."""
 
@@ -48,7 +56,7 @@ class Copy:
     content_key: ContentKey
     read: Callable[[Sequence[ByteRange] | None], Awaitable[Outcome[Slice]]]
     whole_at_once: bool = False
-    """Whether reading all of the chunk is better one read than two: where each costs a round trip."""
+    """Whether reading all of the chunk is better one read than two: where each costs a round trip, or none anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +91,20 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
     Where lossy levels are read, ``layers`` are widened to whole blocks. Raises :class:`LevelNotStored` and, for layers
     that the chunk has not, :class:`InvalidRequest`.
     """
+    whole = copy.whole_at_once and level is None and layers is None
     for _ in range(_REPLACED_MAX):
-        found = await read_head(copy, whole=copy.whole_at_once and level is None and layers is None)
+        if whole:
+            at_once = await copy.read(None)
+            if not isinstance(at_once, Hit):
+                return at_once
+            if at_once.value.word_sum is not None:
+                return await _read_summed(copy, at_once.value)
+            try:
+                found = Hit(_judged_head(copy, at_once.value), copy.tier)
+            except KvloomError as error:
+                return Corrupt(copy.tier, str(error))
+        else:
+            found = await read_head(copy)
         if not isinstance(found, Hit):
             return found
         head = found.value
@@ -110,25 +130,20 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
     return Unavailable(copy.tier, "the chunk is being replaced over and over")
 
 
-async def read_head(copy: Copy, *, whole: bool = False) -> Outcome[ChunkHead]:
-    """Read and verify the container header and the identity of the record, with the ``whole`` of it in one read."""
+async def read_head(copy: Copy) -> Outcome[ChunkHead]:
+    """Read and verify the container header and the identity of the record."""
     for size_bytes in (_HEAD_BYTES, limits.CONTAINER_HEADER_BYTES_MAX):
-        found = await copy.read(None if whole else (ByteRange(0, size_bytes),))
+        found = await copy.read((ByteRange(0, size_bytes),))
         if not isinstance(found, Hit):
             return found
-        info, start = found.value.info, found.value.parts[0]
         try:
-            _check_identity(copy, info)
-            header = parse_header(start, declared_bytes=info.payload_bytes)
-            if header.content_key != copy.content_key:
-                return Corrupt(copy.tier, "the container is of another chunk than its record")
+            return Hit(_judged_head(copy, found.value), copy.tier)
         except TruncatedBody as error:
-            if size_bytes == _HEAD_BYTES and len(start) < info.payload_bytes:
+            if size_bytes == _HEAD_BYTES and len(found.value.parts[0]) < found.value.info.payload_bytes:
                 continue
             return Corrupt(copy.tier, str(error))
         except KvloomError as error:
             return Corrupt(copy.tier, str(error))
-        return Hit(ChunkHead(info, header, start), copy.tier)
     raise AssertionError("unreachable: the second round returns")
 
 
@@ -139,6 +154,8 @@ async def read_whole(copy: Copy) -> Outcome[Slice]:
         return found
     try:
         _check_identity(copy, found.value.info)
+        if found.value.word_sum is not None:
+            await _check_sum(found.value)
         await verified_header(found.value.parts[0], copy.content_key)
     except KvloomError as error:
         return Corrupt(copy.tier, str(error))
@@ -168,6 +185,63 @@ def select_asked(header: ContainerHeader, level: Level | None, layers: range | N
             f"the chunk has {header.layers.start}-{header.layers.stop - 1}"
         )
     return select(header, level=level, layers=layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """What a read of all of a container goes by: its header as it is sent, and the same in a readable form."""
+
+    header: ContainerHeader
+    selection: Selection
+
+
+async def _read_summed(copy: Copy, found: Slice) -> Outcome[ChunkRead]:
+    """All of a container that was verified when the tier took it in: its words must add up to what they did then."""
+    payload = memoryview(found.parts[0])
+    try:
+        _check_identity(copy, found.info)
+        await _check_sum(found)
+        start = header_slice(payload)
+        parse = _whole_kept if len(start) <= _KEPT_HEADER_BYTES_MAX else _whole
+        whole = parse(bytes(start), len(payload))
+        if whole.header.content_key != copy.content_key:
+            return Corrupt(copy.tier, "the container is of another chunk than its record")
+    except KvloomError as error:
+        return Corrupt(copy.tier, str(error))
+    selection = whole.selection
+    parts = (selection.header, *(payload[item.start : item.stop] for item in selection.ranges))
+    return Hit(ChunkRead(whole.header, parts, selection.total_bytes, copy.tier, found.info), copy.tier)
+
+
+def _whole(data: bytes, payload_bytes: int) -> _Whole:
+    header = parse_header(data, declared_bytes=payload_bytes)
+    selection = select(header)
+    return _Whole(parse_header(selection.header), selection)
+
+
+_whole_kept = lru_cache(maxsize=_HEADERS_KEPT)(_whole)
+"""Parsing a header takes longer than summing the chunk; those of chunks that everybody reads come again and again."""
+
+
+async def _check_sum(found: Slice) -> None:
+    """Raise :class:`InvalidData` where the payload's words do not add up to what the tier noted."""
+    payload = found.parts[0]
+    if len(payload) <= _INLINE_SUM_BYTES_MAX:
+        total = word_sum(payload)
+    else:
+        total = await asyncio.to_thread(word_sum, payload)
+    if total != found.word_sum:
+        raise InvalidData("the record's words do not add up to its word sum")
+
+
+def _judged_head(copy: Copy, found: Slice) -> ChunkHead:
+    """The header that ``found`` begins with; :class:`TruncatedBody` where it is not all there."""
+    info, start = found.info, found.parts[0]
+    _check_identity(copy, info)
+    header = parse_header(start, declared_bytes=info.payload_bytes)
+    if header.content_key != copy.content_key:
+        raise InvalidData("the container is of another chunk than its record")
+    return ChunkHead(info, header, start)
 
 
 def _check_identity(copy: Copy, info: RecordInfo) -> None:

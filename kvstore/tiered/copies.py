@@ -44,7 +44,7 @@ class Copies:
             except StorageUnavailable as error:
                 return Unavailable(tier.name, str(error))
 
-        return Copy(tier.name, place, key, read, whole_at_once=tier.shared)
+        return Copy(tier.name, place, key, read, whole_at_once=tier.shared or tier.sums_words)
 
     async def local_bytes(self, place: StorageKey) -> int | None:
         """The length of what is at ``place`` in a local tier or on its way to one; ``None`` where nothing is."""
