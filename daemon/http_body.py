@@ -123,22 +123,23 @@ async def write_some(request: web.Request, response: web.StreamResponse, parts: 
 
 
 def gathered(parts: Iterable[Buffer]) -> Iterator[Buffer]:
-    """``parts`` cut into frames; small ones, of which layers may be many, are put together."""
+    """``parts`` cut into frames; small ones, of which layers may be many, are put together with what follows them."""
     small: list[memoryview] = []
     size_bytes = 0
     for part in parts:
         view = memoryview(part).cast("B")
-        if len(view) <= _SMALL_BYTES_MAX:
-            small.append(view)
-            size_bytes += len(view)
-            if size_bytes < _SMALL_BYTES_MAX:
+        while len(view):
+            if not small and len(view) > _SMALL_BYTES_MAX:
+                yield view[: limits.STREAM_FRAME_BYTES]
+                view = view[limits.STREAM_FRAME_BYTES :]
                 continue
-            view = view[len(view) :]
-        if small:
-            yield b"".join(small)
-            small, size_bytes = [], 0
-        for start in range(0, len(view), limits.STREAM_FRAME_BYTES):
-            yield view[start : start + limits.STREAM_FRAME_BYTES]
+            taken = view[: _SMALL_BYTES_MAX - size_bytes]
+            small.append(taken)
+            size_bytes += len(taken)
+            view = view[len(taken) :]
+            if size_bytes == _SMALL_BYTES_MAX:
+                yield b"".join(small)
+                small, size_bytes = [], 0
     if small:
         yield b"".join(small)
 

@@ -26,6 +26,12 @@ __all__ = ["ChunkHandlers"]
 _NO_CACHE = "private, no-cache"
 
 
+class _Body(web.StreamResponse):
+    """A response whose head goes out with the first bytes of its body: a packet of its own would wake the client."""
+
+    _send_headers_immediately = False
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkHandlers:
     """What serves the routes that carry chunks and profiles."""
@@ -172,7 +178,7 @@ class ChunkHandlers:
         except RangeNotSatisfiable as error:
             told = {"Content-Range": f"bytes */{total_bytes}"}
             return json_error(error.http_status, error.code, str(error), told)
-        response = web.StreamResponse(status=200 if wanted is None else 206, headers=headers)
+        response = _Body(status=200 if wanted is None else 206, headers=headers)
         response.headers.update({"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": _NO_CACHE})
         response.content_type = media
         sent_bytes = total_bytes

@@ -79,6 +79,21 @@ class Reading:
             raise not_stored
         return worst
 
+    async def read_at_hand(self, wanted: Wanted, key: ContentKey) -> Hit[ChunkRead] | None:
+        """All of a chunk out of a tier that has it in memory, with nothing to wait for; None: :meth:`read` it."""
+        if wanted.level is not None or wanted.layers is not None:
+            return None
+        mark = self._mark()
+        for tier in self._roles.volatile:
+            if not tier.sums_words:
+                continue
+            copy = self._copies.in_tier(tier, wanted.storage_key, key)
+            outcome = await read_chunk(copy, level=None, layers=None)
+            if isinstance(outcome, Hit):
+                self._on_hit(copy, outcome.value, mark)
+                return outcome
+        return None
+
     async def joined(self, record: Record, header: ContainerHeader) -> Record:
         """``record`` with what this store's own tiers have under its key. Hold the key's lock.
 

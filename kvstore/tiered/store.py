@@ -178,7 +178,9 @@ class TieredStore:
         """
         self._require_running()
         wanted = Wanted(storage_key(namespace.secret, key), level, layers)
-        outcome = await self._flights.run(wanted, lambda: self._reading.read(wanted, key))
+        outcome: Outcome[ChunkRead] | None = await self._reading.read_at_hand(wanted, key)
+        if outcome is None:
+            outcome = await self._flights.run(wanted, lambda: self._reading.read(wanted, key))
         self._tally.note_read(self._tenants.of(namespace), outcome)
         return outcome
 
