@@ -5,8 +5,9 @@
 
 Each subject is asked for the same chunks in random order by as many blocking clients, spread over processes; subjects
 take turns in every round, so that a machine that is busy meanwhile disturbs all of them alike. kvloom's clients verify
-every byte they are given. Columns are those of ``bench/store.py``. ``load``: 64 clients for a minute, reads and writes
-mixed. ``idle``: memory that connections which ask nothing cost the daemon.
+every byte they are given. Columns are those of ``bench/store.py``. ``load``: 64 clients for a minute, half of them
+reading, half of them writing, each with a line of their own. ``idle``: memory that
+connections which ask nothing cost the daemon.
 """
 
 import argparse
@@ -49,9 +50,10 @@ LOAD_CLIENTS, LOAD_P99_MAX, IDLE_BYTES_MAX = 64, 5.0, 10**9
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What many clients saw for a while, and what the daemon needed."""
+    """What the readers or the writers among many clients saw for a while, and what the daemon needed for both."""
 
     subject: str
+    what: str
     clients: int
     seconds: float
     operations: int
@@ -118,7 +120,7 @@ def work(what: str, address: str, value_bytes: int, threads: int) -> None:
         run()
     print("ready", flush=True)
     for line in sys.stdin:
-        seconds: list[float] = []
+        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
         errors: list[str] = []
 
         def measure(run: Callable[[], object], end: float, seconds: list[float], errors: list[str]) -> None:
@@ -130,20 +132,23 @@ def work(what: str, address: str, value_bytes: int, threads: int) -> None:
                     errors.append(repr(error)[:200])
 
         cpu, end = time.process_time(), time.perf_counter() + float(line)
-        running = [threading.Thread(target=measure, args=(run, end, seconds, errors)) for run in operations]
+        running = [
+            threading.Thread(target=measure, args=(run, end, taken[kind], errors))
+            for kind, run in zip(kinds, operations, strict=True)
+        ]
         for thread in running:
             thread.start()
         for thread in running:
             thread.join()
         cpu = time.process_time() - cpu
-        print(json.dumps({"seconds": seconds, "errors": errors, "cpu": cpu}), flush=True)
+        print(json.dumps({"seconds": taken, "errors": errors, "cpu": cpu}), flush=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Latencies, errors, and the time by the wall and by the processors of clients and server."""
+    """Latencies by operation, errors, and the time by the wall and by the processors of clients and server."""
 
-    seconds: list[float]
+    seconds: dict[str, list[float]]
     errors: list[str]
     wall_seconds: float
     cpu_seconds: float
@@ -174,7 +179,10 @@ class Clients:
         results = [json.loads(process.stdout.readline()) for process in self.processes]
         wall = time.perf_counter() - start
         cpu = _cpu(self.server) - before + sum(result["cpu"] for result in results)
-        latencies = [latency for result in results for latency in result["seconds"]]
+        latencies: dict[str, list[float]] = {}
+        for result in results:
+            for kind, taken in result["seconds"].items():
+                latencies.setdefault(kind, []).extend(taken)
         return Turn(latencies, [error for result in results for error in result["errors"]], wall, cpu)
 
     def stop(self) -> None:
@@ -261,14 +269,14 @@ def compare(
                         turn = clients[name].turn(options.seconds)
                         if turn.errors:
                             raise SystemExit(f"{name}: {turn.errors[0]}")
-                        timed[name].add(turn.seconds, turn.wall_seconds, turn.cpu_seconds)
+                        timed[name].add(turn.seconds[what], turn.wall_seconds, turn.cpu_seconds)
                 for name in SUBJECTS:
                     clients[name].stop()
                     yield timed[name].row()
 
 
-def load(name: str, address: str, server: psutil.Process, seconds: float) -> Load:
-    """Many clients for a while, half of them reading, half of them writing."""
+def load(name: str, address: str, server: psutil.Process, seconds: float) -> Iterator[Load]:
+    """Many clients for a while, half of them reading, half of them writing: a line for either."""
     clients = Clients("mixed", address, 4 * MIB, LOAD_CLIENTS, server)
     before, most, ended = server.memory_info().rss, 0, threading.Event()
 
@@ -283,14 +291,15 @@ def load(name: str, address: str, server: psutil.Process, seconds: float) -> Loa
     ended.set()
     watching.join()
     clients.stop()
-    p50, p99 = np.percentile(turn.seconds, (50, 99)) * 1e3
     for line in sorted(set(turn.errors))[:3]:
         print(f"{name}: {line}")
-    return Load(
-        name, LOAD_CLIENTS, round(turn.wall_seconds, 1), len(turn.seconds), len(turn.errors),
-        round(p50, 2), round(p99, 2),
-        round(p99 / p50, 2), round(before / 1e6, 1), round(most / 1e6, 1),
-    )  # fmt: skip
+    for what, taken in sorted(turn.seconds.items()):
+        p50, p99 = np.percentile(taken, (50, 99)) * 1e3
+        yield Load(
+            name, what, LOAD_CLIENTS, round(turn.wall_seconds, 1), len(taken), len(turn.errors),
+            round(p50, 2), round(p99, 2),
+            round(p99 / p50, 2), round(before / 1e6, 1), round(most / 1e6, 1),
+        )  # fmt: skip
 
 
 def idle(address: str, token: str, server: psutil.Process, wanted: int) -> Idle:
@@ -374,8 +383,9 @@ def main() -> None:
         if not options.no_load:
             fill(addresses, 4 * MIB)
             for name in ("kvloom http", "kvloom grpc"):
-                loads.append(load(name, addresses[name], daemon, options.load_seconds))
-                show(loads[-1])
+                for found_load in load(name, addresses[name], daemon, options.load_seconds):
+                    loads.append(found_load)
+                    show(found_load)
     found = ratios(rows)
     for ratio in found:
         print(ratio)

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import zstandard
 from blake3 import blake3
@@ -73,9 +74,8 @@ class ByteRange:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One entry of the segment table, with the offset its place in the table gives it.
+class Segment(NamedTuple):
+    """One entry of the segment table, with the offset its place in the table gives it. A tuple: made sixty at a time.
 
     A lossy segment is a block's: keys and values (``kind`` None) of the block's layers, ``layer`` the first of them. An
     ``exact`` segment is one layer's keys or values, and so is a lossy one of CacheGen.
@@ -148,7 +148,7 @@ def named_key(data: Buffer) -> bytes:
 
 
 def header_slice(data: Buffer) -> memoryview:
-    """The bytes that the header at the start of ``data`` says it has, which nobody has verified; short where it lies."""
+    """The bytes that the header at the start of ``data`` says it has; nobody has verified that, or them."""
     view = memoryview(data)
     return view[: int.from_bytes(view[_HEADER_LENGTH], "little")]
 

@@ -120,8 +120,9 @@ class Slice:
     info: RecordInfo
     parts: tuple[Buffer, ...]
     word_sum: int | None = None
-    """What :func:`kvloom.kvstore.sharing.word_sum` of the whole payload was when the tier took it in, where that is what
-    a reader of all of it compares; ``None``: whoever reads verifies the container."""
+    """What :func:`kvloom.kvstore.sharing.word_sum` of the whole payload was when the tier took it in.
+
+    A reader of all of it compares that; where there is none, it verifies the container."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,14 +100,14 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
             if at_once.value.word_sum is not None:
                 return await _read_summed(copy, at_once.value)
             try:
-                found = Hit(_judged_head(copy, at_once.value), copy.tier)
+                head = _judged_head(copy, at_once.value)
             except KvloomError as error:
                 return Corrupt(copy.tier, str(error))
         else:
             found = await read_head(copy)
-        if not isinstance(found, Hit):
-            return found
-        head = found.value
+            if not isinstance(found, Hit):
+                return found
+            head = found.value
         selection = select_asked(head.header, level, layers)
         ranges = selection.ranges
         if all(item.stop <= len(head.start) for item in ranges):
@@ -209,7 +209,8 @@ async def _read_summed(copy: Copy, found: Slice) -> Outcome[ChunkRead]:
     except KvloomError as error:
         return Corrupt(copy.tier, str(error))
     selection = whole.selection
-    parts = (selection.header, *(payload[item.start : item.stop] for item in selection.ranges))
+    parts: tuple[Buffer, ...] = tuple(payload[item.start : item.stop] for item in selection.ranges)
+    parts = (selection.header, *parts)
     return Hit(ChunkRead(whole.header, parts, selection.total_bytes, copy.tier, found.info), copy.tier)
 
 
