@@ -48,6 +48,7 @@ __all__ = ["bind_local", "serve_local"]
 _log = structlog.get_logger("kvloom.daemon")
 _BACKLOG: Final = 128
 _READ_BYTES: Final = 8 * 1024 * 1024
+_INLINE_COPY_BYTES_MAX: Final = 512 * 1024
 _COUNT: Final = struct.Struct("<Q")
 
 
@@ -257,7 +258,7 @@ class _Connection:
             else:
                 descriptor = self._stream.take_descriptor()
                 try:
-                    data = await asyncio.to_thread(_copied, descriptor, question.offset, question.length)
+                    data = await _taken(descriptor, question.offset, question.length)
                 finally:
                     os.close(descriptor)
             self._in_step = True
@@ -339,6 +340,13 @@ class _Connection:
                 room_bytes -= lent.lease.payload_bytes
             found.append(lent)
         return found + [None] * (len(question.keys) - len(found))
+
+
+async def _taken(descriptor: int, offset: int, length: int) -> memoryview:
+    """:func:`_copied`, in a thread where that takes longer than the way there and back."""
+    if length <= _INLINE_COPY_BYTES_MAX:
+        return _copied(descriptor, offset, length)
+    return await asyncio.to_thread(_copied, descriptor, offset, length)
 
 
 def _copied(descriptor: int, offset: int, length: int) -> memoryview:

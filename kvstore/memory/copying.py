@@ -14,7 +14,7 @@ from .resident import Place
 
 __all__ = ["Move", "copy_in", "copy_moves"]
 
-_INLINE_COPY_BYTES_MAX: Final = 64 * 1024
+_INLINE_COPY_BYTES_MAX: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)

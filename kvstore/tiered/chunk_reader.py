@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _HEAD_BYTES = 16 * 1024
-_INLINE_CHECK_BYTES_MAX = 64 * 1024
+_INLINE_CHECK_BYTES_MAX = 512 * 1024
 _INLINE_SUM_BYTES_MAX: Final = 8 * 1024 * 1024
 """A word sum of so much takes about as long as handing it to a thread and back does."""
 _HEADERS_KEPT: Final = 64
