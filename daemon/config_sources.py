@@ -13,6 +13,7 @@ import platformdirs
 from .. import limits
 from ..clients.access import API_KEY_VARIABLE, CA_VARIABLE, CLIENT_CERTIFICATE_VARIABLE, CLIENT_KEY_VARIABLE
 from ..clients.discovery import ADDRESS_VARIABLE, URL_VARIABLE
+from ..clients.patience import LOOKUP_SECONDS_VARIABLE
 from ..errors import ConfigError
 from ..kvstore.network import PASSWORD_VARIABLE, USERNAME_VARIABLE, parse_network
 from .config import DaemonConfig, format_size, resolve_config
@@ -43,6 +44,7 @@ _NOT_SETTINGS: Final = (
     CA_VARIABLE,
     CLIENT_CERTIFICATE_VARIABLE,
     CLIENT_KEY_VARIABLE,
+    LOOKUP_SECONDS_VARIABLE,
     USERNAME_VARIABLE,
     PASSWORD_VARIABLE,
 )

@@ -1,7 +1,9 @@
+import re
 from pathlib import Path
 
 import pytest
 
+import kvloom
 from kvloom.daemon.config_sources import (
     CONFIG_VARIABLE,
     Layer,
@@ -15,6 +17,7 @@ from kvloom.daemon.settings import SETTINGS, ConfigText
 from kvloom.errors import ConfigError
 
 GIB = 1024**3
+ROOMS = ("blend", "clients", "codec", "daemon", "kvstore")
 MACHINE = Machine(16 * GIB, 8 * GIB, 100 * GIB, 0, 1024)
 
 
@@ -95,6 +98,14 @@ def test_explaining_shows_every_setting_and_no_password(file):
 def test_variables_that_mean_nothing_are_told_with_what_was_meant():
     environ = {"KVLOOM_MEMROY": "1", "KVLOOM_API_KEY": "k", "KVLOOM_NETWORK_PASSWORD": "p", "PATH": "/"}
     assert unknown_variables(environ) == {"KVLOOM_MEMROY": "did you mean KVLOOM_MEMORY?"}
+
+
+def test_every_variable_that_the_package_reads_is_known() -> None:
+    package = Path(kvloom.__file__).parent
+    sources = [path for room in ROOMS for path in (package / room).rglob("*.py")]
+    read = {name for path in sources for name in re.findall(r'"(KVLOOM_[A-Z_]+)"', path.read_text())}
+    assert len(read) > 5
+    assert unknown_variables(dict.fromkeys(read, "")) == {}
 
 
 def test_every_setting_is_where_the_table_says(file):
