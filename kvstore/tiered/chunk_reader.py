@@ -224,6 +224,7 @@ _whole_kept = lru_cache(maxsize=_HEADERS_KEPT)(_whole)
 """Parsing a header takes longer than summing the chunk; those of chunks that everybody reads come again and again."""
 
 
+@traced_async("codec.verify")
 async def _check_sum(found: Slice) -> None:
     """Raise :class:`InvalidData` where the payload's words do not add up to what the tier noted."""
     payload = found.parts[0]

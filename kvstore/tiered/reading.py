@@ -88,7 +88,9 @@ class Reading:
             if not tier.sums_words:
                 continue
             copy = self._copies.in_tier(tier, wanted.storage_key, key)
-            outcome = await read_chunk(copy, level=None, layers=None)
+            with span("tier.get", tier=copy.tier) as reading:
+                outcome = await read_chunk(copy, level=None, layers=None)
+                reading.set("outcome", type(outcome).__name__)
             if isinstance(outcome, Hit):
                 self._on_hit(copy, outcome.value, mark)
                 return outcome
