@@ -47,7 +47,7 @@ class Call(Enum):
     METRICS = ("The same for Prometheus.", Scope.ADMIN, False)
     HEALTH = ("Say which daemon answers, and in which phase it is.", OPEN, False)
     READY = ("Answer 200 while requests are served, 503 otherwise.", OPEN, False)
-    DESCRIPTION = ("This description of the interface.", OPEN, False)
+    DESCRIPTION = ("This description of the interface.", Scope.READ, False)
 
     def __init__(self, does: str, needs: Scope | Open, admitted: bool = True) -> None:
         self.does = does

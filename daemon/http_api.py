@@ -220,7 +220,7 @@ class HttpApi:
         scrape = self._metrics.render(request.headers.get("Accept", METRICS_TYPE))
         return web.Response(body=scrape.body, headers={"Content-Type": scrape.content_type})
 
-    async def _description(self, request: web.Request) -> web.StreamResponse:
+    async def _description(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         return web.Response(body=self.description, content_type=wire.JSON_TYPE)
 
     async def _question(self, kind: type[Question], request: web.Request, caller: Caller) -> Question:

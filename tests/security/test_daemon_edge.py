@@ -260,6 +260,7 @@ async def test_a_store_that_finds_damage_answers_a_miss(edge, monkeypatch, conta
         raise InvalidData("a bit flipped")
 
     monkeypatch.setattr("kvloom.kvstore.tiered.chunk_reader.check_segment", damaged)
+    monkeypatch.setattr("kvloom.kvstore.tiered.chunk_reader.word_sum", damaged)
     monkeypatch.setattr("kvloom.kvstore.tiered.chunk_reader.verify", damaged)
     answer = await edge.ask("GET", f"/chunks/{key.hex()}")
     assert (answer.status, answer.json()["error"]) == (404, "not_found")

@@ -32,7 +32,7 @@ def routes(edge):
 
 
 def target(path):
-    return path.replace("{key}", KEY).replace("{digest}", KEY)
+    return path.replace("{key}", KEY).replace("{digest}", KEY).replace("{lease}", KEY[:32])
 
 
 def bearer(text):
