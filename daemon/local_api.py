@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ from ..clients.local_wire import (
 )
 from ..clients.pool_wire import Held, PoolIntroduction
 from ..errors import InvalidRequest, KvloomError, TruncatedBody
+from ..kvstore.concurrency import run_sized
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.lending import LentChunk
 from .authenticator import Authenticator
@@ -48,7 +50,6 @@ __all__ = ["bind_local", "serve_local"]
 _log = structlog.get_logger("kvloom.daemon")
 _BACKLOG: Final = 128
 _READ_BYTES: Final = 8 * 1024 * 1024
-_INLINE_COPY_BYTES_MAX: Final = 512 * 1024
 _COUNT: Final = struct.Struct("<Q")
 
 
@@ -258,7 +259,8 @@ class _Connection:
             else:
                 descriptor = self._stream.take_descriptor()
                 try:
-                    data = await _taken(descriptor, question.offset, question.length)
+                    copying = partial(_copied, descriptor, question.offset, question.length)
+                    data = await run_sized(question.length, copying)
                 finally:
                     os.close(descriptor)
             self._in_step = True
@@ -340,13 +342,6 @@ class _Connection:
                 room_bytes -= lent.lease.payload_bytes
             found.append(lent)
         return found + [None] * (len(question.keys) - len(found))
-
-
-async def _taken(descriptor: int, offset: int, length: int) -> memoryview:
-    """:func:`_copied`, in a thread where that takes longer than the way there and back."""
-    if length <= _INLINE_COPY_BYTES_MAX:
-        return _copied(descriptor, offset, length)
-    return await asyncio.to_thread(_copied, descriptor, offset, length)
 
 
 def _copied(descriptor: int, offset: int, length: int) -> memoryview:

@@ -1,15 +1,17 @@
-"""Doing one thing for each of many, some at a time."""
+"""Doing one thing for each of many, some at a time, and long things beside the event loop."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ..errors import KvloomError
 
-__all__ = ["each_in_order"]
+__all__ = ["HERE_BYTES_MAX", "each_in_order", "run_sized"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+HERE_BYTES_MAX: Final = 512 * 1024
+"""A pass over so much memory takes about as long as the way to a thread and back."""
 
 
 async def each_in_order(work: Callable[[T], Awaitable[R]], items: Sequence[T], *, at_once: int) -> list[R]:
@@ -34,3 +36,8 @@ async def each_in_order(work: Callable[[T], Awaitable[R]], items: Sequence[T], *
     if failed is not None:
         raise failed
     return [results[index] for index in range(len(items))]
+
+
+async def run_sized(size_bytes: int, work: Callable[[], R], *, here_bytes_max: int = HERE_BYTES_MAX) -> R:
+    """``work()``, which goes over ``size_bytes`` of memory: here up to ``here_bytes_max``, in a thread beyond."""
+    return work() if size_bytes <= here_bytes_max else await asyncio.to_thread(work)

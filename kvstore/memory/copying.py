@@ -1,20 +1,18 @@
 """Copying payloads into segments, and records from one segment to another, without holding up other threads."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
 
 import numpy as np
 
+from ..concurrency import run_sized
 from ..key import StorageKey
 from ..sharing import word_sum
 from ..tier import Buffer
 from .resident import Place
 
 __all__ = ["Move", "copy_in", "copy_moves"]
-
-_INLINE_COPY_BYTES_MAX: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +27,7 @@ class Move:
 
 async def copy_in(target: memoryview, source: Buffer) -> int:
     """Copy ``source``, and return its word sum; a large one in a thread."""
-    if len(source) <= _INLINE_COPY_BYTES_MAX:
-        return _copy_blocking(target, source)
-    return await asyncio.to_thread(_copy_blocking, target, source)
+    return await run_sized(len(source), partial(_copy_blocking, target, source))
 
 
 def copy_moves(sources: dict[int, memoryview], target: memoryview, moves: Sequence[Move]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from ... import limits
 from ...codec.container import ByteRange
 from ...errors import ConfigError, InvalidData, StorageFull, StorageUnavailable
+from ..concurrency import HERE_BYTES_MAX
 from ..eviction import EvictionPolicy
 from ..key import OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
@@ -51,9 +52,6 @@ _SEGMENT_SHARE_MIN = 1024
 _SEGMENT_BYTES_MIN = 64 * 1024
 _FIXED_BYTES = 64 * 1024 + limits.SSD_INDEX_BYTES_MIN
 """The small files, an empty index, and what the list of a segment being written may take beyond what is kept for it."""
-_INLINE_READ_BYTES_MAX = 512 * 1024
-_INLINE_CHECKSUM_BYTES_MAX = 512 * 1024
-"""Up to this is read from the page cache, or checksummed, on the event loop: handing it to a thread takes longer."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -200,7 +198,7 @@ class SsdTier(Tier):
             raise StorageFull(
                 f"record of {record_bytes} bytes: its owner may have {quota_bytes} in the {self.name} tier"
             )
-        if len(record.payload) <= _INLINE_CHECKSUM_BYTES_MAX:
+        if len(record.payload) <= HERE_BYTES_MAX:
             header = encode_record_header(record)
         else:
             loop = asyncio.get_running_loop()
@@ -214,7 +212,7 @@ class SsdTier(Tier):
         if place is None:
             return Miss()
         outcome: Outcome[Slice] | None = None
-        if asked_bytes(place, ranges) <= _INLINE_READ_BYTES_MAX:
+        if asked_bytes(place, ranges) <= HERE_BYTES_MAX:
             with suppress(BlockingIOError):
                 outcome = self._read(key, ranges, self._disk.read_cached)
         if outcome is None:

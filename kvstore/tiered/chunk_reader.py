@@ -1,9 +1,8 @@
 """Reading one chunk out of one copy of it: the header first, then only the ranges needed, all of it verified."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 from ... import limits
@@ -20,6 +19,7 @@ from ...codec.container import (
 from ...codec.level import Level
 from ...errors import InvalidData, InvalidRequest, KvloomError, MalformedContainer, TruncatedBody
 from ...tracing import traced_async
+from ..concurrency import run_sized
 from ..key import ContentKey, StorageKey
 from ..outcome import Corrupt, Hit, Outcome, Unavailable
 from ..sharing import word_sum
@@ -38,8 +38,7 @@ __all__ = [
 ]
 
 _HEAD_BYTES = 16 * 1024
-_INLINE_CHECK_BYTES_MAX = 512 * 1024
-_INLINE_SUM_BYTES_MAX: Final = 8 * 1024 * 1024
+_SUM_HERE_BYTES_MAX: Final = 8 * 1024 * 1024
 """A word sum of so much takes about as long as handing it to a thread and back does."""
 _HEADERS_KEPT: Final = 64
 _KEPT_HEADER_BYTES_MAX: Final = 4 * 1024
@@ -170,9 +169,7 @@ async def is_sound(copy: Copy) -> bool:
 @traced_async("codec.verify")
 async def verified_header(payload: Buffer, key: ContentKey) -> ContainerHeader:
     """Verify a whole container, in a worker thread when it is large. Raises what :func:`verify` raises."""
-    if len(payload) <= _INLINE_CHECK_BYTES_MAX:
-        return verify(payload, content_key=key)
-    return await asyncio.to_thread(verify, payload, content_key=key)
+    return await run_sized(len(payload), partial(verify, payload, content_key=key))
 
 
 def select_asked(header: ContainerHeader, level: Level | None, layers: range | None) -> Selection:
@@ -228,11 +225,8 @@ _whole_kept = lru_cache(maxsize=_HEADERS_KEPT)(_whole)
 async def _check_sum(found: Slice) -> None:
     """Raise :class:`InvalidData` where the payload's words do not add up to what the tier noted."""
     payload = found.parts[0]
-    if len(payload) <= _INLINE_SUM_BYTES_MAX:
-        total = word_sum(payload)
-    else:
-        total = await asyncio.to_thread(word_sum, payload)
-    if total != found.word_sum:
+    summing = partial(word_sum, payload)
+    if await run_sized(len(payload), summing, here_bytes_max=_SUM_HERE_BYTES_MAX) != found.word_sum:
         raise InvalidData("the record's words do not add up to its word sum")
 
 
@@ -253,10 +247,7 @@ def _check_identity(copy: Copy, info: RecordInfo) -> None:
 
 @traced_async("codec.verify")
 async def _verify_segments(selection: Selection, parts: tuple[Buffer, ...]) -> None:
-    if selection.total_bytes <= _INLINE_CHECK_BYTES_MAX:
-        _check_segments(selection, parts)
-    else:
-        await asyncio.to_thread(_check_segments, selection, parts)
+    await run_sized(selection.total_bytes, partial(_check_segments, selection, parts))
 
 
 def _check_segments(selection: Selection, parts: tuple[Buffer, ...]) -> None:

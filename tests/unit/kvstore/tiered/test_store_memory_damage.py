@@ -36,7 +36,7 @@ def flip(memory: MemoryTier, place: StorageKey, position: int, bit: int = 0) -> 
 
 @pytest.fixture(params=[0, 8 * MIB], ids=["summed in a thread", "summed at once"])
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MemoryTier:
-    monkeypatch.setattr(chunk_reader, "_INLINE_SUM_BYTES_MAX", request.param)
+    monkeypatch.setattr(chunk_reader, "_SUM_HERE_BYTES_MAX", request.param)
     return MemoryTier(4 * MIB)
 
 
