@@ -61,9 +61,7 @@ class Reading:
         mark = self._mark()
         for copy in self._copies.of(wanted.storage_key, key):
             try:
-                with span("tier.get", tier=copy.tier) as reading:
-                    outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
-                    reading.set("outcome", type(outcome).__name__)
+                outcome = await _read(copy, wanted)
                 if isinstance(outcome, Corrupt) and not await self._discarded(copy, outcome):
                     outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
             except LevelNotStored as error:
@@ -88,9 +86,7 @@ class Reading:
             if not tier.sums_words:
                 continue
             copy = self._copies.in_tier(tier, wanted.storage_key, key)
-            with span("tier.get", tier=copy.tier) as reading:
-                outcome = await read_chunk(copy, level=None, layers=None)
-                reading.set("outcome", type(outcome).__name__)
+            outcome = await _read(copy, wanted)
             if isinstance(outcome, Hit):
                 self._on_hit(copy, outcome.value, mark)
                 return outcome
@@ -141,6 +137,13 @@ class Reading:
 
     def _locks_of(self, copy: Copy) -> KeyLocks:
         return next((stage.locks for stage in self._cascade.shared if stage.tier.name == copy.tier), self._locks)
+
+
+async def _read(copy: Copy, wanted: Wanted) -> Outcome[ChunkRead]:
+    with span("tier.get", tier=copy.tier) as reading:
+        outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
+        reading.set("outcome", type(outcome).__name__)
+    return outcome
 
 
 async def _joined(copy: Copy, record: Record, header: ContainerHeader) -> Record | None:
