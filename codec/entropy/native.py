@@ -137,8 +137,6 @@ def _load() -> ctypes.CDLL | None:
     for name in ("kvl_quantise", "kvl_gather"):
         getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
         getattr(library, name).restype = None
-    library.kvl_restore.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32]
-    library.kvl_restore.restype = None
     library.kvl_decode_blocks.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32]
     library.kvl_decode_blocks.restype = None
     return library

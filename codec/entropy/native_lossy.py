@@ -7,27 +7,23 @@ may differ in its last bits.
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InvalidData
 from . import native
 from .native import THREADS, loaded
 from .native import address_of as _address
 
 __all__ = [
-    "PartTable",
-    "RestoreJob",
     "TensorJob",
     "can_reach",
     "can_write",
     "gather",
     "pack_basis",
     "quantise",
-    "restore",
     "tensor_row",
     "tensor_rows",
 ]
@@ -37,25 +33,6 @@ _ELEMENTS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtype
 
 ByteArray = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
-
-
-_PART = np.dtype(
-    [
-        ("symbols", np.uint64, LEVELS_MAX),
-        ("escapes", np.uint64),
-        ("basis", np.uint64),
-        ("factors", np.uint64),
-        ("scale", np.uint64),
-        ("mean", np.uint64),
-        ("first_mean", np.uint64),
-        ("escape_count", np.uint64),
-        ("rows", np.uint32, LEVELS_MAX),
-        ("levels", np.uint32),
-        ("left", np.uint32),
-        ("start", np.uint32),
-        ("width", np.uint32),
-    ]
-)  # `Part`
 
 
 _TENSOR = np.dtype(
@@ -75,20 +52,6 @@ _TENSOR = np.dtype(
         ("reserved", np.uint32),
     ]
 )  # `Tensor`
-
-
-class _Restore(ctypes.Structure):
-    _fields_ = [
-        ("parts", ctypes.c_void_p),
-        ("tensors", ctypes.c_void_p),
-        ("channels", ctypes.c_void_p),
-        ("part_count", ctypes.c_uint32),
-        ("tensor_count", ctypes.c_uint32),
-        ("tokens", ctypes.c_uint32),
-        ("width", ctypes.c_uint32),
-        ("path", ctypes.c_uint32),
-        ("status", ctypes.c_int32),
-    ]
 
 
 class _Gather(ctypes.Structure):
@@ -116,26 +79,6 @@ class _Quantise(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class PartTable:
-    """The parts of a block, which cover its channels in order.
-
-    ``widths`` uint64; ``bases`` as :func:`pack_basis` made them, or None.
-    """
-
-    widths: NDArray[np.uint64]
-    bases: tuple[ByteArray | None, ...]
-    starts: NDArray[np.uint64] = field(init=False)
-    addresses: NDArray[np.uint64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.widths.dtype != np.uint64 or self.widths.shape != (len(self.bases),):
-            raise ValueError(f"widths {self.widths.dtype} {self.widths.shape} of {len(self.bases)} parts")
-        addresses = np.array([0 if basis is None else _address(basis) for basis in self.bases], np.uint64)
-        object.__setattr__(self, "starts", np.cumsum(self.widths) - self.widths)
-        object.__setattr__(self, "addresses", addresses)
-
-
-@dataclass(frozen=True, slots=True)
 class TensorJob:
     """Where channels from ``start`` on go: ``out`` ``[heads, tokens, dim]`` that :func:`can_write` takes.
 
@@ -149,29 +92,6 @@ class TensorJob:
     sines: FloatArray | None = None
     first_dim: int = 0
     interleaved: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreJob:
-    """One block of layers; ``channels`` float32 ``[tokens, width]`` is written where it is wanted.
-
-    ``symbols`` uint8 ``[rows, tokens]`` of each level read and the ``rows`` of each part, ``escapes`` int32 and how
-    many are each part's, as in :class:`kvloom.codec.segment.DecodedBlock`; ``left`` levels were not read. ``factors``
-    float32 ``[parts, tokens]``; ``scale``, ``mean`` and ``first_mean``, that of the first token, float32 ``[width]``.
-    """
-
-    parts: PartTable
-    symbols: Sequence[ByteArray]
-    rows: Sequence[Sequence[int]]
-    escapes: NDArray[np.int32]
-    escape_counts: Sequence[int]
-    left: int
-    factors: FloatArray
-    scale: FloatArray
-    mean: FloatArray
-    first_mean: FloatArray
-    tensors: Sequence[TensorJob]
-    channels: FloatArray | None = None
 
 
 def can_write(array: NDArray[np.generic]) -> bool:
@@ -192,28 +112,6 @@ def pack_basis(basis: NDArray[np.int8], *, path: str = "auto") -> ByteArray:
     source = np.ascontiguousarray(basis)
     loaded().kvl_pack_basis(_address(source), ctypes.c_uint32(width), ctypes.c_uint32(number), _address(packed))
     return packed
-
-
-def restore(jobs: Sequence[RestoreJob], *, threads: int = THREADS, path: str = "auto") -> None:
-    """Symbols to channels, as :meth:`kvloom.codec.profile.Part.inverse`, and these to tensors, rotated."""
-    number = native.path_number(path)
-    raw = (_Restore * len(jobs))()
-    held: list[object] = []
-    for item, job in zip(raw, jobs, strict=True):
-        tokens, width = job.factors.shape[1], len(job.scale)
-        parts = _described(job, tokens, width)
-        tensors = tensor_rows([tensor_row(wanted, tokens) for wanted in job.tensors])
-        held += [parts, tensors]
-        item.parts, item.tensors = parts.ctypes.data, tensors.ctypes.data
-        item.part_count, item.tensor_count = len(parts), len(tensors)
-        item.tokens, item.width, item.path = tokens, width, number
-        if job.channels is not None:
-            if job.channels.shape != (tokens, width) or not job.channels.flags.c_contiguous:
-                raise ValueError(f"channels {job.channels.shape} for {tokens} tokens of {width}")
-            item.channels = _address(job.channels)
-    loaded().kvl_restore(ctypes.byref(raw), ctypes.c_uint32(len(jobs)), ctypes.c_uint32(threads))
-    if any(item.status for item in raw):
-        raise InvalidData("lossy block does not fit its description")
 
 
 def gather(tensors: Sequence[TensorJob], tokens: int, width: int) -> FloatArray | None:
@@ -255,39 +153,6 @@ def quantise(
         (job.width, job.tokens), job.refinements = item.shape, refinements
     loaded().kvl_quantise(ctypes.byref(raw), ctypes.c_uint32(len(raw)), ctypes.c_uint32(threads))
     return None if any(job.status for job in raw) else results
-
-
-def _described(job: RestoreJob, tokens: int, width: int) -> NDArray[np.void]:
-    """The parts of a block, with the addresses of what the job holds."""
-    table, levels = job.parts, len(job.symbols)
-    parts = np.zeros(len(table.bases), _PART)
-    if not 1 <= levels <= LEVELS_MAX - job.left:
-        raise ValueError(f"{levels} levels of symbols, {job.left} left of {LEVELS_MAX}")
-    rows = np.array(job.rows, np.uint64)
-    ends = rows.cumsum(axis=1)
-    for level, symbols in enumerate(job.symbols):
-        if symbols.shape != (int(ends[level, -1]), tokens) or not _dense(symbols, np.uint8):
-            raise ValueError(f"symbols {symbols.shape} for {ends[level, -1]} rows of {tokens} tokens")
-        parts["symbols"][:, level] = _address(symbols) + tokens * (ends[level] - rows[level])
-    parts["rows"][:, :levels] = rows.T
-    counts = np.array(job.escape_counts, np.uint64)
-    if int(counts.sum()) != len(job.escapes) or not _dense(job.escapes, np.int32):
-        raise ValueError(f"{len(job.escapes)} escapes, the parts have {counts.sum()}")
-    parts["escapes"], parts["escape_count"] = _address(job.escapes) + 4 * (counts.cumsum() - counts), counts
-    if job.factors.shape != (len(parts), tokens) or not _dense(job.factors, np.float32):
-        raise ValueError(f"factors {job.factors.shape} for {tokens} tokens of {len(parts)} parts")
-    parts["factors"] = _address(job.factors) + 4 * tokens * np.arange(len(parts), dtype=np.uint64)
-    for name, array in (("scale", job.scale), ("mean", job.mean), ("first_mean", job.first_mean)):
-        if array.shape != (width,) or not _dense(array, np.float32):
-            raise ValueError(f"{name} {array.dtype} {array.shape} of {width} channels")
-        parts[name] = _address(array) + 4 * table.starts
-    parts["basis"], parts["start"], parts["width"] = table.addresses, table.starts, table.widths
-    parts["levels"], parts["left"] = levels, job.left
-    return parts
-
-
-def _dense(array: NDArray[np.generic], dtype: type[np.generic]) -> bool:
-    return array.dtype == dtype and array.flags.c_contiguous
 
 
 def tensor_rows(rows: Sequence[tuple[int, ...]]) -> NDArray[np.void]:

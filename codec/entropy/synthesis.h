@@ -1,12 +1,11 @@
-// The jobs of the lossy levels' way back: symbols of a block of layers to KV tensors. codec/entropy/native_lossy.py
-// mirrors the structs; codec/quantise.py, codec/profile.py and codec/rope.py say in NumPy what is done.
+// The jobs of the lossy levels' way back: symbols of a block of layers to KV tensors. codec/quantise.py, codec/profile.py and codec/rope.py say in NumPy what is done.
 #pragma once
 
 #include "jobs.h"
 
 enum { LEVELS_MAX = 4 };
 
-// Mirrors `_Part`.
+// Mirrors `_PART` in tests/servers/block_restore.py.
 struct Part {
     const uint8_t* symbols[LEVELS_MAX];  // [rows of the level][tokens], coarse to fine
     const int32_t* escapes;  // what the base symbols of byte 0 stand for, in order
@@ -44,7 +43,7 @@ struct Tensor {
     uint32_t reserved;
 };
 
-// Mirrors `_Restore`: one block of layers.
+// Mirrors `_Restore` in tests/servers/block_restore.py: one block of layers.
 struct Restore {
     const Part* parts;       // in the order of their channels
     const Tensor* tensors;

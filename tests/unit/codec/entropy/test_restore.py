@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 import ml_dtypes
 import numpy as np
 import pytest
+from block_restore import PartTable, RestoreJob, restore_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom.codec.channels import Room
 from kvloom.codec.entropy import native, native_lossy
 from kvloom.codec.entropy.model import ESCAPE, SYMBOL_ZERO
-from kvloom.codec.entropy.native_lossy import PartTable, RestoreJob, TensorJob
+from kvloom.codec.entropy.native_lossy import TensorJob
 from kvloom.codec.layout import Rope
 from kvloom.codec.lossy import restore
 from kvloom.codec.profile import Block, Part
@@ -83,7 +84,7 @@ def whole_numbers(part, block, left, path):
     job = PartJob(block.levels, block.escapes, left, basis, factors, ones, zeros, zeros)
     channels = np.full((tokens, part.width), np.nan, np.float32)
     tensor = np.full((1, tokens, part.width), np.nan, np.float32)
-    native_lossy.restore([job_of([job], [TensorJob(tensor, 0)], channels)], path=path)
+    restore_blocks([job_of([job], [TensorJob(tensor, 0)], channels)], path=path)
     assert np.array_equal(tensor[0], channels)
     return channels
 
@@ -168,7 +169,7 @@ def test_blocks_of_several_parts_become_rotated_tensors(dtype, interleaved, thre
     rooms = [Room(keys, 0, rope, cos, sin), Room(values[::-1], heads * dim)]
     channels = np.zeros_like(expected)
     job = job_of(jobs, [room.job() for room in rooms], channels)
-    native_lossy.restore([job] * threads, threads=threads)
+    restore_blocks([job] * threads, threads=threads)
     assert np.abs(channels - expected).max() <= 1e-5 * np.abs(expected).max()
     for room in rooms:
         room_out = np.zeros((heads, tokens, dim), np.float32)
@@ -204,7 +205,7 @@ def test_parts_without_a_basis_go_straight_to_tensors(path, left, dtype, interle
     cos, sin = cos_sin(rope, np.arange(tokens))
     keys, values = np.zeros((2, heads, tokens, dim), dtype)
     rooms = [Room(keys, 0, rope, cos, sin), Room(values, heads * dim)]
-    native_lossy.restore([job_of(jobs, [room.job() for room in rooms])], path=path)
+    restore_blocks([job_of(jobs, [room.job() for room in rooms])], path=path)
     channels = np.concatenate(
         [
             part.inverse(reconstruct(joined_symbols(item, 0), left), own) + part.mean
@@ -241,7 +242,7 @@ def as_written(numbers: np.ndarray, dtype: type, path: str, *, has_basis: bool) 
     symbols = np.full((numbers.shape[1], 1), SYMBOL_ZERO, np.uint8)
     for row, room in zip(numbers, out, strict=True):
         part = PartJob((symbols,), np.zeros(0, np.int32), 0, packed, np.ones(1, np.float32), zeros, row, row)
-        native_lossy.restore([job_of([part], [TensorJob(room, 0)])], path=path)
+        restore_blocks([job_of([part], [TensorJob(room, 0)])], path=path)
     return out.reshape(numbers.shape)
 
 
@@ -266,7 +267,7 @@ def test_what_does_not_fit_is_refused():
     ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
     part = PartJob((symbols,), np.zeros(0, np.int32), 0, None, np.ones(4, np.float32), ones, zeros, zeros)
     out = np.zeros((1, 4, 3), np.float32)
-    native_lossy.restore([job_of([part], [TensorJob(out, 0)])])
+    restore_blocks([job_of([part], [TensorJob(out, 0)])])
     escaped = symbols.copy()
     escaped[1, 2] = ESCAPE
     for bad in (
@@ -276,16 +277,16 @@ def test_what_does_not_fit_is_refused():
         replace(part, symbols=(np.full((4, 4), SYMBOL_ZERO, np.uint8),)),
     ):
         with pytest.raises(InvalidData, match="does not fit"):
-            native_lossy.restore([job_of([bad], [])])
+            restore_blocks([job_of([bad], [])])
     for bad_tensor in (
         TensorJob(out, 1),
         TensorJob(out, 0, np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)),
         TensorJob(out, 0, np.ones((4, 1), np.float32), np.ones((4, 1), np.float32), first_dim=2),
     ):
         with pytest.raises(InvalidData, match="does not fit"):
-            native_lossy.restore([job_of([part], [bad_tensor])])
+            restore_blocks([job_of([part], [bad_tensor])])
     with pytest.raises(ValueError, match="tokens"):
-        native_lossy.restore([job_of([part], [TensorJob(out[:, :3], 0)])])
+        restore_blocks([job_of([part], [TensorJob(out[:, :3], 0)])])
     good = job_of([part], [])
     for wrong in (
         replace(good, rows=[[2]]),
@@ -295,4 +296,4 @@ def test_what_does_not_fit_is_refused():
         replace(good, left=4),
     ):
         with pytest.raises(ValueError, match=r"symbols|escapes|factors|mean|levels"):
-            native_lossy.restore([wrong])
+            restore_blocks([wrong])
