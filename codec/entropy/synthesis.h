@@ -1,4 +1,5 @@
-// The jobs of the lossy levels' way back: symbols of a block of layers to KV tensors. codec/quantise.py, codec/profile.py and codec/rope.py say in NumPy what is done.
+// The jobs of the lossy levels' way back: symbols of a block of layers to KV tensors. codec/quantise.py,
+// codec/profile.py and codec/rope.py say in NumPy what is done.
 #pragma once
 
 #include "jobs.h"
