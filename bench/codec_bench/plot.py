@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvloom.daemon.figure import figure_saved_to
+
 from .quality import QualityRow
 
 _STYLES = {
@@ -26,27 +28,19 @@ _TARGET = (0.005, 0.03)
 
 
 def plot_quality(rows: Sequence[QualityRow], path: Path) -> None:
-    """Draw ``rows`` to ``path`` (``.svg`` or ``.png``). Ends the program without matplotlib (the ``[plot]`` extra)."""
-    if path.suffix not in {".svg", ".png"}:
-        raise SystemExit(f"plot file {path.name!r} must end in .svg or .png")
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SystemExit("matplotlib is not installed: pip install 'kvloom[plot]'") from error
-    mpl.rcParams["svg.hashsalt"] = "kvloom"
+    """Draw ``rows`` to ``path`` (``.svg`` or ``.png``). Raises what :func:`figure_saved_to` raises."""
     texts = list(dict.fromkeys(row.text for row in rows))
-    figure = Figure(figsize=(1.2 + 3.6 * len(texts), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(texts), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, text in zip(panels, texts, strict=True):
-        _draw(panel, [row for row in rows if row.text == text and row.scheme in _STYLES])
-        panel.set_title(text, fontsize=10)
-        panel.set_xlabel("bits per value, all counted")
-    panels[0].set_ylabel("KL divergence from the unquantised cache, nats")
-    named = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=6, fontsize=8.5, frameon=False)
-    figure.suptitle(f"{rows[0].model}, contexts of each text: {rows[0].contexts}", fontsize=11)
-    figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with figure_saved_to(path, width_in=1.2 + 3.6 * len(texts), height_in=4.6) as figure:
+        panels = figure.subplots(1, len(texts), sharex=True, sharey=True, squeeze=False)[0]
+        for panel, text in zip(panels, texts, strict=True):
+            _draw(panel, [row for row in rows if row.text == text and row.scheme in _STYLES])
+            panel.set_title(text, fontsize=10)
+            panel.set_xlabel("bits per value, all counted")
+        panels[0].set_ylabel("KL divergence from the unquantised cache, nats")
+        pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels]
+        named = {label: line for panel_pairs in pairs for line, label in panel_pairs}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=6, fontsize=8.5, frameon=False)
+        figure.suptitle(f"{rows[0].model}, contexts of each text: {rows[0].contexts}", fontsize=11)
 
 
 def _draw(panel: Any, rows: Sequence[QualityRow]) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvloom.daemon.figure import figure_saved_to
+
 from .result import Row
 
 __all__ = ["plot_rows"]
@@ -20,42 +22,33 @@ _STYLES = {
 
 
 def plot_rows(rows: Sequence[Row], path: Path) -> None:
-    """Draw ``rows`` to ``path`` (``.svg`` or ``.png``). Ends the program without matplotlib (the ``[plot]`` extra)."""
-    if path.suffix not in {".svg", ".png"}:
-        raise SystemExit(f"plot file {path.name!r} must end in .svg or .png")
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SystemExit("matplotlib is not installed: pip install 'kvloom[plot]'") from error
-    mpl.rcParams["svg.hashsalt"] = "kvloom"
+    """Draw ``rows`` to ``path`` (``.svg`` or ``.png``). Raises what :func:`figure_saved_to` raises."""
     traces = list(dict.fromkeys(row.trace for row in rows))
-    figure = Figure(figsize=(1.2 + 3.4 * len(traces), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(traces), squeeze=False)[0]
-    for panel, trace in zip(panels, traces, strict=True):
-        for policy, (colour, marker, width, dashes) in _STYLES.items():
-            points = [row for row in rows if (row.trace, row.policy, row.hints) == (trace, policy, "none")]
-            panel.plot(
-                [row.capacity_percent for row in points],
-                [100 * row.saved_share for row in points],
-                color=colour,
-                marker=marker or None,
-                markersize=4,
-                linewidth=width,
-                linestyle=dashes,
-                label=policy,
-                zorder=3 if policy == "gittins" else 2,
-            )
-        panel.set_xscale("log")
-        panel.set_xticks([1, 2, 5, 10, 30], labels=["1", "2", "5", "10", "30"])
-        panel.minorticks_off()
-        panel.set_title(trace, fontsize=10)
-        panel.set_xlabel("capacity, % of unique blocks")
-        panel.set_ylim(bottom=0)
-        panel.grid(which="major", color="#ddd", linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("prefill seconds saved, % of all")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=8.5, frameon=False)
-    figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with figure_saved_to(path, width_in=1.2 + 3.4 * len(traces), height_in=4.2) as figure:
+        panels = figure.subplots(1, len(traces), squeeze=False)[0]
+        for panel, trace in zip(panels, traces, strict=True):
+            for policy, (colour, marker, width, dashes) in _STYLES.items():
+                points = [row for row in rows if (row.trace, row.policy, row.hints) == (trace, policy, "none")]
+                panel.plot(
+                    [row.capacity_percent for row in points],
+                    [100 * row.saved_share for row in points],
+                    color=colour,
+                    marker=marker or None,
+                    markersize=4,
+                    linewidth=width,
+                    linestyle=dashes,
+                    label=policy,
+                    zorder=3 if policy == "gittins" else 2,
+                )
+            panel.set_xscale("log")
+            panel.set_xticks([1, 2, 5, 10, 30], labels=["1", "2", "5", "10", "30"])
+            panel.minorticks_off()
+            panel.set_title(trace, fontsize=10)
+            panel.set_xlabel("capacity, % of unique blocks")
+            panel.set_ylim(bottom=0)
+            panel.grid(which="major", color="#ddd", linewidth=0.6)
+            panel.set_axisbelow(True)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("prefill seconds saved, % of all")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=8.5, frameon=False)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ...errors import InvalidRequest, MissingDependency
+from ..figure import figure_saved_to
 
 __all__ = ["plot_demo"]
 
@@ -12,25 +12,16 @@ _LABELS = {"recompute": "recompute\nall", "blend": "load and\nblend", "prefix": 
 
 
 def plot_demo(figures: dict[str, Any], path: Path) -> None:
-    """Draw ``figures`` (:meth:`DemoResult.to_json`) to ``path`` (``.svg`` or ``.png``). Needs the ``[plot]`` extra."""
-    if path.suffix not in {".svg", ".png"}:
-        raise InvalidRequest(f"plot file {path.name!r} must end in .svg or .png")
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("matplotlib is not installed: pip install 'kvloom[plot]'") from error
-    mpl.rcParams["svg.hashsalt"] = "kvloom"
-    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
-    times, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_times(times, figures)
-    _draw_sizes(sizes, figures)
-    figure.suptitle(
-        f"{figures['model']}: {figures['questions']} questions over 4 of {figures['documents']} documents, "
-        f"{figures['context_tokens']:.0f} tokens of context each",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
+    """Draw ``figures`` (:meth:`DemoResult.to_json`) to ``path``. Raises what :func:`figure_saved_to` raises."""
+    with figure_saved_to(path, width_in=8.4, height_in=3.6) as figure:
+        times, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_times(times, figures)
+        _draw_sizes(sizes, figures)
+        figure.suptitle(
+            f"{figures['model']}: {figures['questions']} questions over 4 of {figures['documents']} documents, "
+            f"{figures['context_tokens']:.0f} tokens of context each",
+            fontsize=10,
+        )
 
 
 def _draw_times(axes: Any, figures: dict[str, Any]) -> None:
