@@ -69,12 +69,14 @@ class Selection:
         return len(self.header) + sum(item.length for item in self.ranges)
 
 
-def verify(data: Buffer, *, content_key: bytes | None = None) -> ContainerHeader:
+def verify(data: Buffer, *, content_key: bytes | None = None, header: ContainerHeader | None = None) -> ContainerHeader:
     """Parse ``data`` as one whole container (or a byte prefix that ends at a level) and check every segment.
 
-    With ``content_key``, a container that names another key raises :class:`KeyMismatch`.
+    With ``content_key``, a container that names another key raises :class:`KeyMismatch`. ``header`` is what parsing
+    ``data`` with its length declared has given already.
     """
-    header = parse_header(data, declared_bytes=len(data))
+    if header is None:
+        header = parse_header(data, declared_bytes=len(data))
     if content_key is not None and header.content_key != content_key:
         raise KeyMismatch(f"container is of chunk {header.content_key.hex()[:16]}…, not of {content_key.hex()[:16]}…")
     view = memoryview(data)

@@ -10,8 +10,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -89,17 +89,13 @@ class Service:
         """Requests are admitted from now on."""
         self.admission.open()
 
-    @contextmanager
-    def entering(self, caller: Caller) -> Iterator[None]:
-        """Hold the place of one request; raises what :meth:`Admission.enter` raises."""
-        with self.admission.enter(caller.tenant):
-            yield
+    def entering(self, caller: Caller) -> AbstractContextManager[None]:
+        """Hold the place of one request; entering it raises what :meth:`Admission.enter` raises."""
+        return self.admission.enter(caller.tenant)
 
-    @contextmanager
-    def reserving(self, caller: Caller, size_bytes: int) -> Iterator[None]:
-        """Hold memory for a request's body before it is read; raises what :meth:`Admission.reserve` raises."""
-        with self.admission.reserve(size_bytes, caller.tenant):
-            yield
+    def reserving(self, caller: Caller, size_bytes: int) -> AbstractContextManager[None]:
+        """Hold memory for a request's body before it is read; entering raises what :meth:`Admission.reserve` raises."""
+        return self.admission.reserve(size_bytes, caller.tenant)
 
     async def put(
         self,
@@ -135,7 +131,7 @@ class Service:
                 )
         with span("service.put", tenant=caller.tenant, ack=ack.value):
             return await self._store.put(
-                caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent
+                caller.namespace, key, payload, ack=ack, ttl_seconds=ttl_seconds, parent=parent, header=header
             )
 
     @asynccontextmanager

@@ -167,9 +167,12 @@ async def is_sound(copy: Copy) -> bool:
 
 
 @traced_async("codec.verify")
-async def verified_header(payload: Buffer, key: ContentKey) -> ContainerHeader:
-    """Verify a whole container, in a worker thread when it is large. Raises what :func:`verify` raises."""
-    return await run_sized(len(payload), partial(verify, payload, content_key=key))
+async def verified_header(payload: Buffer, key: ContentKey, header: ContainerHeader | None = None) -> ContainerHeader:
+    """Verify a whole container, in a worker thread when it is large; ``header`` is its own, parsed already.
+
+    Raises what :func:`verify` raises.
+    """
+    return await run_sized(len(payload), partial(verify, payload, content_key=key, header=header))
 
 
 def select_asked(header: ContainerHeader, level: Level | None, layers: range | None) -> Selection:

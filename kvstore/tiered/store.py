@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from ... import limits
+from ...codec.container import ContainerHeader
 from ...codec.level import Level
 from ...errors import LevelNotStored, StorageUnavailable, TooManyItems
 from ..attributes import ChunkAttributes
@@ -144,10 +145,12 @@ class TieredStore:
         ack: Ack,
         ttl_seconds: float | None = None,
         parent: ContentKey | None = None,
+        header: ContainerHeader | None = None,
     ) -> Ack:
         """Store a container and return what was reached, which is what ``ack`` asked for.
 
-        ``payload`` is given away: nobody may change it afterwards. It expires after ``ttl_seconds`` (default: the
+        ``payload`` is given away: nobody may change it afterwards. ``header`` is the payload's own, where the caller
+        has parsed it already. It expires after ``ttl_seconds`` (default: the
         namespace's); where the chunk is stored already, at the later of both times. ``parent`` is the chunk before it:
         eviction gives up the leaves of a tree of prefixes first. Raises what :func:`kvloom.codec.container.verify`
         raises for a container that does not hold or is of another chunk, :class:`LayoutMismatch` where it cannot be
@@ -156,7 +159,7 @@ class TieredStore:
         """
         self._require_running()
         expires_at_ms = self._expiry(namespace.ttl_seconds if ttl_seconds is None else ttl_seconds)
-        header = await verified_header(payload, key)
+        header = await verified_header(payload, key, header)
         place = storage_key(namespace.secret, key)
         above = None if parent is None or parent == key else storage_key(namespace.secret, parent)
         if parent is not None and above is not None:
