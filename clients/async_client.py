@@ -37,6 +37,7 @@ from .patience import (
 from .pins import AsyncPin
 from .protocol import Operation, PrefixReply
 from .put_batch import ChunkPut, ChunkToPut, PutChunks
+from .scrubs import GetScrub, ScrubReport, StartScrub
 from .tenancy import TenantStats
 
 if TYPE_CHECKING:
@@ -258,6 +259,17 @@ class AsyncKvloomClient:
     async def namespaces(self) -> tuple[TenantStats, ...]:
         """The same for every tenant of the daemon, with their quotas; needs scope ``admin``."""
         return (await self._run(reports.ListNamespaces())).namespaces
+
+    async def start_scrub(self) -> ScrubReport:
+        """Have the daemon read all of its SSD tier and verify it, unless it does so already; needs scope ``admin``.
+
+        It goes on by itself: :meth:`scrub_report` says how far. Raises :class:`NotFound` where there is no such tier.
+        """
+        return await self._run(StartScrub())
+
+    async def scrub_report(self) -> ScrubReport:
+        """How far the last scrub asked for has come; needs scope ``admin``."""
+        return await self._run(GetScrub())
 
     async def health(self) -> wire.Health:
         """Which daemon answers, and in which phase it is. Raises :class:`DaemonUnavailable`."""

@@ -34,6 +34,7 @@ from .protocol import (
 )
 from .put_batch import ChunkToPut, PutChunks
 from .reports import CheckHealth, GetStats, GetTenant, ListNamespaces
+from .scrubs import GetScrub, ScrubReport, StartScrub
 from .tenancy import TenantStats
 from .upkeep import DeleteChunks, EraseNamespace, HintChunks, PinChunks, PrefetchChunks, ReleaseLease
 
@@ -268,6 +269,8 @@ _CALLS: Final[dict[type[Operation[Any]], Callable[[Any], GrpcCall]]] = {
         item, "List", pb.ListQuestion(limit=item.limit, prefix=item.prefix), pb.ChunkList, wire.ChunkList
     ),
     GetStats: lambda item: _Question(item, "Stats", pb.NoQuestion(), pb.DaemonStats, wire.DaemonStats),
+    StartScrub: lambda item: _Question(item, "Scrub", pb.NoQuestion(), pb.ScrubReport, ScrubReport),
+    GetScrub: lambda item: _Question(item, "GetScrub", pb.NoQuestion(), pb.ScrubReport, ScrubReport),
     PutChunks: _PutMany,
     DeleteChunks: lambda item: _Question(
         item, "Delete", pb.KeysQuestion(keys=item.keys), pb.DeleteManyReply, leases.DeleteManyReply

@@ -1,4 +1,5 @@
 """Operations that only ask for figures: of the daemon, and of the tenants it serves."""
+# ruff: noqa: D102 - what request() and parse() promise is said once, in Operation
 
 from typing import Any, ClassVar, TypeVar
 
@@ -7,12 +8,12 @@ from .http_message import HttpReply, HttpRequest
 from .protocol import Operation, read_reply
 from .tenancy import TenantStats
 
-__all__ = ["CheckHealth", "GetStats", "GetTenant", "ListNamespaces"]
+__all__ = ["CheckHealth", "GetStats", "GetTenant", "ListNamespaces", "Question"]
 
 T = TypeVar("T")
 
 
-class _Question(Operation[T]):
+class Question(Operation[T]):
     """A question without arguments, answered by one record."""
 
     target: ClassVar[str]
@@ -26,25 +27,25 @@ class _Question(Operation[T]):
         return record
 
 
-class GetStats(_Question[wire.DaemonStats]):
+class GetStats(Question[wire.DaemonStats]):
     """What the daemon and its tiers hold and have done."""
 
     target, kind = "/stats", wire.DaemonStats
 
 
-class GetTenant(_Question[TenantStats]):
+class GetTenant(Question[TenantStats]):
     """What the caller's own tenant did and holds."""
 
     target, kind = "/tenant", TenantStats
 
 
-class CheckHealth(_Question[wire.Health]):
+class CheckHealth(Question[wire.Health]):
     """Which daemon answers, and in which phase it is."""
 
     target, kind = "/healthz", wire.Health
 
 
-class ListNamespaces(_Question[leases.NamespaceList]):
+class ListNamespaces(Question[leases.NamespaceList]):
     """The namespaces of the daemon, with what they hold and may hold."""
 
     target, kind = "/namespaces", leases.NamespaceList

@@ -44,6 +44,8 @@ class Call(Enum):
     EVENTS = ("Stream what happens to the chunks of the caller's namespace.", Scope.READ, False)
     NAMESPACES = ("List the namespaces of the daemon with their quotas.", Scope.ADMIN, False)
     STATS = ("Say what the daemon and its tiers hold and have done.", Scope.ADMIN, False)
+    SCRUB = ("Begin to read all of the SSD tier and verify it, unless that is under way.", Scope.ADMIN)
+    SCRUB_REPORT = ("Say how far that has come.", Scope.ADMIN, False)
     METRICS = ("The same for Prometheus.", Scope.ADMIN, False)
     HEALTH = ("Say which daemon answers, and in which phase it is.", OPEN, False)
     READY = ("Answer 200 while requests are served, 503 otherwise.", OPEN, False)

@@ -29,6 +29,8 @@ class Subscription:
     """The events of one tenant from some moment on; belongs to one reader. Ends when the hub is closed."""
 
     def __init__(self, *, queued_max: int = limits.EVENTS_QUEUED_MAX) -> None:
+        self.number = 0
+        """How many events :meth:`next` has given: the last one's id in its stream."""
         self._queued_max = queued_max
         self._queue: deque[KvEvent] = deque()
         self._lost = 0
@@ -65,8 +67,10 @@ class Subscription:
         if self._lost or self._lost_unknown:
             count = None if self._lost_unknown else self._lost
             self._lost, self._lost_unknown = 0, False
+            self.number += 1
             return EventsLost(count)
         if self._queue:
+            self.number += 1
             return self._queue.popleft()
         raise StopAsyncIteration
 

@@ -15,7 +15,8 @@ from google.protobuf.message import Message
 from .. import limits
 from ..clients import leases, wire
 from ..clients.grpc_frames import RawFrame, encode_frame, split_frames
-from ..clients.grpc_records import parse_message, read_record, to_message
+from ..clients.grpc_records import fill, parse_message, read_record, to_message
+from ..clients.kv_events import BlockRemoved, BlockStored, EventsLost
 from ..clients.proto.kvloom.v1alpha1 import kvloom_pb2 as pb
 from ..codec.level import Level, parse_level
 from ..errors import BodyTooLarge, InvalidKey, InvalidRequest, KvloomError, TooManyItems, TruncatedBody
@@ -27,6 +28,7 @@ from .authenticator import Authenticator
 from .batches import reading_in_turn
 from .call import Call
 from .caller import Caller
+from .events import Subscription
 from .grpc_guard import GrpcGuard, GrpcStream, Handler
 from .metrics import Metrics
 from .service import Service
@@ -36,6 +38,8 @@ __all__ = ["SERVICE_NAME", "GrpcApi", "Method"]
 M = TypeVar("M", bound=Message)
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["Kvloom"].full_name
 _ACKS: Final = {pb.ACK_UNSPECIFIED: Ack.MEMORY, pb.ACK_MEMORY: Ack.MEMORY, pb.ACK_DISK: Ack.DISK}
+
+_EVENT_FIELDS: Final = {BlockStored: "block_stored", BlockRemoved: "block_removed", EventsLost: "events_lost"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,10 @@ class GrpcApi:
             Method("GetProfile", Call.GET_PROFILE, self._get_profile),
             Method("Tenant", Call.TENANT, self._plain(self._service.tenant, pb.TenantStats)),
             Method("Namespaces", Call.NAMESPACES, self._plain(self._service.namespaces, pb.NamespaceList)),
+            Method("Scrub", Call.SCRUB, self._plain(self._service.start_scrub, pb.ScrubReport)),
+            Method("GetScrub", Call.SCRUB_REPORT, self._plain(self._service.scrub_report, pb.ScrubReport)),
             Method("Stats", Call.STATS, self._plain(self._service.stats, pb.DaemonStats)),
+            Method("Events", Call.EVENTS, self._events),
             Method("Health", Call.HEALTH, self._plain(lambda _: self._service.health(), pb.Health)),
         )
 
@@ -208,6 +215,15 @@ class GrpcApi:
             fields = pb.ProfileFrame(total_bytes=len(data)).SerializeToString()
             await self._send_frames(stream, fields, (data,))
 
+    async def _events(self, stream: GrpcStream, caller: Caller) -> None:
+        """Send the caller's events until it hangs up, takes none for too long, or the daemon drains."""
+        question = parse_message(pb.EventsQuestion, await stream.question(limits.GRPC_KEYS_BYTES_MAX))
+        with self._service.subscribing(caller, resumed=question.HasField("last_event_id")) as subscription:
+            message: pb.Event | None = pb.Event()
+            while message is not None:
+                await stream.write(message.SerializeToString())
+                message = await _next_event(subscription)
+
     def _plain(self, ask: Callable[[Caller], object], reply: type[Message]) -> Handler:
         """A method that asks nothing but who calls."""
 
@@ -277,6 +293,21 @@ class GrpcApi:
 
 async def _say(stream: GrpcStream, record: object, kind: type[Message]) -> None:
     await stream.write(to_message(record, kind).SerializeToString())
+
+
+async def _next_event(subscription: Subscription) -> pb.Event | None:
+    """The next event, one of nothing after a while without any, ``None`` at the end."""
+    try:
+        event = await subscription.next(seconds_max=limits.EVENT_HEARTBEAT_SECONDS)
+    except StopAsyncIteration:
+        return None
+    message = pb.Event()
+    if event is not None:
+        message.id = subscription.number
+        into = getattr(message, _EVENT_FIELDS[type(event)])
+        into.SetInParent()
+        fill(into, event)
+    return message
 
 
 def _put_head(frame: RawFrame) -> pb.PutHead:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from .. import limits
 from ..clients import batches, leases, tenancy, wire
+from ..clients.scrubs import ScrubReport
 from ..errors import (
     CodecMismatch,
     InvalidData,
@@ -104,6 +105,8 @@ class HttpApi:
                 headers=(part.LAST_EVENT_ID,),
                 refusals=(Overloaded,),
             ),
+            Route("POST", "/scrub", Call.SCRUB, self._start_scrub, (Answer(202, ScrubReport),), refusals=(NotFound,)),
+            Route("GET", "/scrub", Call.SCRUB_REPORT, self._scrub, (Answer(200, ScrubReport),), refusals=(NotFound,)),
             Route("GET", "/stats", Call.STATS, self._stats, (Answer(200, wire.DaemonStats),)),
             Route("GET", "/metrics", Call.METRICS, self._render_metrics, (Answer(200, media=METRICS_TYPE),)),
             Route("GET", "/healthz", Call.HEALTH, self._health, health),
@@ -203,6 +206,14 @@ class HttpApi:
     async def _events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         only(request)
         return await stream_events(self._service, request, caller)
+
+    async def _start_scrub(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request)
+        return _json(self._service.start_scrub(caller), status=202)
+
+    async def _scrub(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        only(request)
+        return _json(self._service.scrub_report(caller))
 
     async def _stats(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         return _json(self._service.stats(caller))

@@ -27,7 +27,6 @@ async def stream_events(service: Service, request: web.Request, caller: Caller) 
         response.content_type = EVENTS_TYPE
         await response.prepare(request)
         await response.write(_HEARTBEAT)  # so that the head is on its way, and the client knows that it is subscribed
-        number = 0
         while True:
             try:
                 event = await subscription.next(seconds_max=limits.EVENT_HEARTBEAT_SECONDS)
@@ -36,6 +35,5 @@ async def stream_events(service: Service, request: web.Request, caller: Caller) 
             if event is None:
                 await response.write(_HEARTBEAT)
                 continue
-            number += 1
-            head = f"event: {type(event).__name__}\nid: {number}\ndata: "
+            head = f"event: {type(event).__name__}\nid: {subscription.number}\ndata: "
             await response.write(head.encode() + wire.encode(event) + b"\n\n")

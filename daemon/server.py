@@ -50,6 +50,7 @@ from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
 from .notify import Notifier
+from .scrubbing import AskedScrub
 from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
@@ -125,10 +126,9 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
         await shelves.known(authenticator.local.namespace)
         admission = Admission(share_of=authenticator.share_of)
-        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub)
         await store.start()
-        if ssd is not None:
-            await stack.enter_async_context(_scrubbing(ssd, store, config))
+        scrub = None if ssd is None else await stack.enter_async_context(_scrubbing(ssd, store, config))
+        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub)
         service.open()
         metrics = Metrics(lambda: service.stats(authenticator.local))
         serving_http = serve_http(service, metrics, authenticator, listener, loopback=config.loopback, tls=tls)
@@ -302,14 +302,18 @@ def _sealed(config: DaemonConfig, tier: Tier) -> Tier:
 
 
 @asynccontextmanager
-async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> AsyncIterator[None]:
+async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> AsyncIterator[AskedScrub]:
+    """Scrub in the background while the context lasts; what it gives scrubs when asked to."""
+
     def note(info: RecordInfo) -> None:
         store.note_corrupt(ssd.name, info.content_key, "found by the scrub")
 
+    asked = AskedScrub(ssd, _chunks(config), note)
     scrubbing = asyncio.create_task(Scrubber(ssd, _chunks(config), on_damaged=note).run())
     try:
-        yield
+        yield asked
     finally:
+        await asked.close()
         scrubbing.cancel()
         await asyncio.wait((scrubbing,))
 

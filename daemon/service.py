@@ -19,6 +19,7 @@ from .. import __version__, limits
 from ..clients import leases, tenancy, wire
 from ..clients.kv_events import KvEvent
 from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
+from ..clients.scrubs import ScrubReport
 from ..codec.container import ContainerHeader, generic_digest, parse_header
 from ..codec.level import EXACT, Level
 from ..errors import (
@@ -43,6 +44,7 @@ from .events import EventHub, Subscription
 from .outcomes import value_of
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
+from .scrubbing import AskedScrub
 
 __all__ = ["ChunkOutline", "Service"]
 
@@ -75,12 +77,14 @@ class Service:
         *,
         dirty_bytes_max: int,
         hub: EventHub | None = None,
+        scrub: AskedScrub | None = None,
     ) -> None:
         self.admission = admission
         self._pools = PoolRegistry()
         self._store = store
         self._shelves = shelves
         self._hub = EventHub() if hub is None else hub
+        self._scrub = scrub
         self._dirty_bytes_max = dirty_bytes_max
         self._reads = asyncio.Semaphore(limits.STORE_READS_MAX)
         self._started = time.monotonic()
@@ -348,6 +352,22 @@ class Service:
         caller.require(Scope.ADMIN)
         known = {item.owner: item for item in (caller.namespace, *self._store.tenants())}
         return leases.NamespaceList(tuple(tenant_stats(self._store.tenant_stats(item)) for item in known.values()))
+
+    def start_scrub(self, caller: Caller) -> ScrubReport:
+        """Begin to verify all of the SSD tier, of all tenants; :class:`NotFound` where there is no such tier."""
+        caller.require(Scope.ADMIN)
+        return self._scrubber.start()
+
+    def scrub_report(self, caller: Caller) -> ScrubReport:
+        """How far that has come; raises likewise."""
+        caller.require(Scope.ADMIN)
+        return self._scrubber.report()
+
+    @property
+    def _scrubber(self) -> AskedScrub:
+        if self._scrub is None:
+            raise NotFound("this daemon has no SSD tier that could be scrubbed")
+        return self._scrub
 
     def health(self) -> wire.Health:
         """Which daemon this is, and its phase."""

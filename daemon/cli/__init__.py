@@ -36,7 +36,8 @@ VERBS = (
     Verb("rm", "Forget chunks."),
     Verb("calibrate", "Learn a codec profile for a model from text."),
     Verb("bench", "Measure your daemon and its disk."),
-    Verb("fsck", "Check the chunks on disk, byte by byte."),
+    Verb("scrub", "Have the daemon verify all it has on disk, now."),
+    Verb("fsck", "Check the chunks on disk, without a daemon."),
     Verb("completion", "Print the completion script of a shell."),
     Verb("doctor", "Find what is misconfigured, and the fix."),
 )

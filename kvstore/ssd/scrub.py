@@ -16,7 +16,7 @@ from ... import limits
 from ...errors import StorageUnavailable
 from ..atomic_file import replace_file
 from ..tier import RecordInfo
-from .tier import LogPosition, SsdTier
+from .tier import LogPosition, Scrubbed, SsdTier
 
 __all__ = ["ScrubCounts", "Scrubber"]
 
@@ -75,15 +75,22 @@ class Scrubber:
                     await self._sleep(_PAUSE_SECONDS)
 
     async def once(self) -> ScrubCounts:
-        """Scrub everything from the start, without a pause; what there was."""
+        """Scrub everything from the start, without a pause; what there was. :meth:`run` goes on where it was."""
         rounds = self.counts.rounds
         position = LogPosition()
         while self.counts.rounds == rounds:
-            position = await self.step(position, pause=False)
+            position = (await self._read(position)).position
         return self.counts
 
-    async def step(self, position: LogPosition, *, pause: bool = True) -> LogPosition:
+    async def step(self, position: LogPosition) -> LogPosition:
         """Scrub what a second allows, then wait until it is over; where to go on."""
+        done = await self._read(position)
+        with suppress(OSError):  # a position that is not written down is only work done twice
+            await asyncio.to_thread(self._write_position, done.position)
+        await self._sleep(done.size_bytes / self._bytes_per_second)
+        return done.position
+
+    async def _read(self, position: LogPosition) -> Scrubbed:
         done = await self._tier.scrub(position, bytes_max=self._bytes_per_second)
         counts = self.counts
         counts.records += done.records
@@ -92,11 +99,7 @@ class Scrubber:
         counts.rounds += done.at_end
         for info in done.damaged:
             self._on_damaged(info)
-        with suppress(OSError):  # a position that is not written down is only work done twice
-            await asyncio.to_thread(self._write_position, done.position)
-        if pause:
-            await self._sleep(done.size_bytes / self._bytes_per_second)
-        return done.position
+        return done
 
     def _write_position(self, position: LogPosition) -> None:
         replace_file(self._path, f"{position.sequence} {position.offset}\n".encode())

@@ -409,3 +409,22 @@ async def test_hedged_reads_come_to_the_same(served, key, container):
             return [bytes(item.value.data) for item in client.get_many([key] * 20)]
 
     assert await asyncio.to_thread(blocking) == [container] * 20
+
+
+async def test_a_scrub_reads_all_that_is_on_disk(served, key, container):
+    await served.client.put(key, container, ack=Ack.DISK)
+    assert (await served.client.scrub_report()).number == 0
+    begun = await served.client.start_scrub()
+    assert begun.number == 1
+    report = begun
+    while report.running:
+        report = await served.client.scrub_report()
+    assert (report.number, report.records, report.damaged, report.failure) == (1, 1, 0, None)
+    assert report.size_bytes >= len(container)
+
+    def blocking() -> int:
+        with served.blocking() as client:
+            client.start_scrub()
+            return client.scrub_report().number
+
+    assert await asyncio.to_thread(blocking) == 2

@@ -490,6 +490,78 @@ class PoolReport(_message.Message):
     dirty_bytes: int
     def __init__(self, device: _Optional[str] = ..., pid: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., chunks: _Optional[int] = ..., tracked: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., dirty_bytes: _Optional[int] = ...) -> None: ...
 
+class ScrubReport(_message.Message):
+    __slots__ = ("number", "running", "records", "size_bytes", "total_bytes", "damaged", "seconds", "failure")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    running: bool
+    records: int
+    size_bytes: int
+    total_bytes: int
+    damaged: int
+    seconds: float
+    failure: str
+    def __init__(self, number: _Optional[int] = ..., running: _Optional[bool] = ..., records: _Optional[int] = ..., size_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., damaged: _Optional[int] = ..., seconds: _Optional[float] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class EventsQuestion(_message.Message):
+    __slots__ = ("last_event_id",)
+    LAST_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    last_event_id: int
+    def __init__(self, last_event_id: _Optional[int] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("id", "block_stored", "block_removed", "events_lost")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_STORED_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_REMOVED_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_LOST_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    block_stored: BlockStored
+    block_removed: BlockRemoved
+    events_lost: EventsLost
+    def __init__(self, id: _Optional[int] = ..., block_stored: _Optional[_Union[BlockStored, _Mapping]] = ..., block_removed: _Optional[_Union[BlockRemoved, _Mapping]] = ..., events_lost: _Optional[_Union[EventsLost, _Mapping]] = ...) -> None: ...
+
+class BlockStored(_message.Message):
+    __slots__ = ("block_hashes", "medium", "tier", "parent_block_hash", "block_size", "start", "size_bytes")
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    PARENT_BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    medium: str
+    tier: str
+    parent_block_hash: bytes
+    block_size: int
+    start: int
+    size_bytes: int
+    def __init__(self, block_hashes: _Optional[_Iterable[bytes]] = ..., medium: _Optional[str] = ..., tier: _Optional[str] = ..., parent_block_hash: _Optional[bytes] = ..., block_size: _Optional[int] = ..., start: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class BlockRemoved(_message.Message):
+    __slots__ = ("block_hashes", "medium", "tier")
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    medium: str
+    tier: str
+    def __init__(self, block_hashes: _Optional[_Iterable[bytes]] = ..., medium: _Optional[str] = ..., tier: _Optional[str] = ...) -> None: ...
+
+class EventsLost(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
 class Health(_message.Message):
     __slots__ = ("phase", "version", "pid")
     PHASE_FIELD_NUMBER: _ClassVar[int]

@@ -107,10 +107,19 @@ async def test_a_closed_tier_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_records_that_move_meanwhile_are_not_damaged(tmp_path: Path, tier: SsdTier) -> None:
-    scrubber = Scrubber(tier, tmp_path, bytes_per_second=100_000)
+    scrubber = Scrubber(tier, tmp_path, bytes_per_second=100_000, sleep=Clock())
     position = LogPosition()
     for number in range(100, 200):
-        position = await scrubber.step(position, pause=False)
+        position = await scrubber.step(position)
         await tier.put(make_record(number, 50_000))
     assert scrubber.counts.damaged == 0
     assert tier.damaged_records == 0
+
+
+async def test_a_pass_from_the_start_leaves_the_background_where_it_was(tmp_path: Path, tier: SsdTier) -> None:
+    background = Scrubber(tier, tmp_path, bytes_per_second=500_000, sleep=Clock(sleeps_max=2))
+    with pytest.raises(asyncio.CancelledError):
+        await background.run()
+    reached = (tmp_path / "scrub").read_bytes()
+    assert (await Scrubber(tier, tmp_path).once()).records == 40
+    assert (tmp_path / "scrub").read_bytes() == reached
