@@ -190,6 +190,8 @@ LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
 CLIENT_CONNECTIONS_MAX: Final = 4
 """Connections that one client keeps, and so the reads that ``get_many`` has in flight."""
 CONNECT_SECONDS_MAX: Final = 2.0
+NAME_KEPT_SECONDS: Final = 10.0
+"""How long a client goes by the addresses that it has found for the name of its daemon's machine."""
 PROGRESS_SECONDS_MAX: Final = 10.0
 """A transfer that moves no byte for this long is given up."""
 LOOKUP_SECONDS_DEFAULT: Final = 0.05

@@ -2,16 +2,19 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from .. import limits
 from ..errors import DaemonSilent, DaemonUnavailable, Unauthenticated
 from ..tracing import propagated
 from .access import Access
 from .http_message import Buffer, HttpReply, HttpRequest
+from .naming import NameLookup
 from .protocol import Operation
 
 __all__ = ["AsyncHttpDaemon"]
@@ -25,6 +28,7 @@ class AsyncHttpDaemon:
     def __init__(self, access: Access, *, connections_max: int) -> None:
         self._access = access
         self._endpoint = access.endpoint
+        self._names = NameLookup(access.endpoint)
         self._context = access.trust.context() if access.endpoint.secure else None
         self._connections_max = connections_max
         self._session: aiohttp.ClientSession | None = None
@@ -53,6 +57,7 @@ class AsyncHttpDaemon:
             message = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
             raise DaemonUnavailable(f"certificate of {self._endpoint} does not hold: {message.lower()}") from error
         except aiohttp.ClientConnectorError as error:
+            self._names.forget()
             number = error.os_error.errno
             reason = str(error.os_error) if number is None else os.strerror(number)  # asyncio's own text is longer
             raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
@@ -94,11 +99,43 @@ class AsyncHttpDaemon:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self._context or True),
+                connector=aiohttp.TCPConnector(
+                    limit=self._connections_max,
+                    ssl=self._context or True,
+                    resolver=_Resolver(self._names),
+                    use_dns_cache=False,
+                ),
                 auto_decompress=False,
                 read_bufsize=limits.STREAM_FRAME_BYTES,
             )
         return self._session
+
+
+class _Resolver(AbstractResolver):
+    """Asks :class:`NameLookup`: a look-up that hangs in the loop's own threads would hold up its end."""
+
+    def __init__(self, names: NameLookup) -> None:
+        self._names = names
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """The addresses of the one daemon that is asked for here."""
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address.place[0],
+                port=port,
+                family=address.family,
+                proto=socket.IPPROTO_TCP,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for address in await self._names.addresses_async(limits.CONNECT_SECONDS_MAX)
+            if family in (socket.AF_UNSPEC, address.family)
+        ]
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
 
 
 async def _each(parts: tuple[Buffer, ...]) -> AsyncIterator[Buffer]:

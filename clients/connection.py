@@ -10,6 +10,7 @@ from .. import limits
 from ..errors import DaemonSilent, DaemonUnavailable
 from .discovery import Endpoint
 from .http_message import HttpReply, HttpRequest
+from .naming import NameLookup
 from .patience import UNBOUNDED, Deadline
 from .protocol import Operation
 
@@ -27,15 +28,10 @@ class StaleConnection(Exception):
 class Connection:
     """Connects on first use. Not thread-safe: whoever holds it, owns it."""
 
-    def __init__(self, endpoint: Endpoint, context: "ssl.SSLContext | None" = None) -> None:
-        """``context`` is what a secure ``endpoint`` is verified with."""
-        self._endpoint = endpoint
-        wait = limits.CONNECT_SECONDS_MAX
-        self._http = (
-            http.client.HTTPSConnection(endpoint.host, endpoint.port, timeout=wait, context=context)
-            if endpoint.secure
-            else http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=wait)
-        )
+    def __init__(self, endpoint: Endpoint, names: NameLookup, context: "ssl.SSLContext | None" = None) -> None:
+        """``names`` finds the addresses of ``endpoint``; ``context`` is what a secure one is verified with."""
+        self._endpoint, self._names, self._context = endpoint, names, context
+        self._http = http.client.HTTPConnection(endpoint.host, endpoint.port)
         self._used = False
         self.reusable = False
         """Whether the connection stands and may carry another exchange."""
@@ -55,8 +51,7 @@ class Connection:
         self.reusable = False
         try:
             if self._http.sock is None:
-                self._http.timeout = deadline.left(limits.CONNECT_SECONDS_MAX)
-                self._connect()
+                self._connect(deadline)
             self._http.sock.settimeout(deadline.left(operation.answer_seconds_max))
             self._http.response_class = cast("type[http.client.HTTPResponse]", _response_class(deadline))
             self._send(request)
@@ -78,15 +73,34 @@ class Connection:
                 self._http.close()
         return reply
 
-    def _connect(self) -> None:
+    def _connect(self, deadline: Deadline) -> None:
         try:
-            self._http.connect()
+            self._http.sock = self._open(deadline)
         except OSError as error:
+            self._names.forget()
             verified = getattr(error, "verify_message", None)
             if verified:
                 raise DaemonUnavailable(f"certificate of {self._endpoint} does not hold: {verified.lower()}") from error
             reason = error.strerror or str(error)
             raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
+
+    def _open(self, deadline: Deadline) -> socket.socket:
+        """A socket that is connected, at the first address where somebody answers, and secure where that is asked."""
+        failure = OSError("its name stands for no address")
+        for address in self._names.addresses(deadline.left(limits.CONNECT_SECONDS_MAX)):
+            connecting = socket.socket(address.family, socket.SOCK_STREAM)
+            try:
+                connecting.settimeout(deadline.left(limits.CONNECT_SECONDS_MAX))
+                connecting.connect(address.place)
+                connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._context is None:
+                    return connecting
+                connecting.settimeout(deadline.left(limits.CONNECT_SECONDS_MAX))
+                return self._context.wrap_socket(connecting, server_hostname=self._endpoint.host)
+            except OSError as error:
+                connecting.close()
+                failure = error
+        raise failure
 
     def _send(self, request: HttpRequest) -> None:
         try:

@@ -9,6 +9,7 @@ from ..tracing import propagated
 from .access import Access
 from .connection import Connection, StaleConnection
 from .http_message import HttpReply, HttpRequest
+from .naming import NameLookup
 from .patience import UNBOUNDED, Deadline
 from .protocol import Operation
 
@@ -26,6 +27,7 @@ class HttpDaemon:
     def __init__(self, access: Access, *, connections_max: int) -> None:
         self._access = access
         self._endpoint = access.endpoint
+        self._names = NameLookup(access.endpoint)
         self._context = access.trust.context() if access.endpoint.secure else None
         self._connections_max = connections_max
         self._idle: deque[Connection] = deque()
@@ -58,7 +60,7 @@ class HttpDaemon:
             reply = connection.exchange(request, operation, deadline)
         except StaleConnection:
             # The daemon was restarted, or closed a connection idle for long; every operation may be sent twice.
-            connection = Connection(self._endpoint, self._context)
+            connection = Connection(self._endpoint, self._names, self._context)
             reply = connection.exchange(request, operation, deadline)
         if connection.reusable and len(self._idle) < self._connections_max:
             self._idle.append(connection)
@@ -70,4 +72,4 @@ class HttpDaemon:
         try:
             return self._idle.pop()
         except IndexError:
-            return Connection(self._endpoint, self._context)
+            return Connection(self._endpoint, self._names, self._context)
