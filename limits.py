@@ -141,7 +141,8 @@ INFLIGHT_BYTES_MAX: Final = 1024 * 1024 * 1024
 REQUESTS_INFLIGHT_MAX: Final = 4096
 """Requests inside at once; a connection has one at a time."""
 STORE_READS_MAX: Final = 16
-"""Chunks being read out of the store at once; how large each is, is known only when it has been."""
+"""Chunks being read out of the store at once; how large each is, is known only when it has been. One tenant may have
+three quarters of these places."""
 CONNECTIONS_MAX: Final = 10_240
 STRANGERS_MAX: Final = 1024
 """Connections over which no key has come yet."""
@@ -175,6 +176,8 @@ GRPC_IDLE_SECONDS_MAX: Final = 7.0
 """A gRPC connection over which no call is under way is closed after this: gRPC cannot tell a tenant's from a
 stranger's, and its clients connect again by themselves."""
 GRPC_STREAMS_PER_CONNECTION_MAX: Final = 256
+GRPC_LINGERING_MAX: Final = 256
+"""Refused calls whose messages are still taken for a while, so that their clients get to see why."""
 BATCH_READ_AHEAD_MAX: Final = 4
 """Chunks of a batch that are read, or ready, while one is being sent."""
 LOCAL_CONNECTIONS_MAX: Final = 256

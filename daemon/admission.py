@@ -95,6 +95,10 @@ class Admission:
         """The budget."""
         return self._bytes_max
 
+    def share_of(self, tenant: str) -> TenantShare:
+        """What ``tenant`` may have inside now."""
+        return self._share_of(tenant)
+
     def open(self) -> None:
         """Serve from now on."""
         self._phase = Phase.READY

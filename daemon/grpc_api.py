@@ -30,6 +30,7 @@ from .call import Call
 from .caller import Caller
 from .events import Subscription
 from .grpc_guard import GrpcGuard, GrpcStream, Handler
+from .grpc_shares import GrpcShares
 from .metrics import Metrics
 from .service import Service
 
@@ -57,7 +58,7 @@ class GrpcApi:
     def __init__(self, service: Service, metrics: Metrics, authenticator: Authenticator) -> None:
         self._service = service
         self._metrics = metrics
-        self._guard = GrpcGuard(service, metrics, authenticator)
+        self._guard = GrpcGuard(service, metrics, authenticator, GrpcShares(service.admission))
         self.methods = (
             Method("Put", Call.PUT_CHUNK, self._put),
             Method("PutMany", Call.PUT_CHUNKS, self._put_many),
@@ -77,9 +78,9 @@ class GrpcApi:
             Method("GetProfile", Call.GET_PROFILE, self._get_profile),
             Method("Tenant", Call.TENANT, self._plain(self._service.tenant, pb.TenantStats)),
             Method("Namespaces", Call.NAMESPACES, self._plain(self._service.namespaces, pb.NamespaceList)),
+            Method("Stats", Call.STATS, self._plain(self._service.stats, pb.DaemonStats)),
             Method("Scrub", Call.SCRUB, self._plain(self._service.start_scrub, pb.ScrubReport)),
             Method("GetScrub", Call.SCRUB_REPORT, self._plain(self._service.scrub_report, pb.ScrubReport)),
-            Method("Stats", Call.STATS, self._plain(self._service.stats, pb.DaemonStats)),
             Method("Events", Call.EVENTS, self._events),
             Method("Health", Call.HEALTH, self._plain(lambda _: self._service.health(), pb.Health)),
         )

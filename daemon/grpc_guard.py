@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ from ..tracing import Role, recording, span
 from .authenticator import Authenticator
 from .call import OPEN, Call
 from .caller import Caller, Scope
+from .grpc_shares import GrpcShares
 from .metrics import Metrics
 from .service import Service
 
@@ -90,6 +91,7 @@ class GrpcGuard:
     service: Service
     metrics: Metrics
     authenticator: Authenticator
+    shares: GrpcShares
 
     def around(self, call: Call, handler: Handler) -> Callable[[object, Context], Awaitable[None]]:
         """``handler`` as a gRPC behaviour of bytes in and bytes out."""
@@ -113,7 +115,9 @@ class GrpcGuard:
             if error is None:
                 context.set_trailing_metadata(trailers)
             else:
-                await _linger(context)
+                with self.shares.lingering() as may:
+                    if may:
+                        await _linger(context)
                 await context.abort(_STATUS[status], str(error), (*trailers, *_trailers(error, str(error))))
 
         return guarded
@@ -122,10 +126,11 @@ class GrpcGuard:
         """Serve a call; what it failed with."""
         try:
             caller = self._admit(call, context)
-            if not call.admitted:
-                await handler(GrpcStream(context), caller)
-                return None
-            with self.service.entering(caller):
+            with ExitStack() as held:
+                if call.needs is not OPEN:
+                    held.enter_context(self.shares.calling(caller.tenant, context.peer()))
+                if call.admitted:
+                    held.enter_context(self.service.entering(caller))
                 await handler(GrpcStream(context), caller)
         except KvloomError as error:
             say = _log.debug if isinstance(error, NotFound) else _log.info

@@ -1,11 +1,11 @@
 """The gRPC edge as a server: its port, its limits, TLS where that is configured, health and reflection."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -56,12 +56,56 @@ class TlsPaths(Protocol):
         """Who must have signed a client's certificate; ``None`` asks for none."""
 
 
+class _Certificates:
+    """What connections are secured with from now on: the files as they were when they were read last."""
+
+    def __init__(self, paths: TlsPaths) -> None:
+        self._paths = paths
+        self._asks = paths.client_ca is not None
+        self._given = self._current = self._read()
+
+    def reload(self) -> None:
+        """Read the files anew; :class:`ConfigError` where they cannot be, and nothing changes."""
+        self._current = self._read()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Credentials that follow :meth:`reload`."""
+        changed = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._changed)  # the stubs know no None
+        return grpc.dynamic_ssl_server_credentials(self._given, changed, require_client_authentication=self._asks)
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by gRPC before each handshake, in a thread of its own: what is new since it asked last."""
+        current = self._current
+        if current is self._given:
+            return None
+        self._given = current
+        return current
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        paths = self._paths
+        try:
+            pair = (paths.key.read_bytes(), paths.certificate.read_bytes())
+            roots = None if paths.client_ca is None else paths.client_ca.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"TLS file {error.filename} cannot be read: {(error.strerror or '').lower()}") from error
+        return grpc.ssl_server_certificate_configuration([pair], roots)
+
+
 @dataclass(frozen=True, slots=True)
 class RunningGrpc:
     """An edge that serves at ``port``."""
 
     port: int
     checks: health.aio.HealthServicer
+    certificates: _Certificates | None
+
+    def reload_certificates(self) -> None:
+        """Read the TLS files anew, for the connections made from now on. Blocks; :class:`ConfigError` as at the start.
+
+        Whether they hold is for the caller to find out before: gRPC does not say.
+        """
+        if self.certificates is not None:
+            self.certificates.reload()
 
     async def drain(self) -> None:
         """Say to whoever checks the health that no more calls are taken."""
@@ -90,10 +134,11 @@ async def serve_grpc(
     reflection.enable_server_reflection(names, server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        if tls is None:
+        certificates = None if tls is None else await asyncio.to_thread(_Certificates, tls)
+        if certificates is None:
             bound = server.add_insecure_port(address)
         else:
-            bound = server.add_secure_port(address, await asyncio.to_thread(_credentials, tls))
+            bound = server.add_secure_port(address, certificates.credentials())
     except RuntimeError as error:
         raise ConfigError(f"gRPC port {port} on {host} cannot be used: {error}") from error
     if not bound:
@@ -102,16 +147,7 @@ async def serve_grpc(
     for name in ("", SERVICE_NAME):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        yield RunningGrpc(bound, checks)
+        yield RunningGrpc(bound, checks, certificates)
     finally:
         await checks.enter_graceful_shutdown()
         await server.stop(_CLOSE_SECONDS_MAX)
-
-
-def _credentials(tls: TlsPaths) -> grpc.ServerCredentials:
-    try:
-        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-        roots = None if tls.client_ca is None else tls.client_ca.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"TLS file {error.filename} cannot be read: {(error.strerror or '').lower()}") from error
-    return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)

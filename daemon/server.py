@@ -150,6 +150,8 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             store.set_shared_quotas(authenticator.tenants.network_quotas())
             if tls is not None and config.tls is not None:
                 load_certificates(tls, config.tls)
+                if grpc is not None:
+                    grpc.reload_certificates()
             _log.info("credentials taken over", keys=len(credentials.keys), tenants=len(credentials.tenants))
 
         await stack.enter_async_context(_watching(file, apply, reload))

@@ -41,6 +41,7 @@ from ..tracing import span
 from .admission import Admission
 from .caller import Caller, Scope
 from .events import EventHub, Subscription
+from .fair_slots import FairSlots
 from .outcomes import value_of
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
@@ -86,7 +87,7 @@ class Service:
         self._hub = EventHub() if hub is None else hub
         self._scrub = scrub
         self._dirty_bytes_max = dirty_bytes_max
-        self._reads = asyncio.Semaphore(limits.STORE_READS_MAX)
+        self._reads = FairSlots(limits.STORE_READS_MAX)
         self._started = time.monotonic()
 
     def open(self) -> None:
@@ -149,7 +150,7 @@ class Service:
         """
         caller.require(Scope.READ)
         with span("service.get", tenant=caller.tenant):
-            async with self._reads:
+            async with self._reads.of(caller.tenant):
                 outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
         chunk = value_of(outcome, f"chunk {key.hex()[:16]}…")
         with self.admission.reserve(chunk.total_bytes, caller.tenant):
@@ -216,7 +217,7 @@ class Service:
         """
         caller.require(Scope.READ)
         with span("service.get", tenant=caller.tenant, chunks=len(keys)):
-            async with self._reads:
+            async with self._reads.of(caller.tenant):
                 outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
         found = [outcome.value if isinstance(outcome, Hit) else None for outcome in outcomes]
         with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None), caller.tenant):
@@ -326,7 +327,7 @@ class Service:
     async def reading_profile(self, caller: Caller, digest: bytes) -> AsyncIterator[bytes]:
         """Read a profile and hold its bytes against the budget; raises as :meth:`reading` does."""
         caller.require(Scope.READ)
-        async with self._reads:
+        async with self._reads.of(caller.tenant):
             outcome = await (await self._shelves.shelf(caller.namespace)).get(digest)
         data = value_of(outcome, f"profile {digest.hex()[:16]}…")
         with self.admission.reserve(len(data), caller.tenant):

@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import ssl
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
 from certificates import Authority
 
+from kvloom import limits
 from kvloom.clients import AsyncKvloomClient, KvloomClient, Trust
 from kvloom.clients.discovery import DaemonNote
 from kvloom.clients.proto.kvloom.v1alpha1 import kvloom_pb2 as pb
@@ -110,6 +113,118 @@ async def test_tls_is_spoken_and_verified(tmp_path, container_bytes, mutual):
         for wrong in (url, address(tmp_path)):  # another authority, or no TLS at all
             async with AsyncKvloomClient(wrong, trust=bad, **options) as client:
                 assert isinstance(await client.get(chunk), Unavailable)
+
+
+async def served_certificate(address, authority):
+    """The certificate that a connection made now is shown."""
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.removeprefix("grpcs://").rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    shown = writer.get_extra_info("ssl_object").getpeercert()["subject"]
+    writer.transport.abort()
+    return dict(item[0] for item in shown)["commonName"]
+
+
+async def test_new_certificate_files_are_read_on_a_reload_and_those_that_do_not_hold_are_not(tmp_path):
+    authority = Authority(tmp_path)
+    pair, renewed = authority.sign("server", "127.0.0.1"), authority.sign("renewed", "127.0.0.1")
+    key, files = add_key(tmp_path), {"tls_certificate": str(pair.certificate), "tls_key": str(pair.key)}
+    async with open_it(tmp_path, **files) as running:
+
+        async def reload():
+            before = running.authenticator.tenants
+            running.reload.set()
+            async with asyncio.timeout(WAIT_SECONDS):
+                while running.reload.is_set() or running.authenticator.tenants is before:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+
+        url, trust = address(tmp_path, "grpcs"), Trust(authority.ca)
+        assert await served_certificate(url, authority) == "server"
+        async with AsyncKvloomClient(url, trust=trust, api_key=key) as connected:
+            assert (await connected.tenant()).puts == 0
+            pair.certificate.write_bytes(renewed.certificate.read_bytes())
+            pair.key.write_bytes(renewed.key.read_bytes())
+            assert await served_certificate(url, authority) == "server"  # not before it is told to
+            await reload()
+            assert await served_certificate(url, authority) == "renewed"
+            assert (await connected.tenant()).puts == 0  # over the connection that stood
+        pair.certificate.write_bytes(b"no certificate")
+        await reload()
+        assert await served_certificate(url, authority) == "renewed"
+        async with AsyncKvloomClient(url, trust=trust, api_key=key) as client:
+            assert (await client.tenant()).puts == 0
+
+
+async def test_a_tenant_may_have_so_many_calls_and_connections_and_another_goes_on(tmp_path):
+    """Calls that stand still hold their places: those of one tenant up to its share, and none of another's."""
+    greedy, other = (f"Bearer {add_key(tmp_path, tenant)}" for tenant in ("greedy", "other"))
+    path = tmp_path / "data" / "credentials.toml"
+    path.write_text(path.read_text() + "\n[tenants.greedy]\nrequests = 3\nconnections = 2\n")
+    async with open_it(tmp_path) as running, AsyncExitStack() as stack:
+        target = address(tmp_path).removeprefix("grpc://")
+        admission = running.service.admission
+
+        async def channel():
+            return await stack.enter_async_context(
+                grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+            )
+
+        async def refused(on, key):
+            try:
+                async for _ in on.stream_stream(f"/{SERVICE_NAME}/Tenant")(
+                    iter([b""]), metadata=(("authorization", key),), timeout=WAIT_SECONDS
+                ):
+                    return None
+            except grpc.aio.AioRpcError as error:
+                return dict(error.trailing_metadata())["kvloom-error"], error.details()
+
+        def subscribe(on):
+            return on.stream_stream(f"/{SERVICE_NAME}/Events")(iter([b""]), metadata=(("authorization", greedy),))
+
+        one, two, three = [await channel() for _ in range(3)]
+        streams = [subscribe(one), subscribe(one)]
+        for stream in streams:
+            assert await stream.read() == b""
+        assert admission.connections == 1
+        streams.append(subscribe(two))
+        assert await streams[2].read() == b""
+        assert admission.connections == 2
+        code, line = await refused(one, greedy)
+        assert code == "tenant_overloaded"
+        assert "3 calls of this tenant are under way, its limit is 3" in line
+        streams.pop(0).cancel()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while await refused(one, greedy) is not None:
+                pass
+        code, line = await refused(three, greedy)
+        assert code == "tenant_overloaded"
+        assert "2 connections, its limit is 2" in line
+        assert await refused(three, other) is None
+        for stream in streams:
+            stream.cancel()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while admission.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+
+async def test_strangers_who_send_on_after_they_were_refused_take_no_calls_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "GRPC_LINGERING_MAX", 1)
+    monkeypatch.setattr(limits, "REFUSED_BODY_SECONDS_MAX", 3600)
+    bearer = ("authorization", f"Bearer {add_key(tmp_path)}")
+    async with open_it(tmp_path), grpc.aio.insecure_channel(address(tmp_path).removeprefix("grpc://")) as channel:
+        strangers = [channel.stream_stream(f"/{SERVICE_NAME}/Put")() for _ in range(5)]
+        for call in strangers:
+            await call.write(b"")
+        codes = [asyncio.create_task(call.code()) for call in strangers]
+        async with asyncio.timeout(WAIT_SECONDS):
+            while sum(code.done() for code in codes) < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert {code.result() for code in codes if code.done()} == {grpc.StatusCode.UNAUTHENTICATED}
+        assert await status_of(channel, "Tenant", bearer) is grpc.StatusCode.OK
+        for call in strangers:
+            call.cancel()
+        await asyncio.gather(*codes)
 
 
 async def test_a_token_of_a_daemon_started_anew_is_taken_over(tmp_path, container_bytes):

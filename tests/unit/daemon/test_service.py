@@ -221,6 +221,27 @@ async def test_events_come_to_their_own_tenant(store, tmp_path):
     assert hub.subscribers == 0
 
 
+async def test_the_slow_reads_of_one_tenant_leave_places_for_the_others(service, store, key, container_bytes):
+    """Everything that ``OTHER`` reads hangs, as a disk or a network store may."""
+    await service.put(ME, key, container_bytes([EXACT], content_key=key), ack=Ack.MEMORY)
+    reading, hang = store.get, asyncio.Event()
+
+    async def get(namespace, wanted, **asked):
+        if namespace == OTHER.namespace:
+            await hang.wait()
+        return await reading(namespace, wanted, **asked)
+
+    store.get = get
+    slow = [asyncio.create_task(read(service, key, OTHER)) for _ in range(4 * limits.STORE_READS_MAX)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        for _ in range(20):
+            await read(service, key)
+    hang.set()
+    outcomes = await asyncio.gather(*slow, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {errors.NotFound}
+
+
 def methods_with_a_caller():
     for name, method in inspect.getmembers(Service, inspect.isfunction):
         if "caller" in inspect.signature(method).parameters and name not in ("entering", "reserving"):
