@@ -82,6 +82,8 @@ GETS_AT_ONCE_DEFAULT: Final = 16
 DELETIONS_AT_ONCE_MAX: Final = 64
 ADMISSION_KEYS_MAX: Final = 32_768
 """Chunks seen once whose second use a disk tier waits for."""
+WARM_RECORDS_MAX: Final = 131_072
+"""Records that a daemon remembers over a restart to have been in memory: 64 bytes each."""
 TTL_SECONDS_MAX: Final = 10 * 366 * 86_400
 SWEEP_SECONDS: Final = 10.0
 SHARED_COUNT_ROUNDS_DEFAULT: Final = 6

@@ -55,6 +55,7 @@ from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
 from .traces import exporting_traces
+from .warm_start import warmed
 
 if TYPE_CHECKING:
     from .grpc_server import RunningGrpc
@@ -129,6 +130,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         await store.start()
         scrub = None if ssd is None else await stack.enter_async_context(_scrubbing(ssd, store, config))
         service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub)
+        await stack.enter_async_context(warmed(store, config.data_dir))
         service.open()
         metrics = Metrics(lambda: service.stats(authenticator.local))
         serving_http = serve_http(service, metrics, authenticator, listener, loopback=config.loopback, tls=tls)

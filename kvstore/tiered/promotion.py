@@ -68,6 +68,11 @@ class Promoter:
         self.dropped = 0
         """Offers not taken up because too many were waiting."""
 
+    @property
+    def waiting(self) -> int:
+        """Offers that nobody works on yet."""
+        return self._queue.qsize()
+
     def offer(self, copy: Copy, found: ChunkRead, targets: Sequence[Tier], mark: int) -> bool:
         """Queue copying to those ``targets`` that it fits what ``found`` was read from, at ``mark`` of the change log.
 

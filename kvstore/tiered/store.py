@@ -48,6 +48,7 @@ from .stats import StoreObserver, StoreStats
 from .tally import Tally
 from .tenants import Tenants, TenantStats
 from .upkeep import Upkeep
+from .warming import Warming
 
 __all__ = ["WRITE_BEHIND", "ChunkRead", "PinnedChunks", "StoreRules", "StoredChunk", "TieredStore"]
 
@@ -88,6 +89,8 @@ class TieredStore:
         self._reading = Reading(roles, cascade, self._copies, self._locks, tally, self._after_hit, self._changes.mark)
         self._listing = Listing(roles, cascade, tally, clock_ms)
         self._prefetch = Prefetch(roles, self._listing, self._copies, self._promoter)
+        self.warming = Warming(roles, self._copies, self._promoter, sleep=sleep)
+        """What is in memory, for the next store to have there too."""
         self._erasure = Erasure(roles, cascade, self._locks, self._changes, self._promoter, pins, tally, clock_ms)
         self._placing = Placing(
             roles,
