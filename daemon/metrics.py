@@ -4,6 +4,7 @@ Whoever asks for OpenMetrics gets it, and with it one request's id (and trace, w
 a histogram, so that a slow one can be found in the log.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,6 +68,8 @@ class Metrics:
             "kvloom_build_info", "Constant 1; its label is the version.", ["version"], registry=self._registry
         )
         build.labels(__version__).set(1)
+        tasks = Gauge("kvloom_tasks", "Tasks of the event loop that are not done.", registry=self._registry)
+        tasks.set_function(_tasks)
         self._registry.register(StatsCollector(snapshot))
         ProcessCollector(registry=self._registry)
 
@@ -101,6 +104,14 @@ class Metrics:
         """All metrics in the format that ``accept`` asks for: OpenMetrics, or else the Prometheus text format."""
         encode, content_type = choose_encoder(accept)
         return Scrape(encode(self._registry), content_type)
+
+
+def _tasks() -> float:
+    """Those of the loop that a scrape runs in; none where it runs in no loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
 
 
 def _exemplar() -> dict[str, str] | None:

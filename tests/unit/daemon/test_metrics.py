@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 
 import structlog
@@ -28,6 +29,17 @@ def test_a_scrape_is_the_state_of_that_moment():
     expected = {"used_bytes": 40, "limit_bytes": 100, "chunks": 3, "hits_total": 7, "hit_bytes_total": 700}
     expected |= {"corrupt_total": 1, "errors_total": 2, "evictions_total": 5, "promotions_total": 6}
     assert {name: seen[f"kvloom_tier_{name}", "ssd"] for name in expected} == expected
+
+
+async def test_tasks_of_the_loop_are_counted_and_outside_there_are_none():
+    metrics = Metrics(lambda: STATS)
+    before = samples(metrics)["kvloom_tasks",]
+    assert before >= 1
+    waiting = [asyncio.create_task(asyncio.Event().wait()) for _ in range(3)]
+    assert samples(metrics)["kvloom_tasks",] == before + 3
+    assert (await asyncio.to_thread(samples, metrics))["kvloom_tasks",] == 0
+    for task in waiting:
+        task.cancel()
 
 
 def test_requests_and_bytes_are_counted():

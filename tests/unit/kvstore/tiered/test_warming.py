@@ -47,7 +47,7 @@ async def put(store, container_bytes, count=10, **options):
 
 
 async def test_a_new_store_has_in_memory_what_the_old_one_had(opened, container_bytes):
-    first, memory = await opened()
+    first, _ = await opened()
     keys = await put(first, container_bytes)
     residents = await first.warming.residents()
     assert {item.content_key for item in residents} == set(keys)
@@ -72,7 +72,7 @@ async def test_what_was_deleted_or_has_expired_does_not_come_back(opened, contai
         await first.delete(ME, key)
     await first.close()
     NOW_MS[0] += 20_000
-    second, memory = await opened()
+    second, _ = await opened()
     await second.warming.fill(residents)
     await second.settled()
     there = [item.content_key for item in await second.warming.residents()]

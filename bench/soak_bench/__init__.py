@@ -1,0 +1,1 @@
+"""The parts of ``bench/soak.py``: what is asked of the daemon, what is wrong with some of it, what is measured."""
