@@ -1,18 +1,40 @@
 """What the store says of itself, as the records that clients read (:mod:`kvloom.clients.wire`)."""
 
 from ..clients import tenancy, wire
+from ..codec.container import ContainerHeader
+from ..codec.level import EXACT
 from ..kvstore.tier import NEVER
 from ..kvstore.tiered.stats import StageStats, TierStats
 from ..kvstore.tiered.store import StoredChunk
 from ..kvstore.tiered.tenants import TenantStats
 
-__all__ = ["chunk_entry", "stage_stats", "tenant_stats", "tier_stats"]
+__all__ = ["chunk_detail", "chunk_entry", "stage_stats", "tenant_stats", "tier_stats"]
 
 
 def chunk_entry(stored: StoredChunk) -> wire.ChunkEntry:
     """A stored chunk as a list shows it."""
     expires_at_ms = None if stored.expires_at_ms == NEVER else stored.expires_at_ms
     return wire.ChunkEntry(stored.key, stored.payload_bytes, stored.stored_at_ms, stored.tiers, expires_at_ms)
+
+
+def chunk_detail(stored: StoredChunk, header: ContainerHeader) -> wire.ChunkDetail:
+    """A stored chunk with what its container's ``header`` says."""
+    lossy = any(level != EXACT for level in header.levels)
+    return wire.ChunkDetail(
+        chunk=chunk_entry(stored),
+        tokens=header.tokens,
+        first_position=header.first_position,
+        layers=len(header.layout.layers),
+        dtype=header.layout.dtype.value,
+        layout_digest=header.layout.digest(),
+        raw_bytes=header.tokens * header.layout.bytes_per_token,
+        levels=tuple(
+            wire.LevelBytes(level, sum(item.length for item in header.segments if item.level == level))
+            for level in header.levels
+        ),
+        codec=header.codec if lossy else None,
+        profile_digest=header.profile_digest if lossy else None,
+    )
 
 
 def tier_stats(stats: TierStats) -> wire.TierStats:

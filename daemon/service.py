@@ -44,7 +44,7 @@ from .events import EventHub, Subscription
 from .fair_slots import FairSlots
 from .outcomes import value_of
 from .pools import PoolRegistry, RegisteredPool
-from .reports import chunk_entry, stage_stats, tenant_stats, tier_stats
+from .reports import chunk_detail, chunk_entry, stage_stats, tenant_stats, tier_stats
 from .scrubbing import AskedScrub
 
 __all__ = ["ChunkOutline", "Service"]
@@ -271,23 +271,7 @@ class Service:
         stored = await self._store.stored(caller.namespace, key)
         if stored is None or stored.header is None:
             raise NotFound(f"chunk {key.hex()[:16]}… is not stored")
-        header = stored.header
-        lossy = any(level != EXACT for level in header.levels)
-        return wire.ChunkDetail(
-            chunk=chunk_entry(stored),
-            tokens=header.tokens,
-            first_position=header.first_position,
-            layers=len(header.layout.layers),
-            dtype=header.layout.dtype.value,
-            layout_digest=header.layout.digest(),
-            raw_bytes=header.tokens * header.layout.bytes_per_token,
-            levels=tuple(
-                wire.LevelBytes(level, sum(item.length for item in header.segments if item.level == level))
-                for level in header.levels
-            ),
-            codec=header.codec if lossy else None,
-            profile_digest=header.profile_digest if lossy else None,
-        )
+        return chunk_detail(stored, stored.header)
 
     async def outline(
         self, caller: Caller, key: ContentKey, *, level: Level | None = None, layers: range | None = None
