@@ -28,7 +28,7 @@ from ...kvstore.key import ContentKey
 from ...kvstore.outcome import Hit
 from ...kvstore.tier import Ack
 from ..config import format_size
-from .console import address_option, examples, json_option, print_json
+from .console import SecondsRange, address_option, examples, json_option, print_json
 from .tables import print_table
 
 __all__ = ["bench"]
@@ -59,7 +59,7 @@ class Row:
 
 @click.command(epilog=examples("kvloom bench", "kvloom bench --seconds 5 --json > bench.json"))
 @click.option(
-    "--seconds", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="How long each row is measured."
+    "--seconds", type=SecondsRange(0.05, 60), default=1.0, show_default=True, help="How long each row is measured."
 )
 @click.option(
     "--directory",

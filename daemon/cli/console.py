@@ -1,6 +1,7 @@
 """What every verb shares: its common options, how it prints, and how it ends."""
 
 import json
+import math
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from ...errors import ConfigError, DaemonUnavailable, InvalidRequest, KvloomErro
 
 __all__ = [
     "ExitCode",
+    "SecondsRange",
     "Stop",
     "address_option",
     "examples",
@@ -32,6 +34,17 @@ class ExitCode(IntEnum):
     NOT_FOUND = 3
     NO_DAEMON = 4
     INTERRUPTED = 130
+
+
+class SecondsRange(click.FloatRange):
+    """A number of seconds within bounds, and a number at all: NaN is within none and click takes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds; ends in a usage error for what is none."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not in the range {self.min}<=x<={self.max}.", param, ctx)
+        return seconds
 
 
 class Stop(Exception):

@@ -12,7 +12,7 @@ from ...clients import KvloomClient, wire
 from ...errors import DaemonUnavailable
 from ..config import format_size
 from ..rates import DaemonRates, TenantRates, TierRates, rates_between
-from .console import address_option, examples, json_option, print_json
+from .console import SecondsRange, address_option, examples, json_option, print_json
 from .tables import print_table, since
 
 __all__ = ["screen", "top"]
@@ -30,7 +30,7 @@ _WIDE_COLUMNS = 132
 @address_option
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 60.0),
+    type=SecondsRange(0.1, 60.0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

@@ -149,6 +149,12 @@ def test_doctor_finds_a_daemon_that_is_fine_and_one_that_is_gone(daemon):
         ),
         (("get", "0" * 64, "--layers", "x"), 2, "layers 'x' are not A-B"),
         (("put", "/nonexistent/file"), 2, "/nonexistent/file cannot be read: no such file or directory"),
+        (("scrub", "--wait", "--address", NOBODY), 4, "no daemon answers at 127.0.0.1:1: connection refused"),
+        (("top", "--once", "--address", NOBODY), 4, "no daemon answers"),
+        (("bench", "--address", NOBODY), 4, "no daemon answers"),
+        (("ls", "XYZ"), 2, "prefix 'XYZ' is not up to 64 lower-case hexadecimal digits"),
+        (("fsck", "/proc"), 2, "/proc holds no SSD tier"),
+        (("config", "explain", "--memory", "lots"), 2, "memory 'lots' is not a size such as 512MiB"),
         (("serve", "--host", "0.0.0.0"), 2, "host '0.0.0.0' is not a loopback address"),
         (("serve", "--memory", "lots"), 2, "memory 'lots' is not a size such as 512MiB"),
         (("serve", "--data-dir", "/proc/kvloom"), 2, "data directory /proc/kvloom cannot be made"),
@@ -208,6 +214,12 @@ def test_usage_errors_end_with_status_2(daemon):
     assert daemon.run("frobnicate").returncode == 2
     assert daemon.run("ls", "--limit", "0").returncode == 2
     assert daemon.run("rm").returncode == 2
+    assert daemon.run("fsck", "/nonexistent").returncode == 2
+    for wrong in ("nan", "-1", "0", "1e9", "soon"):
+        for arguments in (("bench", "--seconds", wrong), ("top", "--once", "--interval", wrong)):
+            result = daemon.run(*arguments)
+            assert (result.returncode, result.stdout) == (2, b"")
+            assert b"Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", [verb.name for verb in VERBS if verb.name != "demo"])
