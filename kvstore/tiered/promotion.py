@@ -69,9 +69,9 @@ class Promoter:
         """Offers not taken up because too many were waiting."""
 
     @property
-    def waiting(self) -> int:
-        """Offers that nobody works on yet."""
-        return self._queue.qsize()
+    def unfinished(self) -> int:
+        """Keys that are queued or being promoted."""
+        return len(self._queued)
 
     def offer(self, copy: Copy, found: ChunkRead, targets: Sequence[Tier], mark: int) -> bool:
         """Queue copying to those ``targets`` that it fits what ``found`` was read from, at ``mark`` of the change log.

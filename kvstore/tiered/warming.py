@@ -25,8 +25,8 @@ _MAGIC: Final = b"KVLW\x01"
 _ENTRY_BYTES: Final = 2 * KEY_BYTES
 _FULL_SHARE: Final = 0.8
 """The rest is for what is put meanwhile, and for what is on its way when this is reached."""
-_AHEAD_MAX: Final = 8
-_PAUSE_SECONDS: Final = 0.01
+_AT_ONCE_MAX: Final = 2
+_PAUSE_SECONDS: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Warming:
     async def fill(self, residents: Sequence[Resident]) -> int:
         """Have what is on the local disk copied to the fastest tier until it is almost full; how many were asked for.
 
-        A few at a time, so that promotions of what is used now find room in their queue. Safe to cancel.
+        Two at a time and only while nothing else is promoted, so that requests come first. Safe to cancel.
         """
         if not self._roles.volatile or not self._roles.durable:
             return 0
@@ -97,7 +97,7 @@ class Warming:
             for item, is_there in zip(batch, present, strict=True):
                 if is_there:
                     continue
-                while self._promoter.waiting >= _AHEAD_MAX:
+                while self._promoter.unfinished >= _AT_ONCE_MAX:
                     await self._sleep(_PAUSE_SECONDS)
                 capacity = fastest.capacity()
                 if capacity.evictions > evictions or capacity.used_bytes > _FULL_SHARE * capacity.limit_bytes:
