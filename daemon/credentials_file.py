@@ -67,10 +67,16 @@ class CredentialsFile:
             self._write(with_revocation(text, key_id, now))
             return True
 
-    async def watch(self, apply: Callable[[Credentials], None], hurry: asyncio.Event) -> None:
+    async def watch(
+        self,
+        apply: Callable[[Credentials], None],
+        hurry: asyncio.Event,
+        hurried: Callable[[], None] = lambda: None,
+    ) -> None:
         """Call ``apply`` with what the file says whenever it has changed, until cancelled; ``hurry`` looks at once.
 
-        What does not hold is logged, and what was read last stays in force.
+        ``hurried`` is called first whenever it does, whether there is a file or not. What does not hold is logged, and
+        what was read last stays in force.
         """
         seen = await asyncio.to_thread(self._mark)
         while True:
@@ -81,6 +87,8 @@ class CredentialsFile:
                 pass
             forced = hurry.is_set()
             hurry.clear()
+            if forced:
+                hurried()
             mark = await asyncio.to_thread(self._mark)
             if mark == seen and (mark is None or not forced):
                 continue

@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,6 @@ from .authenticator import Authenticator
 from .config import DaemonConfig, HttpAuth, format_size
 from .config_sources import unknown_variables
 from .credentials import Credentials
-from .credentials_file import CredentialsFile
 from .events import EventHub
 from .http_server import bind_http, serve_http
 from .local_api import bind_local, serve_local
@@ -150,13 +149,19 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             authenticator.replace(credentials)
             policies.replace(authenticator.tenants)
             store.set_shared_quotas(authenticator.tenants.network_quotas())
-            if tls is not None and config.tls is not None:
+            _log.info("credentials taken over", keys=len(credentials.keys), tenants=len(credentials.tenants))
+
+        def renew_certificates() -> None:
+            if tls is None or config.tls is None:
+                return
+            try:
                 load_certificates(tls, config.tls)
                 if grpc is not None:
                     grpc.reload_certificates()
-            _log.info("credentials taken over", keys=len(credentials.keys), tenants=len(credentials.tenants))
+            except ConfigError as error:
+                _log.error("certificates not taken over, those before stay", reason=str(error))
 
-        await stack.enter_async_context(_watching(file, apply, reload))
+        await stack.enter_async_context(_watching(file.watch(apply, reload, renew_certificates)))
         endpoint = _own_endpoint(listener, secure=tls is not None)
         if token is not None:
             replace_file(config.data_dir / TOKEN_NAME, token.encode())
@@ -207,10 +212,8 @@ def _say_ready(config: DaemonConfig, endpoint: Endpoint, tenants: TenantTable, g
 
 
 @asynccontextmanager
-async def _watching(
-    file: CredentialsFile, apply: Callable[[Credentials], None], reload: asyncio.Event
-) -> AsyncIterator[None]:
-    watching = asyncio.create_task(file.watch(apply, reload))
+async def _watching(watch: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    watching = asyncio.create_task(watch)
     try:
         yield
     finally:

@@ -235,6 +235,32 @@ async def test_a_new_certificate_is_taken_over_without_a_restart(open_tls, autho
         assert await serial() != first
 
 
+async def test_without_any_key_too_and_what_does_not_hold_is_not_taken_over(open_tls, authority, server, tmp_path):
+    """On loopback there need be no credentials file; what does not hold leaves the certificate before in force."""
+    async with open_tls() as running:
+        assert not (tmp_path / "data" / "credentials.toml").exists()
+
+        async def serial():
+            context = ssl.create_default_context(cafile=str(authority.ca))
+            _, writer = await asyncio.open_connection("127.0.0.1", running.endpoint.port, ssl=context)
+            found = writer.get_extra_info("ssl_object").getpeercert()["serialNumber"]
+            writer.close()
+            return found
+
+        first = await serial()
+        server.certificate.write_bytes(b"no certificate")
+        running.reload.set()
+        async with asyncio.timeout(30):
+            while running.reload.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert await serial() == first
+        authority.sign("server", "127.0.0.1")
+        running.reload.set()
+        async with asyncio.timeout(30):
+            while await serial() == first:
+                pass
+
+
 async def test_a_handshake_that_stands_still_is_given_up(open_tls, monkeypatch):
     monkeypatch.setattr(limits, "TLS_HANDSHAKE_SECONDS_MAX", 0.2)
     async with open_tls() as running:

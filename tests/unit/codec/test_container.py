@@ -503,3 +503,15 @@ def test_a_writer_refuses_a_container_over_the_limit() -> None:
         writer.put(*place, payload)
     with pytest.raises(BodyTooLarge, match=str(limits.CONTAINER_BYTES_MAX)):
         writer.commit()
+
+
+def test_a_header_that_was_parsed_already_saves_no_check(container_bytes: Make) -> None:
+    data = container_bytes()
+    header = parse_header(data, declared_bytes=len(data))
+    assert verify(data, content_key=header.content_key, header=header) is header
+    with pytest.raises(KeyMismatch):
+        verify(data, content_key=bytes(32), header=header)
+    damaged = bytearray(data)
+    damaged[-1] ^= 1
+    with pytest.raises(MalformedContainer):
+        verify(bytes(damaged), content_key=header.content_key, header=header)
