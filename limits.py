@@ -150,6 +150,8 @@ STRANGERS_MAX: Final = 1024
 """Connections over which no key has come yet."""
 STRANGER_SECONDS_MAX: Final = 5.0
 """How long one may stay so; with the handshake below it is closed within ten seconds."""
+STRANGER_JUDGED_SECONDS_MAX: Final = 0.5
+"""What a request that is there when that time is up may take to be judged."""
 TLS_HANDSHAKE_SECONDS_MAX: Final = 4.0
 HEAD_SECONDS_MAX: Final = 8.0
 """From the first byte of a request's head to its last."""

@@ -40,6 +40,7 @@ from soak_bench.traffic import Memory, Tally, Worker
 from kvloom.clients import AsyncKvloomClient, KvloomClient, RetryPolicy
 from kvloom.clients.access import TOKEN_NAME
 from kvloom.clients.discovery import DATA_DIR_VARIABLE, DaemonNote
+from kvloom.errors import KvloomError
 
 KVLOOM = (sys.executable, "-m", "kvloom.daemon.cli")
 MEMORY, SSD = "128MiB", "512MiB"
@@ -126,7 +127,11 @@ async def load(daemon: Daemon, tally: Tally, seconds: float, operations: float, 
             ends = time.monotonic() + seconds
             while time.monotonic() < ends:
                 await asyncio.sleep(every)
-                samples.append(await asyncio.to_thread(sampler.take))
+                try:
+                    samples.append(await asyncio.to_thread(sampler.take))
+                except (OSError, KvloomError, psutil.Error) as error:
+                    tally.counts[f"sample missed: {type(error).__name__}"] += 1
+                    continue
                 if len(samples) % 12 == 0:
                     show(samples[-1])
             for task in running:

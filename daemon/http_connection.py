@@ -68,7 +68,7 @@ class GuardedProtocol(RequestHandler):
                 transport.write(_raw_refusal(error))
             self.force_close()
             return
-        self._patience = self._asyncio_loop.call_later(limits.STRANGER_SECONDS_MAX, self._give_up)
+        self._patience = self._asyncio_loop.call_later(limits.STRANGER_SECONDS_MAX, self._lose_patience)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give back the connection's place."""
@@ -114,6 +114,13 @@ class GuardedProtocol(RequestHandler):
         response = json_error(status, error.code, message, {"Server": SERVER})
         response.force_close()
         return response
+
+    def _lose_patience(self) -> None:
+        """Give up, but look at what has come first, once: it may have lain there while the process stood still."""
+        if self._messages or self._current_request is not None:
+            self._patience = self._asyncio_loop.call_later(limits.STRANGER_JUDGED_SECONDS_MAX, self._give_up)
+        else:
+            self._give_up()
 
     def _give_up(self) -> None:
         """Close the connection at once, whatever is half sent."""

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -143,25 +144,9 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
             serving = serve_local(service, authenticator, local, leased_bytes_max=leased_bytes_max)
             await stack.enter_async_context(serving)
         reload = asyncio.Event()
-
-        def apply(credentials: Credentials) -> None:
-            policies.check(replace(authenticator.tenants, credentials=credentials), config)
-            authenticator.replace(credentials)
-            policies.replace(authenticator.tenants)
-            store.set_shared_quotas(authenticator.tenants.network_quotas())
-            _log.info("credentials taken over", keys=len(credentials.keys), tenants=len(credentials.tenants))
-
-        def renew_certificates() -> None:
-            if tls is None or config.tls is None:
-                return
-            try:
-                load_certificates(tls, config.tls)
-                if grpc is not None:
-                    grpc.reload_certificates()
-            except ConfigError as error:
-                _log.error("certificates not taken over, those before stay", reason=str(error))
-
-        await stack.enter_async_context(_watching(file.watch(apply, reload, renew_certificates)))
+        renewing = _Renewing(config, authenticator, policies, store, tls, grpc)
+        watch = file.watch(renewing.credentials, reload, renewing.certificates)
+        await stack.enter_async_context(_watching(watch))
         endpoint = _own_endpoint(listener, secure=tls is not None)
         if token is not None:
             replace_file(config.data_dir / TOKEN_NAME, token.encode())
@@ -244,6 +229,38 @@ class _Policies:
         """Put the tenants' quotas in force."""
         self.memory.set_quotas(tenants.memory_quotas())
         self.ssd.set_quotas(tenants.ssd_quotas())
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewing:
+    """What a daemon reads anew while it runs."""
+
+    config: DaemonConfig
+    authenticator: Authenticator
+    policies: _Policies
+    store: TieredStore
+    tls: ssl.SSLContext | None
+    grpc: "RunningGrpc | None"
+
+    def credentials(self, credentials: Credentials) -> None:
+        """Put other keys and quotas in force; :class:`ConfigError`, and nothing changes, where they cannot be kept."""
+        known = self.authenticator
+        self.policies.check(replace(known.tenants, credentials=credentials), self.config)
+        known.replace(credentials)
+        self.policies.replace(known.tenants)
+        self.store.set_shared_quotas(known.tenants.network_quotas())
+        _log.info("credentials taken over", keys=len(credentials.keys), tenants=len(credentials.tenants))
+
+    def certificates(self) -> None:
+        """Secure the connections made from now on with the files as they are now, if they hold."""
+        if self.tls is None or self.config.tls is None:
+            return
+        try:
+            load_certificates(self.tls, self.config.tls)
+            if self.grpc is not None:
+                self.grpc.reload_certificates()
+        except ConfigError as error:
+            _log.error("certificates not taken over, those before stay", reason=str(error))
 
 
 async def _drain(admission: Admission, store: TieredStore, hub: EventHub) -> None:

@@ -90,7 +90,6 @@ class TieredStore:
         self._listing = Listing(roles, cascade, tally, clock_ms)
         self._prefetch = Prefetch(roles, self._listing, self._copies, self._promoter)
         self.warming = Warming(roles, self._copies, self._promoter, sleep=sleep)
-        """What is in memory, for the next store to have there too."""
         self._erasure = Erasure(roles, cascade, self._locks, self._changes, self._promoter, pins, tally, clock_ms)
         self._placing = Placing(
             roles,
@@ -133,8 +132,7 @@ class TieredStore:
         self._cascade.finish()
         if self._runner is not None:
             await asyncio.wait((self._runner,))
-            failure = None if self._runner.cancelled() else self._runner.exception()
-            if failure is not None:
+            if not self._runner.cancelled() and (failure := self._runner.exception()) is not None:
                 _log.error("the store's background work failed", exc_info=failure)
         for tier in self._roles.all:
             await tier.close()
@@ -152,24 +150,24 @@ class TieredStore:
     ) -> Ack:
         """Store a container and return what was reached, which is what ``ack`` asked for.
 
-        ``payload`` is given away: nobody may change it afterwards. ``header`` is the payload's own, where the caller
-        has parsed it already. It expires after ``ttl_seconds`` (default: the
-        namespace's); where the chunk is stored already, at the later of both times. ``parent`` is the chunk before it:
-        eviction gives up the leaves of a tree of prefixes first. Raises what :func:`kvloom.codec.container.verify`
-        raises for a container that does not hold or is of another chunk, :class:`LayoutMismatch` where it cannot be
-        joined with what is stored, :class:`Overloaded` where too much waits to be written, :class:`StorageFull` and
-        :class:`StorageUnavailable`. After an error or a cancellation the chunk may or may not be stored.
+        ``payload`` is given away: nobody may change it afterwards; ``header`` is its own, where it was parsed already.
+        It expires after ``ttl_seconds`` (default: the namespace's); where the chunk is stored already, at the later of
+        both times. ``parent`` is the chunk before it: eviction gives up the leaves of a tree of prefixes first. Raises
+        what :func:`kvloom.codec.container.verify` raises for a container that does not hold or is of another chunk,
+        :class:`LayoutMismatch` where it cannot be joined with what is stored, :class:`Overloaded` where too much waits
+        to be written, :class:`StorageFull` and :class:`StorageUnavailable`. After an error or a cancellation the chunk
+        may or may not be stored.
         """
         self._require_running()
         expires_at_ms = self._expiry(namespace.ttl_seconds if ttl_seconds is None else ttl_seconds)
         header = await verified_header(payload, key, header)
         place = storage_key(namespace.secret, key)
-        above = None if parent is None or parent == key else storage_key(namespace.secret, parent)
-        if parent is not None and above is not None:
+        above = None
+        if parent is not None and parent != key:
+            above = storage_key(namespace.secret, parent)
             self._tally.observer.on_named(above, parent)
-        attributes = ChunkAttributes(above, header.first_position, header.tokens)
-        record = Record(place, key, payload, 0, namespace.owner, expires_at_ms, attributes)
-        await self._placing.put(record, header, ack)
+        about = ChunkAttributes(above, header.first_position, header.tokens)
+        await self._placing.put(Record(place, key, payload, 0, namespace.owner, expires_at_ms, about), header, ack)
         self._tally.note_put(self._tenants.of(namespace), len(payload))
         return ack
 
@@ -261,7 +259,7 @@ class TieredStore:
         return await self._erasure.erase(namespace)
 
     async def scan(self, namespace: Namespace) -> AsyncIterator[StoredChunk]:
-        """The chunks of ``namespace``, each once, in no particular order; no others are shown."""
+        """The chunks of ``namespace``, each once, in no order."""
         self._require_running()
         async for chunk in self._listing.scan(namespace):
             yield chunk
@@ -273,11 +271,9 @@ class TieredStore:
         for copy in self._copies.of(place, key):
             found = await read_head(copy)
             if isinstance(found, Hit):
-                info = found.value.info
+                info, header = found.value.info, found.value.header
                 tiers = await self._listing.holders(place) or (copy.tier,)
-                return StoredChunk(
-                    key, info.payload_bytes, info.stored_at_ms, tiers, found.value.header, info.expires_at_ms
-                )
+                return StoredChunk(key, info.payload_bytes, info.stored_at_ms, tiers, header, info.expires_at_ms)
         return None
 
     async def pin(self, namespace: Namespace, keys: Sequence[ContentKey], *, lease_seconds: float) -> PinnedChunks:
@@ -286,8 +282,7 @@ class TieredStore:
         A deletion or the expiry of a chunk ends its pin. Raises :class:`StorageFull` where that would pin too many
         bytes (a quarter of the owner's quota), :class:`Overloaded` for too many leases; nothing is pinned then.
         """
-        places = self._places(namespace, keys)
-        return await self._leasing.pin(namespace.owner, places, lease_seconds)
+        return await self._leasing.pin(namespace.owner, self._places(namespace, keys), lease_seconds)
 
     def release(self, namespace: Namespace, lease: LeaseId) -> bool:
         """End a lease of ``namespace`` now; whether it was running (another's is like none)."""

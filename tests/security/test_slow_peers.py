@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 from kvloom import limits
 
@@ -69,6 +70,19 @@ async def test_strangers_slow_heads_and_slow_bodies_are_closed_and_idle_callers_
     idle_writer.close()
     assert edge.stats().bytes_inflight == 0
     assert limits.KEEPALIVE_SECONDS_MAX == 75
+
+
+async def test_a_request_that_lay_there_while_the_process_stood_still_is_answered(edge, monkeypatch):
+    """The time of a stranger is up in the same turn of the loop in which its request is read."""
+    monkeypatch.setattr(limits, "STRANGER_SECONDS_MAX", 0.1)
+    reader, writer = await edge.connect()
+    while not edge.running.service.admission.connections:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    writer.write(b"GET /tenant HTTP/1.1\r\nHost: localhost\r\n" + edge.key.encode() + b"\r\n\r\n")
+    time.sleep(0.3)  # noqa: ASYNC251 - standing still is what is tested
+    async with asyncio.timeout(SECONDS):
+        assert (await reader.read(65536)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 async def test_a_slow_body_costs_no_memory_of_its_declared_length_to_strangers(edge):
