@@ -50,6 +50,7 @@ from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
 from .notify import Notifier
+from .passed_socket import passed_listener
 from .scrubbing import AskedScrub
 from .service import Service
 from .tenants import TenantTable
@@ -109,7 +110,8 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
     async with AsyncExitStack() as stack:
         _prepare_directory(config.data_dir)
         stack.callback(DirectoryLock(config.data_dir).release)
-        listener = stack.enter_context(bind_http(config.host, config.port))
+        passed = passed_listener(os.environ, host=config.host)
+        listener = stack.enter_context(passed or bind_http(config.host, config.port))
         tls = None if config.tls is None else await asyncio.to_thread(server_context, config.tls)
         file, token = credentials_file(config), http_token(config)
         authenticator = Authenticator(

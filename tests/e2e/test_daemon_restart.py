@@ -3,17 +3,27 @@
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 
 import pytest
 
-from kvloom.clients import KvloomClient
+from kvloom import limits
+from kvloom.clients import KvloomClient, RetryPolicy
 from kvloom.codec.level import EXACT
 from kvloom.errors import DaemonUnavailable, Overloaded
 from kvloom.kvstore.outcome import Hit, Miss, Throttled, Unavailable
 from kvloom.kvstore.tier import Ack
 
+KVLOOM = (sys.executable, "-m", "kvloom.daemon.cli")
+PASSING = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 COUNT = 24
 HITS_AFTERWARDS = 40
 WAIT_SECONDS = 120
@@ -173,3 +183,54 @@ def test_after_a_crash_memory_fills_with_what_is_used(start_daemon, hammer):
     with daemon.client() as client:
         found = client.get(key)
         assert (found.tier, found.value.data) == ("ssd", data)
+
+
+class HeldPort:
+    """What systemd is to a daemon with a socket unit: it listens, and passes the socket to each daemon as 3."""
+
+    def __init__(self, data_dir):
+        self.data_dir = data_dir
+        self._held = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._held.getsockname()[1]}"
+        self._process = None
+
+    def start(self):
+        serve = (*KVLOOM, "serve", "--data-dir", str(self.data_dir), "--memory", "64MiB", "--ssd", "256MiB")
+        number = self._held.fileno()
+        command = [sys.executable, "-c", PASSING, str(number), *serve]
+        self._process = subprocess.Popen(command, pass_fds=(number,), stderr=subprocess.DEVNULL)
+
+    def stop(self):
+        self._process.terminate()
+        assert self._process.wait(WAIT_SECONDS) == 0
+
+    def close(self):
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._held.close()
+
+
+@pytest.fixture
+def held_port(tmp_path):
+    port = HeldPort(tmp_path / "data")
+    yield port
+    port.close()
+
+
+def test_while_a_manager_holds_the_port_a_put_waits_for_the_next_daemon(held_port, hammer, monkeypatch):
+    keys = iter(hammer.stored.items())
+    monkeypatch.setattr(limits, "CONNECT_SECONDS_MAX", float(WAIT_SECONDS))
+    once = RetryPolicy(tries_max=1)
+    with KvloomClient(held_port.address, data_dir=held_port.data_dir, local=False, retries=once) as client:
+        for _ in range(3):
+            key, data = next(keys)
+            putting = threading.Thread(target=lambda: results.append(client.put(key, data, ack=Ack.DISK)))  # noqa: B023
+            results = []
+            putting.start()  # nobody is there
+            held_port.start()
+            putting.join(WAIT_SECONDS)
+            assert [result.ack for result in results] == [Ack.DISK]
+            assert client.get(key).value.data == data
+            client.close()
+            held_port.stop()

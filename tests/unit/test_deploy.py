@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kvloom import limits
-from kvloom.clients.discovery import DEFAULT_PORT
+from kvloom.clients.discovery import DEFAULT_HOST, DEFAULT_PORT
 from kvloom.daemon.cli import VERBS
 from kvloom.daemon.config import parse_size, resolve_config
 from kvloom.daemon.config_file import parse_config_file
@@ -59,6 +59,12 @@ def test_systemd_takes_the_unit(tmp_path):
     file.write_text(text.replace(program, sys.executable).replace("Type=notify", "Type=notifi"))
     result = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, timeout=60)
     assert "notifi" in result.stderr
+
+
+def test_the_socket_that_systemd_holds_is_where_clients_look():
+    """One of them, since a daemon takes one; on loopback, as the default is."""
+    lines = (DEPLOY / "systemd" / "kvloom.socket").read_text().splitlines()
+    assert [line for line in lines if line.startswith("Listen")] == [f"ListenStream={DEFAULT_HOST}:{DEFAULT_PORT}"]
 
 
 def test_the_unit_says_what_the_daemon_knows():
