@@ -9,7 +9,8 @@ sends nonsense, leaves connections half open and subscribes to events without re
 anew (SIGHUP) and a scrub is asked for. Whatever is read is compared with what was put.
 
 Memory (what is the daemon's own, without the chunks that it shares), descriptors, threads and tasks are sampled, and a
-robust line is put through what came after the first fifth (the tiers have to fill first). Flat is what grew over that
+robust line is put through what came after the first fifth and six minutes (the tiers have to fill and to be turned
+over first). Flat is what grew over that
 window by less than 2 % and a little room; the line per hour is printed too. At the end, without load, nothing may be
 in flight, leased or inside. The exit status is 1 where something grew, is left, or was wrong.
 """
@@ -47,7 +48,8 @@ MEMORY, SSD = "128MiB", "512MiB"
 TENANTS = ("alice", "bob", "carol")
 QUOTA = '\n[tenants.carol]\nmemory_bytes = "16MiB"\nssd_bytes = "64MiB"\nrequests = 8\n'
 EDGES = ("http", "grpc", "local")
-WARM_UP_SHARE = 0.2
+WARM_UP_SHARE, WARM_UP_SECONDS, WARM_UP_SHARE_MAX = 0.2, 360.0, 0.5
+"""What is left out of the line: a fifth, and six minutes, but never more than half."""
 SETTLE_SECONDS_MAX = 60.0
 
 
@@ -182,7 +184,9 @@ def main() -> None:
         asyncio.run(load(daemon, tally, options.minutes * 60, options.operations, samples))
         alive = daemon.process.is_running()
     end = samples.pop()
-    window = samples[int(len(samples) * WARM_UP_SHARE) :]
+    seconds = options.minutes * 60
+    warm = min(max(WARM_UP_SHARE * seconds, WARM_UP_SECONDS), WARM_UP_SHARE_MAX * seconds)
+    window = [sample for sample in samples if sample.seconds >= warm]
     fits = [fit(window, what) for what in GROWS]
     for item in fits:
         show(item)
@@ -202,6 +206,7 @@ def main() -> None:
             "at": time.strftime("%Y-%m-%d"),
             "minutes": options.minutes,
             "operations_per_second": options.operations,
+            "window_seconds": [window[0].seconds, window[-1].seconds],
             "limits": {"memory": MEMORY, "ssd": SSD},
             "fits": [asdict(item) | {"flat": item.flat} for item in fits],
             **verdict,
