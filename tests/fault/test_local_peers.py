@@ -130,7 +130,7 @@ LIES = {
     "HTTP": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "another kind": lambda frame: Frame(Kind.STATS, frame.number, 2).encode() + b"{}",
     "another number": lambda frame: Frame(frame.kind, frame.number + 1, 0).encode(),
-    "exabytes": b"KVLL\x02\x04\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff",
+    "exabytes": b"KVLL\x03\x04\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff",
     "descriptors that do not come": lambda frame: Frame(frame.kind, frame.number, 0, 1).encode(),
     "nothing in it": lambda frame: Frame(frame.kind, frame.number, 0).encode(),
     "no results": got(),
