@@ -154,18 +154,20 @@ def _turns(
 ) -> Iterator[Row]:
     seconds, rounds = plan
     everybody: list[Clients] = []
+    wanted: list[tuple[list[str], Timed, tuple[psutil.Process, ...]]] = []
     for subject in OWN[what]:
         command = [sys.executable, "-m", "store_bench.own_client", what, subject, str(value_bytes), str(values)]
         servers = () if subject == "memcpy" else (daemon,)
-        everybody.append(Clients(command, Timed(what, subject, value_bytes, clients), servers))
+        wanted.append((command, Timed(what, subject, value_bytes, clients), servers))
     for subject in PEERS[what]:
         if subject in peers:
             peer = peers[subject]
             timed = Timed(what, subject, value_bytes, clients)
-            everybody.append(Clients(peer.command(what, value_bytes, values), timed, peer.servers))
+            wanted.append((peer.command(what, value_bytes, values), timed, peer.servers))
     try:
-        for each in everybody:
-            each.await_ready()
+        for command, timed, servers in wanted:  # one after the other: eight at once start as long as eighty do
+            everybody.append(Clients(command, timed, servers))
+            everybody[-1].await_ready()
         for _ in range(rounds):
             for each in everybody:
                 each.measure(seconds)
