@@ -94,14 +94,21 @@ class LocalDaemon:
     def get_many(self, keys: Sequence[ContentKey], *, level: Level | None) -> list[Outcome[Container]]:
         """Read many chunks; outcomes stand in the order of ``keys``.
 
-        They are asked for a few at a time, one question ahead: while the daemon looks up some, others are verified.
+        They are asked for a few at a time, one question ahead: while the daemon looks up some, others are verified. A
+        key that stands there twice is read once.
         """
-        outcomes: list[Outcome[Container] | None] = [self.read_again(key) if level is None else None for key in keys]
-        asked = [GetChunk(key, level) for key, found in zip(keys, outcomes, strict=True) if found is None]
+        found: dict[ContentKey, Outcome[Container]] = {}
+        asked: list[GetChunk] = []
+        for key in dict.fromkeys(keys):
+            again = self.read_again(key) if level is None else None
+            if again is None:
+                asked.append(GetChunk(key, level))
+            else:
+                found[key] = again
         if asked:
-            answers = iter(self._with_connection(partial(_get_many, asked=asked)))
-            return [next(answers) if found is None else found for found in outcomes]
-        return [found for found in outcomes if found is not None]
+            answers = self._with_connection(partial(_get_many, asked=asked))
+            found.update((item.key, answer) for item, answer in zip(asked, answers, strict=True))
+        return [found[key] for key in keys]
 
     def _with_connection(self, work: Callable[[LocalConnection], T], deadline: Deadline = UNBOUNDED) -> T:
         try:
