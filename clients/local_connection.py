@@ -82,6 +82,7 @@ class LocalConnection:
         """``kept`` are the chunks that may be read again without asking; None keeps nothing."""
         self._path = path
         self._kept = kept if key is None else None
+        self._board_asked: int | None = None
         self._keeping: Keeping | None = None
         self._deadline = UNBOUNDED
         self._socket = _connect(path)
@@ -232,18 +233,32 @@ class LocalConnection:
         if self._keeping is not None:
             self._keeping.spoil(found)
 
-    def prepare_keeping(self) -> None:
-        """Have the daemon make a board, where it has not been asked for one."""
-        if self._kept is None or self._keeping is not None:
+    def ask_for_board(self) -> None:
+        """Ask the daemon to make a board, once; :meth:`take_board` before the answer to the question that follows."""
+        if self._kept is None or self._board_asked is not None:
             return
-        from .local_board import Board, boards_possible  # here: not every system has what they need
+        from .local_board import boards_possible  # here: not every system has what they need
+
+        if boards_possible():
+            self._board_asked = self.ask(Kind.BOARD, ())
+        else:
+            self._kept = None
+
+    def take_board(self, seconds_max: float) -> None:
+        """Keep leases from now on, if the daemon, having been asked, makes a board. Raises as :meth:`answer` does."""
+        if self._kept is None or self._board_asked is None:
+            return
+        from .local_board import Board
         from .local_keeping import Keeping
 
         kept, self._kept = self._kept, None
-        if not boards_possible():
-            return
-        self.exchange(Kind.BOARD, ())
-        if not self._descriptors:
+        try:
+            self.answer(Kind.BOARD, self._board_asked, seconds_max=seconds_max)
+        except DaemonUnavailable:
+            raise
+        except KvloomError:
+            return  # it refuses: then every read asks
+        if not self._announced:
             return  # it makes none
         try:
             self._keeping = Keeping(Board(self._descriptors.popleft()), kept)

@@ -173,13 +173,14 @@ def _ask(connection: LocalConnection, asked: Sequence[GetChunk], *, through_sock
     keys = [item.key for item in asked]
     _joined(keys)
     if asked[0].level is None and asked[0].layers is None and not through_socket:
-        connection.prepare_keeping()
+        connection.ask_for_board()
     return connection.ask(Kind.GET, (GetQuestion(keys, asked[0].level, asked[0].layers, through_socket).encode(),))
 
 
 def _answer(connection: LocalConnection, number: int, asked: Sequence[GetChunk]) -> list[Outcome[Container] | None]:
     """The answers to one question; None for what would have made the answer too long."""
     try:
+        connection.take_board(asked[0].answer_seconds_max)
         body = connection.answer(Kind.GET, number, seconds_max=asked[0].answer_seconds_max)
     except DaemonUnavailable:
         raise
