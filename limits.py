@@ -188,6 +188,8 @@ LOCAL_CONNECTIONS_MAX: Final = 256
 """Connections to the Unix socket at once."""
 LOCAL_LEASES_MAX: Final = 4096
 """Chunks that one connection may hold mapped at once."""
+LOCAL_BOARD_SLOTS: Final = 4096
+"""Of them, those that a client may keep to read them again without asking; a power of two."""
 LOCAL_GET_KEYS_MAX: Final = 128
 """Chunks in one local read: the system passes at most 253 descriptors at a time."""
 LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -222,6 +224,10 @@ CLIENT_BATCH_CHUNKS_MAX: Final = 256
 LOCAL_RELEASES_DEFERRED_MAX: Final = 16
 LOCAL_RELEASED_BYTES_DEFERRED_MAX: Final = 16 * 1024 * 1024
 """Leases that a client which asks nothing more may keep although it has no use for them: up to either limit."""
+LOCAL_KEPT_READ_MAX: Final = 64
+"""Chunks that a connection's client reads at a time by leases it has kept: who holds more asks, and is counted."""
+LOCAL_USES_DEFERRED_MAX: Final = 256
+"""Reads by kept leases after which the daemon is told of them, if no question has done so before."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""
 CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024

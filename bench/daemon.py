@@ -12,6 +12,7 @@ connections which ask nothing cost the daemon.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -74,6 +75,9 @@ class Idle:
     bytes_each: float
 
 
+_CLIENTS = itertools.count()
+
+
 def key_of(number: int) -> bytes:
     """The key of chunk ``number``."""
     return number.to_bytes(32, "little")
@@ -94,13 +98,16 @@ def operation(what: str, address: str, value_bytes: int) -> Callable[[], object]
     """What one client does again and again; it fails where it does not get what is there."""
     count = WORKING_SET_BYTES // value_bytes
     pick = random.Random(f"{os.getpid()} {threading.get_ident()}").randrange
-    data = chunk(0, value_bytes)
+    own = os.getpid() * 1000 + next(_CLIENTS)  # puts of one key wait for each other
+    data = chunk(own, value_bytes)
     if address.startswith("redis://"):
         import hiredis  # noqa: F401 - redis-py parses with it where it can be imported
         import redis
 
         store = redis.Redis.from_url(address)
-        return (lambda: store.set(key_of(0), data)) if what == "put" else (lambda: len(store.get(key_of(pick(count)))))
+        return (
+            (lambda: store.set(key_of(own), data)) if what == "put" else (lambda: len(store.get(key_of(pick(count)))))
+        )
     client = KvloomClient(address, local=False)
 
     def get() -> int:
@@ -109,7 +116,7 @@ def operation(what: str, address: str, value_bytes: int) -> Callable[[], object]
             raise RuntimeError(f"not a hit: {found}")
         return len(found.value.data)
 
-    return (lambda: client.put(key_of(0), data)) if what == "put" else get
+    return (lambda: client.put(key_of(own), data)) if what == "put" else get
 
 
 def work(what: str, address: str, value_bytes: int, threads: int) -> None:

@@ -34,7 +34,7 @@ GOALS = (
     ("get", "kvloom ssd", "raw pread", 4 * MIB, 1, 0.7),
     *(
         ("get", subject, against, value_bytes, clients, goal)
-        for subject in ("kvloom local", "kvloom local x32")
+        for subject in ("kvloom local", "kvloom local x32", "kvloom local first", "kvloom local x32 first")
         for value_bytes in (256 * 1024, 4 * MIB)
         for clients in (1, 8)
         for against, goal in (("memcpy", 0.7), ("redis", 3.0), ("mooncake", 3.0))

@@ -15,7 +15,7 @@ from ..errors import DaemonUnavailable, KvloomError
 from ..kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
-from ..tracing import Role, span, traced
+from ..tracing import Role, recording, span, traced
 from . import protocol, reports, upkeep, wire
 from .access import Trust, find_access
 from .discovery import Endpoint, find_daemon, find_local_socket
@@ -148,6 +148,10 @@ class KvloomClient:
 
         Lossy levels come in whole blocks of layers, maybe more than were asked for: ``header.layers`` has them.
         """
+        if level is None and layers is None and self._local is not None and not recording():
+            found = self._local.read_again(key)  # before anything else: the rest takes as long as reading it
+            if found is not None:
+                return found
         return self._run(protocol.GetChunk(key, level, layers))
 
     @traced("kvloom GetChunks")

@@ -4,9 +4,10 @@ import http.client
 import io
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .. import limits
+from ..codec.following import Following
 from ..errors import DaemonSilent, DaemonUnavailable
 from .discovery import Endpoint
 from .http_message import HttpReply, HttpRequest
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Connection", "StaleConnection"]
+
+
+_PIECE_BYTES: Final = 256 * 1024
 
 
 class StaleConnection(Exception):
@@ -121,12 +125,29 @@ class Connection:
                 f"daemon at {self._endpoint} declares a reply of {length} bytes, "
                 f"the limit is {operation.reply_bytes_max}"
             )
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        if length > _PIECE_BYTES and response.status == http.HTTPStatus.OK:
+            buffer = bytearray(length)
+            following = operation.follow(buffer)
+            if following is not None:
+                self._fill(response, memoryview(buffer), following)
+                return HttpReply(response.status, headers, memoryview(buffer).toreadonly(), following.verified)
         body = response.read(length)  # straight into the bytes that are returned, which nobody fills with zeros first
         if len(body) < length:
             raise DaemonUnavailable(f"daemon at {self._endpoint} sent {len(body)} of {length} bytes and closed")
         response.close()
-        headers = {name.lower(): value for name, value in response.getheaders()}
         return HttpReply(response.status, headers, body)
+
+    def _fill(self, response: http.client.HTTPResponse, view: memoryview, following: Following) -> None:
+        """Read the body a piece at a time; while one is looked at, the next ones come."""
+        position = 0
+        while position < len(view):
+            count = response.readinto(view[position : position + _PIECE_BYTES])
+            if not count:
+                raise DaemonUnavailable(f"daemon at {self._endpoint} sent {position} of {len(view)} bytes and closed")
+            position += count
+            following.advance(position)
+        response.close()
 
 
 def _response_class(deadline: Deadline) -> "Callable[..., http.client.HTTPResponse]":

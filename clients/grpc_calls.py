@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
+from ..codec.following import Following
 from ..errors import DaemonUnavailable, InvalidData, InvalidRequest, error_for_code
 from ..kvstore.tier import Ack
 from . import leases, wire
@@ -51,6 +52,8 @@ class GrpcCall(ABC):
     def __init__(self, operation: Operation[Any], method: str) -> None:
         self.method = f"/{_SERVICE}/{method}"
         self.bytes_max = operation.reply_bytes_max
+        self.follows = False
+        """Whether what comes may be verified at once, which takes as long as hashing it."""
 
     @abstractmethod
     def messages(self) -> Iterator[bytes]:
@@ -101,7 +104,8 @@ class _Download(GrpcCall):
 
     def __init__(self, operation: Operation[Any], method: str, question: Message, frame: type[Any]) -> None:
         super().__init__(operation, method)
-        self._question, self._frame = question, frame
+        self._question, self._frame, self._operation = question, frame, operation
+        self._following: Following | None = None
         self._body: bytearray | None = None
         self._position = 0
         self._headers: dict[str, str] = {}
@@ -122,12 +126,15 @@ class _Download(GrpcCall):
             raise DaemonUnavailable(f"daemon sent {end} bytes, it had declared {0 if body is None else len(body)}")
         body[self._position : end] = raw.data
         self._position = end
+        if self._following is not None:
+            self._following.advance(end)
 
     def reply(self) -> HttpReply:
         if self._body is None or self._position < len(self._body):
             declared = 0 if self._body is None else len(self._body)
             raise DaemonUnavailable(f"daemon sent {self._position} of {declared} bytes and ended the call")
-        return HttpReply(200, self._headers, self._body)
+        verified = None if self._following is None else self._following.verified
+        return HttpReply(200, self._headers, self._body, verified)
 
     def _begin(self, first: Any) -> None:
         if isinstance(first, pb.ChunkFrame):
@@ -138,6 +145,8 @@ class _Download(GrpcCall):
         if declared > self.bytes_max:
             raise DaemonUnavailable(f"daemon declares {declared} bytes, the limit is {self.bytes_max}")
         self._body = bytearray(declared)
+        if self.follows:
+            self._following = self._operation.follow(self._body)
 
 
 class _PutChunk(_Question):

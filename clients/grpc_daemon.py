@@ -90,6 +90,7 @@ class GrpcDaemon:
 
     def _exchange(self, operation: Operation[Any], access: Access, deadline: Deadline) -> HttpReply:
         call: GrpcCall = self._calls.call_of(operation)
+        call.follows = True
         method: Any = self._open().stream_stream(call.method)
         progress = _Progress(call.messages(), operation.answer_seconds_max)
         try:

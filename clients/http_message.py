@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..codec.container import ContainerHeader
+
 __all__ = ["Body", "Buffer", "HttpReply", "HttpRequest"]
 
 Buffer = bytes | bytearray | memoryview
@@ -33,3 +35,5 @@ class HttpReply:
     status: int
     headers: Mapping[str, str]
     body: Buffer
+    verified: ContainerHeader | None = None
+    """Of a body that is a container and was verified while it came."""

@@ -20,15 +20,20 @@ from typing import TYPE_CHECKING, Final
 
 from .. import limits
 from ..errors import DaemonSilent, DaemonUnavailable, InvalidRequest, KvloomError
+from ..kvstore.key import ContentKey
 from ..kvstore.tier import Buffer
 from .local_stage import Stage
 from .local_wire import FRAME_BYTES, Frame, GetReply, Granted, Kind, Mapped, decode_error
 from .patience import UNBOUNDED, Deadline
 
 if TYPE_CHECKING:
+    import mmap
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from .local_keeping import Keeping
+    from .local_kept import KeptChunk
     from .local_segments import MappedSegments
 
 __all__ = ["LocalConnection", "LocalGone", "unix_address"]
@@ -44,6 +49,7 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTORS_BYTES) if hasattr(socke
 # As plain numbers: the operators of the socket module's flags take longer than the calls that they are for.
 _RECEIVE_FLAGS: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _LOST: Final = int(getattr(socket, "MSG_CTRUNC", 0))
+_PROBE_FLAGS: Final = int(getattr(socket, "MSG_DONTWAIT", 0)) | int(getattr(socket, "MSG_NOSIGNAL", 0))
 
 
 class LocalGone(Exception):
@@ -66,8 +72,18 @@ def unix_address(path: Path) -> Iterator[str]:
 class LocalConnection:
     """Connects when made. Whoever holds it owns it; only leases may end in any thread and at any time."""
 
-    def __init__(self, path: Path, key: str | None = None, deadline: Deadline = UNBOUNDED) -> None:
+    def __init__(
+        self,
+        path: Path,
+        key: str | None = None,
+        deadline: Deadline = UNBOUNDED,
+        kept: "dict[ContentKey, KeptChunk] | None" = None,
+    ) -> None:
+        """``kept`` are the chunks that may be read again without asking; None keeps nothing."""
         self._path = path
+        self._kept = kept if key is None else None
+        self._board_asked: int | None = None
+        self._keeping: Keeping | None = None
         self._deadline = UNBOUNDED
         self._socket = _connect(path)
         self._lock = threading.Lock()
@@ -101,6 +117,7 @@ class LocalConnection:
         """Close the socket as soon as no lease is held any more. Idempotent."""
         self._closing = True
         self.reusable = False
+        self._forget_kept()
         if not self._leases.difference(self._ended):
             self._shut()
 
@@ -141,7 +158,7 @@ class LocalConnection:
             with self._lock:
                 # Who only reads needs no room in the daemon's memory: a few leases are given back together.
                 releases = self._releases() if kind is not Kind.GET or self._many_ended(2) else ()
-                self._send((*releases, frame, *body), () if descriptor is None else (descriptor,))
+                self._send((*releases, *self._used(), frame, *body), () if descriptor is None else (descriptor,))
         except (BlockingIOError, TimeoutError) as error:
             raise self._silent() from error
         except OSError as error:
@@ -185,35 +202,107 @@ class LocalConnection:
             self._map(item)
         if self._segments is not None:
             for number in reply.gone:
-                self._segments.forget(number)
+                self._forget_kept(self._segments.forget(number))
         # What is left came with the first byte of a later answer, if any of that is here.
         if self._descriptors and not self._received:
             self._give_up()
             raise LocalGone(f"daemon at {self._path} passed descriptors that it did not name")
 
-    def window(self, found: Mapped) -> "NDArray[np.uint8]":
+    def window(self, found: Mapped, key: ContentKey) -> "NDArray[np.uint8]":
         """The memory that ``found`` lies in, from its first range to its last, read-only.
 
-        The lease lasts until the array and everything made from it are gone. Raises :class:`LocalGone` for a place
-        outside of what is mapped.
+        The lease lasts until the array and everything made from it are gone; one that stands on the board is kept then.
+        Raises :class:`LocalGone` for a place outside of what is mapped.
         """
-        window = None if self._segments is None else self._segments.window(found)
-        if window is None:
+        segment = None if self._segments is None else self._segments.of(found)
+        if self._segments is None or segment is None:
             self._give_up()
             raise LocalGone(f"daemon at {self._path} named a place outside of segment {found.segment}")
         self._leases.add(found.lease)
-        return window
+        end = self.end_lease
+        if found.kept and self._keeping is not None:
+            end = self._keeping.add(self, segment, key, found).end
+        return self._segments.window(segment, found, end)
 
     def sum_of(self, window: "NDArray[np.uint8]") -> int:
         """The word sum of a window of this connection (:func:`kvloom.kvstore.sharing.word_sum`)."""
         return -1 if self._segments is None else self._segments.sum_of(window)
 
+    def spoil(self, found: Mapped) -> None:
+        """What lies there is damaged: do not read it by this lease again."""
+        if self._keeping is not None:
+            self._keeping.spoil(found)
+
+    def ask_for_board(self) -> None:
+        """Ask the daemon to make a board, once; :meth:`take_board` before the answer to the question that follows."""
+        if self._kept is None or self._board_asked is not None:
+            return
+        from .local_board import boards_possible  # here: not every system has what they need
+
+        if boards_possible():
+            self._board_asked = self.ask(Kind.BOARD, ())
+        else:
+            self._kept = None
+
+    def take_board(self, seconds_max: float) -> None:
+        """Keep leases from now on, if the daemon, having been asked, makes a board. Raises as :meth:`answer` does."""
+        if self._kept is None or self._board_asked is None:
+            return
+        from .local_board import Board
+        from .local_keeping import Keeping
+
+        kept, self._kept = self._kept, None
+        try:
+            self.answer(Kind.BOARD, self._board_asked, seconds_max=seconds_max)
+        except DaemonUnavailable:
+            raise
+        except KvloomError:
+            return  # it refuses: then every read asks
+        if not self._announced:
+            return  # it makes none
+        try:
+            self._keeping = Keeping(Board(self._descriptors.popleft()), kept)
+        except (OSError, ValueError) as error:
+            self._give_up()
+            raise LocalGone(f"board cannot be mapped: {error}") from error
+
+    def may_read_kept(self) -> bool:
+        """Whether the daemon is there, and this client reads so little by kept leases that it need not be counted."""
+        if not self.reusable or len(self._leases) >= limits.LOCAL_KEPT_READ_MAX:
+            return False
+        try:
+            self._socket.send(b"", _PROBE_FLAGS)  # sends nothing, and fails where nobody is at the other end
+        except OSError:
+            return False
+        return True
+
+    def hold(self, lease: int) -> None:
+        """A kept lease is read by from now on."""
+        self._leases.add(lease)
+
+    def put_back(self, chunk: "KeptChunk") -> bool:
+        """Nobody reads by a kept lease any more; whether it may be kept on."""
+        if self._closing or self._keeping is None or not self._keeping.put_back(chunk):
+            return False
+        self._leases.discard(chunk.found.lease)
+        return True
+
+    def note_use(self, lease: int) -> None:
+        """Tell the daemon, with a later question or when many have come together, that a kept lease was read by."""
+        if self._keeping is not None and self._keeping.note_use(lease) and self._lock.acquire(blocking=False):
+            try:
+                self._send(self._keeping.used(), (), wait=False)
+            except OSError:
+                return  # busy or gone: they are counts, and nothing hangs on them
+            finally:
+                self._lock.release()
+
     def drop(self, found: Mapped) -> None:
         """Give back a lease of which no window was taken."""
         self._leases.add(found.lease)
-        self._end_lease(found.lease, 0)
+        self.end_lease(found.lease, 0)
 
-    def _end_lease(self, lease: int, size_bytes: int) -> None:
+    def end_lease(self, lease: int, size_bytes: int) -> None:
         """Tell the daemon with a later question, or now, if much has come together and the connection is not busy."""
         self._ended.append(lease)
         self._ended_bytes += size_bytes
@@ -239,6 +328,13 @@ class LocalConnection:
             len(self._ended) * share >= limits.LOCAL_RELEASES_DEFERRED_MAX
             or self._ended_bytes * share >= limits.LOCAL_RELEASED_BYTES_DEFERRED_MAX
         )
+
+    def _used(self) -> list[Buffer]:
+        return [] if self._keeping is None else self._keeping.used()
+
+    def _forget_kept(self, segment: "mmap.mmap | None" = None) -> None:
+        if self._keeping is not None:
+            self._keeping.forget(segment)
 
     def _error(self, data: memoryview) -> KvloomError:
         try:
@@ -329,7 +425,7 @@ class LocalConnection:
         if self._segments is None:
             from .local_segments import MappedSegments  # here: a client of a remote daemon needs no NumPy
 
-            self._segments = MappedSegments(self._end_lease)
+            self._segments = MappedSegments()
         descriptor = self._descriptors.popleft()
         try:
             self._segments.map(item.segment, descriptor, item.size_bytes)
@@ -360,6 +456,7 @@ class LocalConnection:
     def _shut(self) -> None:
         self._closing = True
         self._socket.close()
+        self._forget_kept()
         self._drop_descriptors()
         if self._segments is not None:
             self._segments.clear()

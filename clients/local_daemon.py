@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from .. import limits
-from ..codec.container import Container, ContainerHeader, parse_header
+from ..codec.container import Container, parse_header
 from ..codec.header import named_key
 from ..codec.level import Level
 from ..errors import (
@@ -33,10 +33,14 @@ from ..kvstore.tier import Ack
 from . import protocol, wire
 from .local_connection import LocalConnection, LocalGone
 from .local_wire import Failed, GetQuestion, GetReply, Inline, Kind, Later, Mapped, PutQuestion, Result
+from .mapped_container import MappedContainer
 from .patience import UNBOUNDED, Deadline
 from .protocol import DAEMON, ChunksExist, DeleteChunk, GetChunk, MatchPrefix, Operation, PutChunk
 from .put_batch import ChunkPut, PutChunks
 from .reports import GetStats
+
+if TYPE_CHECKING:
+    from .local_kept import KeptChunk
 
 __all__ = ["LocalDaemon"]
 
@@ -61,6 +65,7 @@ class LocalDaemon:
         self._key = key
         self._connections_max = connections_max
         self._idle: deque[LocalConnection] = deque()
+        self._kept: dict[ContentKey, KeptChunk] = {}
 
     def close(self) -> None:
         """Close what is idle. Containers that were read stay valid. The object may be used again afterwards."""
@@ -74,21 +79,42 @@ class LocalDaemon:
     def run(self, operation: Operation[T], deadline: Deadline = UNBOUNDED) -> T:
         """Run one operation that has frames, until ``deadline``."""
         handler = _HANDLERS[type(operation)]
+        if type(operation) is GetChunk and operation.level is None and operation.layers is None:
+            found: Any = self.read_again(operation.key)
+            if found is not None:
+                return cast("T", found)
         answer: T = self._with_connection(lambda connection: handler(connection, operation), deadline)
         return answer
+
+    def read_again(self, key: ContentKey) -> Hit[Container] | None:
+        """A whole chunk that was read before and lies where it did, verified; None where the daemon must be asked."""
+        chunk = self._kept.pop(key, None)
+        return None if chunk is None else chunk.read()
 
     def get_many(self, keys: Sequence[ContentKey], *, level: Level | None) -> list[Outcome[Container]]:
         """Read many chunks; outcomes stand in the order of ``keys``.
 
-        They are asked for a few at a time, one question ahead: while the daemon looks up some, others are verified.
+        They are asked for a few at a time, one question ahead: while the daemon looks up some, others are verified. A
+        key that stands there twice is read once.
         """
-        return self._with_connection(partial(_get_many, asked=[GetChunk(key, level) for key in keys]))
+        found: dict[ContentKey, Outcome[Container]] = {}
+        asked: list[GetChunk] = []
+        for key in dict.fromkeys(keys):
+            again = self.read_again(key) if level is None else None
+            if again is None:
+                asked.append(GetChunk(key, level))
+            else:
+                found[key] = again
+        if asked:
+            answers = self._with_connection(partial(_get_many, asked=asked))
+            found.update((item.key, answer) for item, answer in zip(asked, answers, strict=True))
+        return [found[key] for key in keys]
 
     def _with_connection(self, work: Callable[[LocalConnection], T], deadline: Deadline = UNBOUNDED) -> T:
         try:
             connection, fresh = self._idle.pop(), False
         except IndexError:
-            connection, fresh = LocalConnection(self._path, self._key, deadline), True
+            connection, fresh = self._connect(deadline), True
         try:
             return self._work(work, connection, deadline)
         except LocalGone:
@@ -96,7 +122,7 @@ class LocalDaemon:
                 raise
             # The daemon was restarted; every operation may be sent twice.
             connection.close()
-            connection = LocalConnection(self._path, self._key, deadline)
+            connection = self._connect(deadline)
             return self._work(work, connection, deadline)
         finally:
             if connection.reusable and len(self._idle) < self._connections_max:
@@ -104,30 +130,14 @@ class LocalDaemon:
             else:
                 connection.close()
 
+    def _connect(self, deadline: Deadline) -> LocalConnection:
+        return LocalConnection(self._path, self._key, deadline, self._kept)
+
     def _work(self, work: Callable[[LocalConnection], T], connection: LocalConnection, deadline: Deadline) -> T:
         if not deadline.bounded:
             return work(connection)
         with connection.until(deadline):
             return work(connection)
-
-
-class MappedContainer(Container):
-    """A container in shared memory whose bytes are verified; its header is parsed when somebody first looks at it.
-
-    Parsing takes as long as reading two megabytes, and who passes the bytes on never looks.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, data: memoryview) -> None:
-        object.__setattr__(self, "data", data)
-
-    def __getattr__(self, name: str) -> ContainerHeader:
-        if name != "header":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        header = parse_header(self.data, declared_bytes=len(self.data))
-        object.__setattr__(self, "header", header)
-        return header
 
 
 def _get_many(connection: LocalConnection, asked: Sequence[GetChunk]) -> list[Outcome[Container]]:
@@ -162,12 +172,15 @@ def _pipelined(connection: LocalConnection, asked: Sequence[GetChunk]) -> list[O
 def _ask(connection: LocalConnection, asked: Sequence[GetChunk], *, through_socket: bool = False) -> int:
     keys = [item.key for item in asked]
     _joined(keys)
+    if asked[0].level is None and asked[0].layers is None and not through_socket:
+        connection.ask_for_board()
     return connection.ask(Kind.GET, (GetQuestion(keys, asked[0].level, asked[0].layers, through_socket).encode(),))
 
 
 def _answer(connection: LocalConnection, number: int, asked: Sequence[GetChunk]) -> list[Outcome[Container] | None]:
     """The answers to one question; None for what would have made the answer too long."""
     try:
+        connection.take_board(asked[0].answer_seconds_max)
         body = connection.answer(Kind.GET, number, seconds_max=asked[0].answer_seconds_max)
     except DaemonUnavailable:
         raise
@@ -211,15 +224,17 @@ def _judge_mapped(connection: LocalConnection, asked: GetChunk, found: Mapped) -
     if not found.ranges:
         connection.drop(found)
         return Corrupt(DAEMON, "the daemon named no bytes")
-    array = connection.window(found)
+    array = connection.window(found, asked.key)
     window = array.data
     if found.header:
         return asked.judge(_gathered(found, window), found.tier)
     if found.word_sum is None:
         return asked.judge(window, found.tier)
     if named_key(window) != asked.key:
+        connection.spoil(found)
         return Corrupt(DAEMON, f"asked for chunk {asked.key.hex()[:16]}…, mapped {named_key(window).hex()[:16]}…")
     if connection.sum_of(array) != found.word_sum:
+        connection.spoil(found)
         return Corrupt(DAEMON, "mapped bytes do not have the sum they were kept with")
     if asked.level is None and asked.layers is None:
         return Hit(MappedContainer(window), found.tier)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..kvstore.sharing import word_sum
 from .local_wire import Mapped
 
-__all__ = ["MappedSegments"]
+__all__ = ["MappedSegments", "take_window"]
 
 
 class _Window(weakref.ref["NDArray[np.uint8]"]):
@@ -35,11 +35,25 @@ def _died(window: "weakref.ref[NDArray[np.uint8]]") -> None:
     ended.end_lease(ended.lease, ended.size_bytes)
 
 
-class MappedSegments:
-    """Segments by number. ``end_lease`` is called with a lease and its bytes, in any thread, when its window dies."""
+# What a fork inherits is its parent's: that it is not read in the child any more ends no lease.
+os.register_at_fork(after_in_child=_windows.clear)
 
-    def __init__(self, end_lease: Callable[[int, int], None]) -> None:
-        self._end_lease = end_lease
+
+def take_window(
+    segment: mmap.mmap, start: int, stop: int, lease: int, end_lease: Callable[[int, int], None]
+) -> "NDArray[np.uint8]":
+    """Bytes ``[start, stop)``, read-only; ``end_lease`` is called when they and all made from them are gone."""
+    array = np.frombuffer(segment, np.uint8, stop - start, start)
+    window = _Window(array, _died)
+    window.end_lease, window.lease, window.size_bytes = end_lease, lease, stop - start
+    _windows[id(window)] = window
+    return array
+
+
+class MappedSegments:
+    """Segments by number."""
+
+    def __init__(self) -> None:
         self._mapped: dict[int, mmap.mmap] = {}
 
     def map(self, number: int, descriptor: int, size_bytes: int) -> None:
@@ -48,28 +62,24 @@ class MappedSegments:
             raise ValueError(f"segment {number} is shorter than its {size_bytes} bytes")
         self._mapped[number] = mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
 
-    def forget(self, number: int) -> None:
-        """Unmap a segment as soon as nothing of it is read."""
-        self._mapped.pop(number, None)
+    def forget(self, number: int) -> mmap.mmap | None:
+        """Unmap a segment as soon as nothing of it is read, and nothing else refers to it; which it was."""
+        return self._mapped.pop(number, None)
 
     def clear(self) -> None:
         """:meth:`forget` all."""
         self._mapped.clear()
 
-    def window(self, found: Mapped) -> "NDArray[np.uint8] | None":
-        """The memory from the first range of ``found`` to its last, read-only; None for a place outside of it.
-
-        The lease lasts until the array and everything made from it are gone.
-        """
+    def of(self, found: Mapped) -> mmap.mmap | None:
+        """What ``found`` lies in; None for a place outside of what is mapped."""
         segment = self._mapped.get(found.segment)
         start, stop = found.ranges[0].start, found.ranges[-1].stop
-        if segment is None or not 0 <= start <= stop <= len(segment):
-            return None
-        array = np.frombuffer(segment, np.uint8, stop - start, start)
-        window = _Window(array, _died)
-        window.end_lease, window.lease, window.size_bytes = self._end_lease, found.lease, stop - start
-        _windows[id(window)] = window
-        return array
+        return None if segment is None or not 0 <= start <= stop <= len(segment) else segment
+
+    @staticmethod
+    def window(segment: mmap.mmap, found: Mapped, end_lease: Callable[[int, int], None]) -> "NDArray[np.uint8]":
+        """:func:`take_window` of ``found``, from its first range to its last."""
+        return take_window(segment, found.ranges[0].start, found.ranges[-1].stop, found.lease, end_lease)
 
     @staticmethod
     def sum_of(window: "NDArray[np.uint8]") -> int:

@@ -44,7 +44,7 @@ __all__ = [
     "socket_path",
 ]
 
-VERSION: Final = 2
+VERSION: Final = 3
 SOCKET_NAME: Final = "daemon.sock"
 _MAGIC: Final = b"KVLL"
 _FRAME: Final = struct.Struct("<4sBBHII")
@@ -57,6 +57,8 @@ _COUNTS: Final = struct.Struct("<HHH")
 _PAIR: Final = struct.Struct("<QQ")
 _WORD: Final = struct.Struct("<Q")
 _MAPPED: Final = struct.Struct("<QQQIHBB")
+_SUMMED: Final = 1
+_KEPT: Final = 2
 _LENGTH: Final = struct.Struct("<IB")
 _EVERYTHING: Final = 254
 _WHOLE_FLAG: Final = 1
@@ -81,6 +83,10 @@ class Kind(IntEnum):
     """The asker has a pool of decoded chunks (:mod:`.pool_wire`), for as long as the connection lasts."""
     HELD = 10
     RESIDENT = 11
+    BOARD = 12
+    """The asker would keep leases (:mod:`.local_board`); the answer brings the board's descriptor, if it may."""
+    USED = 13
+    """Kept leases by which chunks were read. Has no answer."""
     ERROR = 255
 
 
@@ -98,6 +104,8 @@ _QUESTION_BYTES_MAX: Final = {
     Kind.POOL: limits.LOCAL_POOL_BYTES_MAX,
     Kind.HELD: limits.LOCAL_POOL_BYTES_MAX + limits.POOL_REPORT_KEYS_MAX * KEY_BYTES,
     Kind.RESIDENT: _KEYS_BYTES_MAX,
+    Kind.BOARD: 0,
+    Kind.USED: limits.LOCAL_LEASES_MAX * _WORD.size,
 }
 _REPLY_BYTES_MAX: Final = {
     Kind.HELLO: limits.KEYS_BODY_BYTES_MAX,
@@ -110,6 +118,7 @@ _REPLY_BYTES_MAX: Final = {
     Kind.POOL: 0,
     Kind.HELD: 0,
     Kind.RESIDENT: limits.KEYS_BODY_BYTES_MAX,
+    Kind.BOARD: 0,
     Kind.ERROR: limits.KEYS_BODY_BYTES_MAX,
 }
 
@@ -193,6 +202,11 @@ class GetQuestion:
     layers: range | None = None
     through_socket: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it asks for all that is stored."""
+        return self.level is None and self.layers is None
+
     def encode(self) -> bytes:
         """The question as a body."""
         code = _EVERYTHING if self.level is None else self.level.code
@@ -264,8 +278,8 @@ class Granted:
 class Mapped:
     """A container in a segment: ``header`` (empty where the first range begins with one), then ``ranges`` of it.
 
-    ``word_sum`` is that of all the bytes, where ``header`` is empty and the container is all that is stored. Not
-    frozen: made for every read, in a quarter of the time.
+    ``word_sum`` is that of all the bytes, where ``header`` is empty and the container is all that is stored. ``kept``:
+    the lease stands on the board, locked for the client. Not frozen: made for every read, in a quarter of the time.
     """
 
     lease: int
@@ -274,6 +288,7 @@ class Mapped:
     tier: str
     header: bytes = b""
     word_sum: int | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +370,7 @@ def _encode_result(result: Result) -> Iterator[Buffer]:
                 len(result.header),
                 len(result.ranges),
                 len(tier),
-                result.word_sum is not None,
+                (result.word_sum is not None) * _SUMMED | result.kept * _KEPT,
             )
             places = b"".join([_PAIR.pack(item.start, item.stop) for item in result.ranges])
             yield b"".join((bytes((_MAPPED_CODE,)), fields, tier, result.header, places))
@@ -375,15 +390,16 @@ def _decode_result(view: memoryview, start: int) -> tuple[Result, int]:
     """The result at ``start`` and where it ends, which is for the caller to compare with the end of the body."""
     code = view[start]
     if code == _MAPPED_CODE:
-        lease, segment, total, header_bytes, range_count, tier_bytes, summed = _MAPPED.unpack_from(view, start + 1)
+        lease, segment, total, header_bytes, range_count, tier_bytes, flags = _MAPPED.unpack_from(view, start + 1)
         name = start + 1 + _MAPPED.size
         header = name + tier_bytes
         places = header + header_bytes
         stop = places + range_count * _PAIR.size
         ranges = tuple([ByteRange(*_PAIR.unpack_from(view, position)) for position in range(places, stop, _PAIR.size)])
         tier = str(view[name:header], "utf-8")
-        total_or_none = total if summed else None
-        return Mapped(lease, segment, ranges, tier, bytes(view[header:places]), total_or_none), stop
+        total_or_none = total if flags & _SUMMED else None
+        kept = bool(flags & _KEPT)
+        return Mapped(lease, segment, ranges, tier, bytes(view[header:places]), total_or_none, kept), stop
     if code == _LATER_CODE:
         return Later(), start + 1
     if code not in (_INLINE_CODE, _FAILED_CODE):

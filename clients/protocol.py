@@ -6,7 +6,7 @@ that the daemon named. Where no daemon answered at all, ``without_daemon()`` say
 comes to an outcome (the engine recomputes), everything else raises. Nothing a daemon says is believed: lengths are
 bounded before they are allocated, and a container or profile is verified against the key it was asked for by.
 """
-# ruff: noqa: D102 - what request(), parse() and without_daemon() promise is said once, in Operation
+# ruff: noqa: D102 - what request(), parse(), follow() and without_daemon() promise is said once, in Operation
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from .. import limits
 from ..codec.container import Container
+from ..codec.following import Following
 from ..codec.level import Level
 from ..errors import (
     BodyTooLarge,
@@ -97,6 +98,10 @@ class Operation(ABC, Generic[T]):
     def parse(self, reply: HttpReply) -> T:
         """What the reply means; raises the typed error it carries."""
 
+    def follow(self, body: bytearray) -> Following | None:
+        """What is told how much of the answer's body has come; by default nobody is."""
+        return None
+
     def without_daemon(self, error: DaemonUnavailable) -> T:
         """What it means that nobody answered: by default, that error."""
         raise error
@@ -160,7 +165,13 @@ class GetChunk(Operation[Outcome[Container]]):
     def parse(self, reply: HttpReply) -> Outcome[Container]:
         if reply.status != 200:
             return _outcome_of(reply)
-        return self.judge(reply.body, reply.headers.get(wire.HEADER_TIER.lower(), DAEMON))
+        tier = reply.headers.get(wire.HEADER_TIER.lower(), DAEMON)
+        if reply.verified is not None and reply.verified.content_key == self.key:
+            return self.accept(Container(reply.verified, memoryview(reply.body)), tier)
+        return self.judge(reply.body, tier)
+
+    def follow(self, body: bytearray) -> Following | None:
+        return Following(body)
 
     def judge(self, data: Buffer, tier: str) -> Outcome[Container]:
         """What ``data``, which came from ``tier``, is to who asked: verified and what was asked for, or damage."""

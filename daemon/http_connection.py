@@ -61,6 +61,10 @@ class GuardedProtocol(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, unless there are too many: then it is told so and closed."""
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            # What the event loop receives at a time; every other connection has its turn before the next. With a
+            # quarter of this, its own default, bodies that come hardly get on beside many that go.
+            transport.max_size = limits.STREAM_FRAME_BYTES
         try:
             self._admission.connect(None)
         except Overloaded as error:

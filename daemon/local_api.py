@@ -191,6 +191,12 @@ class _Connection:
         self._in_step = True
         if frame.kind is Kind.RELEASE:
             self._loans.release(body)
+        elif frame.kind is Kind.USED:
+            self._note_uses(body)
+        elif frame.kind is Kind.BOARD:
+            # A tenant's key may be revoked, and what it keeps would be read on: who comes with one asks every time.
+            descriptor = None if self._key is not None else self._loans.open_board()
+            await self._reply(frame.kind, frame.number, (), () if descriptor is None else (descriptor,))
         elif frame.kind is Kind.GET:
             await self._get(frame, GetQuestion.decode(body))
         else:
@@ -241,6 +247,12 @@ class _Connection:
         self._service.update_pool(self._caller, self._pool, Held.decode(bytes(body)))
         return b""
 
+    def _note_uses(self, body: Buffer) -> None:
+        """Chunks were read by kept leases: that counts as any read."""
+        self._service.note_uses(
+            self._caller, [(item.content_key, item.payload_bytes) for item in self._loans.used(body)]
+        )
+
     async def _put(self, frame: Frame) -> bytes:
         """Keep a container; it is copied before it is looked at, since its sender can change what it passes."""
         if frame.body_bytes < PUT_BYTES:
@@ -281,6 +293,9 @@ class _Connection:
         if frame.kind is Kind.RELEASE:
             self._loans.release(body)
             return Reply()
+        if frame.kind is Kind.USED:
+            self._note_uses(body)
+            return Reply()
         if frame.kind is not Kind.GET:
             return None
         question = GetQuestion.decode(body)
@@ -291,7 +306,7 @@ class _Connection:
         if None in found:
             self._begun = found
             return None
-        parts, descriptors = self._loans.encoded(found)
+        parts, descriptors = self._loans.encoded(found, keep=question.is_whole)
         return Reply(
             (Frame(Kind.GET, frame.number, sum(map(len, parts)), len(descriptors)).encode(), *parts), descriptors
         )
@@ -320,7 +335,7 @@ class _Connection:
                     continue
                 inline_bytes += chunk.total_bytes
                 found[index] = Inline(chunk.parts, chunk.tier)
-            parts, descriptors = self._loans.encoded(found)
+            parts, descriptors = self._loans.encoded(found, keep=question.is_whole)
             await self._reply(Kind.GET, frame.number, parts, descriptors)
 
     def _lent(self, question: GetQuestion) -> list[Found]:
@@ -329,9 +344,8 @@ class _Connection:
         None for what has to be read. What is lent is the connection's once it is in an answer.
         """
         found: list[Found] = []
-        room = min(limits.LOCAL_LEASES_MAX - len(self._loans), len(question.keys))
-        room_bytes = self._loans.budget.room_bytes
-        for key in question.keys[:room]:
+        room, room_bytes = self._loans.rooms()
+        for key in question.keys[: max(0, room)]:
             lent: Found = None
             if room_bytes > 0:
                 try:

@@ -163,6 +163,11 @@ class Service:
         caller.require(Scope.READ)
         return self._store.lend(caller.namespace, key, level=level, layers=layers)
 
+    def note_uses(self, caller: Caller, uses: Sequence[tuple[ContentKey, int]]) -> None:
+        """Chunks that were lent, with their bytes, were read again without asking."""
+        caller.require(Scope.READ)
+        self._store.note_uses(caller.namespace, uses)
+
     async def exists(self, caller: Caller, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored."""
         caller.require(Scope.READ)

@@ -3,8 +3,10 @@
 Every subject keeps as many values (the working set is larger than the caches) and is asked for them in random order by
 one client process, then by eight. Subjects take turns within each round, so a machine that is busy meanwhile disturbs
 all of them alike. A client of ``kvloom local`` reads every byte of what it is given, since it verifies it; ``+ copy``
-copies it out as well. ``memcpy`` copies the same bytes within a client. ``x32`` asks for 32 chunks at a time. What the
-peers do is in ``peer_client``. ``contains_many`` asks about 1,000 keys. CPU is that of clients and servers together.
+copies it out as well. What a client has read it may read again without asking the daemon; ``first`` makes it ask each
+time, as for a chunk that it never had. ``memcpy`` copies the same bytes within a client. ``x32`` asks for 32 chunks at
+a time. What the peers do is in ``peer_client``. ``contains_many`` asks about 1,000 keys. CPU is that of clients and
+servers together.
 """
 
 import contextlib
@@ -29,7 +31,15 @@ from .turns import WORKING_SET_BYTES
 
 BENCH = Path(__file__).parents[1]
 OWN = {
-    "get": ("memcpy", "kvloom local", "kvloom local x32", "kvloom local + copy", "kvloom http"),
+    "get": (
+        "memcpy",
+        "kvloom local",
+        "kvloom local x32",
+        "kvloom local first",
+        "kvloom local x32 first",
+        "kvloom local + copy",
+        "kvloom http",
+    ),
     "put": ("kvloom local", "kvloom http"),
     "contains_many": ("kvloom local", "kvloom http"),
 }
@@ -88,7 +98,7 @@ class Clients:
 def running_daemon(directory: Path) -> Iterator[psutil.Process]:
     """A daemon with memory only; clients started meanwhile find it."""
     os.environ[DATA_DIR_VARIABLE] = str(directory)
-    memory = f"{4 * WORKING_SET_BYTES}"
+    memory = f"{16 * WORKING_SET_BYTES}"  # eight clients hold 32 chunks of 4 MiB at a time, and may hold half of it
     command = [sys.executable, "-m", "kvloom.daemon.cli", "serve", "--port", "0", "--memory", memory, "--ssd", "off"]
     process = subprocess.Popen([*command, "--log-format", "json"], stderr=subprocess.PIPE, text=True)
     try:
@@ -144,18 +154,20 @@ def _turns(
 ) -> Iterator[Row]:
     seconds, rounds = plan
     everybody: list[Clients] = []
+    wanted: list[tuple[list[str], Timed, tuple[psutil.Process, ...]]] = []
     for subject in OWN[what]:
         command = [sys.executable, "-m", "store_bench.own_client", what, subject, str(value_bytes), str(values)]
         servers = () if subject == "memcpy" else (daemon,)
-        everybody.append(Clients(command, Timed(what, subject, value_bytes, clients), servers))
+        wanted.append((command, Timed(what, subject, value_bytes, clients), servers))
     for subject in PEERS[what]:
         if subject in peers:
             peer = peers[subject]
             timed = Timed(what, subject, value_bytes, clients)
-            everybody.append(Clients(peer.command(what, value_bytes, values), timed, peer.servers))
+            wanted.append((peer.command(what, value_bytes, values), timed, peer.servers))
     try:
-        for each in everybody:
-            each.await_ready()
+        for command, timed, servers in wanted:  # one after the other: eight at once start as long as eighty do
+            everybody.append(Clients(command, timed, servers))
+            everybody[-1].await_ready()
         for _ in range(rounds):
             for each in everybody:
                 each.measure(seconds)

@@ -86,10 +86,14 @@ def getting(client: KvloomClient, subject: str, value_bytes: int, values: int) -
     pick = random.Random(os.getpid()).randrange
     out = np.zeros(2 * value_bytes, np.uint8)
 
+    kept = client._local._kept if subject.endswith("first") else {}
+
     def get() -> int:
+        kept.clear()
         return len(hit(client.get(key_of(pick(values)))))
 
     def get_many() -> int:
+        kept.clear()
         return sum(len(hit(found)) for found in client.get_many([key_of(pick(values)) for _ in range(BATCH)]))
 
     def get_and_copy() -> int:
@@ -97,7 +101,7 @@ def getting(client: KvloomClient, subject: str, value_bytes: int, values: int) -
         np.copyto(out[: len(view)], np.frombuffer(view, np.uint8))
         return len(view)
 
-    return get_many if subject.endswith("x32") else get_and_copy if subject.endswith("+ copy") else get
+    return get_many if "x32" in subject else get_and_copy if subject.endswith("+ copy") else get
 
 
 def operation(what: str, subject: str, value_bytes: int, values: int) -> Callable[[], int]:
@@ -113,4 +117,4 @@ def operation(what: str, subject: str, value_bytes: int, values: int) -> Callabl
 
 if __name__ == "__main__":
     _, what, subject, value_bytes, values = sys.argv
-    serve_turns(operation(what, subject, int(value_bytes), int(values)), BATCH if subject.endswith("x32") else 1)
+    serve_turns(operation(what, subject, int(value_bytes), int(values)), BATCH if "x32" in subject else 1)

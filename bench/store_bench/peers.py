@@ -80,7 +80,7 @@ def _mooncake(stack: ExitStack, python: Path) -> Peer:
         f"--rpc_port={port}",
         "--metrics_host=127.0.0.1",
         f"--metrics_port={metrics}",
-        "--default_kv_lease_ttl=500",
+        "--default_kv_lease_ttl=5000",
     ]
     servers = [_started(stack, master, port)]
     lender = [str(python), str(CLIENT), "serve", "mooncake", "1024", "0", str(port)]

@@ -20,9 +20,7 @@ from pathlib import Path
 from random import Random
 from threading import Lock
 
-from blake3 import blake3
-
-from kvloom.kvstore.key import ContentKey, StorageKey
+from kvloom.kvstore.key import KEY_BYTES, ContentKey, StorageKey, storage_key
 from kvloom.kvstore.outcome import Hit
 from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Record
@@ -165,7 +163,8 @@ class KvloomSsd(Subject):
 
 
 def key_of(number: int) -> StorageKey:
-    return StorageKey(blake3(number.to_bytes(8, "little")).digest())
+    """All of one owner's: each of many owners has an eviction policy of his own."""
+    return storage_key(bytes(KEY_BYTES), ContentKey(number.to_bytes(KEY_BYTES, "little")))
 
 
 def rows(

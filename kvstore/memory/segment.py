@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -50,6 +51,7 @@ class Segment:
         "_close_descriptor",
         "_map",
         "_read_window",
+        "_watchers",
         "_write_window",
         "abandoned",
         "closed",
@@ -69,6 +71,7 @@ class Segment:
         self._close_descriptor = None if self.descriptor is None else weakref.finalize(self, os.close, self.descriptor)
         self._read_window: _Window = None
         self._write_window: _Window = None
+        self._watchers: dict[int, list[Callable[[], None]]] = {}
         if size_bytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             # Four times as fast to fill as small pages; a kernel without them says EINVAL and nothing is lost.
             with contextlib.suppress(OSError):
@@ -111,6 +114,23 @@ class Segment:
     def release(self, size_bytes: int) -> None:
         """A reservation of ``size_bytes`` is dead: its record is gone or never came to be."""
         self.live_bytes -= aligned(size_bytes)
+
+    def watch(self, offset: int, gone: Callable[[], None]) -> None:
+        """Call ``gone`` once, when the record whose payload lies at ``offset`` does not lie there any more."""
+        self._watchers.setdefault(offset, []).append(gone)
+
+    def unwatch(self, offset: int, gone: Callable[[], None]) -> None:
+        """Do not call ``gone`` any more; nothing where nobody would."""
+        watchers = self._watchers.get(offset, [])
+        if gone in watchers:
+            watchers.remove(gone)
+        if not watchers:
+            self._watchers.pop(offset, None)
+
+    def leave(self, offset: int) -> None:
+        """The record whose payload lies at ``offset`` is forgotten, or lies elsewhere from now on."""
+        for gone in self._watchers.pop(offset, ()):
+            gone()
 
     def writable(self, offset: int, size_bytes: int) -> memoryview:
         """The reserved bytes at ``offset``, to be filled once, before anybody is given a :meth:`view` of them."""

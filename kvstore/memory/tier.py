@@ -193,8 +193,8 @@ class MemoryTier(Tier):
         """Forget everything; memory under a view that is still alive goes when the view goes."""
         self._closed = True
         for key in self._table.keys():  # noqa: SIM118 - a snapshot, not a view
-            self._table.remove(key)
             self._policy.record_delete(key)
+            self._vacate(key)
         self._pool.close()
 
     def _used(self, key: StorageKey) -> int | None:
@@ -329,8 +329,10 @@ class MemoryTier(Tier):
             if slot is None or self._table.place_of(slot) != move.source:
                 target.release(move.size_bytes)
                 continue
-            self._pool.segments[move.source.segment].release(move.size_bytes)
+            source = self._pool.segments[move.source.segment]
             self._table.move(slot, move.target)
+            source.leave(move.source.offset + HEADER_BYTES)
+            source.release(move.size_bytes)
         for source in sources:
             self._pool.give_back_if_dead(source)
         return target
@@ -365,6 +367,7 @@ class MemoryTier(Tier):
         segment = self._pool.segments[place.segment]
         self._expiry.forget(key)
         self._table.remove(key)
+        segment.leave(place.offset + HEADER_BYTES)
         segment.release(footprint(read_header(segment, place.offset).payload_bytes))
         self._pool.give_back_if_dead(segment)
         return True

@@ -300,6 +300,14 @@ class TieredStore:
         for tier in self._roles.all:
             tier.touch(places)
 
+    def note_uses(self, namespace: Namespace, uses: Sequence[tuple[ContentKey, int]]) -> None:
+        """Chunks that :meth:`lend` gave, with their bytes, were read again by whom they were lent to."""
+        places, tenant = self._places(namespace, [key for key, _ in uses]), self._tenants.of(namespace)
+        for tier in self._lenders[:1]:
+            tier.touch(places)
+            for _, size_bytes in uses:
+                self._tally.note_hit(tenant, tier.name, size_bytes)
+
     async def prefetch(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """Have ``keys`` copied into the memory tiers in the background; for how many that is under way or not needed.
 

@@ -34,10 +34,13 @@ KEY = bytes(range(32))
 
 
 class LyingDaemon:
-    """Says hello as a daemon does, and then for every question the same bytes with the same descriptors, or nothing."""
+    """Says hello as a daemon does, gives the boards it has, by default none, and says one thing to all that is asked.
+
+    That is the same bytes with the same descriptors, what a function makes of the question, or nothing.
+    """
 
     def __init__(self, data_dir, says=None, descriptors=()):
-        self._says, self.descriptors = says, descriptors
+        self._says, self.descriptors, self.boards = says, descriptors, ()
         self.questions = []
         (data_dir / SOCKET_NAME).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -60,6 +63,10 @@ class LyingDaemon:
                 connected.recv(frame.body_bytes, socket.MSG_WAITALL)
                 if frame.kind is Kind.HELLO:
                     connected.sendall(Frame(Kind.HELLO, frame.number, 2).encode() + b"{}")
+                elif frame.kind is Kind.BOARD:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.boards))]
+                    answer = Frame(Kind.BOARD, frame.number, 0, len(self.boards)).encode()
+                    connected.sendmsg([answer], rights if self.boards else [])
                 elif frame.kind is not Kind.RELEASE:
                     self.questions.append(frame.kind)
                     if self._says is None:
@@ -130,7 +137,7 @@ LIES = {
     "HTTP": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "another kind": lambda frame: Frame(Kind.STATS, frame.number, 2).encode() + b"{}",
     "another number": lambda frame: Frame(frame.kind, frame.number + 1, 0).encode(),
-    "exabytes": b"KVLL\x02\x04\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff",
+    "exabytes": b"KVLL\x03\x04\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff",
     "descriptors that do not come": lambda frame: Frame(frame.kind, frame.number, 0, 1).encode(),
     "nothing in it": lambda frame: Frame(frame.kind, frame.number, 0).encode(),
     "no results": got(),
@@ -164,6 +171,14 @@ def test_silence_is_given_up_after_the_limit_and_not_waited_for_twice(lying, ask
     assert isinstance(outcome, Unavailable)
     assert "did not go on within its time limit" in outcome.detail
     assert silent.questions == [Kind.GET]
+
+
+def test_a_board_that_is_too_short_is_no_daemon(lying, ask):
+    liar = lying(got(Failed(NotFound("it is not here"))))
+    assert ask("get", KEY) == Miss()
+    liar.boards = (memory(b"short"),)
+    assert "no daemon answers at 127.0.0.1:1" in ask("get", KEY).detail
+    os.close(liar.boards[0])
 
 
 def test_places_outside_of_the_segment_are_no_daemon(lying, ask, container_bytes):
@@ -218,7 +233,7 @@ def test_a_wrong_chunk_among_many_is_asked_for_alone_when_all_have_been_answered
         return answers[number](frame)
 
     daemon = lying(says)
-    outcomes = ask("get_many", [KEY] * 33)
+    outcomes = ask("get_many", [KEY if index == 3 else bytes([100 + index]) * 32 for index in range(33)])
     assert [type(outcome) for outcome in outcomes] == [Hit if index == 3 else Miss for index in range(33)]
     assert outcomes[3].value.data == data
     assert daemon.questions == [Kind.GET] * 4

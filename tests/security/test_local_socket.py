@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from kvloom import limits
 from kvloom.clients import wire
+from kvloom.clients.local_board import BOARD_BYTES, Board, unlock
 from kvloom.clients.local_wire import (
     FRAME_BYTES,
     PUT_BYTES,
@@ -173,9 +174,9 @@ async def test_a_segment_is_passed_once_per_connection(edge, connect, container_
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", InvalidRequest),
         (bytes(FRAME_BYTES), InvalidRequest),
-        (struct.pack("<4sBBHII", b"KVLL", 2, Kind.CONTAINS, 0, 1, 2**32 - 1), TooManyItems),
-        (struct.pack("<4sBBHII", b"KVLL", 2, Kind.PUT, 0, 1, 2**32 - 1), TooManyItems),
-        (struct.pack("<4sBBHII", b"KVLL", 2, Kind.HELLO, 1, 1, 0), InvalidRequest),
+        (struct.pack("<4sBBHII", b"KVLL", 3, Kind.CONTAINS, 0, 1, 2**32 - 1), TooManyItems),
+        (struct.pack("<4sBBHII", b"KVLL", 3, Kind.PUT, 0, 1, 2**32 - 1), TooManyItems),
+        (struct.pack("<4sBBHII", b"KVLL", 3, Kind.HELLO, 1, 1, 0), InvalidRequest),
         (Frame(Kind.CONTAINS, 1, 33).encode() + bytes(33), InvalidRequest),
         (Frame(Kind.DELETE, 1, 0).encode(), InvalidRequest),
         (Frame(Kind.RELEASE, 1, 7).encode() + bytes(7), InvalidRequest),
@@ -287,6 +288,57 @@ async def test_leases_end_with_the_connection_and_twice_released_is_once(edge, c
     assert edge.stats().tiers[0].used_bytes == 0
 
 
+async def kept(edge, raw, container_bytes):
+    """The board of a connection, and a lease on it, locked for the client."""
+    data = await stored(edge, container_bytes)
+    _, _, (board,) = await raw.ask(Kind.BOARD)
+    _, body, descriptors = await raw.ask(Kind.GET, GetQuestion([KEY]).encode())
+    os.close(descriptors[0])
+    found = GetReply.decode(body).results[0]
+    assert found.kept
+    return data, board, found.lease
+
+
+async def test_a_board_is_written_by_nobody_but_the_daemon(edge, connect, container_bytes):
+    _, board, lease = await kept(edge, connect(), container_bytes)
+    words = mmap.mmap(board, BOARD_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    assert memoryview(words).cast("Q")[lease % limits.LOCAL_BOARD_SLOTS] == lease
+    again = os.open(f"/proc/self/fd/{board}", os.O_RDWR)
+    for attack in (
+        lambda: mmap.mmap(board, BOARD_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE),
+        lambda: mmap.mmap(again, BOARD_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE),
+        lambda: os.pwrite(again, bytes(8), 0),
+        lambda: os.ftruncate(again, 0),
+    ):
+        with pytest.raises(PermissionError):
+            attack()
+    os.close(again)
+    os.close(board)
+
+
+async def test_an_idle_kept_lease_ends_with_its_record_and_one_that_is_read_when_it_is_released(
+    edge, connect, container_bytes
+):
+    for idle in (True, False):
+        raw = connect()
+        data, board, lease = await kept(edge, raw, container_bytes)
+        if idle:
+            unlock(board, lease)
+        await edge.running.service.delete(edge.me, KEY)
+        assert (edge.stats().tiers[0].used_bytes >= len(data)) is not idle
+        assert not Board(board).stands(lease)
+        await raw.send(Frame(Kind.RELEASE, 0, 8).encode() + struct.pack("<Q", lease))
+        assert (await raw.ask(Kind.STATS))[0].kind is Kind.STATS
+        assert edge.stats().tiers[0].used_bytes == 0
+
+
+async def test_who_comes_with_a_key_keeps_nothing(edge, connect):
+    raw = connect()
+    await raw.ask(Kind.HELLO, (await edge.grant("acme")).text.encode())
+    frame, _, descriptors = await raw.ask(Kind.BOARD)
+    assert (frame.kind, descriptors) == (Kind.BOARD, [])
+
+
 async def test_questions_sent_at_once_are_answered_in_order_whatever_each_takes(edge, connect, container_bytes):
     await stored(edge, container_bytes)
     raw, missing = connect(), bytes(32)
@@ -370,7 +422,7 @@ def test_no_bytes_bring_the_daemon_down(fuzzed, data):
     sent = b""
     for kind, descriptors, body, wrong in data.draw(st.lists(frames, max_size=4)):
         size = max(0, len(body) + (wrong if wrong > 2 else 0))
-        sent += struct.pack("<4sBBHII", b"KVLL", 1, kind, descriptors, 1, size) + body
+        sent += struct.pack("<4sBBHII", b"KVLL", 3, kind, descriptors, 1, size) + body
     sent += data.draw(st.binary(max_size=40))
     fuzzed(sent)
 

@@ -39,6 +39,7 @@ mapped = st.builds(
     tier=st.sampled_from(["memory", "gpu", ""]),
     header=st.binary(max_size=40),
     word_sum=st.none() | words,
+    kept=st.booleans(),
 )
 results = mapped | st.builds(Inline, st.tuples(st.binary(max_size=50)), st.just("ssd")) | st.builds(Later)
 
@@ -55,14 +56,14 @@ def test_frames_come_back(kind, number):
     [
         ((b"KVLC", 1, 1, 0, 0, 0), "frame starts with b'KVLC'"),
         ((b"KVLL", 1, 1, 0, 0, 0), "version 1"),
-        ((b"KVLL", 2, 0, 0, 0, 0), "kind 0"),
-        ((b"KVLL", 2, 12, 0, 0, 0), "kind 12"),
-        ((b"KVLL", 2, 255, 0, 0, 0), "kind 255"),
-        ((b"KVLL", 2, 1, 0, 0, 257), "HELLO frame declares 257 bytes, the limit is 256"),
-        ((b"KVLL", 2, 2, 0, 0, 32 * limits.KEYS_PER_REQUEST_MAX + 1), "the limit is 320000"),
-        ((b"KVLL", 2, 4, 0, 0, 2**32 - 1), "GET frame declares 4294967295 bytes"),
-        ((b"KVLL", 2, 5, 0, 0, limits.CONTAINER_BYTES_MAX + 97), "PUT frame declares"),
-        ((b"KVLL", 2, 5, 2, 0, 96), "declares 2 descriptors"),
+        ((b"KVLL", 3, 0, 0, 0, 0), "kind 0"),
+        ((b"KVLL", 3, 14, 0, 0, 0), "kind 14"),
+        ((b"KVLL", 3, 255, 0, 0, 0), "kind 255"),
+        ((b"KVLL", 3, 1, 0, 0, 257), "HELLO frame declares 257 bytes, the limit is 256"),
+        ((b"KVLL", 3, 2, 0, 0, 32 * limits.KEYS_PER_REQUEST_MAX + 1), "the limit is 320000"),
+        ((b"KVLL", 3, 4, 0, 0, 2**32 - 1), "GET frame declares 4294967295 bytes"),
+        ((b"KVLL", 3, 5, 0, 0, limits.CONTAINER_BYTES_MAX + 97), "PUT frame declares"),
+        ((b"KVLL", 3, 5, 2, 0, 96), "declares 2 descriptors"),
     ],
 )
 def test_frames_out_of_bounds_are_refused_by_their_header(fields, complaint):

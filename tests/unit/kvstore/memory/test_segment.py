@@ -112,3 +112,25 @@ class TestRewind:
     def test_never_a_closed_one(self, segment):
         assert segment.try_close()
         assert not segment.try_rewind()
+
+
+class TestWatching:
+    def test_who_watches_a_record_hears_once_that_it_left(self, segment):
+        heard = []
+        segment.watch(64, lambda: heard.append("here"))
+        segment.watch(128, lambda: heard.append("elsewhere"))
+        for _ in range(2):
+            segment.leave(64)
+        assert heard == ["here"]
+
+    def test_who_watches_no_more_hears_nothing(self, segment):
+        heard = []
+
+        def gone():
+            heard.append("gone")
+
+        segment.watch(64, gone)
+        segment.unwatch(64, gone)
+        segment.unwatch(64, gone)
+        segment.leave(64)
+        assert heard == []

@@ -1,0 +1,1 @@
+"""Parts of the comparison of backends for the SSD tier: the backends, what they cost, churn, opening."""
