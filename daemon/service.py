@@ -166,7 +166,7 @@ class Service:
     def note_uses(self, caller: Caller, uses: Sequence[tuple[ContentKey, int]]) -> None:
         """Chunks that were lent, with their bytes, were read again without asking."""
         caller.require(Scope.READ)
-        self._store.note_uses(caller.namespace, uses)
+        self._store.uses.note_lent(caller.namespace, uses)
 
     async def exists(self, caller: Caller, keys: Sequence[ContentKey]) -> list[bool]:
         """For each key, whether it is stored."""
@@ -258,7 +258,7 @@ class Service:
         caller.require(Scope.WRITE)
         self._pools.update(pool, held)
         self._hub.note_pool(pool.owner, pool.about.device, held.added, held.gone)
-        self._store.touch(caller.namespace, [*held.used, *held.gone])
+        self._store.uses.note_elsewhere(caller.namespace, [*held.used, *held.gone])
 
     def remove_pool(self, pool: RegisteredPool) -> None:
         """A pool is there no more."""

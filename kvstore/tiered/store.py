@@ -48,6 +48,7 @@ from .stats import StoreObserver, StoreStats
 from .tally import Tally
 from .tenants import Tenants, TenantStats
 from .upkeep import Upkeep
+from .uses import Uses
 from .warming import Warming
 
 __all__ = ["WRITE_BEHIND", "ChunkRead", "PinnedChunks", "StoreRules", "StoredChunk", "TieredStore"]
@@ -117,6 +118,8 @@ class TieredStore:
             clock_ms=clock_ms,
             sleep=sleep,
         )
+        lender = self._lenders[0] if self._lenders else None
+        self.uses = Uses(roles, lender, self._tenants, tally)
         self._reporting = Reporting(roles, cascade, tally, self._tenants, pins, self._admission, self._promoter)
         self._flights: SingleFlight[Wanted, Outcome[ChunkRead]] = SingleFlight()
         self._runner: asyncio.Task[None] | None = None
@@ -293,20 +296,6 @@ class TieredStore:
         places = self._places(namespace, keys)
         for tier in self._roles.all:
             tier.hint(places, finished=finished)
-
-    def touch(self, namespace: Namespace, keys: Sequence[ContentKey]) -> None:
-        """Say that ``keys`` are used where the store does not see it: eviction takes that for a use of them here."""
-        places = self._places(namespace, keys)
-        for tier in self._roles.all:
-            tier.touch(places)
-
-    def note_uses(self, namespace: Namespace, uses: Sequence[tuple[ContentKey, int]]) -> None:
-        """Chunks that :meth:`lend` gave, with their bytes, were read again by whom they were lent to."""
-        places, tenant = self._places(namespace, [key for key, _ in uses]), self._tenants.of(namespace)
-        for tier in self._lenders[:1]:
-            tier.touch(places)
-            for _, size_bytes in uses:
-                self._tally.note_hit(tenant, tier.name, size_bytes)
 
     async def prefetch(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """Have ``keys`` copied into the memory tiers in the background; for how many that is under way or not needed.

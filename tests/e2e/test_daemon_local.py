@@ -220,7 +220,7 @@ def test_a_chunk_on_disk_only_comes_through_the_socket(start_daemon, connect, ch
     client = connect(daemon)
     key, data = chunk()
     client.put(key, data, ack=Ack.DISK)
-    daemon.stop()
+    daemon.kill()  # one that is stopped notes what it has in memory, and has it there again
     daemon.start()
     client = connect(daemon)
     outcome = client.get(key)

@@ -1,0 +1,47 @@
+"""Uses of chunks that the store does not see: by clients that hold them already, or that read what was lent to them."""
+
+from collections.abc import Sequence
+
+from ... import limits
+from ...errors import TooManyItems
+from ..key import ContentKey, storage_keys
+from ..namespace import Namespace
+from ..tier import Tier
+from .roles import Roles
+from .tally import Tally
+from .tenants import Tenants
+
+__all__ = ["Uses"]
+
+
+class Uses:
+    """Told of uses elsewhere, so that eviction and counters take them for uses here. Changes nothing else."""
+
+    def __init__(self, roles: Roles, lender: Tier | None, tenants: Tenants, tally: Tally) -> None:
+        """``lender`` is the tier whose memory is lent."""
+        self._roles = roles
+        self._lender = lender
+        self._tenants = tenants
+        self._tally = tally
+
+    def note_elsewhere(self, namespace: Namespace, keys: Sequence[ContentKey]) -> None:
+        """``keys`` were used where the store does not see it: in every tier that counts as a use."""
+        _check_count(len(keys))
+        places = storage_keys(namespace.secret, keys)
+        for tier in self._roles.all:
+            tier.touch(places)
+
+    def note_lent(self, namespace: Namespace, uses: Sequence[tuple[ContentKey, int]]) -> None:
+        """Chunks that were lent, with their bytes, were read again by whom they were lent to."""
+        _check_count(len(uses))
+        if self._lender is None:
+            return
+        self._lender.touch(storage_keys(namespace.secret, [key for key, _ in uses]))
+        tenant = self._tenants.of(namespace)
+        for _, size_bytes in uses:
+            self._tally.note_hit(tenant, self._lender.name, size_bytes)
+
+
+def _check_count(count: int) -> None:
+    if count > limits.KEYS_PER_REQUEST_MAX:
+        raise TooManyItems(f"{count} uses at once, the limit is {limits.KEYS_PER_REQUEST_MAX}")
