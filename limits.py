@@ -195,6 +195,10 @@ LOCAL_GET_KEYS_MAX: Final = 128
 LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes that one local read of several chunks sends through the socket; the rest is asked for again, one by one."""
 
+# Planner
+PLAN_WAYS_MAX: Final = 64
+"""Links times levels by which the chunks of one plan can be got."""
+
 # Clients
 CLIENT_CONNECTIONS_MAX: Final = 4
 """Connections that one client keeps, and so the reads that ``get_many`` has in flight."""
