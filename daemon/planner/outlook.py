@@ -53,6 +53,9 @@ class LinkCost:
     byte_seconds: float
     wait_seconds: float = 0.0
     """How long the link is busy with what this request is queued behind."""
+    path: str = ""
+    """Links of one path carry one chunk at a time between them, as tiers behind one socket do; by default a link is
+    a path of its own."""
 
 
 @dataclass(frozen=True, slots=True)

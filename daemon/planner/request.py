@@ -74,6 +74,8 @@ class Executor:
     ability: Ability = Ability.ANY_CHUNK
     side_by_side: bool = True
     decoding_competes: bool = False
+    step_tokens: int = 0
+    """The most tokens of one prefill call, each of which costs ``c``; 0: all chunks that follow each other are one."""
 
 
 @dataclass(frozen=True, slots=True)
