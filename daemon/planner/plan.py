@@ -56,7 +56,7 @@ class Plan:
 
     The engine computes the chunks that are not loaded in the order of their positions. Loads are asked for in
     ``load_order``: what is needed soonest first, and from the back to the front within a run, so that the two ends meet
-    wherever the link lets them.
+    wherever the link lets them. Where only a prefix can be loaded it comes from the front: what has come of it is one.
     """
 
     request: PlanRequest
@@ -70,11 +70,15 @@ class Plan:
     load_order: NDArray[np.int64]
     """The chunks to load, first to last."""
     meeting: int
-    """How many chunks are computed from the front before the first that is loaded: where the two ends meet."""
+    """How many chunks are computed from the front before the first that is loaded: where the two ends meet.
+
+    Of those, the ones that are raced are the last."""
     ttft_seconds: float
-    """Expected, with links as slow as the quantile that was decided by."""
+    """Expected: all costs at their means."""
+    cautious_seconds: float
+    """With links as slow as the quantile that was decided by."""
     recompute_seconds: float
-    """What it takes to compute everything."""
+    """What it is expected to take to compute everything."""
     loss: float
     """Mean of the chunks' losses weighted by their tokens, in nats."""
 
@@ -106,3 +110,7 @@ class Progress:
     """[chunks], the way by which a load is under way, or -1"""
     computing_seconds: float = 0.0
     """For how long the engine is still busy with what it computes now; that chunk counts as done."""
+    elapsed_seconds: float = 0.0
+    """Since the request began."""
+    lost: float = 0.0
+    """The loss of what has been loaded, in nats, summed over tokens."""

@@ -27,8 +27,16 @@ def losses(problem: Problem, choices: Ints) -> Floats:
 
 
 def ttfts(problem: Problem, choices: Ints) -> Floats:
-    """The time to first token of each of ``choices`` [plans, left]; infinite where one loads what is not offered."""
+    """The time to first token of each of ``choices`` [plans, left]; infinite where one cannot be carried out.
+
+    That is where it loads what is not offered, or more than a prefix where only that can be.
+    """
     computing = _computing(problem, choices)
+    if problem.prefix_only:
+        recomputed = choices == RECOMPUTE
+        cut_twice = (recomputed[:, :-1] & ~recomputed[:, 1:]).any(axis=1)
+        there = np.maximum(_decoded(problem, choices)[:, -1], problem.wait_seconds)
+        return np.where(cut_twice, np.inf, there + computing.sum(axis=1))
     if problem.executor.decoding_competes and not problem.serial:
         arrivals = _arrivals(problem, choices)
         work = computing + problem.decode[np.arange(len(problem)), choices]
