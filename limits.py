@@ -198,6 +198,14 @@ LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
 # Planner
 PLAN_WAYS_MAX: Final = 64
 """Links times levels by which the chunks of one plan can be got."""
+PLAN_TENANTS_MAX: Final = 256
+"""Tenants of whose engines something is remembered; whoever has not planned or reported for longest is forgotten."""
+PLAN_ENGINES_MAX: Final = 16
+"""Engines of one tenant, likewise; about 4 KiB each."""
+PLAN_LINKS_MAX: Final = 64
+"""Links that one tenant's engines report on, likewise; about 1 KiB each."""
+PLAN_DECODERS_MAX: Final = 64
+"""Levels that one tenant's engines report the decoding of, likewise."""
 
 # Clients
 CLIENT_CONNECTIONS_MAX: Final = 4
