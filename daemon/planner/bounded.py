@@ -24,6 +24,8 @@ _PARTIAL_MAX = 192
 _MERGE = 0.002
 """Partial plans that differ by less than this share of the target are followed as one."""
 _WEIGHTINGS_MAX = 6
+_LOSS_MIN = 1e-9
+"""Nats that are worth a weight."""
 _CUTS_MAX = 5
 
 
@@ -74,7 +76,7 @@ def within_reach(problem: Problem, target: Target) -> Weighting | None:
     finite = np.isfinite(problem.transfer[:, :-1])
     prices = np.zeros(1)
     dearest = problem.loss.max()
-    if dearest > 0 and np.isfinite(target.loss):
+    if dearest > _LOSS_MIN and np.isfinite(target.loss):
         slowest = problem.transfer[:, :-1][finite].max(initial=0.0) + problem.compute.max()
         prices = np.concatenate(([0.0], slowest / dearest * 2.0 ** np.arange(-6, 5)))
     grid = np.meshgrid(shares, np.arange(len(splits)), prices, _cuts(problem, finite), indexing="ij")

@@ -30,6 +30,7 @@ _PRIOR_SPREAD: Final = 0.7
 _KEPT_WEIGHT: Final = 0.6
 """The part of the weight that the fit is made to."""
 _STEPS_MAX: Final = 5
+_INLIER_SPREADS: Final = 3.0
 _REFIT_SAMPLES: Final = 3
 """A window that is full is fitted anew after so many samples."""
 _RIDGE: Final = 1e-4
@@ -129,6 +130,9 @@ def _trimmed(window: Window, prior: Floats) -> _Fit:
         if error < best_error * 0.999:
             best, best_error = fitted, error
     spread = relative_spread(1.0 / np.maximum(design @ best, 1e-12), weights, _PRIOR_SPREAD)
+    near = np.abs(np.log(np.maximum(design @ best, 1e-12))) <= _INLIER_SPREADS * spread
+    if weights[near].sum() >= _KEPT_WEIGHT * weights.sum():
+        best = _nonnegative(design[near], weights[near], towards)  # with all that fits, which trimming left a part of
     return _Fit(best / scale, spread)
 
 

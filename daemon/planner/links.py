@@ -20,6 +20,7 @@ __all__ = ["LinkEstimate", "LinkModel", "LinkPrior", "RateModel", "believable"]
 _SIZES_APART: Final = 1.2
 """Transfers whose sizes differ by less than this factor say nothing about latency."""
 _PRIOR_SPREAD: Final = 1.0
+_SECONDS_MIN: Final = 1e-8
 _SECONDS_MAX: Final = 86_400.0
 _BYTES_MAX: Final = 2.0**40
 _CONCURRENT_MAX: Final = 1e4
@@ -35,7 +36,7 @@ class LinkPrior:
 
 def believable(seconds: float, amount: float, amount_max: float = _BYTES_MAX) -> bool:
     """Whether a duration and what was done in it can be at all; comparisons with NaN are false."""
-    return 0.0 < seconds <= _SECONDS_MAX and 0.0 < amount <= amount_max
+    return _SECONDS_MIN <= seconds <= _SECONDS_MAX and 1.0 <= amount <= amount_max
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def _undominated(states: list[_State]) -> list[_State]:
 
 def fastest(outcomes: list[Outcome], loss_max: float) -> float:
     """The lowest time to first token that loses at most ``loss_max``."""
-    return min(outcome.seconds for outcome in outcomes if outcome.loss <= loss_max + 1e-12)
+    return min(outcome.seconds for outcome in outcomes if outcome.loss <= loss_max)
 
 
 def best_within(outcomes: list[Outcome], seconds_max: float) -> float | None:

@@ -178,7 +178,7 @@ def test_after_20_good_samples_decisions_are_what_they_were_without_absurd_ones(
         best = make_plan(request, Known(truth), Fastest(), Executor())
         took = replay(plan, [*chunks, Chunk(64, 256 * 31)], truth, Executor())
         assert took <= 1.2 * best.ttft_seconds
-        assert plan.ttft_seconds <= 1.3 * took
+        assert took / 1.5 <= plan.ttft_seconds <= 1.5 * took
 
 
 @_EXAMPLES
