@@ -18,6 +18,7 @@ from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
 from .json_bounds import check_json_counts
+from .plan_wire import PlannerStats
 from .pool_wire import PoolReport
 from .tenancy import StageStats, TenantStats
 
@@ -242,6 +243,7 @@ class DaemonStats:
     deferred: int = 0
     promotions_dropped: int = 0
     pools: tuple[PoolReport, ...] = ()
+    planner: PlannerStats = PlannerStats()
 
 
 def dump(record: object) -> Json:
@@ -337,7 +339,7 @@ def _load(kind: Any, value: Json, name: str, strict: bool) -> Any:
     kind = getattr(kind, "__supertype__", kind)
     if kind is bytes:
         return _load_bytes(value, name)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 1000:
         return float(value)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         try:

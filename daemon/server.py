@@ -50,8 +50,12 @@ from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
 from .notify import Notifier
+<<<<<<< HEAD
 from .passed_socket import passed_listener
 from .scrubbing import AskedScrub
+=======
+from .planner.measured import MeasuredLinks
+>>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
 from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
@@ -124,11 +128,16 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         if ssd is not None:
             stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
         hub = EventHub()
-        store = await _open_store(config, ssd, policies, authenticator.tenants, _LoggingObserver(hub))
+        links = MeasuredLinks()
+        store = await _open_store(config, ssd, policies, authenticator.tenants, _LoggingObserver(hub, links))
         stack.push_async_callback(store.close)
         shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
         await shelves.known(authenticator.local.namespace)
         admission = Admission(share_of=authenticator.share_of)
+<<<<<<< HEAD
+=======
+        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, links=links)
+>>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
         await store.start()
         scrub = None if ssd is None else await stack.enter_async_context(_scrubbing(ssd, store, config))
         service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub)
@@ -345,10 +354,16 @@ async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> 
 
 
 class _LoggingObserver(StoreObserver):
-    """Says in the log what the store survived (the counts are in the metrics), and tells the hub what it holds."""
+    """Says in the log what the store survived (the counts are in the metrics), tells the hub what it holds, and the
+    planner how fast it reads.
+    """
 
-    def __init__(self, hub: EventHub) -> None:
+    def __init__(self, hub: EventHub, links: MeasuredLinks) -> None:
         self._hub = hub
+        self._links = links
+
+    def on_read(self, tier: str, size_bytes: int, seconds: float, concurrent: int) -> None:
+        self._links.note(tier, size_bytes, seconds, concurrent=concurrent, now_seconds=time.monotonic())
 
     def on_named(self, key: StorageKey, content_key: ContentKey) -> None:
         self._hub.note_name(key, content_key)

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 from .. import __version__, limits
 from ..clients import leases, tenancy, wire
 from ..clients.kv_events import KvEvent
+from ..clients.plan_wire import EngineReport, PlanQuestion, PlanReply, ReportReply
 from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..clients.scrubs import ScrubReport
 from ..codec.container import ContainerHeader, generic_digest, parse_header
@@ -43,6 +44,8 @@ from .caller import Caller, Scope
 from .events import EventHub, Subscription
 from .fair_slots import FairSlots
 from .outcomes import value_of
+from .planner.measured import MeasuredLinks
+from .planning import Planning
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_detail, chunk_entry, stage_stats, tenant_stats, tier_stats
 from .scrubbing import AskedScrub
@@ -78,9 +81,14 @@ class Service:
         *,
         dirty_bytes_max: int,
         hub: EventHub | None = None,
+<<<<<<< HEAD
         scrub: AskedScrub | None = None,
+=======
+        links: MeasuredLinks | None = None,
+>>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
     ) -> None:
         self.admission = admission
+        self._planning = Planning(store, MeasuredLinks() if links is None else links)
         self._pools = PoolRegistry()
         self._store = store
         self._shelves = shelves
@@ -243,6 +251,14 @@ class Service:
         caller.require(Scope.READ)
         return await self._store.prefetch(caller.namespace, keys)
 
+    async def plan(self, caller: Caller, question: PlanQuestion) -> PlanReply:
+        """Load or recompute, chunk by chunk; raises what :meth:`Planning.plan` raises."""
+        return await self._planning.plan(caller, question, ahead_bytes=self.admission.inflight_bytes)
+
+    def report(self, caller: Caller, report: EngineReport) -> ReportReply:
+        """Take in what an engine says that things took; raises what :meth:`Planning.report` raises."""
+        return self._planning.report(caller, report)
+
     def hint(self, caller: Caller, keys: Sequence[ContentKey], *, finished: bool) -> None:
         """Say that chunks will not be used again (or will), for eviction to act on."""
         caller.require(Scope.WRITE)
@@ -395,4 +411,5 @@ class Service:
             deferred=store.deferred,
             promotions_dropped=store.promotions_dropped,
             pools=self._pools.reports(),
+            planner=self._planning.stats(),
         )

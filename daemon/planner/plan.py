@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...clients.plan_wire import Reason
 from .request import PlanRequest, Way
 
 __all__ = ["Action", "Decision", "Plan", "Progress", "Reason"]
@@ -19,25 +20,6 @@ class Action(IntEnum):
     LOAD = 1
     RACE = 2
     """Loaded, and computed if the engine gets to it first: what comes first is taken, and the other given up."""
-
-
-class Reason(StrEnum):
-    """Why, in a word that metrics and people can read."""
-
-    NOT_OFFERED = "not_offered"
-    """Nobody has it: computed."""
-    AFTER_CUT = "after_cut"
-    """The engine takes a prefix only, and this is behind where it ends: computed."""
-    COMPUTE_FASTER = "compute_faster"
-    """Computed before it could have come."""
-    QUALITY_FLOOR = "quality_floor"
-    """What there is of it would lose more than is allowed: computed."""
-    LOAD_FASTER = "load_faster"
-    """It comes before it could have been computed."""
-    UNCERTAIN = "uncertain"
-    """Near where computing and loading meet, and the link may be faster or slower than that: raced."""
-    DONE = "done"
-    """It is there already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ A :class:`PlanRequest` holds it as arrays, because it is planned in microseconds
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import limits
+from ...clients.plan_wire import Ability
 from ...errors import InvalidRequest, TooManyItems
 
 __all__ = ["Ability", "BestWithin", "Chunk", "Executor", "Fastest", "Objective", "Offer", "PlanRequest", "Way"]
@@ -51,15 +51,6 @@ class Chunk:
     tokens: int
     start: int
     offers: tuple[Offer, ...] = ()
-
-
-class Ability(StrEnum):
-    """Which chunks an engine takes from outside."""
-
-    PREFIX_CUT = "prefix_cut"
-    """One contiguous run from the front; everything after it is computed (vLLM's connectors)."""
-    ANY_CHUNK = "any_chunk"
-    """Any of them; the others are computed in the order of their positions (ours on Transformers)."""
 
 
 @dataclass(frozen=True, slots=True)

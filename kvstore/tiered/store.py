@@ -232,6 +232,11 @@ class TieredStore:
         self._require_running()
         return await self._listing.present(storage_keys(namespace.secret, keys))
 
+    async def nearest(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[str | None]:
+        """For each key, the tier that a read would find it in first, or ``None`` where it is not stored."""
+        self._require_running()
+        return await self._listing.nearest(storage_keys(namespace.secret, keys))
+
     async def longest_prefix(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """How many of the leading ``keys`` are stored without a gap."""
         self._require_running()
