@@ -242,7 +242,7 @@ class AsyncKvloomClient:
         return sum([await self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys)])
 
     async def plan(self, question: PlanQuestion) -> PlanReply | None:
-        """Whether to load or to recompute each chunk of a prompt; ``None``, and so recompute, where no daemon can say."""
+        """Whether to load or to recompute each chunk of a prompt; ``None`` (recompute) where no daemon can say."""
         return await self._run(planning.AskPlan(question))
 
     async def report(self, report: EngineReport) -> int:

@@ -262,7 +262,7 @@ class KvloomClient:
         return sum(self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys))
 
     def plan(self, question: PlanQuestion) -> PlanReply | None:
-        """Whether to load or to recompute each chunk of a prompt; ``None``, and so recompute, where no daemon can say."""
+        """Whether to load or to recompute each chunk of a prompt; ``None`` (recompute) where no daemon can say."""
         return self._run(planning.AskPlan(question))
 
     def report(self, report: EngineReport) -> int:

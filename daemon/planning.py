@@ -340,9 +340,7 @@ def _progress(question: wire.PlanQuestion, prompt: _Prompt) -> Progress | None:
     count = len(prompt.keys) + 1
     done = np.zeros(count, dtype=np.bool_)
     done[list(question.done)] = True
-    return Progress(
-        done, np.zeros(count), np.full(count, -1, dtype=np.int16), elapsed_seconds=question.elapsed_seconds
-    )
+    return Progress(done, np.zeros(count), np.full(count, -1, dtype=np.int16), elapsed_seconds=question.elapsed_seconds)
 
 
 def _reply(plan_id: bytes, plan: Plan, count: int, prefetching: int) -> wire.PlanReply:

@@ -24,7 +24,13 @@ class BlendPlan:
 
 
 def plan_blend(
-    *, load_seconds: float, prefill_seconds: float, suffix_seconds: float, layers: int, whole_layers: int, ratio_min: float
+    *,
+    load_seconds: float,
+    prefill_seconds: float,
+    suffix_seconds: float,
+    layers: int,
+    whole_layers: int,
+    ratio_min: float,
 ) -> BlendPlan:
     """The ratio for chunks that take ``load_seconds`` to load and ``prefill_seconds`` to compute, whole.
 

@@ -60,12 +60,19 @@ class Weighting:
 
     def budget(self, target: Target) -> Floats:
         """What the weighted sum of a plan that reaches ``target`` is at most."""
-        return target.seconds + (self.loss * target.loss if np.isfinite(target.loss) else 0.0)
+        allowed = self.loss * target.loss if np.isfinite(target.loss) else np.zeros(len(self.loss))
+        return np.asarray(target.seconds + allowed)
 
     def taken(self, picked: Ints) -> "Weighting":
         """Some of them."""
-        parts = self.compute, self.paths, self.loss, self.cut, self.rest, self.ahead
-        return Weighting(*(part[picked] for part in parts))
+        return Weighting(
+            self.compute[picked],
+            self.paths[picked],
+            self.loss[picked],
+            self.cut[picked],
+            self.rest[picked],
+            self.ahead[picked],
+        )
 
 
 def within_reach(problem: Problem, target: Target) -> Weighting | None:
@@ -80,9 +87,9 @@ def within_reach(problem: Problem, target: Target) -> Weighting | None:
         slowest = problem.transfer[:, :-1][finite].max(initial=0.0) + problem.compute.max()
         prices = np.concatenate(([0.0], slowest / dearest * 2.0 ** np.arange(-6, 5)))
     grid = np.meshgrid(shares, np.arange(len(splits)), prices, _cuts(problem, finite), indexing="ij")
-    share, split, price, cut = (axis.ravel() for axis in grid)
-    cut = cut.astype(np.int64)
-    on_path = splits[split.astype(np.int64)] * (1.0 if problem.serial else (1 - share)[:, None])
+    share, price = (np.asarray(axis.ravel(), dtype=np.float64) for axis in (grid[0], grid[2]))
+    split, cut = (np.asarray(axis.ravel(), dtype=np.int64) for axis in (grid[1], grid[3]))
+    on_path = np.asarray(splits[split] * (1.0 if problem.serial else (1 - share)[:, None]), dtype=np.float64)
     before = np.arange(count) < cut[:, None]
     engine = np.where(before, share[:, None], 1.0)
     cheapest = engine * problem.compute
@@ -95,7 +102,7 @@ def within_reach(problem: Problem, target: Target) -> Weighting | None:
         takes = takes + price[:, None] * problem.loss[:, way]
         cheapest = np.minimum(cheapest, np.where(finite[:, way], takes, np.inf))
     rest = np.concatenate((np.cumsum(cheapest[:, ::-1], axis=1)[:, ::-1], np.zeros((len(share), 1))), axis=1)
-    ahead = np.where(cut > 0, (on_path * problem.path_seconds).min(axis=1), 0.0)
+    ahead: Floats = np.where(cut > 0, (on_path * problem.path_seconds).min(axis=1), 0.0)
     weighting = Weighting(share, on_path, price, cut, rest, ahead)
     waits = np.where(cut > 0, share, 1.0) * problem.wait_seconds * (not problem.serial)
     room = weighting.budget(target) - waits - ahead - rest[:, 0]
@@ -107,7 +114,7 @@ def _cuts(problem: Problem, finite: NDArray[np.bool_]) -> Ints:
     """Where the engine may have to wait for all that is before: at runs of chunks that nobody has."""
     if problem.serial:
         return np.array([len(problem)])
-    absent = ~finite.any(axis=1)
+    absent = np.asarray(~finite.any(axis=1))
     begins = np.flatnonzero(absent & ~np.concatenate(([False], absent[:-1])))
     picked = begins[np.unique(np.linspace(0, len(begins) - 1, min(len(begins), _CUTS_MAX)).astype(np.int64))]
     return np.concatenate((picked, [len(problem)]))

@@ -48,20 +48,11 @@ class PrefillPrior:
     call_seconds: float = 0.005
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fit:
-    coefficients: Floats
-    """a, b, c"""
-    spread: float
-
-
 class PrefillModel:
     """One engine with one model."""
 
     def __init__(self, prior: PrefillPrior) -> None:
-        self._prior = _Fit(
-            np.array([prior.token_seconds, prior.token_context_seconds, prior.call_seconds]), _PRIOR_SPREAD
-        )
+        self._prior: Floats = np.array([prior.token_seconds, prior.token_context_seconds, prior.call_seconds])
         self._windows = [Window(3) for _ in range(len(BATCH_STATES) + 1)]
         self._fits = [self._prior] * len(self._windows)
         self._fitted_at = [0] * len(self._windows)
@@ -84,21 +75,18 @@ class PrefillModel:
 
     def cost(self, *, batch: float = 1.0, queued_tokens: float = 0.0) -> PrefillCost:
         """The cost expected of an engine that has ``batch`` requests, and ``queued_tokens`` to compute first."""
-        a, b, c = self._fit(batch).coefficients.tolist()
+        a, b, c = self._fit(batch).tolist()
         queued = max(0.0, queued_tokens) if isfinite(queued_tokens) else 0.0
         return PrefillCost(a, b, c, wait_seconds=queued * (a + b * queued / 2))
 
-    def spread(self, batch: float = 1.0) -> float:
-        """The standard deviation of the logarithm of what a prefill takes."""
-        return self._fit(batch).spread
-
-    def _fit(self, batch: float) -> _Fit:
+    def _fit(self, batch: float) -> Floats:
+        """a, b and c."""
         state = _state(batch)
         if len(self._windows[state]) < _STATE_SAMPLES_MIN:
             state = max(range(len(self._windows)), key=lambda other: len(self._windows[other]))
         window = self._windows[state]
         if window.added - self._fitted_at[state] >= (1 if window.added < WINDOW else _REFIT_SAMPLES):
-            self._fits[state] = _trimmed(window, self._prior.coefficients)
+            self._fits[state] = _trimmed(window, self._prior)
             self._fitted_at[state] = window.added
         return self._fits[state]
 
@@ -107,7 +95,7 @@ def _state(batch: float) -> int:
     return sum(batch > bound for bound in BATCH_STATES)
 
 
-def _trimmed(window: Window, prior: Floats) -> _Fit:
+def _trimmed(window: Window, prior: Floats) -> Floats:
     rows, weights = window.rows(), window.weights()
     seconds = rows[:, 2]
     # Columns of the order of one, so that the ridge means the same to each, and errors relative to what was measured.
@@ -133,7 +121,7 @@ def _trimmed(window: Window, prior: Floats) -> _Fit:
     near = np.abs(np.log(np.maximum(design @ best, 1e-12))) <= _INLIER_SPREADS * spread
     if weights[near].sum() >= _KEPT_WEIGHT * weights.sum():
         best = _nonnegative(design[near], weights[near], towards)  # with all that fits, which trimming left a part of
-    return _Fit(best / scale, spread)
+    return np.asarray(best / scale)
 
 
 def _share(parts: Floats) -> Floats:

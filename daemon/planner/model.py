@@ -102,11 +102,6 @@ class CostModel:
         model = self._decoders.get((engine, level))
         return _DECODE_PRIOR_SECONDS if model is None else model.unit_seconds()
 
-    def prefill_spread(self, engine: str, batch: float) -> float | None:
-        """How far off prefills of an engine may be; ``None`` for one that has not reported any."""
-        model = self._engines.get(engine)
-        return None if model is None else model.spread(batch)
-
     def estimates(
         self, engine: str, measured: Mapping[str, LinkEstimate], links: Sequence[str], path: str, now: Situation
     ) -> LearntEstimates:

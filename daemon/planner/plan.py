@@ -24,7 +24,7 @@ class Action(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One chunk's. ``way`` is ``None`` where nothing is loaded; ``seconds`` until it is there, from the plan's start."""
+    """One chunk's. ``way`` is ``None`` where nothing is loaded; ``seconds`` until it is there, from the start."""
 
     action: Action
     way: Way | None

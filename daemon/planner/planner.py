@@ -1,4 +1,4 @@
-"""The planner: a request, what things cost, and what is wanted, made into a plan; and a plan made again on the way. Pure.
+"""The planner: a request, what things cost, and what is wanted, made into a plan; and made again on the way. Pure.
 
 Decided is with links as slow as :data:`DECISION_QUANTILE` of what they may do, and promised what is expected of them.
 """

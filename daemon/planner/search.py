@@ -1,9 +1,9 @@
-"""The search for a plan: a few candidates from the shape that good plans have, then small changes while they help. Pure.
+"""The search for a plan: candidates of the shape that good plans have, then small changes while they help. Pure.
 
 A good plan computes a run from the front, what nobody has, and what is cheaper to compute than to load; it loads the
 rest, at the levels that lose the least for the time they take. With the ways fixed, the time for every length of that
-first run is one pass over the chunks (:func:`cut_seconds`); levels and length are found in turn. Requests of few chunks, where
-a single chunk matters, are searched through by changes of one and of two chunks, or whole.
+first run is one pass over the chunks (:func:`cut_seconds`); levels and length are found in turn. Of requests of few
+chunks, where a single one matters, changes of one chunk are tried, and then all that could be better (:mod:`.bounded`).
 """
 
 from dataclasses import dataclass
@@ -172,9 +172,7 @@ def _candidates(problem: Problem, goal: _Goal) -> list[Ints]:
     return found
 
 
-def _in_turns(
-    problem: Problem, goal: _Goal, ladder: _Ladder, computed: Mask, *, turns: int = _TURNS_MAX
-) -> list[Ints]:
+def _in_turns(problem: Problem, goal: _Goal, ladder: _Ladder, computed: Mask, *, turns: int = _TURNS_MAX) -> list[Ints]:
     """Levels for a length of the first run, the best length for these levels, and so on, from both ends."""
     count = len(problem)
     found: list[Ints] = []
@@ -235,7 +233,7 @@ def cut_seconds(problem: Problem, ways: Ints) -> Floats:
         there = np.full(len(problem) + 1, problem.wait_seconds)
         for lane in _lanes(problem, ways, moving, decoding):
             there = np.maximum(there, lane)
-        there = there + computing[-1] - computing
+        there += computing[-1] - computing
         there[int((ways == RECOMPUTE).argmax()) + 1 if (ways == RECOMPUTE).any() else len(there) :] = np.inf
         return there
     longest = problem.wait_seconds + computing + later

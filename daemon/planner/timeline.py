@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .problem import RECOMPUTE, Problem
 
-__all__ = ["loaded_at", "losses", "ready_at", "ttfts"]
+__all__ = ["losses", "ready_at", "ttfts"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,25 +32,25 @@ def ttfts(problem: Problem, choices: Ints) -> Floats:
     That is where it loads what is not offered, or more than a prefix where only that can be.
     """
     computing = _computing(problem, choices)
-    if problem.prefix_only:
+    seconds: Floats
+    if problem.serial:
+        seconds = np.maximum(_decoded(problem, choices)[:, -1], problem.wait_seconds) + computing.sum(axis=1)
+        if not problem.prefix_only:
+            return seconds
         recomputed = choices == RECOMPUTE
         cut_twice = (recomputed[:, :-1] & ~recomputed[:, 1:]).any(axis=1)
-        there = np.maximum(_decoded(problem, choices)[:, -1], problem.wait_seconds)
-        return np.where(cut_twice, np.inf, there + computing.sum(axis=1))
-    if problem.executor.decoding_competes and not problem.serial:
+        return np.where(cut_twice, np.inf, seconds)
+    if problem.executor.decoding_competes:
         arrivals = _arrivals(problem, choices)
-        work = computing + problem.decode[np.arange(len(problem)), choices]
-        left = _suffix_sums(work)
-        late: Floats = (arrivals + left).max(axis=1)
-        return np.maximum(late, problem.wait_seconds + left[:, 0])
+        left = _suffix_sums(computing + problem.decode[np.arange(len(problem)), choices])
+        seconds = np.maximum((arrivals + left).max(axis=1), problem.wait_seconds + left[:, 0])
+        return seconds
     there = _decoded(problem, choices)
-    if problem.serial:
-        return np.maximum(there[:, -1], problem.wait_seconds) + computing.sum(axis=1)
     left = _suffix_sums(computing)
-    whole: Floats = np.maximum(problem.wait_seconds + left[:, 0], there[:, -1])
+    seconds = np.maximum(problem.wait_seconds + left[:, 0], there[:, -1])
     if len(problem) > 1:
-        whole = np.maximum(whole, (there[:, :-1] + left[:, 1:]).max(axis=1))
-    return whole
+        seconds = np.maximum(seconds, (there[:, :-1] + left[:, 1:]).max(axis=1))
+    return seconds
 
 
 def ready_at(problem: Problem, choice: Ints) -> Floats:
@@ -67,11 +67,6 @@ def ready_at(problem: Problem, choice: Ints) -> Floats:
     recomputed = choice == RECOMPUTE
     done = _in_turn(np.where(recomputed, before, -np.inf), computing, problem.wait_seconds)
     return np.where(recomputed, done, there)
-
-
-def loaded_at(problem: Problem, choice: Ints) -> Floats:
-    """When each chunk that is loaded has been transferred and decoded, [left]; minus infinity before the first."""
-    return _decoded(problem, choice[None, :])[0]
 
 
 def _in_turn(ready: Floats, work: Floats, start: float) -> Floats:

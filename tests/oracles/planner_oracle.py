@@ -38,13 +38,15 @@ class _State:
 def frontier(chunks: list[Chunk], outlook: Outlook, executor: Executor) -> list[Outcome]:
     """The exact dynamic programme: all states after each chunk that no other state is at least as good as."""
     names = sorted({outlook.links[offer.link].path or offer.link for chunk in chunks for offer in chunk.offers})
-    starts = {name: 0.0 for name in names}
+    starts = dict.fromkeys(names, 0.0)
     for link, cost in outlook.links.items():
         name = cost.path or link
         if name in starts:
             starts[name] = max(starts[name], cost.wait_seconds + cost.latency_seconds)
     serial = executor.ability is Ability.PREFIX_CUT or not executor.side_by_side
-    states = [_State(tuple(starts[name] for name in names), 0.0, 0.0 if serial else outlook.prefill.wait_seconds, 0.0, False)]
+    states = [
+        _State(tuple(starts[name] for name in names), 0.0, 0.0 if serial else outlook.prefill.wait_seconds, 0.0, False)
+    ]
     for chunk in chunks:
         grown: list[_State] = []
         for state in states:

@@ -69,7 +69,9 @@ def slow_prefill(seconds_per_token=0.01):
 
 
 def slow_loads(seconds_per_byte=1.0):
-    return EngineReport("engine", loads=tuple(LoadSample("memory", size, size * seconds_per_byte) for size in range(900, 1000, 10)))
+    return EngineReport(
+        "engine", loads=tuple(LoadSample("memory", size, size * seconds_per_byte) for size in range(900, 1000, 10))
+    )
 
 
 async def test_what_is_stored_is_loaded_and_what_is_not_is_computed(planning, store, keys, container_bytes):
@@ -195,7 +197,8 @@ async def test_absurd_reports_are_counted_and_change_nothing(planning, keys):
     absurd = EngineReport(
         "engine",
         prefills=tuple(PrefillSample(tokens, start, seconds) for tokens, start, seconds in (
-            (0, 0, 1.0), (-5, 0, 1.0), (5, -1, 1.0), (5, 0, 0.0), (5, 0, float("nan")), (5, 0, float("inf")), (10**18, 0, 1.0),
+            (0, 0, 1.0), (-5, 0, 1.0), (5, -1, 1.0), (5, 0, 0.0), (5, 0, float("nan")), (5, 0, float("inf")),
+            (10**18, 0, 1.0),
         )),
         loads=(LoadSample("memory", 5, -1.0), LoadSample("memory", 0, 1.0), LoadSample("memory", 5, 1.0, 0.0)),
         decodes=(DecodeSample(STANDARD, 0, 1.0),),
