@@ -96,7 +96,7 @@ def _written(
     actions = np.full(count, Action.LOAD, dtype=np.int8)
     ways = np.full(count, -1, dtype=np.int16)
     seconds = np.zeros(count)
-    reasons = [Reason.DONE] * count
+    codes = np.full(count, _CODES.index(Reason.DONE))
     chunks = problem.chunks
     recomputed = choice == RECOMPUTE
     actions[chunks] = np.where(raced, Action.RACE, np.where(recomputed, Action.RECOMPUTE, Action.LOAD))
@@ -107,8 +107,7 @@ def _written(
         both = np.stack((choice, np.full(len(problem), RECOMPUTE)))
         took, everything = (float(value) for value in ttfts(expected, both))
         cautious = float(ttfts(problem, choice[None, :])[0])
-    for chunk, reason in zip(chunks.tolist(), _reasons(problem, choice, raced, loss_max, request), strict=True):
-        reasons[chunk] = reason
+    codes[chunks] = _reasons(problem, choice, raced, loss_max, request)
     coming = ~recomputed | raced
     run = np.cumsum(~coming)
     order = np.arange(len(problem)) if problem.prefix_only else np.lexsort((-np.arange(len(problem)), run, raced))
@@ -119,7 +118,7 @@ def _written(
         actions=actions,
         ways=ways,
         seconds=seconds,
-        reasons=tuple(reasons),
+        reasons=tuple(map(_CODES.__getitem__, codes.tolist())),
         load_order=chunks[order[coming[order]]],
         meeting=int(chunks[loaded[0]]) if len(loaded) else count,
         ttft_seconds=took,
@@ -129,14 +128,24 @@ def _written(
     )
 
 
-def _reasons(
-    problem: Problem, choice: Ints, raced: NDArray[np.bool_], loss_max: float, request: PlanRequest
-) -> list[Reason]:
+_CODES = tuple(Reason)
+
+
+def _reasons(problem: Problem, choice: Ints, raced: NDArray[np.bool_], loss_max: float, request: PlanRequest) -> Ints:
+    """Why each was decided so, as places in :data:`_CODES`."""
     offered = np.isfinite(problem.transfer[:, :-1])
     absent = ~offered.any(axis=1)
-    after_cut = np.logical_or.accumulate(absent) & problem.prefix_only
-    least = np.where(offered, problem.loss[:, :-1], np.inf).min(axis=1, initial=np.inf)
-    poor = ~absent & (least > loss_max * request.tokens[problem.chunks])
-    names = (Reason.NOT_OFFERED, Reason.UNCERTAIN, Reason.LOAD_FASTER, Reason.QUALITY_FLOOR, Reason.AFTER_CUT)
-    which = np.select([absent, raced, choice != RECOMPUTE, poor, after_cut], [0, 1, 2, 3, 4], default=5)
-    return [(*names, Reason.COMPUTE_FASTER)[index] for index in which.tolist()]
+    cases: list[tuple[NDArray[np.bool_], Reason]] = [
+        (absent, Reason.NOT_OFFERED),
+        (raced, Reason.UNCERTAIN),
+        (choice != RECOMPUTE, Reason.LOAD_FASTER),
+    ]
+    if np.isfinite(loss_max):
+        least = np.where(offered, problem.loss[:, :-1], np.inf).min(axis=1, initial=np.inf)
+        cases.append((least > loss_max * request.tokens[problem.chunks], Reason.QUALITY_FLOOR))
+    if problem.prefix_only:
+        cases.append((np.logical_or.accumulate(absent), Reason.AFTER_CUT))
+    codes: Ints = np.full(len(problem), _CODES.index(Reason.COMPUTE_FASTER), dtype=np.int64)
+    for holds, reason in reversed(cases):
+        codes[holds] = _CODES.index(reason)
+    return codes

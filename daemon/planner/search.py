@@ -28,6 +28,9 @@ _SMALL_CHUNKS_MAX = 64
 """Chunks up to which every change of one chunk is tried."""
 _ROUNDS_MAX = 24
 _TURNS_MAX = 4
+_UNEVEN_MIN = 1.1
+_UNEVEN_LONG_MIN = 1.5
+"""How much more an earlier chunk is worth to load than a later one for sets that are no run to be tried."""
 _RATIOS = (0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 """Candidates compute what takes less than this many times as long to compute as to load."""
 
@@ -159,7 +162,9 @@ def _candidates(problem: Problem, goal: _Goal) -> list[Ints]:
         ratio = np.where(absent, 0.0, problem.compute / np.where(absent, 1.0, np.maximum(fastest, 1e-15)))
         masks = [absent]
         offered = ratio[~absent]
-        if offered.max(initial=0.0) > 1.2 * offered.min(initial=np.inf):
+        # Where what is later is worth no less to load than what is earlier, a run from the front is all there is.
+        uneven = float((np.maximum.accumulate(offered) / np.maximum(offered, 1e-15)).max(initial=1.0))
+        if uneven > (_UNEVEN_MIN if len(problem) <= _SMALL_CHUNKS_MAX else _UNEVEN_LONG_MIN):
             masks.extend(absent | (ratio < bound) for bound in _RATIOS)
     masks = list({mask.tobytes(): mask for mask in masks}.values())
     if len(masks) > 1 and len(problem) > _SMALL_CHUNKS_MAX:
@@ -179,7 +184,8 @@ def _in_turns(problem: Problem, goal: _Goal, ladder: _Ladder, computed: Mask, *,
     tried: set[int] = set()
     grid = np.arange(count)
     starts = (0, count // 2) if not problem.prefix_only else (count, count // 2, count // 4)
-    for start in starts if len(ladder.chunk) and turns > 1 else starts[:1]:
+    several = len(ladder.chunk) and turns > 1 and (count <= _SMALL_CHUNKS_MAX or problem.prefix_only)
+    for start in starts if several else starts[:1]:
         cut = start
         for _ in range(turns):
             if cut in tried:
