@@ -8,7 +8,9 @@ from ..codec.level import Level
 from ..kvstore.key import ModelIdentity
 
 __all__ = [
+    "NO_PLANS",
     "Ability",
+    "BlendQuestion",
     "ChunkAction",
     "ChunkDecision",
     "DecisionCount",
@@ -84,6 +86,18 @@ class LevelLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class BlendQuestion:
+    """The chunks are no prefix and are blended, in a model of so many ``layers``.
+
+    The first ``whole_layers`` are computed for all tokens; of the others at least ``ratio_min`` are recomputed.
+    """
+
+    layers: int
+    whole_layers: int = 1
+    ratio_min: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
 class PlanQuestion:
     """Load or recompute, chunk by chunk? Of ``keys``, or of ``tokens`` cut and keyed as ``identity`` says.
 
@@ -115,6 +129,7 @@ class PlanQuestion:
     done: tuple[int, ...] = ()
     elapsed_seconds: float = 0.0
     prefetch: bool = False
+    blend: BlendQuestion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +150,7 @@ class PlanReply:
 
     ``meeting``: how many chunks are computed from the front before the first that is loaded. ``cautious_seconds``: the
     time to first token with links as slow as was decided by. ``prefetching``: chunks on their way into memory.
+    ``recompute_ratio``: of a blended request, the part of the loaded tokens to recompute.
     """
 
     plan: bytes
@@ -146,6 +162,7 @@ class PlanReply:
     recompute_seconds: float
     loss: float
     prefetching: int = 0
+    recompute_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,3 +278,7 @@ class PlannerStats:
     decisions: tuple[DecisionCount, ...] = ()
     links: tuple[LinkReport, ...] = ()
     recent: tuple[RecentPlan, ...] = ()
+
+
+NO_PLANS = PlannerStats()
+"""Of a daemon that has made none yet."""

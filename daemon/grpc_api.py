@@ -203,12 +203,12 @@ class GrpcApi:
     async def _plan(self, stream: GrpcStream, caller: Caller) -> None:
         with self._service.reserving(caller, limits.GRPC_QUESTION_BYTES_MAX):
             message = parse_message(pb.PlanQuestion, await stream.question(limits.GRPC_QUESTION_BYTES_MAX))
-            plan = await self._service.plan(caller, read_record(plan_wire.PlanQuestion, message))
+            plan = await self._service.planning.plan(caller, read_record(plan_wire.PlanQuestion, message))
         await _say(stream, plan, pb.PlanReply)
 
     async def _report(self, stream: GrpcStream, caller: Caller) -> None:
         message = await self._question(stream, caller, pb.EngineReport, limits.GRPC_KEYS_BYTES_MAX)
-        reply = self._service.report(caller, read_record(plan_wire.EngineReport, message))
+        reply = self._service.planning.report(caller, read_record(plan_wire.EngineReport, message))
         await _say(stream, reply, pb.ReportReply)
 
     async def _put_profile(self, stream: GrpcStream, caller: Caller) -> None:

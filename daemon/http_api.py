@@ -207,10 +207,12 @@ class HttpApi:
     async def _plan(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         limit = limits.PREFIX_BODY_BYTES_MAX
         asked = await question(self._service, self._metrics, request, caller, plan_wire.PlanQuestion, limit=limit)
-        return _json(await self._service.plan(caller, asked))
+        return _json(await self._service.planning.plan(caller, asked))
 
     async def _report(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        return _json(self._service.report(caller, await self._question(plan_wire.EngineReport, request, caller)))
+        return _json(
+            self._service.planning.report(caller, await self._question(plan_wire.EngineReport, request, caller))
+        )
 
     async def _tenant(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         only(request)

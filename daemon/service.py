@@ -18,7 +18,6 @@ from typing import Final, TypeVar
 from .. import __version__, limits
 from ..clients import leases, tenancy, wire
 from ..clients.kv_events import KvEvent
-from ..clients.plan_wire import EngineReport, PlanQuestion, PlanReply, ReportReply
 from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..clients.scrubs import ScrubReport
 from ..codec.container import ContainerHeader, generic_digest, parse_header
@@ -88,7 +87,7 @@ class Service:
 >>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
     ) -> None:
         self.admission = admission
-        self._planning = Planning(store, MeasuredLinks() if links is None else links)
+        self.planning = Planning(store, links or MeasuredLinks(), inflight_bytes=lambda: admission.inflight_bytes)
         self._pools = PoolRegistry()
         self._store = store
         self._shelves = shelves
@@ -251,14 +250,6 @@ class Service:
         caller.require(Scope.READ)
         return await self._store.prefetch(caller.namespace, keys)
 
-    async def plan(self, caller: Caller, question: PlanQuestion) -> PlanReply:
-        """Load or recompute, chunk by chunk; raises what :meth:`Planning.plan` raises."""
-        return await self._planning.plan(caller, question, ahead_bytes=self.admission.inflight_bytes)
-
-    def report(self, caller: Caller, report: EngineReport) -> ReportReply:
-        """Take in what an engine says that things took; raises what :meth:`Planning.report` raises."""
-        return self._planning.report(caller, report)
-
     def hint(self, caller: Caller, keys: Sequence[ContentKey], *, finished: bool) -> None:
         """Say that chunks will not be used again (or will), for eviction to act on."""
         caller.require(Scope.WRITE)
@@ -411,5 +402,5 @@ class Service:
             deferred=store.deferred,
             promotions_dropped=store.promotions_dropped,
             pools=self._pools.reports(),
-            planner=self._planning.stats(),
+            planner=self.planning.stats(),
         )

@@ -15,7 +15,7 @@ from .request import BestWithin, Executor, Objective, PlanRequest
 from .search import cut_seconds, search
 from .timeline import losses, ready_at, ttfts
 
-__all__ = ["DECISION_QUANTILE", "make_plan"]
+__all__ = ["DECISION_QUANTILE", "REASONS", "make_plan", "reasons_for"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -96,7 +96,7 @@ def _written(
     actions = np.full(count, Action.LOAD, dtype=np.int8)
     ways = np.full(count, -1, dtype=np.int16)
     seconds = np.zeros(count)
-    codes = np.full(count, _CODES.index(Reason.DONE))
+    codes = np.full(count, REASONS.index(Reason.DONE))
     chunks = problem.chunks
     recomputed = choice == RECOMPUTE
     actions[chunks] = np.where(raced, Action.RACE, np.where(recomputed, Action.RECOMPUTE, Action.LOAD))
@@ -107,7 +107,7 @@ def _written(
         both = np.stack((choice, np.full(len(problem), RECOMPUTE)))
         took, everything = (float(value) for value in ttfts(expected, both))
         cautious = float(ttfts(problem, choice[None, :])[0])
-    codes[chunks] = _reasons(problem, choice, raced, loss_max, request)
+    codes[chunks] = reasons_for(problem, choice, raced, loss_max, request)
     coming = ~recomputed | raced
     run = np.cumsum(~coming)
     order = np.arange(len(problem)) if problem.prefix_only else np.lexsort((-np.arange(len(problem)), run, raced))
@@ -118,7 +118,7 @@ def _written(
         actions=actions,
         ways=ways,
         seconds=seconds,
-        reasons=tuple(map(_CODES.__getitem__, codes.tolist())),
+        reasons=tuple(map(REASONS.__getitem__, codes.tolist())),
         load_order=chunks[order[coming[order]]],
         meeting=int(chunks[loaded[0]]) if len(loaded) else count,
         ttft_seconds=took,
@@ -128,13 +128,15 @@ def _written(
     )
 
 
-_CODES = tuple(Reason)
+REASONS = tuple(Reason)
 
 
-def _reasons(problem: Problem, choice: Ints, raced: NDArray[np.bool_], loss_max: float, request: PlanRequest) -> Ints:
-    """Why each was decided so, as places in :data:`_CODES`."""
+def reasons_for(
+    problem: Problem, choice: Ints, raced: NDArray[np.bool_], loss_max: float, request: PlanRequest
+) -> Ints:
+    """Why each was decided so, as places in :data:`REASONS`."""
     offered = np.isfinite(problem.transfer[:, :-1])
-    absent = ~offered.any(axis=1)
+    absent = np.asarray(~offered.any(axis=1))
     cases: list[tuple[NDArray[np.bool_], Reason]] = [
         (absent, Reason.NOT_OFFERED),
         (raced, Reason.UNCERTAIN),
@@ -145,7 +147,7 @@ def _reasons(problem: Problem, choice: Ints, raced: NDArray[np.bool_], loss_max:
         cases.append((least > loss_max * request.tokens[problem.chunks], Reason.QUALITY_FLOOR))
     if problem.prefix_only:
         cases.append((np.logical_or.accumulate(absent), Reason.AFTER_CUT))
-    codes: Ints = np.full(len(problem), _CODES.index(Reason.COMPUTE_FASTER), dtype=np.int64)
+    codes: Ints = np.full(len(problem), REASONS.index(Reason.COMPUTE_FASTER), dtype=np.int64)
     for holds, reason in reversed(cases):
-        codes[holds] = _CODES.index(reason)
+        codes[holds] = REASONS.index(reason)
     return codes

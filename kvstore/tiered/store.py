@@ -243,10 +243,7 @@ class TieredStore:
         return await self._listing.longest_prefix(namespace, keys)
 
     async def delete(self, namespace: Namespace, key: ContentKey) -> bool:
-        """Forget a chunk in every tier and in the queues; whether there was one.
-
-        Every tier is tried; then the first failure is raised, :class:`StorageUnavailable` or another.
-        """
+        """Forget a chunk in every tier and queue; whether there was one. The first failure is raised after all."""
         self._require_running()
         return await self._placing.delete(storage_key(namespace.secret, key))
 

@@ -8,6 +8,7 @@ import pytest
 from kvloom import errors, limits
 from kvloom.clients.plan_wire import (
     Ability,
+    BlendQuestion,
     ChunkAction,
     DecodeSample,
     EngineReport,
@@ -162,6 +163,25 @@ async def test_a_plan_is_made_again_for_what_is_left(planning, store, keys, cont
     assert not {2, 3} & set(again.load_order)
 
 
+async def test_a_blended_request_recomputes_what_loading_hides(planning, store, keys, container_bytes):
+    planning.report(ME, slow_prefill())
+    for key in keys[1:]:
+        await put(store, key, container_bytes((EXACT,), content_key=key))
+    blend = BlendQuestion(layers=32)
+    quick = await planning.plan(ME, asking(keys, blend=blend))
+    assert quick.recompute_ratio == pytest.approx(0.15)
+    assert [item.action for item in quick.decisions] == [ChunkAction.RECOMPUTE, *[ChunkAction.LOAD] * 3]
+    assert quick.ttft_seconds < quick.recompute_seconds
+    size_bytes = sum(item.size_bytes for item in quick.decisions)
+    planning.report(ME, slow_loads(6.0 / size_bytes))  # all that is loaded takes 6 s, computing it 7.7, the first 2.6
+    slower = await planning.plan(ME, asking(keys, blend=blend))
+    assert 0.15 < slower.recompute_ratio < 1.0
+    planning.report(ME, slow_loads(60.0 / size_bytes))
+    planning.report(ME, slow_loads(60.0 / size_bytes))
+    slowest = await planning.plan(ME, asking(keys, blend=blend))
+    assert (slowest.recompute_ratio, slowest.load_order) == (1.0, ())
+
+
 async def test_a_plan_can_warm_its_chunks(planning, store, keys, container_bytes):
     planning.report(ME, slow_prefill())
     key = keys[0]
@@ -215,7 +235,8 @@ async def test_absurd_reports_are_counted_and_change_nothing(planning, keys):
         {"engine": ""}, {"engine": "a b"}, {"engine": "x" * 200}, {"chunk_tokens": 0}, {"first_position": -1},
         {"first_position": 2**31}, {"loss_max": float("nan")}, {"loss_max": -1.0}, {"goal": PlanGoal.BEST_WITHIN},
         {"ttft_seconds": -1.0}, {"done": (4,)}, {"done": (-1,)}, {"keys": None}, {"tokens": (1,)},
-        {"prompt_tokens": 3}, {"losses": (LevelLoss(DRAFT, float("inf")),)}, {"queued_tokens": -1},
+        {"prompt_tokens": 3}, {"blend": BlendQuestion(0)}, {"blend": BlendQuestion(4, 5)},
+        {"losses": (LevelLoss(DRAFT, float("inf")),)}, {"queued_tokens": -1},
     ],
     ids=repr,
 )  # fmt: skip

@@ -477,7 +477,7 @@ class LevelLoss(_message.Message):
     def __init__(self, level: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class PlanQuestion(_message.Message):
-    __slots__ = ("engine", "keys", "identity", "tokens", "chunk_tokens", "first_position", "prompt_tokens", "goal", "loss_max", "ttft_seconds", "losses", "ability", "side_by_side", "decoding_competes", "step_tokens", "running", "queued_tokens", "done", "elapsed_seconds", "prefetch")
+    __slots__ = ("engine", "keys", "identity", "tokens", "chunk_tokens", "first_position", "prompt_tokens", "goal", "loss_max", "ttft_seconds", "losses", "ability", "side_by_side", "decoding_competes", "step_tokens", "running", "queued_tokens", "done", "elapsed_seconds", "prefetch", "blend")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
@@ -498,6 +498,7 @@ class PlanQuestion(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     ELAPSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PREFETCH_FIELD_NUMBER: _ClassVar[int]
+    BLEND_FIELD_NUMBER: _ClassVar[int]
     engine: str
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     identity: ModelIdentity
@@ -518,7 +519,18 @@ class PlanQuestion(_message.Message):
     done: _containers.RepeatedScalarFieldContainer[int]
     elapsed_seconds: float
     prefetch: bool
-    def __init__(self, engine: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., goal: _Optional[str] = ..., loss_max: _Optional[float] = ..., ttft_seconds: _Optional[float] = ..., losses: _Optional[_Iterable[_Union[LevelLoss, _Mapping]]] = ..., ability: _Optional[str] = ..., side_by_side: _Optional[bool] = ..., decoding_competes: _Optional[bool] = ..., step_tokens: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ..., elapsed_seconds: _Optional[float] = ..., prefetch: _Optional[bool] = ...) -> None: ...
+    blend: BlendQuestion
+    def __init__(self, engine: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., goal: _Optional[str] = ..., loss_max: _Optional[float] = ..., ttft_seconds: _Optional[float] = ..., losses: _Optional[_Iterable[_Union[LevelLoss, _Mapping]]] = ..., ability: _Optional[str] = ..., side_by_side: _Optional[bool] = ..., decoding_competes: _Optional[bool] = ..., step_tokens: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ..., elapsed_seconds: _Optional[float] = ..., prefetch: _Optional[bool] = ..., blend: _Optional[_Union[BlendQuestion, _Mapping]] = ...) -> None: ...
+
+class BlendQuestion(_message.Message):
+    __slots__ = ("layers", "whole_layers", "ratio_min")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    RATIO_MIN_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    whole_layers: int
+    ratio_min: float
+    def __init__(self, layers: _Optional[int] = ..., whole_layers: _Optional[int] = ..., ratio_min: _Optional[float] = ...) -> None: ...
 
 class ChunkDecision(_message.Message):
     __slots__ = ("action", "reason", "seconds", "link", "level", "size_bytes")
@@ -537,7 +549,7 @@ class ChunkDecision(_message.Message):
     def __init__(self, action: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., link: _Optional[str] = ..., level: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class PlanReply(_message.Message):
-    __slots__ = ("plan", "decisions", "load_order", "meeting", "ttft_seconds", "cautious_seconds", "recompute_seconds", "loss", "prefetching")
+    __slots__ = ("plan", "decisions", "load_order", "meeting", "ttft_seconds", "cautious_seconds", "recompute_seconds", "loss", "prefetching", "recompute_ratio")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     LOAD_ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -547,6 +559,7 @@ class PlanReply(_message.Message):
     RECOMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     PREFETCHING_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_RATIO_FIELD_NUMBER: _ClassVar[int]
     plan: bytes
     decisions: _containers.RepeatedCompositeFieldContainer[ChunkDecision]
     load_order: _containers.RepeatedScalarFieldContainer[int]
@@ -556,7 +569,8 @@ class PlanReply(_message.Message):
     recompute_seconds: float
     loss: float
     prefetching: int
-    def __init__(self, plan: _Optional[bytes] = ..., decisions: _Optional[_Iterable[_Union[ChunkDecision, _Mapping]]] = ..., load_order: _Optional[_Iterable[int]] = ..., meeting: _Optional[int] = ..., ttft_seconds: _Optional[float] = ..., cautious_seconds: _Optional[float] = ..., recompute_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., prefetching: _Optional[int] = ...) -> None: ...
+    recompute_ratio: float
+    def __init__(self, plan: _Optional[bytes] = ..., decisions: _Optional[_Iterable[_Union[ChunkDecision, _Mapping]]] = ..., load_order: _Optional[_Iterable[int]] = ..., meeting: _Optional[int] = ..., ttft_seconds: _Optional[float] = ..., cautious_seconds: _Optional[float] = ..., recompute_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., prefetching: _Optional[int] = ..., recompute_ratio: _Optional[float] = ...) -> None: ...
 
 class PrefillSample(_message.Message):
     __slots__ = ("tokens", "start", "seconds", "running")
