@@ -201,9 +201,8 @@ class GrpcApi:
         await _say(stream, leases.PrefetchReply(accepted), pb.PrefetchReply)
 
     async def _plan(self, stream: GrpcStream, caller: Caller) -> None:
-        with self._service.reserving(caller, limits.GRPC_QUESTION_BYTES_MAX):
-            message = parse_message(pb.PlanQuestion, await stream.question(limits.GRPC_QUESTION_BYTES_MAX))
-            plan = await self._service.planning.plan(caller, read_record(plan_wire.PlanQuestion, message))
+        message = await self._question(stream, caller, pb.PlanQuestion, limits.GRPC_QUESTION_BYTES_MAX)
+        plan = await self._service.planning.plan(caller, read_record(plan_wire.PlanQuestion, message))
         await _say(stream, plan, pb.PlanReply)
 
     async def _report(self, stream: GrpcStream, caller: Caller) -> None:
