@@ -10,12 +10,8 @@ from typing import Final, TypeVar, cast
 from aiohttp import web
 
 from .. import limits
-<<<<<<< HEAD
-from ..clients import batches, leases, tenancy, wire
-from ..clients.scrubs import ScrubReport
-=======
 from ..clients import batches, leases, plan_wire, tenancy, wire
->>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
+from ..clients.scrubs import ScrubReport
 from ..errors import (
     CodecMismatch,
     InvalidData,

@@ -50,12 +50,9 @@ from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
 from .notify import Notifier
-<<<<<<< HEAD
 from .passed_socket import passed_listener
-from .scrubbing import AskedScrub
-=======
 from .planner.measured import MeasuredLinks
->>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
+from .scrubbing import AskedScrub
 from .service import Service
 from .tenants import TenantTable
 from .tls import load_certificates, server_context
@@ -134,13 +131,11 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
         await shelves.known(authenticator.local.namespace)
         admission = Admission(share_of=authenticator.share_of)
-<<<<<<< HEAD
-=======
-        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, links=links)
->>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
         await store.start()
         scrub = None if ssd is None else await stack.enter_async_context(_scrubbing(ssd, store, config))
-        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub)
+        service = Service(
+            store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub, links=links
+        )
         await stack.enter_async_context(warmed(store, config.data_dir))
         service.open()
         metrics = Metrics(lambda: service.stats(authenticator.local))

@@ -22,13 +22,7 @@ from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..clients.scrubs import ScrubReport
 from ..codec.container import ContainerHeader, generic_digest, parse_header
 from ..codec.level import EXACT, Level
-from ..errors import (
-    CodecMismatch,
-    InvalidRequest,
-    NotFound,
-    ProfileMismatch,
-    TooManyItems,
-)
+from ..errors import CodecMismatch, InvalidRequest, NotFound, ProfileMismatch, TooManyItems
 from ..kvstore.key import ContentKey, chunk_refs
 from ..kvstore.outcome import Hit
 from ..kvstore.profiles import ProfileShelves
@@ -80,11 +74,8 @@ class Service:
         *,
         dirty_bytes_max: int,
         hub: EventHub | None = None,
-<<<<<<< HEAD
         scrub: AskedScrub | None = None,
-=======
         links: MeasuredLinks | None = None,
->>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
     ) -> None:
         self.admission = admission
         self.planning = Planning(store, links or MeasuredLinks(), inflight_bytes=lambda: admission.inflight_bytes)

@@ -420,7 +420,6 @@ async def test_hedged_reads_come_to_the_same(served, key, container):
     assert await asyncio.to_thread(blocking) == [container] * 20
 
 
-<<<<<<< HEAD
 async def test_a_scrub_reads_all_that_is_on_disk(served, key, container):
     await served.client.put(key, container, ack=Ack.DISK)
     assert (await served.client.scrub_report()).number == 0
@@ -438,7 +437,8 @@ async def test_a_scrub_reads_all_that_is_on_disk(served, key, container):
             return client.scrub_report().number
 
     assert await asyncio.to_thread(blocking) == 2
-=======
+
+
 async def test_a_plan_says_what_to_load_and_learns_from_what_came_of_it(served, container_bytes):
     """An engine so slow that whatever is stored is loaded; a last chunk that nobody has."""
     keys = [os.urandom(32) for _ in range(3)]
@@ -488,4 +488,3 @@ async def test_the_daemon_measures_its_own_tiers(served, key, large):
     measured = {link.tier: link for link in (await served.client.stats()).planner.links}
     assert measured["ssd"].samples == 1
     assert measured["ssd"].bytes_per_second > 0
->>>>>>> f60e4ea (POST /plan and /report, and the same over gRPC: plans from what is stored and what engines report)
