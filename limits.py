@@ -195,6 +195,30 @@ LOCAL_GET_KEYS_MAX: Final = 128
 LOCAL_INLINE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes that one local read of several chunks sends through the socket; the rest is asked for again, one by one."""
 
+# Planner
+PLAN_WAYS_MAX: Final = 64
+"""Links times levels by which the chunks of one plan can be got."""
+PLAN_TENANTS_MAX: Final = 256
+"""Tenants of whose engines something is remembered; whoever has not planned or reported for longest is forgotten."""
+PLAN_ENGINES_MAX: Final = 16
+"""Engines of one tenant, likewise; about 4 KiB each."""
+PLAN_LINKS_MAX: Final = 64
+"""Links that one tenant's engines report on, likewise; about 1 KiB each."""
+PLAN_DECODERS_MAX: Final = 64
+"""Levels that one tenant's engines report the decoding of, likewise."""
+PLAN_CHUNKS_MAX: Final = 10_000
+"""Chunks of one plan."""
+PLAN_SAMPLES_MAX: Final = 512
+"""Measurements in one report of an engine."""
+PLAN_RECENT_MAX: Final = 64
+"""Plans that the daemon shows in its figures."""
+PLAN_AWAITED_MAX: Final = 4096
+"""Plans whose outcome may still be reported."""
+PLAN_OUTLINES_MAX: Final = 65_536
+"""Chunks whose sizes at each level are remembered, so that planning does not read their headers: about 20 MiB."""
+PLAN_HEADERS_AT_ONCE_MAX: Final = 32
+ENGINE_NAME_CHARACTERS_MAX: Final = 128
+
 # Clients
 CLIENT_CONNECTIONS_MAX: Final = 4
 """Connections that one client keeps, and so the reads that ``get_many`` has in flight."""

@@ -16,7 +16,7 @@ from ..kvstore.key import ContentKey, ModelIdentity, chunk_refs
 from ..kvstore.outcome import Outcome, Unavailable
 from ..kvstore.tier import Ack
 from ..tracing import Role, span, traced_async
-from . import protocol, reports, upkeep, wire
+from . import planning, protocol, reports, upkeep, wire
 from .access import Trust, find_access
 from .async_http_daemon import AsyncHttpDaemon
 from .discovery import Endpoint, find_daemon, find_local_socket
@@ -35,6 +35,7 @@ from .patience import (
     lookup_deadline,
 )
 from .pins import AsyncPin
+from .plan_wire import EngineReport, PlanQuestion, PlanReply
 from .protocol import Operation, PrefixReply
 from .put_batch import ChunkPut, ChunkToPut, PutChunks
 from .scrubs import GetScrub, ScrubReport, StartScrub
@@ -239,6 +240,14 @@ class AsyncKvloomClient:
     async def prefetch(self, keys: Sequence[ContentKey]) -> int:
         """Have chunks copied into the daemon's memory; for how many that is under way or not needed."""
         return sum([await self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys)])
+
+    async def plan(self, question: PlanQuestion) -> PlanReply | None:
+        """Whether to load or to recompute each chunk of a prompt; ``None`` (recompute) where no daemon can say."""
+        return await self._run(planning.AskPlan(question))
+
+    async def report(self, report: EngineReport) -> int:
+        """Tell the planner what things took; how many measurements were taken in, 0 where no daemon listens."""
+        return await self._run(planning.SendReport(report))
 
     async def list_chunks(self, *, limit: int = limits.LIST_CHUNKS_DEFAULT, prefix: str = "") -> wire.ChunkList:
         """Some of the chunks stored, those whose key begins with the digits ``prefix``."""

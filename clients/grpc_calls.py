@@ -15,10 +15,11 @@ from google.protobuf.message import Message
 from ..codec.following import Following
 from ..errors import DaemonUnavailable, InvalidData, InvalidRequest, error_for_code
 from ..kvstore.tier import Ack
-from . import leases, wire
+from . import leases, plan_wire, wire
 from .batches import PutManyReply, PutResult
 from .grpc_frames import RawFrame, encode_frame, split_frames
 from .grpc_records import parse_message, read_record, to_message
+from .planning import AskPlan, SendReport
 from .proto.kvloom.v1alpha1 import kvloom_pb2 as pb
 from .protocol import (
     ChunksExist,
@@ -296,6 +297,12 @@ _CALLS: Final[dict[type[Operation[Any]], Callable[[Any], GrpcCall]]] = {
     ),
     PrefetchChunks: lambda item: _Question(
         item, "Prefetch", pb.KeysQuestion(keys=item.keys), pb.PrefetchReply, leases.PrefetchReply
+    ),
+    AskPlan: lambda item: _Question(
+        item, "Plan", to_message(item.question, pb.PlanQuestion), pb.PlanReply, plan_wire.PlanReply
+    ),
+    SendReport: lambda item: _Question(
+        item, "Report", to_message(item.report, pb.EngineReport), pb.ReportReply, plan_wire.ReportReply
     ),
     GetTenant: lambda item: _Question(item, "Tenant", pb.NoQuestion(), pb.TenantStats, TenantStats),
     ListNamespaces: lambda item: _Question(item, "Namespaces", pb.NoQuestion(), pb.NamespaceList, leases.NamespaceList),

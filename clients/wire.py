@@ -18,6 +18,7 @@ from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
 from .json_bounds import check_json_counts
+from .plan_wire import NO_PLANS, PlannerStats
 from .pool_wire import PoolReport
 from .tenancy import StageStats, TenantStats
 
@@ -242,6 +243,7 @@ class DaemonStats:
     deferred: int = 0
     promotions_dropped: int = 0
     pools: tuple[PoolReport, ...] = ()
+    planner: PlannerStats = NO_PLANS
 
 
 def dump(record: object) -> Json:
@@ -327,7 +329,8 @@ def parse_ttl(text: str) -> float:
 def _load(kind: Any, value: Json, name: str, strict: bool) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        return None if value is None else _load(_not_none(kind), value, name, strict)
+        bare = next(item for item in get_args(kind) if item is not type(None))
+        return None if value is None else _load(bare, value, name, strict)
     if origin is tuple:
         return _load_tuple(get_args(kind)[0], value, name, strict)
     if kind is Level:
@@ -337,7 +340,7 @@ def _load(kind: Any, value: Json, name: str, strict: bool) -> Any:
     kind = getattr(kind, "__supertype__", kind)
     if kind is bytes:
         return _load_bytes(value, name)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 1000:
         return float(value)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         try:
@@ -388,10 +391,6 @@ def _expect(kind: Any, value: Json, name: str) -> Any:
     if type(value) is not kind:
         raise InvalidRequest(f"{name} is {json.dumps(value)[:40]}, not of type {kind.__name__}")
     return value
-
-
-def _not_none(kind: Any) -> Any:
-    return next(item for item in get_args(kind) if item is not type(None))
 
 
 @lru_cache(maxsize=64)

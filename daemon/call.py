@@ -38,6 +38,8 @@ class Call(Enum):
     RELEASE = ("End a lease.", Scope.READ)
     HINT = ("Say that chunks will not be used again, or will.", Scope.WRITE)
     PREFETCH = ("Have chunks copied into memory in the background.", Scope.READ)
+    PLAN = ("Decide for each chunk of a prompt whether to load or to recompute it.", Scope.READ)
+    REPORT = ("Take in what prefilling, loading and decoding took in an engine.", Scope.READ)
     PUT_PROFILE = ("Put a codec profile on the shelf.", Scope.WRITE)
     GET_PROFILE = ("Read a codec profile.", Scope.READ)
     TENANT = ("Say what the caller's namespace did and holds.", Scope.READ, False)

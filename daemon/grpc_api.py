@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from .. import limits
-from ..clients import leases, wire
+from ..clients import leases, plan_wire, wire
 from ..clients.grpc_frames import RawFrame, encode_frame, split_frames
 from ..clients.grpc_records import fill, parse_message, read_record, to_message
 from ..clients.kv_events import BlockRemoved, BlockStored, EventsLost
@@ -74,6 +74,8 @@ class GrpcApi:
             Method("Release", Call.RELEASE, self._release),
             Method("Hint", Call.HINT, self._hint),
             Method("Prefetch", Call.PREFETCH, self._prefetch),
+            Method("Plan", Call.PLAN, self._plan),
+            Method("Report", Call.REPORT, self._report),
             Method("PutProfile", Call.PUT_PROFILE, self._put_profile),
             Method("GetProfile", Call.GET_PROFILE, self._get_profile),
             Method("Tenant", Call.TENANT, self._plain(self._service.tenant, pb.TenantStats)),
@@ -197,6 +199,16 @@ class GrpcApi:
     async def _prefetch(self, stream: GrpcStream, caller: Caller) -> None:
         accepted = await self._service.prefetch(caller, await self._keys(stream, caller))
         await _say(stream, leases.PrefetchReply(accepted), pb.PrefetchReply)
+
+    async def _plan(self, stream: GrpcStream, caller: Caller) -> None:
+        message = await self._question(stream, caller, pb.PlanQuestion, limits.GRPC_QUESTION_BYTES_MAX)
+        plan = await self._service.planning.plan(caller, read_record(plan_wire.PlanQuestion, message))
+        await _say(stream, plan, pb.PlanReply)
+
+    async def _report(self, stream: GrpcStream, caller: Caller) -> None:
+        message = await self._question(stream, caller, pb.EngineReport, limits.GRPC_KEYS_BYTES_MAX)
+        reply = self._service.planning.report(caller, read_record(plan_wire.EngineReport, message))
+        await _say(stream, reply, pb.ReportReply)
 
     async def _put_profile(self, stream: GrpcStream, caller: Caller) -> None:
         first = await self._first(stream, caller)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar, cast
 from aiohttp import web
 
 from .. import limits
-from ..clients import batches, leases, tenancy, wire
+from ..clients import batches, leases, plan_wire, tenancy, wire
 from ..clients.scrubs import ScrubReport
 from ..errors import (
     CodecMismatch,
@@ -89,6 +89,11 @@ class HttpApi:
             Route("POST", "/hints", Call.HINT, self._hint, (Answer(200, leases.HintReply),),
                   body=Body(record=leases.HintQuestion)),
             Route("POST", "/prefetch", Call.PREFETCH, self._prefetch, (Answer(202, leases.PrefetchReply),), body=keys),
+            Route("POST", "/plan", Call.PLAN, self._plan, (Answer(200, plan_wire.PlanReply),),
+                  body=Body(record=plan_wire.PlanQuestion, limit_bytes=limits.PREFIX_BODY_BYTES_MAX),
+                  refusals=(InvalidData,)),
+            Route("POST", "/report", Call.REPORT, self._report, (Answer(200, plan_wire.ReportReply),),
+                  body=Body(record=plan_wire.EngineReport)),
         )  # fmt: skip
 
     def _report_routes(self) -> tuple[Route, ...]:
@@ -194,6 +199,16 @@ class HttpApi:
         asked = await self._question(wire.KeysQuestion, request, caller)
         accepted = await self._service.prefetch(caller, wire.parse_keys(asked.keys))
         return _json(leases.PrefetchReply(accepted), status=202)
+
+    async def _plan(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        limit = limits.PREFIX_BODY_BYTES_MAX
+        asked = await question(self._service, self._metrics, request, caller, plan_wire.PlanQuestion, limit=limit)
+        return _json(await self._service.planning.plan(caller, asked))
+
+    async def _report(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        return _json(
+            self._service.planning.report(caller, await self._question(plan_wire.EngineReport, request, caller))
+        )
 
     async def _tenant(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         only(request)

@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .. import limits
+from ..clients.plan_wire import PlannerStats
 from ..clients.tenancy import TenantStats, TenantTier
 from ..clients.wire import DaemonStats
 from ..kvstore.tier import UNBOUNDED_BYTES
@@ -52,6 +53,7 @@ class StatsCollector(Collector):
         yield GaugeMetricFamily("kvloom_leases", "Leases running.", value=stats.leases)
         yield from _stage_metrics(stats)
         yield from _pool_metrics(stats)
+        yield from _planner_metrics(stats.planner)
         yield from _tenant_metrics(stats)
 
 
@@ -120,6 +122,26 @@ def _pool_metrics(stats: DaemonStats) -> Iterator[Metric]:
         for family, total in zip(families, totals, strict=True):
             family.add_metric(list(label), total)
     yield from families
+
+
+def _planner_metrics(planner: PlannerStats) -> Iterator[Metric]:
+    """Decisions are labelled by what there is to decide and why, never by engines, whose names clients make up."""
+    decided = CounterMetricFamily("kvloom_plan_chunks", "Chunks decided about.", labels=["action", "reason"])
+    for count in planner.decisions:
+        decided.add_metric([count.action.value, count.reason.value], count.chunks)
+    yield decided
+    counters = (
+        ("kvloom_plans", "Plans made.", planner.plans),
+        ("kvloom_plan_deciding_seconds", "Time that deciding took.", planner.deciding_seconds),
+        ("kvloom_plan_prefetched", "Chunks copied into memory for a plan.", planner.prefetched),
+        ("kvloom_plan_samples", "Measurements taken in from engines.", planner.samples),
+        ("kvloom_plan_samples_ignored", "Measurements that could not be true.", planner.ignored),
+        ("kvloom_plan_outcomes", "Plans of which the outcome was reported.", planner.outcomes),
+        ("kvloom_plan_slower", "Outcomes later than computing everything was expected.", planner.slower),
+        ("kvloom_plan_regret_seconds", "Time that outcomes were later than expected.", planner.regret_seconds),
+    )
+    for name, means, value in counters:
+        yield CounterMetricFamily(name, means, value=value)
 
 
 def _tenant_metrics(stats: DaemonStats) -> Iterator[Metric]:

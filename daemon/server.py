@@ -51,6 +51,7 @@ from .logs import configure_logs
 from .metrics import Metrics
 from .notify import Notifier
 from .passed_socket import passed_listener
+from .planner.measured import MeasuredLinks
 from .scrubbing import AskedScrub
 from .service import Service
 from .tenants import TenantTable
@@ -124,14 +125,17 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         if ssd is not None:
             stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
         hub = EventHub()
-        store = await _open_store(config, ssd, policies, authenticator.tenants, _LoggingObserver(hub))
+        links = MeasuredLinks()
+        store = await _open_store(config, ssd, policies, authenticator.tenants, _LoggingObserver(hub, links))
         stack.push_async_callback(store.close)
         shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
         await shelves.known(authenticator.local.namespace)
         admission = Admission(share_of=authenticator.share_of)
         await store.start()
         scrub = None if ssd is None else await stack.enter_async_context(_scrubbing(ssd, store, config))
-        service = Service(store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub)
+        service = Service(
+            store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub, links=links
+        )
         await stack.enter_async_context(warmed(store, config.data_dir))
         service.open()
         metrics = Metrics(lambda: service.stats(authenticator.local))
@@ -345,10 +349,16 @@ async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> 
 
 
 class _LoggingObserver(StoreObserver):
-    """Says in the log what the store survived (the counts are in the metrics), and tells the hub what it holds."""
+    """Says in the log what the store survived (the counts are in the metrics), tells the hub what it holds, and the
+    planner how fast it reads.
+    """
 
-    def __init__(self, hub: EventHub) -> None:
+    def __init__(self, hub: EventHub, links: MeasuredLinks) -> None:
         self._hub = hub
+        self._links = links
+
+    def on_read(self, tier: str, size_bytes: int, seconds: float, concurrent: int) -> None:
+        self._links.note(tier, size_bytes, seconds, concurrent=concurrent, now_seconds=time.monotonic())
 
     def on_named(self, key: StorageKey, content_key: ContentKey) -> None:
         self._hub.note_name(key, content_key)

@@ -22,13 +22,7 @@ from ..clients.pool_wire import Held, PoolIntroduction, PoolMatches
 from ..clients.scrubs import ScrubReport
 from ..codec.container import ContainerHeader, generic_digest, parse_header
 from ..codec.level import EXACT, Level
-from ..errors import (
-    CodecMismatch,
-    InvalidRequest,
-    NotFound,
-    ProfileMismatch,
-    TooManyItems,
-)
+from ..errors import CodecMismatch, InvalidRequest, NotFound, ProfileMismatch, TooManyItems
 from ..kvstore.key import ContentKey, chunk_refs
 from ..kvstore.outcome import Hit
 from ..kvstore.profiles import ProfileShelves
@@ -43,6 +37,8 @@ from .caller import Caller, Scope
 from .events import EventHub, Subscription
 from .fair_slots import FairSlots
 from .outcomes import value_of
+from .planner.measured import MeasuredLinks
+from .planning import Planning
 from .pools import PoolRegistry, RegisteredPool
 from .reports import chunk_detail, chunk_entry, stage_stats, tenant_stats, tier_stats
 from .scrubbing import AskedScrub
@@ -79,8 +75,10 @@ class Service:
         dirty_bytes_max: int,
         hub: EventHub | None = None,
         scrub: AskedScrub | None = None,
+        links: MeasuredLinks | None = None,
     ) -> None:
         self.admission = admission
+        self.planning = Planning(store, links or MeasuredLinks(), inflight_bytes=lambda: admission.inflight_bytes)
         self._pools = PoolRegistry()
         self._store = store
         self._shelves = shelves
@@ -395,4 +393,5 @@ class Service:
             deferred=store.deferred,
             promotions_dropped=store.promotions_dropped,
             pools=self._pools.reports(),
+            planner=self.planning.stats(),
         )

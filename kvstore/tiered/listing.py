@@ -41,14 +41,23 @@ class Listing:
         self._clock_ms = clock_ms
 
     async def present(self, places: Sequence[StorageKey]) -> list[bool]:
-        """For each place, whether it holds something; each tier is asked only about what the faster ones lack."""
-        found = [False] * len(places) if self._cascade.is_empty else [self._is_dirty(place) for place in places]
+        """For each place, whether it holds something."""
+        return [tier is not None for tier in await self.nearest(places)]
+
+    async def nearest(self, places: Sequence[StorageKey]) -> list[str | None]:
+        """For each place, what would be read first, or ``None``; a tier is asked only about what the faster ones lack.
+
+        What is being written counts as :data:`WRITE_BEHIND`, before all tiers.
+        """
+        found: list[str | None] = [None] * len(places)
+        if not self._cascade.is_empty:
+            found = [WRITE_BEHIND if self._is_dirty(place) else None for place in places]
         for tier in self._roles.all:
-            missing = [index for index, known in enumerate(found) if not known]
+            missing = [index for index, known in enumerate(found) if known is None]
             if missing:
                 answers = await self.ask(tier, [places[index] for index in missing])
                 for index, answer in zip(missing, answers, strict=True):
-                    found[index] = answer
+                    found[index] = tier.name if answer else None
         return found
 
     async def longest_prefix(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:

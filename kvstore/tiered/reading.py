@@ -1,6 +1,8 @@
 """Reading one chunk from wherever it is: tier after tier, damage deleted, levels joined."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -53,6 +55,7 @@ class Reading:
         self._tally = tally
         self._on_hit = on_hit
         self._mark = mark
+        self._under_way: Counter[str] = Counter()
 
     async def read(self, wanted: Wanted, key: ContentKey) -> Outcome[ChunkRead]:
         """The first copy that has what is wanted; raises :class:`LevelNotStored` where copies are, but none with it."""
@@ -61,7 +64,7 @@ class Reading:
         mark = self._mark()
         for copy in self._copies.of(wanted.storage_key, key):
             try:
-                outcome = await _read(copy, wanted)
+                outcome = await self._timed(copy, wanted)
                 if isinstance(outcome, Corrupt) and not await self._discarded(copy, outcome):
                     outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
             except LevelNotStored as error:
@@ -91,6 +94,20 @@ class Reading:
                 self._on_hit(copy, outcome.value, mark)
                 return outcome
         return None
+
+    async def _timed(self, copy: Copy, wanted: Wanted) -> Outcome[ChunkRead]:
+        """What is wanted of one copy; the observer is told how long a read took that was answered."""
+        self._under_way[copy.tier] += 1
+        begun = time.perf_counter()
+        concurrent = self._under_way[copy.tier]
+        try:
+            outcome = await _read(copy, wanted)
+        finally:
+            self._under_way[copy.tier] -= 1
+        if isinstance(outcome, Hit):
+            seconds = time.perf_counter() - begun
+            self._tally.observer.on_read(copy.tier, outcome.value.total_bytes, seconds, concurrent)
+        return outcome
 
     async def joined(self, record: Record, header: ContainerHeader) -> Record:
         """``record`` with what this store's own tiers have under its key. Hold the key's lock.

@@ -77,6 +77,9 @@ class StoreObserver:
     def on_hit(self, tier: str, size_bytes: int) -> None:
         """A read was answered with ``size_bytes`` from ``tier``."""
 
+    def on_read(self, tier: str, size_bytes: int, seconds: float, concurrent: int) -> None:
+        """``tier`` took so long for ``size_bytes``, with ``concurrent`` reads of it under way, this one included."""
+
     def on_miss(self) -> None:
         """A read was answered by no tier."""
 

@@ -235,16 +235,18 @@ class TieredStore:
         self._require_running()
         return await self._listing.present(storage_keys(namespace.secret, keys))
 
+    async def nearest(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[str | None]:
+        """For each key, the tier that a read would find it in first, or ``None`` where it is not stored."""
+        self._require_running()
+        return await self._listing.nearest(storage_keys(namespace.secret, keys))
+
     async def longest_prefix(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """How many of the leading ``keys`` are stored without a gap."""
         self._require_running()
         return await self._listing.longest_prefix(namespace, keys)
 
     async def delete(self, namespace: Namespace, key: ContentKey) -> bool:
-        """Forget a chunk in every tier and in the queues; whether there was one.
-
-        Every tier is tried; then the first failure is raised, :class:`StorageUnavailable` or another.
-        """
+        """Forget a chunk in every tier and queue; whether there was one. The first failure is raised after all."""
         self._require_running()
         return await self._placing.delete(storage_key(namespace.secret, key))
 

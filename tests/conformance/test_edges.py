@@ -13,6 +13,15 @@ from kvloom import errors, limits
 from kvloom.clients import AsyncKvloomClient, ChunkToPut, KvloomClient, RetryPolicy
 from kvloom.clients.discovery import DATA_DIR_VARIABLE, DaemonNote
 from kvloom.clients.patience import Attempts
+from kvloom.clients.plan_wire import (
+    ChunkAction,
+    EngineReport,
+    PlanGoal,
+    PlanOutcome,
+    PlanQuestion,
+    PrefillSample,
+    Reason,
+)
 from kvloom.codec.container import Container
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT, FINE
 from kvloom.daemon.config import ConfigText, resolve_config
@@ -428,3 +437,54 @@ async def test_a_scrub_reads_all_that_is_on_disk(served, key, container):
             return client.scrub_report().number
 
     assert await asyncio.to_thread(blocking) == 2
+
+
+async def test_a_plan_says_what_to_load_and_learns_from_what_came_of_it(served, container_bytes):
+    """An engine so slow that whatever is stored is loaded; a last chunk that nobody has."""
+    keys = [os.urandom(32) for _ in range(3)]
+    for key in keys[:2]:
+        await served.client.put(key, container_bytes((EXACT,), content_key=key))
+    prefills = tuple(PrefillSample(tokens, 0, tokens * 1.0) for tokens in range(100, 1000, 100))
+    assert await served.client.report(EngineReport("slow", prefills=prefills)) == len(prefills)
+    question = PlanQuestion("slow", keys=tuple(key.hex() for key in keys), prompt_tokens=700, prefetch=True)
+    plan = await served.client.plan(question)
+    assert [item.action for item in plan.decisions] == [ChunkAction.LOAD, ChunkAction.LOAD, ChunkAction.RECOMPUTE]
+    assert (plan.decisions[0].link, plan.decisions[0].level) == ("memory", EXACT)
+    assert (sorted(plan.load_order), plan.meeting, plan.prefetching) == ([0, 1], 0, 2)
+    assert plan.decisions[2].reason is Reason.NOT_OFFERED
+    assert 0 < plan.ttft_seconds < plan.recompute_seconds
+    outcome = EngineReport("slow", outcomes=(PlanOutcome(plan.plan, plan.ttft_seconds), PlanOutcome(b"none", 1.0)))
+    assert await asyncio.to_thread(served.blocking().report, outcome) == 1
+    assert len((await asyncio.to_thread(served.blocking().plan, question)).decisions) == 3
+    planner = (await served.client.stats()).planner
+    assert (planner.plans, planner.outcomes, planner.samples, planner.ignored) == (2, 1, len(prefills) + 1, 1)
+    assert {(item.action, item.reason, item.chunks) for item in planner.decisions} == {
+        (ChunkAction.LOAD, Reason.LOAD_FASTER, 4),
+        (ChunkAction.RECOMPUTE, Reason.NOT_OFFERED, 2),
+    }
+    assert [item.real_seconds for item in planner.recent] == [None, plan.ttft_seconds]
+
+
+async def test_what_is_wrong_with_a_plan_is_said_alike_and_without_a_daemon_there_is_none(served, key):
+    for wrong, error in (
+        (PlanQuestion("engine"), errors.InvalidRequest),
+        (PlanQuestion("", keys=(key.hex(),)), errors.InvalidRequest),
+        (PlanQuestion("engine", keys=(key.hex(),), goal=PlanGoal.BEST_WITHIN), errors.InvalidRequest),
+        (PlanQuestion("engine", keys=(key.hex(),), done=(1,)), errors.InvalidRequest),
+    ):
+        with pytest.raises(error):
+            await served.client.plan(wrong)
+    served.running.service.admission.drain()
+    assert await served.client.plan(PlanQuestion("engine", keys=(key.hex(),))) is None
+    assert await served.client.report(EngineReport("engine", prefills=(PrefillSample(100, 0, 1.0),))) == 0
+
+
+async def test_the_daemon_measures_its_own_tiers(served, key, large):
+    await served.client.put(key, large, ack=Ack.DISK)
+    for tier in served.running.service._store._roles.volatile:
+        async for info in tier.scan():
+            await tier.delete(info.storage_key)
+    assert isinstance(await served.client.get(key), Hit)
+    measured = {link.tier: link for link in (await served.client.stats()).planner.links}
+    assert measured["ssd"].samples == 1
+    assert measured["ssd"].bytes_per_second > 0

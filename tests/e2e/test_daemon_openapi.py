@@ -96,6 +96,12 @@ def test_no_answer_is_undocumented_and_none_is_a_server_error(daemon, described,
         ("PUT", "/chunks"): batches.encode_head(batches.PutHead(key.hex(), len(stored))) + stored,
         ("PUT", "/profiles/{digest}"): PROFILE,
         ("POST", "/hints"): {**keys, "finished": True},
+        ("POST", "/plan"): {**keys, "engine": "engine"},
+        ("POST", "/report"): {
+            "engine": "engine",
+            "loads": [{"link": "memory", "size_bytes": 10**6, "seconds": 0.01}],
+            "prefills": [{"tokens": 256, "start": 0, "seconds": 0.1}],
+        },
         **{
             ("POST", path): keys
             for path in ("/chunks/get", "/chunks/exists", "/chunks/delete", "/prefix", "/pins", "/prefetch")

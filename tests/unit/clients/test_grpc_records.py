@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvloom
-from kvloom.clients import leases, pool_wire, tenancy, wire
+from kvloom.clients import leases, plan_wire, pool_wire, tenancy, wire
 from kvloom.clients.grpc_records import parse_message, read_record, to_message
 from kvloom.clients.proto.kvloom.v1alpha1 import kvloom_pb2 as pb
 from kvloom.codec.level import Level, LossyCodec
@@ -24,7 +24,7 @@ ASIDE = {"NoQuestion", "Layers", "PutHead", "PutFrame", "PutResult", "Failure", 
 """Messages without a record: questions that HTTP puts into paths and headers, and frames."""
 RECORDS = {
     name: record
-    for module in (wire, leases, pool_wire, tenancy)
+    for module in (wire, leases, plan_wire, pool_wire, tenancy)
     for name in module.__all__
     if dataclasses.is_dataclass(record := getattr(module, name))
 }

@@ -20,6 +20,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from kvloom.clients import tenancy, wire
+from kvloom.clients.plan_wire import ChunkAction, DecisionCount, PlannerStats, Reason
 from kvloom.clients.pool_wire import PoolReport
 from kvloom.daemon.metrics import Metrics
 
@@ -30,7 +31,9 @@ UNITS = {
     "percent": "ratio", "celcius": "celsius", "bytes_bytes": "bytes",
 }  # fmt: skip
 TYPES = {"counter", "gauge", "histogram", "summary"}
-LABELS = {"method", "route", "status", "call", "tier", "namespace", "device", "pid", "version", "le"}
+LABELS = {
+    "method", "route", "status", "call", "tier", "namespace", "device", "pid", "version", "le", "action", "reason",
+}  # fmt: skip
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "kvloom.json"
 DOCUMENT = Path(__file__).parents[3] / "docs" / "OPERATIONS.md"
 
@@ -101,6 +104,7 @@ def metrics():
     stats = replace(
         stats,
         pools=tuple(PoolReport("cuda:0", pid, 9, 8, 7, 6, 5, 4, 3, 2) for pid in (1, 1, 2)),
+        planner=PlannerStats(plans=1, decisions=(DecisionCount(ChunkAction.LOAD, Reason.LOAD_FASTER, 3),)),
         stages=(tenancy.StageStats("ssd", 1, 9, 1, 5, 6, 0, 7),),
         tenants=tuple(tenancy.TenantStats(f"tenant-{number}", 1, 10, 2, 20, 3, 30, held) for number in range(100)),
     )

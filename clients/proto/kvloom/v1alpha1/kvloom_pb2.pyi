@@ -409,7 +409,7 @@ class NamespaceList(_message.Message):
     def __init__(self, namespaces: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ...) -> None: ...
 
 class DaemonStats(_message.Message):
-    __slots__ = ("version", "pid", "phase", "uptime_seconds", "namespace", "requests_inflight", "bytes_inflight", "bytes_inflight_max", "dirty_bytes", "dirty_bytes_max", "hits", "misses", "puts", "put_bytes", "write_behind_failures", "profiles", "tiers", "codec", "stages", "tenants", "expired", "pinned_bytes", "leases", "admitted", "deferred", "promotions_dropped", "pools")
+    __slots__ = ("version", "pid", "phase", "uptime_seconds", "namespace", "requests_inflight", "bytes_inflight", "bytes_inflight_max", "dirty_bytes", "dirty_bytes_max", "hits", "misses", "puts", "put_bytes", "write_behind_failures", "profiles", "tiers", "codec", "stages", "tenants", "expired", "pinned_bytes", "leases", "admitted", "deferred", "promotions_dropped", "pools", "planner")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -437,6 +437,7 @@ class DaemonStats(_message.Message):
     DEFERRED_FIELD_NUMBER: _ClassVar[int]
     PROMOTIONS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
+    PLANNER_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     phase: str
@@ -464,7 +465,254 @@ class DaemonStats(_message.Message):
     deferred: int
     promotions_dropped: int
     pools: _containers.RepeatedCompositeFieldContainer[PoolReport]
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., requests_inflight: _Optional[int] = ..., bytes_inflight: _Optional[int] = ..., bytes_inflight_max: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., write_behind_failures: _Optional[int] = ..., profiles: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., codec: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ..., expired: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., leases: _Optional[int] = ..., admitted: _Optional[int] = ..., deferred: _Optional[int] = ..., promotions_dropped: _Optional[int] = ..., pools: _Optional[_Iterable[_Union[PoolReport, _Mapping]]] = ...) -> None: ...
+    planner: PlannerStats
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., requests_inflight: _Optional[int] = ..., bytes_inflight: _Optional[int] = ..., bytes_inflight_max: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., write_behind_failures: _Optional[int] = ..., profiles: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., codec: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ..., expired: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., leases: _Optional[int] = ..., admitted: _Optional[int] = ..., deferred: _Optional[int] = ..., promotions_dropped: _Optional[int] = ..., pools: _Optional[_Iterable[_Union[PoolReport, _Mapping]]] = ..., planner: _Optional[_Union[PlannerStats, _Mapping]] = ...) -> None: ...
+
+class LevelLoss(_message.Message):
+    __slots__ = ("level", "loss")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    loss: float
+    def __init__(self, level: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
+
+class PlanQuestion(_message.Message):
+    __slots__ = ("engine", "keys", "identity", "tokens", "chunk_tokens", "first_position", "prompt_tokens", "goal", "loss_max", "ttft_seconds", "losses", "ability", "side_by_side", "decoding_competes", "step_tokens", "running", "queued_tokens", "done", "elapsed_seconds", "prefetch", "blend")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GOAL_FIELD_NUMBER: _ClassVar[int]
+    LOSS_MAX_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    ABILITY_FIELD_NUMBER: _ClassVar[int]
+    SIDE_BY_SIDE_FIELD_NUMBER: _ClassVar[int]
+    DECODING_COMPETES_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_FIELD_NUMBER: _ClassVar[int]
+    BLEND_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    identity: ModelIdentity
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    chunk_tokens: int
+    first_position: int
+    prompt_tokens: int
+    goal: str
+    loss_max: float
+    ttft_seconds: float
+    losses: _containers.RepeatedCompositeFieldContainer[LevelLoss]
+    ability: str
+    side_by_side: bool
+    decoding_competes: bool
+    step_tokens: int
+    running: int
+    queued_tokens: int
+    done: _containers.RepeatedScalarFieldContainer[int]
+    elapsed_seconds: float
+    prefetch: bool
+    blend: BlendQuestion
+    def __init__(self, engine: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., goal: _Optional[str] = ..., loss_max: _Optional[float] = ..., ttft_seconds: _Optional[float] = ..., losses: _Optional[_Iterable[_Union[LevelLoss, _Mapping]]] = ..., ability: _Optional[str] = ..., side_by_side: _Optional[bool] = ..., decoding_competes: _Optional[bool] = ..., step_tokens: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ..., elapsed_seconds: _Optional[float] = ..., prefetch: _Optional[bool] = ..., blend: _Optional[_Union[BlendQuestion, _Mapping]] = ...) -> None: ...
+
+class BlendQuestion(_message.Message):
+    __slots__ = ("layers", "whole_layers", "ratio_min")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    RATIO_MIN_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    whole_layers: int
+    ratio_min: float
+    def __init__(self, layers: _Optional[int] = ..., whole_layers: _Optional[int] = ..., ratio_min: _Optional[float] = ...) -> None: ...
+
+class ChunkDecision(_message.Message):
+    __slots__ = ("action", "reason", "seconds", "link", "level", "size_bytes")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    action: str
+    reason: str
+    seconds: float
+    link: str
+    level: str
+    size_bytes: int
+    def __init__(self, action: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., link: _Optional[str] = ..., level: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class PlanReply(_message.Message):
+    __slots__ = ("plan", "decisions", "load_order", "meeting", "ttft_seconds", "cautious_seconds", "recompute_seconds", "loss", "prefetching", "recompute_ratio")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_ORDER_FIELD_NUMBER: _ClassVar[int]
+    MEETING_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CAUTIOUS_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHING_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    plan: bytes
+    decisions: _containers.RepeatedCompositeFieldContainer[ChunkDecision]
+    load_order: _containers.RepeatedScalarFieldContainer[int]
+    meeting: int
+    ttft_seconds: float
+    cautious_seconds: float
+    recompute_seconds: float
+    loss: float
+    prefetching: int
+    recompute_ratio: float
+    def __init__(self, plan: _Optional[bytes] = ..., decisions: _Optional[_Iterable[_Union[ChunkDecision, _Mapping]]] = ..., load_order: _Optional[_Iterable[int]] = ..., meeting: _Optional[int] = ..., ttft_seconds: _Optional[float] = ..., cautious_seconds: _Optional[float] = ..., recompute_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., prefetching: _Optional[int] = ..., recompute_ratio: _Optional[float] = ...) -> None: ...
+
+class PrefillSample(_message.Message):
+    __slots__ = ("tokens", "start", "seconds", "running")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    start: int
+    seconds: float
+    running: int
+    def __init__(self, tokens: _Optional[int] = ..., start: _Optional[int] = ..., seconds: _Optional[float] = ..., running: _Optional[int] = ...) -> None: ...
+
+class LoadSample(_message.Message):
+    __slots__ = ("link", "size_bytes", "seconds", "concurrent")
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    link: str
+    size_bytes: int
+    seconds: float
+    concurrent: float
+    def __init__(self, link: _Optional[str] = ..., size_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., concurrent: _Optional[float] = ...) -> None: ...
+
+class DecodeSample(_message.Message):
+    __slots__ = ("level", "kv_bytes", "seconds")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    level: str
+    kv_bytes: int
+    seconds: float
+    def __init__(self, level: _Optional[str] = ..., kv_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class PlanOutcome(_message.Message):
+    __slots__ = ("plan", "ttft_seconds")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    plan: bytes
+    ttft_seconds: float
+    def __init__(self, plan: _Optional[bytes] = ..., ttft_seconds: _Optional[float] = ...) -> None: ...
+
+class EngineReport(_message.Message):
+    __slots__ = ("engine", "prefills", "loads", "decodes", "outcomes")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    PREFILLS_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    DECODES_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    prefills: _containers.RepeatedCompositeFieldContainer[PrefillSample]
+    loads: _containers.RepeatedCompositeFieldContainer[LoadSample]
+    decodes: _containers.RepeatedCompositeFieldContainer[DecodeSample]
+    outcomes: _containers.RepeatedCompositeFieldContainer[PlanOutcome]
+    def __init__(self, engine: _Optional[str] = ..., prefills: _Optional[_Iterable[_Union[PrefillSample, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadSample, _Mapping]]] = ..., decodes: _Optional[_Iterable[_Union[DecodeSample, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[PlanOutcome, _Mapping]]] = ...) -> None: ...
+
+class ReportReply(_message.Message):
+    __slots__ = ("accepted", "ignored")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    ignored: int
+    def __init__(self, accepted: _Optional[int] = ..., ignored: _Optional[int] = ...) -> None: ...
+
+class DecisionCount(_message.Message):
+    __slots__ = ("action", "reason", "chunks")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    action: str
+    reason: str
+    chunks: int
+    def __init__(self, action: _Optional[str] = ..., reason: _Optional[str] = ..., chunks: _Optional[int] = ...) -> None: ...
+
+class LinkReport(_message.Message):
+    __slots__ = ("tier", "latency_seconds", "bytes_per_second", "spread", "samples")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    latency_seconds: float
+    bytes_per_second: float
+    spread: float
+    samples: int
+    def __init__(self, tier: _Optional[str] = ..., latency_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., spread: _Optional[float] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class RecentPlan(_message.Message):
+    __slots__ = ("age_seconds", "namespace", "engine", "chunks", "loaded", "raced", "recomputed", "reason", "expected_seconds", "recompute_seconds", "loss", "real_seconds")
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    RACED_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    REAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    age_seconds: float
+    namespace: str
+    engine: str
+    chunks: int
+    loaded: int
+    raced: int
+    recomputed: int
+    reason: str
+    expected_seconds: float
+    recompute_seconds: float
+    loss: float
+    real_seconds: float
+    def __init__(self, age_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., engine: _Optional[str] = ..., chunks: _Optional[int] = ..., loaded: _Optional[int] = ..., raced: _Optional[int] = ..., recomputed: _Optional[int] = ..., reason: _Optional[str] = ..., expected_seconds: _Optional[float] = ..., recompute_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., real_seconds: _Optional[float] = ...) -> None: ...
+
+class PlannerStats(_message.Message):
+    __slots__ = ("plans", "deciding_seconds", "prefetched", "samples", "ignored", "outcomes", "slower", "regret_seconds", "decisions", "links", "recent")
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    DECIDING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    SLOWER_FIELD_NUMBER: _ClassVar[int]
+    REGRET_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    plans: int
+    deciding_seconds: float
+    prefetched: int
+    samples: int
+    ignored: int
+    outcomes: int
+    slower: int
+    regret_seconds: float
+    decisions: _containers.RepeatedCompositeFieldContainer[DecisionCount]
+    links: _containers.RepeatedCompositeFieldContainer[LinkReport]
+    recent: _containers.RepeatedCompositeFieldContainer[RecentPlan]
+    def __init__(self, plans: _Optional[int] = ..., deciding_seconds: _Optional[float] = ..., prefetched: _Optional[int] = ..., samples: _Optional[int] = ..., ignored: _Optional[int] = ..., outcomes: _Optional[int] = ..., slower: _Optional[int] = ..., regret_seconds: _Optional[float] = ..., decisions: _Optional[_Iterable[_Union[DecisionCount, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ..., recent: _Optional[_Iterable[_Union[RecentPlan, _Mapping]]] = ...) -> None: ...
 
 class PoolReport(_message.Message):
     __slots__ = ("device", "pid", "limit_bytes", "used_bytes", "chunks", "tracked", "hits", "misses", "evictions", "dirty_bytes")

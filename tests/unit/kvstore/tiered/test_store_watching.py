@@ -22,6 +22,11 @@ class Mirror(StoreObserver):
         self.held = {"memory": set(), "ssd": set()}
         self.names = {}
         self.parents = {}
+        self.reads = []
+
+    def on_read(self, tier, size_bytes, seconds, concurrent):
+        assert seconds > 0
+        self.reads.append((tier, size_bytes, concurrent))
 
     def on_named(self, key, content_key):
         self.parents[key] = content_key
@@ -104,3 +109,29 @@ async def test_what_is_written_behind_is_counted_in_bytes(store, namespace, chun
     await store.flush()
     (stage,) = store.stats().stages
     assert (stage.written, stage.written_bytes) == (1, len(item.payload))
+
+
+async def test_reads_that_were_answered_are_told_with_their_tier_and_size(store, tiers, mirror, namespace, chunk):
+    item = chunk(1, (EXACT,))
+    key, data = item.key, item.payload
+    await store.get(namespace, key)
+    assert mirror.reads == []
+    await store.put(namespace, key, data, ack=Ack.DISK)
+    await store.get(namespace, key, layers=range(1))
+    ((tier, size_bytes, concurrent),) = mirror.reads
+    assert (tier, concurrent) == ("memory", 1)
+    assert 0 < size_bytes < len(data)
+    await tiers[0].delete(storage_key(namespace.secret, key))
+    await store.get(namespace, key, layers=range(2))
+    assert mirror.reads[1][0] == "ssd"
+    assert mirror.reads[1][1] > size_bytes
+
+
+async def test_the_nearest_tier_is_the_one_a_read_finds_it_in(store, tiers, namespace, chunk):
+    item = chunk(1, (EXACT,))
+    key = item.key
+    assert await store.nearest(namespace, [key]) == [None]
+    await store.put(namespace, key, item.payload, ack=Ack.DISK)
+    assert await store.nearest(namespace, [bytes(32), key]) == [None, "memory"]
+    await tiers[0].delete(storage_key(namespace.secret, key))
+    assert await store.nearest(namespace, [key]) == ["ssd"]

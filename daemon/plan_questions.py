@@ -1,0 +1,178 @@
+"""Questions for a plan as what the planner takes: checked, cut into chunks, with what the store offers of each. Pure.
+
+What a question does not say of losses is taken from :data:`LEVEL_LOSSES`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from .. import limits
+from ..clients import plan_wire as wire
+from ..clients.wire import parse_keys
+from ..codec.level import EXACT, LOSSY_LEVELS, STANDARD, Level
+from ..errors import InvalidRequest, TooManyItems
+from ..kvstore.key import ContentKey, chunk_refs
+from .plan_offers import Offered
+from .planner.blended import BlendShape
+from .planner.model import CostModel
+from .planner.plan import Progress
+from .planner.request import BestWithin, Executor, Fastest, Objective, PlanRequest, Way
+
+__all__ = [
+    "LEVEL_LOSSES",
+    "Prompt",
+    "check_name",
+    "check_question",
+    "executor_of",
+    "objective_of",
+    "progress_of",
+    "prompt_of",
+    "request_of",
+    "shape_of",
+]
+
+LEVEL_LOSSES: Final = dict(zip(LOSSY_LEVELS, (0.0988, 0.0268, 0.0055, 0.0014), strict=True)) | {EXACT: 0.0}
+"""Nats per token, of prose on SmolLM2-135M with its profile (docs/CODEC.md); a question may bring the model's own."""
+_ENGINE: Final = re.compile(r"[!-~]+")
+_LOSS_MAX: Final = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The chunks that are asked about, in order, and where they stand."""
+
+    keys: list[ContentKey]
+    starts: list[int]
+    tokens: list[int]
+    end: int
+    """Of the prompt."""
+
+
+def check_name(name: str, *, what: str = "engine") -> None:
+    """Raise :class:`InvalidRequest` unless ``name`` can name an engine or a link."""
+    if len(name) > limits.ENGINE_NAME_CHARACTERS_MAX or not _ENGINE.fullmatch(name):
+        most = limits.ENGINE_NAME_CHARACTERS_MAX
+        raise InvalidRequest(f"{what} {name[:40]!r} is not a name of 1 to {most} printable ASCII characters, no space")
+
+
+def check_question(question: wire.PlanQuestion) -> None:
+    """Raise :class:`InvalidRequest` unless every number of a question is one that can be meant."""
+    check_name(question.engine)
+    ranges = {
+        "chunk_tokens": (question.chunk_tokens, 1, limits.CHUNK_TOKENS_MAX),
+        "first_position": (question.first_position, 0, limits.POSITION_MAX),
+        "step_tokens": (question.step_tokens, 0, limits.POSITION_MAX),
+        "running": (question.running, 0, limits.POSITION_MAX),
+        "queued_tokens": (question.queued_tokens, 0, limits.POSITION_MAX),
+        "elapsed_seconds": (question.elapsed_seconds, 0.0, limits.LEASE_SECONDS_MAX),
+        "loss_max": (question.loss_max or 0.0, 0.0, _LOSS_MAX),
+        "ttft_seconds": (question.ttft_seconds or 0.0, 0.0, limits.LEASE_SECONDS_MAX),
+    }
+    for name, (value, least, most) in ranges.items():
+        if not least <= value <= most:
+            raise InvalidRequest(f"{name} is {value}, must be {least} to {most}")
+    if question.blend is not None and not 1 <= question.blend.layers <= limits.LAYERS_MAX:
+        raise InvalidRequest(f"blend has {question.blend.layers} layers, must have 1 to {limits.LAYERS_MAX}")
+    if question.goal is wire.PlanGoal.BEST_WITHIN and question.ttft_seconds is None:
+        raise InvalidRequest("goal best_within needs ttft_seconds")
+    for item in question.losses:
+        if not 0.0 <= item.loss <= _LOSS_MAX:
+            raise InvalidRequest(f"loss of level {item.level} is {item.loss}, must be 0 to {_LOSS_MAX}")
+
+
+def prompt_of(question: wire.PlanQuestion) -> Prompt:
+    """The chunks asked about; keying tokens takes a while where they are many.
+
+    Raises :class:`InvalidRequest` for neither keys nor tokens or both, :class:`TooManyItems` for too many chunks.
+    """
+    first, size = question.first_position, question.chunk_tokens
+    if question.keys is not None and question.tokens is None and question.identity is None:
+        keys = parse_keys(question.keys)
+        starts = [first + size * index for index in range(len(keys))]
+        ends = [start + size for start in starts]
+        end = question.prompt_tokens if question.prompt_tokens is not None else first + size * len(keys)
+        if keys and not starts[-1] < end <= limits.POSITION_MAX:
+            raise InvalidRequest(
+                f"{len(keys)} chunks of {size} tokens from {first} on do not begin within a prompt of {end} tokens"
+            )
+        ends[-1:] = [min(end, ends[-1])] if keys else []
+    elif question.keys is None and question.tokens is not None and question.identity is not None:
+        refs = chunk_refs(question.identity, question.tokens, chunk_tokens=size)
+        refs = [ref for ref in refs if ref.stop > first]
+        keys, starts = [ref.key for ref in refs], [max(first, ref.start) for ref in refs]
+        ends, end = [ref.stop for ref in refs], len(question.tokens)
+    else:
+        raise InvalidRequest("a plan is asked for with either keys, or identity and tokens")
+    if not 1 <= len(keys) <= limits.PLAN_CHUNKS_MAX:
+        raise TooManyItems(f"{len(keys)} chunks to plan, the limits are 1 and {limits.PLAN_CHUNKS_MAX}")
+    wrong = next((index for index in question.done if not 0 <= index < len(keys)), None)
+    if wrong is not None:
+        raise InvalidRequest(f"done names chunk {wrong} of {len(keys)}")
+    return Prompt(keys, starts, [stop - start for start, stop in zip(starts, ends, strict=True)], end)
+
+
+def request_of(
+    question: wire.PlanQuestion, prompt: Prompt, offered: list[Offered | None], model: CostModel
+) -> PlanRequest:
+    """The question as what the planner takes, with a last chunk that is always computed: the end of the prompt."""
+    losses: dict[Level, float] = LEVEL_LOSSES | {item.level: item.loss for item in question.losses}
+    columns: dict[tuple[str, Level], int] = {}
+    for offer in offered:
+        for level, _ in offer.level_bytes if offer is not None else ():
+            columns.setdefault((offer.link, level), len(columns)) if offer is not None else None
+    shape = (len(offered) + 1, len(columns))
+    size_bytes, decode, loss = np.full(shape, np.inf), np.zeros(shape), np.zeros(shape)
+    decoding = {level: model.decode_byte_seconds(question.engine, level.name) for _, level in columns}
+    for row, offer in enumerate(offered):
+        if offer is None:
+            continue
+        for level, length in offer.level_bytes:
+            column = columns[offer.link, level]
+            size_bytes[row, column] = length
+            decode[row, column] = offer.kv_bytes * decoding[level]
+            loss[row, column] = losses[level]
+    end = prompt.starts[-1] + prompt.tokens[-1]
+    request = PlanRequest(
+        np.array([*prompt.tokens, max(1, prompt.end - end)], dtype=np.int64),
+        np.array([*prompt.starts, end], dtype=np.int64),
+        tuple(Way(link, level.name) for link, level in columns),
+        size_bytes,
+        decode,
+        loss,
+    )
+    request.verify()
+    return request
+
+
+def objective_of(question: wire.PlanQuestion) -> Objective:
+    """What is wanted of the plan; the floor is level ``standard`` where a question names none."""
+    losses = {item.level: item.loss for item in question.losses}
+    loss_max = question.loss_max
+    if loss_max is None:
+        loss_max = losses.get(STANDARD, LEVEL_LOSSES[STANDARD])
+    if question.goal is wire.PlanGoal.BEST_WITHIN and question.ttft_seconds is not None:
+        return BestWithin(question.ttft_seconds, loss_max)
+    return Fastest(loss_max)
+
+
+def shape_of(blend: wire.BlendQuestion) -> BlendShape:
+    """How the request is blended."""
+    return BlendShape(blend.layers, blend.whole_layers, blend.ratio_min)
+
+
+def executor_of(question: wire.PlanQuestion) -> Executor:
+    """What carries out the plan."""
+    return Executor(question.ability, question.side_by_side, question.decoding_competes, question.step_tokens)
+
+
+def progress_of(question: wire.PlanQuestion, prompt: Prompt) -> Progress | None:
+    """How far the request is, or ``None`` where it has not begun."""
+    if not question.done and not question.elapsed_seconds:
+        return None
+    count = len(prompt.keys) + 1
+    done = np.zeros(count, dtype=np.bool_)
+    done[list(question.done)] = True
+    return Progress(done, np.zeros(count), np.full(count, -1, dtype=np.int16), elapsed_seconds=question.elapsed_seconds)

@@ -1,0 +1,153 @@
+"""The planner: a request, what things cost, and what is wanted, made into a plan; and made again on the way. Pure.
+
+Decided is with links as slow as :data:`DECISION_QUANTILE` of what they may do, and promised what is expected of them.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .outlook import Estimates
+from .plan import Action, Plan, Progress, Reason
+from .problem import RECOMPUTE, Problem, pose
+from .request import BestWithin, Executor, Objective, PlanRequest
+from .search import cut_seconds, search
+from .timeline import losses, ready_at, ttfts
+
+__all__ = ["DECISION_QUANTILE", "REASONS", "make_plan", "reasons_for"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+DECISION_QUANTILE = 0.8
+"""Of what a link may take: a plan is late once in five, and then computes instead."""
+
+
+def make_plan(
+    request: PlanRequest,
+    estimates: Estimates,
+    objective: Objective,
+    executor: Executor,
+    *,
+    progress: Progress | None = None,
+    quantile: float = DECISION_QUANTILE,
+    thorough: bool = True,
+) -> Plan:
+    """Decide for every chunk; with ``progress``, again for what is left of a request under way.
+
+    Ask again after every arrival, and whenever the engine gets to a chunk that should have come. No plan is expected to
+    take longer, with links as slow as the quantile, than computing everything that is left. A plan that is not
+    ``thorough`` takes a fraction of a millisecond, and may be a chunk off where there are few.
+    """
+    loss_max = objective.loss_max * float(request.tokens.sum())
+    if progress is not None:
+        loss_max -= progress.lost
+        if isinstance(objective, BestWithin):
+            objective = replace(objective, ttft_seconds=objective.ttft_seconds - progress.elapsed_seconds)
+    cautious = estimates.at(quantile)
+    problem = pose(request, cautious, executor, progress)
+    choice = search(problem, objective, loss_max, thorough=thorough)
+    raced = np.zeros(len(problem), dtype=np.bool_)
+    ways = choice
+    if not problem.serial and len(problem):
+        hopeful = estimates.at(1 - quantile)
+        if hopeful != cautious:
+            ways, raced = _raced(pose(request, hopeful, executor, progress), choice, loss_max)
+    mean = estimates.mean()
+    expected = problem if mean == cautious else pose(request, mean, executor, progress)
+    return _written(request, problem, expected, choice, ways, raced, objective.loss_max)
+
+
+def _raced(problem: Problem, choice: Ints, loss_max: float) -> tuple[Ints, NDArray[np.bool_]]:
+    """Of the first run, what would be loaded if links were as fast as they may be; and every chunk's way then."""
+    count = len(problem)
+    nothing = choice, np.zeros(count, dtype=np.bool_)
+    loaded = np.flatnonzero(choice != RECOMPUTE)
+    cut = int(loaded[0]) if len(loaded) else count
+    rows = np.arange(count)
+    transfer, lost = problem.transfer[:cut, :-1], problem.loss[:cut, :-1]
+    if not cut or not transfer.shape[1]:
+        return nothing
+    room = loss_max - float(losses(problem, choice[None, :])[0])
+    if len(loaded):
+        way = int(choice[cut])
+        fits = np.isfinite(transfer[:, way]) & (np.cumsum(lost[::-1, way])[::-1] <= room + 1e-12)
+        candidates = np.where(fits, way, RECOMPUTE)
+    else:
+        allowed = np.where(lost * count <= room + 1e-12, transfer, np.inf)
+        candidates = np.where(np.isfinite(allowed.min(axis=1)), allowed.argmin(axis=1), RECOMPUTE)
+    ways = np.where(rows < cut, np.concatenate((candidates, np.full(count - cut, RECOMPUTE))), choice)
+    meeting = int(cut_seconds(problem, ways)[: cut + 1].argmin())
+    raced = (rows >= meeting) & (rows < cut) & (ways != RECOMPUTE)
+    return np.where(raced, ways, choice), raced
+
+
+def _written(
+    request: PlanRequest,
+    problem: Problem,
+    expected: Problem,
+    choice: Ints,
+    left_ways: Ints,
+    raced: NDArray[np.bool_],
+    loss_max: float,
+) -> Plan:
+    count = len(request)
+    actions = np.full(count, Action.LOAD, dtype=np.int8)
+    ways = np.full(count, -1, dtype=np.int16)
+    seconds = np.zeros(count)
+    codes = np.full(count, REASONS.index(Reason.DONE))
+    chunks = problem.chunks
+    recomputed = choice == RECOMPUTE
+    actions[chunks] = np.where(raced, Action.RACE, np.where(recomputed, Action.RECOMPUTE, Action.LOAD))
+    ways[chunks] = left_ways
+    took, cautious, everything = 0.0, 0.0, 0.0
+    if len(problem):
+        seconds[chunks] = ready_at(expected, choice)
+        both = np.stack((choice, np.full(len(problem), RECOMPUTE)))
+        took, everything = (float(value) for value in ttfts(expected, both))
+        cautious = float(ttfts(problem, choice[None, :])[0])
+    codes[chunks] = reasons_for(problem, choice, raced, loss_max, request)
+    coming = ~recomputed | raced
+    run = np.cumsum(~coming)
+    order = np.arange(len(problem)) if problem.prefix_only else np.lexsort((-np.arange(len(problem)), run, raced))
+    loaded = np.flatnonzero(~recomputed)
+    lost = float(losses(problem, choice[None, :])[0]) if len(problem) else 0.0
+    return Plan(
+        request=request,
+        actions=actions,
+        ways=ways,
+        seconds=seconds,
+        reasons=tuple(map(REASONS.__getitem__, codes.tolist())),
+        load_order=chunks[order[coming[order]]],
+        meeting=int(chunks[loaded[0]]) if len(loaded) else count,
+        ttft_seconds=took,
+        cautious_seconds=cautious,
+        recompute_seconds=everything,
+        loss=lost / float(request.tokens.sum()),
+    )
+
+
+REASONS = tuple(Reason)
+
+
+def reasons_for(
+    problem: Problem, choice: Ints, raced: NDArray[np.bool_], loss_max: float, request: PlanRequest
+) -> Ints:
+    """Why each was decided so, as places in :data:`REASONS`."""
+    offered = np.isfinite(problem.transfer[:, :-1])
+    absent = np.asarray(~offered.any(axis=1))
+    cases: list[tuple[NDArray[np.bool_], Reason]] = [
+        (absent, Reason.NOT_OFFERED),
+        (raced, Reason.UNCERTAIN),
+        (choice != RECOMPUTE, Reason.LOAD_FASTER),
+    ]
+    if np.isfinite(loss_max):
+        least = np.where(offered, problem.loss[:, :-1], np.inf).min(axis=1, initial=np.inf)
+        cases.append((least > loss_max * request.tokens[problem.chunks], Reason.QUALITY_FLOOR))
+    if problem.prefix_only:
+        cases.append((np.logical_or.accumulate(absent), Reason.AFTER_CUT))
+    codes: Ints = np.full(len(problem), REASONS.index(Reason.COMPUTE_FASTER), dtype=np.int64)
+    for holds, reason in reversed(cases):
+        codes[holds] = REASONS.index(reason)
+    return codes
