@@ -103,19 +103,11 @@ class TieredStore:
             clock_ms,
             self._erasure.erased_at_ms,
         )
-        self._shared_quotas = {
-            stage.tier.name: SharedQuota(stage.tier, rules.shared_quotas) for stage in cascade.shared
-        }
+        quotas = rules.shared_quotas
+        self._shared_quotas = {stage.tier.name: SharedQuota(stage.tier, quotas) for stage in cascade.shared}
+        shared = tuple(self._shared_quotas.values())
         self._upkeep = Upkeep(
-            roles,
-            self._locks,
-            pins,
-            self._erasure,
-            tuple(self._shared_quotas.values()),
-            self._tenants,
-            tally,
-            clock_ms=clock_ms,
-            sleep=sleep,
+            roles, self._locks, pins, self._erasure, shared, self._tenants, tally, clock_ms=clock_ms, sleep=sleep
         )
         self._reporting = Reporting(roles, cascade, tally, self._tenants, pins, self._admission, self._promoter)
         self._flights: SingleFlight[Wanted, Outcome[ChunkRead]] = SingleFlight()
