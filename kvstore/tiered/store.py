@@ -104,19 +104,11 @@ class TieredStore:
             clock_ms,
             self._erasure.erased_at_ms,
         )
-        self._shared_quotas = {
-            stage.tier.name: SharedQuota(stage.tier, rules.shared_quotas) for stage in cascade.shared
-        }
+        quotas = rules.shared_quotas
+        self._shared_quotas = {stage.tier.name: SharedQuota(stage.tier, quotas) for stage in cascade.shared}
+        shared = tuple(self._shared_quotas.values())
         self._upkeep = Upkeep(
-            roles,
-            self._locks,
-            pins,
-            self._erasure,
-            tuple(self._shared_quotas.values()),
-            self._tenants,
-            tally,
-            clock_ms=clock_ms,
-            sleep=sleep,
+            roles, self._locks, pins, self._erasure, shared, self._tenants, tally, clock_ms=clock_ms, sleep=sleep
         )
         lender = self._lenders[0] if self._lenders else None
         self.uses = Uses(roles, lender, self._tenants, tally)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvloom
-from kvloom.clients import leases, plan_wire, pool_wire, tenancy, wire
+from kvloom.clients import kv_events, leases, plan_wire, pool_wire, scrubs, tenancy, wire
 from kvloom.clients.grpc_records import parse_message, read_record, to_message
 from kvloom.clients.proto.kvloom.v1alpha1 import kvloom_pb2 as pb
 from kvloom.codec.level import Level, LossyCodec
@@ -20,11 +20,11 @@ from kvloom.kvstore.key import ModelIdentity
 from kvloom.kvstore.tier import Ack
 
 PROTO = Path(kvloom.__file__).parent / "clients" / "proto"
-ASIDE = {"NoQuestion", "Layers", "PutHead", "PutFrame", "PutResult", "Failure", "GetQuestion", "BatchQuestion"}
-"""Messages without a record: questions that HTTP puts into paths and headers, and frames."""
+ASIDE = {"NoQuestion", "Layers", "PutHead", "PutFrame", "PutResult", "Failure", "GetQuestion", "BatchQuestion", "Event"}
+"""Messages without a record: questions that HTTP puts into paths and headers, frames, and one of several."""
 RECORDS = {
     name: record
-    for module in (wire, leases, plan_wire, pool_wire, tenancy)
+    for module in (wire, kv_events, leases, plan_wire, pool_wire, scrubs, tenancy)
     for name in module.__all__
     if dataclasses.is_dataclass(record := getattr(module, name))
 }
