@@ -75,7 +75,7 @@ class StoreObserver:
     """Told what the store does, as it does it, on its event loop; a method overridden must not block or raise."""
 
     def on_hit(self, tier: str, size_bytes: int) -> None:
-        """A read was answered with ``size_bytes`` from ``tier``."""
+        """A read, or several that were told of together, was answered with ``size_bytes`` from ``tier``."""
 
     def on_miss(self) -> None:
         """A read was answered by no tier."""

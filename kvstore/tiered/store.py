@@ -33,7 +33,7 @@ from .chunk_reader import ChunkRead, Copy, read_head, verified_header
 from .copies import WRITE_BEHIND, Copies
 from .erasure import Erasure
 from .leasing import Leasing, PinnedChunks
-from .lending import LentChunk, lend_chunk
+from .lending import LentChunk, LentUses, lend_chunk
 from .listing import Listing, StoredChunk
 from .pins import LeaseId
 from .placing import Placing
@@ -300,13 +300,13 @@ class TieredStore:
         for tier in self._roles.all:
             tier.touch(places)
 
-    def note_uses(self, namespace: Namespace, uses: Sequence[tuple[ContentKey, int]]) -> None:
-        """Chunks that :meth:`lend` gave, with their bytes, were read again by whom they were lent to."""
-        places, tenant = self._places(namespace, [key for key, _ in uses]), self._tenants.of(namespace)
+    def note_uses(self, namespace: Namespace, uses: Sequence[LentUses]) -> None:
+        """Chunks that :meth:`lend` gave were read again by whom they were lent to."""
+        places, tenant = self._places(namespace, [item.key for item in uses]), self._tenants.of(namespace)
         for tier in self._lenders[:1]:
             tier.touch(places)
-            for _, size_bytes in uses:
-                self._tally.note_hit(tenant, tier.name, size_bytes)
+            for item in uses:
+                self._tally.note_hit(tenant, tier.name, item.size_bytes, item.reads)
 
     async def prefetch(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
         """Have ``keys`` copied into the memory tiers in the background; for how many that is under way or not needed.
