@@ -250,7 +250,7 @@ LOCAL_RELEASED_BYTES_DEFERRED_MAX: Final = 16 * 1024 * 1024
 """Leases that a client which asks nothing more may keep although it has no use for them: up to either limit."""
 LOCAL_KEPT_READ_MAX: Final = 64
 """Chunks that a connection's client reads at a time by leases it has kept: who holds more asks, and is counted."""
-LOCAL_USES_DEFERRED_MAX: Final = 256
+LOCAL_USES_DEFERRED_MAX: Final = 4096
 """Reads by kept leases after which the daemon is told of them, if no question has done so before."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""

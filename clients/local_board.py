@@ -20,7 +20,7 @@ from typing import Final
 
 from .. import limits
 
-__all__ = ["BOARD_BYTES", "Board", "boards_possible", "lock_exclusive", "lock_shared", "unlock"]
+__all__ = ["BOARD_BYTES", "Board", "LeaseLock", "boards_possible", "lock_exclusive", "lock_shared", "unlock"]
 
 BOARD_BYTES: Final = 8 * limits.LOCAL_BOARD_SLOTS
 _LOCK: Final = struct.Struct("hhqqi4x")
@@ -36,6 +36,25 @@ def boards_possible() -> bool:
 def lock_shared(descriptor: int, lease: int) -> None:
     """Say that ``lease`` is read; never waits. Raises :class:`OSError` where the daemon just tries whether it is."""
     fcntl.fcntl(descriptor, _SET_LOCK, _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, lease, 1, 0))
+
+
+class LeaseLock:
+    """:func:`lock_shared` and :func:`unlock` of one lease, made ready: they are called for every read."""
+
+    __slots__ = ("_descriptor", "_locked", "_unlocked")
+
+    def __init__(self, descriptor: int, lease: int) -> None:
+        self._descriptor = descriptor
+        self._locked = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, lease, 1, 0)
+        self._unlocked = _LOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, lease, 1, 0)
+
+    def take(self) -> None:
+        """As :func:`lock_shared`."""
+        fcntl.fcntl(self._descriptor, _SET_LOCK, self._locked)
+
+    def give_back(self) -> None:
+        """As :func:`unlock`."""
+        fcntl.fcntl(self._descriptor, _SET_LOCK, self._unlocked)
 
 
 def lock_exclusive(descriptor: int, lease: int) -> bool:

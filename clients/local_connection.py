@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -49,6 +50,8 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTORS_BYTES) if hasattr(socke
 # As plain numbers: the operators of the socket module's flags take longer than the calls that they are for.
 _RECEIVE_FLAGS: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _LOST: Final = int(getattr(socket, "MSG_CTRUNC", 0))
+_PROBE_SECONDS: Final = 0.005
+"""For how long a daemon that was there is believed to be: another one does not start in so short a time."""
 _PROBE_FLAGS: Final = int(getattr(socket, "MSG_DONTWAIT", 0)) | int(getattr(socket, "MSG_NOSIGNAL", 0))
 
 
@@ -83,6 +86,7 @@ class LocalConnection:
         self._path = path
         self._kept = kept if key is None else None
         self._board_asked: int | None = None
+        self._probe_at = 0.0
         self._keeping: Keeping | None = None
         self._deadline = UNBOUNDED
         self._socket = _connect(path)
@@ -270,15 +274,21 @@ class LocalConnection:
         """Whether the daemon is there, and this client reads so little by kept leases that it need not be counted."""
         if not self.reusable or len(self._leases) >= limits.LOCAL_KEPT_READ_MAX:
             return False
+        now = time.monotonic()
+        if now < self._probe_at:
+            return True
         try:
             self._socket.send(b"", _PROBE_FLAGS)  # sends nothing, and fails where nobody is at the other end
         except OSError:
             return False
+        self._probe_at = now + _PROBE_SECONDS
         return True
 
     def hold(self, lease: int) -> None:
-        """A kept lease is read by from now on."""
+        """A kept lease is read by from now on; the daemon is told later."""
         self._leases.add(lease)
+        if self._keeping is not None and self._keeping.note_use(lease):
+            self._tell_uses()
 
     def put_back(self, chunk: "KeptChunk") -> bool:
         """Nobody reads by a kept lease any more; whether it may be kept on."""
@@ -287,11 +297,11 @@ class LocalConnection:
         self._leases.discard(chunk.found.lease)
         return True
 
-    def note_use(self, lease: int) -> None:
-        """Tell the daemon, with a later question or when many have come together, that a kept lease was read by."""
-        if self._keeping is not None and self._keeping.note_use(lease) and self._lock.acquire(blocking=False):
+    def _tell_uses(self) -> None:
+        """Tell the daemon of reads by kept leases; where the connection is busy, a later question does."""
+        if self._lock.acquire(blocking=False):
             try:
-                self._send(self._keeping.used(), (), wait=False)
+                self._send(self._used(), (), wait=False)
             except OSError:
                 return  # busy or gone: they are counts, and nothing hangs on them
             finally:

@@ -2,7 +2,7 @@
 
 import mmap
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .. import limits
 from ..kvstore.key import ContentKey
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeping"]
 
+_USE: Final = struct.Struct("<QQ")
+
 
 class Keeping:
     """``chunks`` are those of all connections of a client that nobody reads, by their keys."""
@@ -24,7 +26,8 @@ class Keeping:
         self._board = board
         self._chunks = chunks
         self._on_board: dict[int, KeptChunk] = {}
-        self._uses: list[int] = []
+        self._uses: dict[int, int] = {}
+        self._reads = 0
 
     def add(self, connection: "LocalConnection", segment: mmap.mmap, key: ContentKey, found: Mapped) -> "KeptChunk":
         """A chunk that is read for the first time, and is kept when it is read no more."""
@@ -55,15 +58,17 @@ class Keeping:
 
     def note_use(self, lease: int) -> bool:
         """A kept lease was read by; whether it is time to say so."""
-        self._uses.append(lease)
-        return len(self._uses) >= limits.LOCAL_USES_DEFERRED_MAX
+        self._uses[lease] = self._uses.get(lease, 0) + 1
+        self._reads += 1
+        return self._reads >= limits.LOCAL_USES_DEFERRED_MAX
 
     def used(self) -> list[Buffer]:
         """A frame that tells the daemon of the reads since the last one, if there were any."""
-        uses, self._uses = self._uses[: limits.LOCAL_LEASES_MAX], []
+        uses, self._uses, self._reads = self._uses, {}, 0
         if not uses:
             return []
-        body = struct.pack(f"<{len(uses)}Q", *uses)
+        pairs = list(uses.items())[: limits.LOCAL_LEASES_MAX]
+        body = b"".join([_USE.pack(*pair) for pair in pairs])
         return [Frame(Kind.USED, 0, len(body)).encode(), body]
 
     def _take_out(self, chunk: "KeptChunk | None") -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from ..codec.container import Container
 from ..kvstore.key import ContentKey
 from ..kvstore.outcome import Hit
-from .local_board import Board, lock_shared, unlock
+from .local_board import Board, LeaseLock
 from .local_segments import take_window
 from .local_wire import Mapped
 from .mapped_container import MappedContainer
@@ -27,18 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["KeptChunk"]
 
 _WORD: Final = np.dtype("<u8")
+_add = np.add.reduce
 
 
 class KeptChunk:
     """A chunk under a lease that stands on the board of ``connection``, in the mapped ``segment``."""
 
-    __slots__ = ("_board", "_connection", "_sum", "_words", "found", "key", "segment", "usable")
+    __slots__ = ("_board", "_connection", "_lock", "_sum", "_words", "found", "key", "segment", "usable")
 
     def __init__(
         self, connection: "LocalConnection", board: Board, segment: mmap.mmap, key: ContentKey, found: Mapped
     ) -> None:
         self._connection = connection
         self._board = board
+        self._lock = LeaseLock(board.descriptor, found.lease)
         self.segment = segment
         self.key = key
         self.found = found
@@ -51,31 +53,30 @@ class KeptChunk:
 
     def read(self) -> Hit[Container] | None:
         """Read it again; None where the daemon has to be asked, the lease being given back."""
-        lease, descriptor = self.found.lease, self._board.descriptor
-        if not self._connection.may_read_kept():
-            self._connection.put_back(self)
+        lease, connection = self.found.lease, self._connection
+        if not connection.may_read_kept():
+            connection.put_back(self)
             return None
         try:
-            lock_shared(descriptor, lease)
+            self._lock.take()
         except OSError:  # the daemon is taking it back just now
-            self._connection.end_lease(lease, 0)
+            connection.end_lease(lease, 0)
             return None
         if not self._board.stands(lease):
-            unlock(descriptor, lease)
-            self._connection.end_lease(lease, 0)
+            self._lock.give_back()
+            connection.end_lease(lease, 0)
             return None
-        self._connection.hold(lease)
+        connection.hold(lease)
         place = self.found.ranges[0]
         window = take_window(self.segment, place.start, place.stop, lease, self.end)
-        if int(np.add.reduce(self._words)) != self._sum:
+        if int(_add(self._words)) != self._sum:
             self.usable = False
             return None
-        self._connection.note_use(lease)
         return Hit(MappedContainer(window.data), self.found.tier)
 
     def end(self, lease: int, size_bytes: int) -> None:
         """Nobody reads it any more: keep the lease if it still stands and there is no other, or give it back."""
-        unlock(self._board.descriptor, lease)
+        self._lock.give_back()
         if self.usable and self._board.stands(lease) and self._connection.put_back(self):
             return
         self._connection.end_lease(lease, size_bytes)

@@ -25,6 +25,7 @@ __all__ = [
     "FRAME_BYTES",
     "PUT_BYTES",
     "SOCKET_NAME",
+    "USE_BYTES",
     "VERSION",
     "Failed",
     "Frame",
@@ -56,6 +57,7 @@ PUT_BYTES: Final = _PUT.size
 _COUNTS: Final = struct.Struct("<HHH")
 _PAIR: Final = struct.Struct("<QQ")
 _WORD: Final = struct.Struct("<Q")
+USE_BYTES: Final = _PAIR.size
 _MAPPED: Final = struct.Struct("<QQQIHBB")
 _SUMMED: Final = 1
 _KEPT: Final = 2
@@ -86,7 +88,7 @@ class Kind(IntEnum):
     BOARD = 12
     """The asker would keep leases (:mod:`.local_board`); the answer brings the board's descriptor, if it may."""
     USED = 13
-    """Kept leases by which chunks were read. Has no answer."""
+    """Kept leases by which chunks were read, and how often. Has no answer."""
     ERROR = 255
 
 
@@ -105,7 +107,7 @@ _QUESTION_BYTES_MAX: Final = {
     Kind.HELD: limits.LOCAL_POOL_BYTES_MAX + limits.POOL_REPORT_KEYS_MAX * KEY_BYTES,
     Kind.RESIDENT: _KEYS_BYTES_MAX,
     Kind.BOARD: 0,
-    Kind.USED: limits.LOCAL_LEASES_MAX * _WORD.size,
+    Kind.USED: limits.LOCAL_LEASES_MAX * USE_BYTES,
 }
 _REPLY_BYTES_MAX: Final = {
     Kind.HELLO: limits.KEYS_BODY_BYTES_MAX,

@@ -249,9 +249,7 @@ class _Connection:
 
     def _note_uses(self, body: Buffer) -> None:
         """Chunks were read by kept leases: that counts as any read."""
-        self._service.note_uses(
-            self._caller, [(item.content_key, item.payload_bytes) for item in self._loans.used(body)]
-        )
+        self._service.note_uses(self._caller, self._loans.used(body))
 
     async def _put(self, frame: Frame) -> bytes:
         """Keep a container; it is copied before it is looked at, since its sender can change what it passes."""

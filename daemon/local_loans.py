@@ -8,18 +8,19 @@ from functools import partial
 from typing import Final
 
 from .. import limits
-from ..clients.local_wire import Failed, GetReply, Granted, Mapped, Result
+from ..clients.local_wire import USE_BYTES, Failed, GetReply, Granted, Mapped, Result
 from ..codec.container import ByteRange
 from ..errors import InvalidRequest, StorageUnavailable
 from ..kvstore.memory.segment import Segment
 from ..kvstore.sharing import Lease
 from ..kvstore.tier import NEVER, Buffer
-from ..kvstore.tiered.lending import LentChunk
+from ..kvstore.tiered.lending import LentChunk, LentUses
 from .local_board import KeptBoard
 
 __all__ = ["Found", "LeaseBudget", "Loans"]
 
 _COUNT: Final = struct.Struct("<Q")
+_USE: Final = struct.Struct("<QQ")
 _LOOKED_AT: Final = 4
 """How many of a client's segments each answer looks at, whether they are gone."""
 _COUNTED_AGAIN: Final = 64
@@ -180,14 +181,23 @@ class Loans:
         self._uncount(loan)
         return False
 
-    def used(self, body: Buffer) -> list[Lease]:
-        """The leases whose numbers are in ``body``, and which have not ended."""
-        loans = [self._loans.get(number) for number in _numbers(body, "USED")]
-        return [loan.lease for loan in loans if loan is not None]
+    def used(self, body: Buffer) -> list[LentUses]:
+        """What was read by the leases in ``body`` that have not ended, and how often."""
+        if len(body) % USE_BYTES:
+            raise InvalidRequest(f"USED has {len(body)} bytes, not a multiple of {USE_BYTES}")
+        found: list[LentUses] = []
+        for number, reads in _USE.iter_unpack(body):
+            loan = self._loans.get(number)
+            if loan is not None:
+                reads = min(reads, limits.LOCAL_USES_DEFERRED_MAX)
+                found.append(LentUses(loan.lease.content_key, loan.lease.payload_bytes, reads))
+        return found
 
     def release(self, body: Buffer) -> None:
         """Let go of the leases whose numbers are in ``body``; numbers that are none are passed over."""
-        for number in _numbers(body, "RELEASE"):
+        if len(body) % _COUNT.size:
+            raise InvalidRequest(f"RELEASE has {len(body)} bytes, not a multiple of {_COUNT.size}")
+        for (number,) in _COUNT.iter_unpack(body):
             if number in self._loans:
                 if self._loans[number].gone is not None and self._board is not None:
                     self._board.release(number)
@@ -211,9 +221,3 @@ class Loans:
         if gone is not None:
             loan.lease.segment.unwatch(loan.lease.offset, gone)
         return gone is not None
-
-
-def _numbers(body: Buffer, name: str) -> list[int]:
-    if len(body) % _COUNT.size:
-        raise InvalidRequest(f"{name} has {len(body)} bytes, not a multiple of {_COUNT.size}")
-    return [number for (number,) in _COUNT.iter_unpack(body)]

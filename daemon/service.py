@@ -28,7 +28,7 @@ from ..kvstore.outcome import Hit
 from ..kvstore.profiles import ProfileShelves
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.chunk_reader import select_asked
-from ..kvstore.tiered.lending import LentChunk
+from ..kvstore.tiered.lending import LentChunk, LentUses
 from ..kvstore.tiered.pins import LeaseId
 from ..kvstore.tiered.store import ChunkRead, PinnedChunks, TieredStore
 from ..tracing import span
@@ -161,8 +161,8 @@ class Service:
         caller.require(Scope.READ)
         return self._store.lend(caller.namespace, key, level=level, layers=layers)
 
-    def note_uses(self, caller: Caller, uses: Sequence[tuple[ContentKey, int]]) -> None:
-        """Chunks that were lent, with their bytes, were read again without asking."""
+    def note_uses(self, caller: Caller, uses: Sequence[LentUses]) -> None:
+        """Chunks that were lent were read again without asking."""
         caller.require(Scope.READ)
         self._store.uses.note_lent(caller.namespace, uses)
 

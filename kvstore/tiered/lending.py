@@ -10,7 +10,7 @@ from ..sharing import Lease, SharesMemory
 from ..tier import NEVER
 from .chunk_reader import select_asked
 
-__all__ = ["LentChunk", "lend_chunk"]
+__all__ = ["LentChunk", "LentUses", "lend_chunk"]
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +34,15 @@ class LentChunk:
     def is_whole(self) -> bool:
         """Whether it is all that is stored."""
         return not self.header and self.ranges[0].length == self.lease.payload_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LentUses:
+    """A chunk of ``size_bytes`` that was lent once, and how often it was read since."""
+
+    key: ContentKey
+    size_bytes: int
+    reads: int
 
 
 def lend_chunk(

@@ -75,7 +75,7 @@ class StoreObserver:
     """Told what the store does, as it does it, on its event loop; a method overridden must not block or raise."""
 
     def on_hit(self, tier: str, size_bytes: int) -> None:
-        """A read was answered with ``size_bytes`` from ``tier``."""
+        """A read, or several that were told of together, was answered with ``size_bytes`` from ``tier``."""
 
     def on_read(self, tier: str, size_bytes: int, seconds: float, concurrent: int) -> None:
         """``tier`` took so long for ``size_bytes``, with ``concurrent`` reads of it under way, this one included."""

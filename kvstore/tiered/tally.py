@@ -40,14 +40,14 @@ class Tally:
             return
         self.note_hit(tenant, outcome.tier, outcome.value.total_bytes)
 
-    def note_hit(self, tenant: TenantCounters, tier: str, size_bytes: int) -> None:
-        """A read was answered by ``tier``."""
+    def note_hit(self, tenant: TenantCounters, tier: str, size_bytes: int, reads: int = 1) -> None:
+        """A read, or as many, was answered by ``tier``."""
         counters = self.tiers[tier]
-        counters.hits += 1
-        counters.hit_bytes += size_bytes
-        tenant.hits += 1
-        tenant.hit_bytes += size_bytes
-        self.observer.on_hit(tier, size_bytes)
+        counters.hits += reads
+        counters.hit_bytes += reads * size_bytes
+        tenant.hits += reads
+        tenant.hit_bytes += reads * size_bytes
+        self.observer.on_hit(tier, reads * size_bytes)
 
     def note_promotion(self, tier: Tier) -> None:
         """A record was copied into ``tier``."""
