@@ -23,8 +23,8 @@ from .discovery import Endpoint, find_daemon, find_local_socket
 from .grpc_daemon import AsyncGrpcDaemon, grpc_endpoint
 from .hedging import AsyncHedge, check_hedge_seconds
 from .http_message import Buffer
-from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
+from .local_stream import LocalGone
 from .patience import (
     UNBOUNDED,
     Attempts,

@@ -23,8 +23,8 @@ from .grpc_daemon import GrpcDaemon, grpc_endpoint
 from .hedging import Hedge, check_hedge_seconds
 from .http_daemon import HttpDaemon
 from .http_message import Buffer
-from .local_connection import LocalGone
 from .local_daemon import LocalDaemon
+from .local_stream import LocalGone
 from .patience import (
     UNBOUNDED,
     Attempts,

@@ -6,16 +6,13 @@ is given back. So closing a connection that still has leases only marks it: the 
 A daemon that dies leaves what is mapped as it is.
 """
 
-import array
 import contextlib
 import os
-import socket
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,8 +20,10 @@ from .. import limits
 from ..errors import DaemonSilent, DaemonUnavailable, InvalidRequest, KvloomError
 from ..kvstore.key import ContentKey
 from ..kvstore.tier import Buffer
+from .local_replies import GetReply, Granted, Mapped
 from .local_stage import Stage
-from .local_wire import FRAME_BYTES, Frame, GetReply, Granted, Kind, Mapped, decode_error
+from .local_stream import LocalGone, LocalStream
+from .local_wire import Frame, Kind, decode_error
 from .patience import UNBOUNDED, Deadline
 
 if TYPE_CHECKING:
@@ -37,39 +36,10 @@ if TYPE_CHECKING:
     from .local_kept import KeptChunk
     from .local_segments import MappedSegments
 
-__all__ = ["LocalConnection", "LocalGone", "unix_address"]
+__all__ = ["LocalConnection"]
 
-_RECEIVE_BYTES: Final = 64 * 1024
-_PARTS_MAX: Final = 64
-_JOINED_BYTES_MAX: Final = 16 * 1024
-_TIMEVAL: Final = struct.Struct("@ll")
-_CREDENTIALS: Final = struct.Struct("3i")
-_ADDRESS_BYTES_MAX: Final = 100
-_DESCRIPTORS_BYTES: Final = limits.LOCAL_GET_KEYS_MAX * array.array("i").itemsize
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTORS_BYTES) if hasattr(socket, "CMSG_SPACE") else 0
-# As plain numbers: the operators of the socket module's flags take longer than the calls that they are for.
-_RECEIVE_FLAGS: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-_LOST: Final = int(getattr(socket, "MSG_CTRUNC", 0))
 _PROBE_SECONDS: Final = 0.005
 """For how long a daemon that was there is believed to be: another one does not start in so short a time."""
-_PROBE_FLAGS: Final = int(getattr(socket, "MSG_DONTWAIT", 0)) | int(getattr(socket, "MSG_NOSIGNAL", 0))
-
-
-class LocalGone(Exception):
-    """There is no socket, it is not this user's daemon's, or the connection broke: HTTP may still answer."""
-
-
-@contextlib.contextmanager
-def unix_address(path: Path) -> Iterator[str]:
-    """An address for the socket at ``path``, short enough for the system however long the path is."""
-    if len(os.fsencode(path)) <= _ADDRESS_BYTES_MAX:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
 
 
 class LocalConnection:
@@ -88,20 +58,14 @@ class LocalConnection:
         self._board_asked: int | None = None
         self._probe_at = 0.0
         self._keeping: Keeping | None = None
-        self._deadline = UNBOUNDED
-        self._socket = _connect(path)
+        self._stream = LocalStream(path)
         self._lock = threading.Lock()
         self._number = 0
-        self._received = b""
-        self._descriptors: deque[int] = deque()
-        self._announced = 0
-        """How many of them the last answer has brought."""
         self._segments: MappedSegments | None = None
         self._leases: set[int] = set()
         self._ended: deque[int] = deque()
         self._ended_bytes = 0
         self._unsent: list[int] = []
-        self._wait_seconds = 0.0
         self._closing = False
         self.stage = Stage()
         """What a container is put through."""
@@ -125,19 +89,9 @@ class LocalConnection:
         if not self._leases.difference(self._ended):
             self._shut()
 
-    @contextlib.contextmanager
-    def until(self, deadline: Deadline) -> Iterator[None]:
+    def until(self, deadline: Deadline) -> contextlib.AbstractContextManager[None]:
         """Questions and answers in this context have until ``deadline``, all together."""
-        if not deadline.bounded:
-            yield
-            return
-        self._deadline = deadline
-        try:
-            yield
-        finally:
-            self._deadline = UNBOUNDED
-            if not self._closing:
-                self._socket.settimeout(None)
+        return self._stream.until(deadline)
 
     def exchange(
         self,
@@ -162,7 +116,7 @@ class LocalConnection:
             with self._lock:
                 # Who only reads needs no room in the daemon's memory: a few leases are given back together.
                 releases = self._releases() if kind is not Kind.GET or self._many_ended(2) else ()
-                self._send((*releases, *self._used(), frame, *body), () if descriptor is None else (descriptor,))
+                self._stream.send((*releases, *self._used(), frame, *body), () if descriptor is None else (descriptor,))
         except (BlockingIOError, TimeoutError) as error:
             raise self._silent() from error
         except OSError as error:
@@ -176,8 +130,8 @@ class LocalConnection:
         nothing comes for ``seconds_max``; the connection is of no use after either.
         """
         try:
-            self._set_wait(seconds_max)
-            answer, data = self._receive()
+            self._stream.set_wait(seconds_max)
+            answer, data = self._stream.receive()
         except (BlockingIOError, TimeoutError) as error:
             raise self._silent() from error
         except (OSError, EOFError, InvalidRequest) as error:
@@ -199,16 +153,18 @@ class LocalConnection:
 
     def take_grants(self, reply: GetReply) -> None:
         """Map the segments that came with ``reply``; unmap those that are gone, once nothing of them is read."""
-        if len(reply.granted) != self._announced:
+        if len(reply.granted) != self._stream.announced:
             self._give_up()
-            raise LocalGone(f"daemon at {self._path} named {len(reply.granted)} segments, passed {self._announced}")
+            raise LocalGone(
+                f"daemon at {self._path} named {len(reply.granted)} segments, passed {self._stream.announced}"
+            )
         for item in reply.granted:
             self._map(item)
         if self._segments is not None:
             for number in reply.gone:
                 self._forget_kept(self._segments.forget(number))
         # What is left came with the first byte of a later answer, if any of that is here.
-        if self._descriptors and not self._received:
+        if self._stream.descriptors and self._stream.is_read_up:
             self._give_up()
             raise LocalGone(f"daemon at {self._path} passed descriptors that it did not name")
 
@@ -262,10 +218,10 @@ class LocalConnection:
             raise
         except KvloomError:
             return  # it refuses: then every read asks
-        if not self._announced:
+        if not self._stream.announced:
             return  # it makes none
         try:
-            self._keeping = Keeping(Board(self._descriptors.popleft()), kept)
+            self._keeping = Keeping(Board(self._stream.descriptors.popleft()), kept)
         except (OSError, ValueError) as error:
             self._give_up()
             raise LocalGone(f"board cannot be mapped: {error}") from error
@@ -277,9 +233,7 @@ class LocalConnection:
         now = time.monotonic()
         if now < self._probe_at:
             return True
-        try:
-            self._socket.send(b"", _PROBE_FLAGS)  # sends nothing, and fails where nobody is at the other end
-        except OSError:
+        if not self._stream.is_open_there:
             return False
         self._probe_at = now + _PROBE_SECONDS
         return True
@@ -301,7 +255,7 @@ class LocalConnection:
         """Tell the daemon of reads by kept leases; where the connection is busy, a later question does."""
         if self._lock.acquire(blocking=False):
             try:
-                self._send(self._used(), (), wait=False)
+                self._stream.send(self._used(), (), wait=False)
             except OSError:
                 return  # busy or gone: they are counts, and nothing hangs on them
             finally:
@@ -321,7 +275,7 @@ class LocalConnection:
         # Who finds the lock taken leaves its lease to who holds it, and that one looks again afterwards.
         while self._ended and self._lock.acquire(blocking=False):
             try:
-                self._send(self._releases(), (), wait=False)
+                self._stream.send(self._releases(), (), wait=False)
             except BlockingIOError:
                 self._ended.extend(self._unsent)  # the daemon does not read just now: with the next question
                 return
@@ -362,81 +316,12 @@ class LocalConnection:
         body = struct.pack(f"<{len(self._unsent)}Q", *self._unsent)
         return [Frame(Kind.RELEASE, 0, len(body)).encode(), body]
 
-    def _send(self, parts: Sequence[Buffer], descriptors: Sequence[int], *, wait: bool = True) -> None:
-        if sum(map(len, parts)) <= _JOINED_BYTES_MAX:
-            joined = b"".join(parts)
-            if wait and not descriptors:
-                self._bound()
-                self._socket.sendall(joined)
-                return
-            parts = (joined,)
-        pending = deque(memoryview(part) for part in parts if len(part))
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        flags = 0 if wait else socket.MSG_DONTWAIT
-        while pending:
-            if wait:
-                self._bound()
-            sent = self._socket.sendmsg(tuple(islice(pending, _PARTS_MAX)), ancillary, flags)
-            ancillary, flags = [], 0
-            while pending and sent >= len(pending[0]):
-                sent -= len(pending.popleft())
-            if sent:
-                pending[0] = pending[0][sent:]
-
-    def _receive(self) -> tuple[Frame, memoryview]:
-        data = self._received or self._more()
-        while len(data) < FRAME_BYTES:
-            data += self._more()
-        frame = Frame.decode(data, reply=True)
-        end = FRAME_BYTES + frame.body_bytes
-        if len(data) < end <= _RECEIVE_BYTES:
-            while len(data) < end:
-                data += self._more()
-        if len(data) >= end:
-            self._received = data[end:]
-            body = memoryview(data)[FRAME_BYTES:end]
-        else:
-            body = self._receive_long(memoryview(data)[FRAME_BYTES:], frame.body_bytes)
-        if len(self._descriptors) < frame.descriptors:
-            raise EOFError(f"{len(self._descriptors)} of {frame.descriptors} descriptors came")
-        self._announced = frame.descriptors
-        return frame, body
-
-    def _receive_long(self, begun: memoryview, body_bytes: int) -> memoryview:
-        body = bytearray(body_bytes)
-        body[: len(begun)] = begun
-        view = memoryview(body)
-        position = len(begun)
-        self._received = b""
-        self._set_wait(limits.PROGRESS_SECONDS_MAX)
-        while position < body_bytes:
-            self._bound()
-            count = self._socket.recv_into(view[position:])
-            if not count:
-                raise EOFError(f"closed after {position} of {body_bytes} bytes")
-            position += count
-        return view
-
-    def _more(self) -> bytes:
-        self._bound()
-        data, ancillary, flags, _ = self._socket.recvmsg(_RECEIVE_BYTES, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-                self._descriptors.extend(numbers)
-        if flags & _LOST:
-            raise EOFError("descriptors were lost: too many are open")
-        if not data:
-            raise EOFError("closed")
-        return data
-
     def _map(self, item: Granted) -> None:
         if self._segments is None:
             from .local_segments import MappedSegments  # here: a client of a remote daemon needs no NumPy
 
             self._segments = MappedSegments()
-        descriptor = self._descriptors.popleft()
+        descriptor = self._stream.descriptors.popleft()
         try:
             self._segments.map(item.segment, descriptor, item.size_bytes)
         except (OSError, ValueError, OverflowError) as error:
@@ -445,19 +330,6 @@ class LocalConnection:
         finally:
             os.close(descriptor)
 
-    def _bound(self) -> None:
-        """Give the next call of the socket what is left of the time for all of them, where that is bounded."""
-        if self._deadline is not UNBOUNDED:
-            self._socket.settimeout(self._deadline.left(limits.PROGRESS_SECONDS_MAX))
-
-    def _set_wait(self, seconds: float) -> None:
-        """How long a receive may take from now on."""
-        if seconds != self._wait_seconds:
-            whole = int(seconds)
-            packed = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
-            self._wait_seconds = seconds
-
     def _give_up(self) -> None:
         """The daemon does not write over what is leased when a connection ends like this, so it may end at once."""
         self.reusable = False
@@ -465,33 +337,7 @@ class LocalConnection:
 
     def _shut(self) -> None:
         self._closing = True
-        self._socket.close()
+        self._stream.close()
         self._forget_kept()
-        self._drop_descriptors()
         if self._segments is not None:
             self._segments.clear()
-
-    def _drop_descriptors(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popleft())
-
-
-def _connect(path: Path) -> socket.socket:
-    """Connect to a daemon of this very user; :class:`LocalGone` where there is none."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        raise LocalGone("this system has no sockets that tell who is at the other end")
-    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with unix_address(path) as address:
-            connected.setblocking(False)  # a full queue is an answer: HTTP has another
-            connected.connect(address)
-            connected.setblocking(True)
-        _, user, _ = _CREDENTIALS.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        if user != os.geteuid():
-            raise LocalGone(f"socket {path} is served by user {user}, not by {os.geteuid()}")
-        seconds = _TIMEVAL.pack(int(limits.PROGRESS_SECONDS_MAX), 0)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-    except (OSError, LocalGone) as error:
-        connected.close()
-        raise LocalGone(f"no daemon at {path}: {error}") from error
-    return connected

@@ -31,8 +31,10 @@ from ..kvstore.namespace import check_ttl
 from ..kvstore.outcome import Corrupt, Hit, Outcome
 from ..kvstore.tier import Ack
 from . import protocol, wire
-from .local_connection import LocalConnection, LocalGone
-from .local_wire import Failed, GetQuestion, GetReply, Inline, Kind, Later, Mapped, PutQuestion, Result
+from .local_connection import LocalConnection
+from .local_replies import Failed, GetReply, Inline, Later, Mapped, Result
+from .local_stream import LocalGone
+from .local_wire import GetQuestion, Kind, PutQuestion
 from .mapped_container import MappedContainer
 from .patience import UNBOUNDED, Deadline
 from .protocol import DAEMON, ChunksExist, DeleteChunk, GetChunk, MatchPrefix, Operation, PutChunk

@@ -8,7 +8,8 @@ from .. import limits
 from ..kvstore.key import ContentKey
 from ..kvstore.tier import Buffer
 from .local_board import Board
-from .local_wire import Frame, Kind, Mapped
+from .local_replies import Mapped
+from .local_wire import Frame, Kind
 
 if TYPE_CHECKING:
     from .local_connection import LocalConnection

@@ -17,8 +17,8 @@ from ..codec.container import Container
 from ..kvstore.key import ContentKey
 from ..kvstore.outcome import Hit
 from .local_board import Board, LeaseLock
+from .local_replies import Mapped
 from .local_segments import take_window
-from .local_wire import Mapped
 from .mapped_container import MappedContainer
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kvstore.sharing import word_sum
-from .local_wire import Mapped
+from .local_replies import Mapped
 
 __all__ = ["MappedSegments", "take_window"]
 

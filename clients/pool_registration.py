@@ -16,7 +16,8 @@ from ..kvstore.gpu.pool import DecodedPool
 from ..kvstore.key import ContentKey, OwnerId
 from ..kvstore.tier import UNOWNED
 from . import wire
-from .local_connection import LocalConnection, LocalGone
+from .local_connection import LocalConnection
+from .local_stream import LocalGone
 from .local_wire import Kind
 from .pool_wire import Held, PoolCounts, PoolIntroduction, PoolMatch, PoolMatches
 

@@ -20,20 +20,9 @@ import structlog
 
 from .. import limits
 from ..clients import wire
-from ..clients.local_connection import unix_address
-from ..clients.local_wire import (
-    PUT_BYTES,
-    Failed,
-    Frame,
-    GetQuestion,
-    Hello,
-    Inline,
-    Kind,
-    Later,
-    PutQuestion,
-    decode_keys,
-    encode_error,
-)
+from ..clients.local_replies import Failed, Inline, Later
+from ..clients.local_stream import unix_address
+from ..clients.local_wire import PUT_BYTES, Frame, GetQuestion, Hello, Kind, PutQuestion, decode_keys, encode_error
 from ..clients.pool_wire import Held, PoolIntroduction
 from ..errors import InvalidRequest, KvloomError, TruncatedBody
 from ..kvstore.concurrency import run_sized

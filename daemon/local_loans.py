@@ -8,7 +8,8 @@ from functools import partial
 from typing import Final
 
 from .. import limits
-from ..clients.local_wire import USE_BYTES, Failed, GetReply, Granted, Mapped, Result
+from ..clients.local_replies import Failed, GetReply, Granted, Mapped, Result
+from ..clients.local_wire import USE_BYTES
 from ..codec.container import ByteRange
 from ..errors import InvalidRequest, StorageUnavailable
 from ..kvstore.memory.segment import Segment

@@ -8,7 +8,8 @@ import click
 
 from ...clients import KvloomClient, wire
 from ...clients.discovery import DaemonNote
-from ...clients.local_connection import LocalConnection, LocalGone
+from ...clients.local_connection import LocalConnection
+from ...clients.local_stream import LocalGone
 from ...clients.local_wire import Hello, Kind
 from ..admission import Phase
 from ..config_sources import gather

@@ -7,6 +7,7 @@ from ...errors import TooManyItems
 from ..key import ContentKey, storage_keys
 from ..namespace import Namespace
 from ..tier import Tier
+from .lending import LentUses
 from .roles import Roles
 from .tally import Tally
 from .tenants import Tenants
@@ -31,15 +32,15 @@ class Uses:
         for tier in self._roles.all:
             tier.touch(places)
 
-    def note_lent(self, namespace: Namespace, uses: Sequence[tuple[ContentKey, int]]) -> None:
-        """Chunks that were lent, with their bytes, were read again by whom they were lent to."""
+    def note_lent(self, namespace: Namespace, uses: Sequence[LentUses]) -> None:
+        """Chunks that were lent were read again by whom they were lent to."""
         _check_count(len(uses))
         if self._lender is None:
             return
-        self._lender.touch(storage_keys(namespace.secret, [key for key, _ in uses]))
+        self._lender.touch(storage_keys(namespace.secret, [item.key for item in uses]))
         tenant = self._tenants.of(namespace)
-        for _, size_bytes in uses:
-            self._tally.note_hit(tenant, self._lender.name, size_bytes)
+        for item in uses:
+            self._tally.note_hit(tenant, self._lender.name, item.size_bytes, item.reads)
 
 
 def _check_count(count: int) -> None:

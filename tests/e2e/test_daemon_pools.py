@@ -14,7 +14,8 @@ from pool_source import PLAIN, draw_kv, key_of, kv_like
 from kvloom import codec
 from kvloom.clients import wire
 from kvloom.clients.discovery import DaemonNote
-from kvloom.clients.local_connection import LocalConnection, LocalGone
+from kvloom.clients.local_connection import LocalConnection
+from kvloom.clients.local_stream import LocalGone
 from kvloom.clients.local_wire import Kind
 from kvloom.clients.pool_registration import resident_in_pools
 from kvloom.clients.pool_wire import Held, PoolCounts, PoolIntroduction

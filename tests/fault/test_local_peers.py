@@ -12,17 +12,8 @@ import pytest
 
 from kvloom.clients import AsyncKvloomClient, KvloomClient, protocol
 from kvloom.clients.discovery import DaemonNote, Endpoint
-from kvloom.clients.local_wire import (
-    FRAME_BYTES,
-    SOCKET_NAME,
-    Failed,
-    Frame,
-    GetReply,
-    Granted,
-    Inline,
-    Kind,
-    Mapped,
-)
+from kvloom.clients.local_replies import Failed, GetReply, Granted, Inline, Mapped
+from kvloom.clients.local_wire import FRAME_BYTES, SOCKET_NAME, Frame, Kind
 from kvloom.codec.container import ByteRange
 from kvloom.codec.level import EXACT
 from kvloom.errors import DaemonUnavailable, NotFound

@@ -19,17 +19,15 @@ from hypothesis import strategies as st
 from kvloom import limits
 from kvloom.clients import wire
 from kvloom.clients.local_board import BOARD_BYTES, Board, unlock
+from kvloom.clients.local_replies import Failed, GetReply, Mapped
 from kvloom.clients.local_wire import (
     FRAME_BYTES,
     PUT_BYTES,
     SOCKET_NAME,
-    Failed,
     Frame,
     GetQuestion,
-    GetReply,
     Hello,
     Kind,
-    Mapped,
     PutQuestion,
     decode_error,
 )

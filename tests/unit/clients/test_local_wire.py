@@ -7,17 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom import limits
+from kvloom.clients.local_replies import Failed, GetReply, Granted, Inline, Later, Mapped
 from kvloom.clients.local_wire import (
     FRAME_BYTES,
-    Failed,
     Frame,
     GetQuestion,
-    GetReply,
-    Granted,
-    Inline,
     Kind,
-    Later,
-    Mapped,
     PutQuestion,
     decode_error,
     decode_keys,

@@ -26,6 +26,7 @@ from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Throttled, Unavailable
 from kvloom.kvstore.profiles import ProfileShelves
 from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Ack, RecordInfo
+from kvloom.kvstore.tiered.lending import LentUses
 from kvloom.kvstore.tiered.store import TieredStore
 
 MIB = 1024**2
@@ -256,7 +257,7 @@ async def test_every_method_refuses_a_caller_without_its_scope(service, key, con
     values |= {"question": wire.PrefixQuestion(keys=()), "lease_seconds": 5, "lease": 1, "finished": True, "prefix": ""}
     about = PoolIntroduction("host", 1, 1)
     values |= {"about": about, "pool": RegisteredPool(ME.namespace.owner, about), "held": Held(PoolCounts(), [key])}
-    values |= {"uses": [(key, 1)]}
+    values |= {"uses": [LentUses(key, 1, 1)]}
     method = getattr(service, name)
     wanted = inspect.signature(method).parameters
     given = {item: values[item] for item in wanted if item in values}
