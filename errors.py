@@ -34,6 +34,7 @@ __all__ = [
     "StorageFull",
     "StorageUnavailable",
     "TenantOverloaded",
+    "TooManyAttempts",
     "TooManyItems",
     "TruncatedBody",
     "Unauthenticated",
@@ -112,6 +113,14 @@ class Unauthenticated(KvloomError):
     code = "unauthenticated"
     http_status = 401
     grpc_status = "UNAUTHENTICATED"
+
+
+class TooManyAttempts(KvloomError):
+    """Too many keys that do not hold came from one address: what it sends is not looked at for a while."""
+
+    code = "too_many_attempts"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class Forbidden(KvloomError):

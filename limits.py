@@ -168,6 +168,32 @@ EVENT_SUBSCRIBERS_MAX: Final = 256
 EVENT_SUBSCRIBERS_PER_TENANT_MAX: Final = 16
 EVENT_HEARTBEAT_SECONDS: Final = 15.0
 """How often a stream of events says that it is alive when there are none."""
+SAMPLE_SECONDS: Final = 2.0
+"""How often a daemon notes how it goes, for whoever looks at the dashboard."""
+SAMPLES_MAX: Final = 300
+"""Ten minutes of that."""
+SAMPLE_TENANTS_MAX: Final = 64
+"""Tenants in one of them, the busiest."""
+SLOW_WINDOW_SECONDS: Final = 300
+"""How long a slow request is remembered."""
+SLOW_REQUESTS_PER_TENANT_MAX: Final = 16
+"""Slow requests of one tenant in one minute."""
+SLOW_TENANTS_MAX: Final = 128
+"""Tenants whose requests of one minute are remembered, those that asked first."""
+RECENT_CHUNKS_MAX: Final = 24
+"""Chunks of one owner that are remembered as his latest."""
+RECENT_OWNERS_MAX: Final = 256
+TIER_ERROR_CHARACTERS_MAX: Final = 240
+SESSION_SECONDS_MAX: Final = 12 * 3600
+"""How long a login to the dashboard holds."""
+SESSIONS_MAX: Final = 1024
+SESSIONS_PER_KEY_MAX: Final = 8
+"""Logins with one key at the same time; past this the oldest ends."""
+LOGIN_FAILURES_MAX: Final = 10
+"""Keys that do not hold, from one address and in one window, before its logins are refused unseen."""
+LOGIN_WINDOW_SECONDS: Final = 60.0
+LOGIN_PEERS_MAX: Final = 1024
+"""Addresses whose failures are counted."""
 DRAIN_SECONDS_MAX: Final = 30.0
 STREAM_FRAME_BYTES: Final = 1024 * 1024
 GRPC_FRAME_BYTES_MAX: Final = 2 * STREAM_FRAME_BYTES

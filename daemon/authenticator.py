@@ -85,6 +85,15 @@ class Authenticator:
             raise Unauthenticated(_REFUSED)
         return self._callers[key.key_id]
 
+    def by_key_id(self, key_id: str) -> Caller:
+        """The caller of a key that has been proven before, as it stands now; :class:`Unauthenticated` if not valid."""
+        if key_id == self.local.key_id and (self._token is not None or self._open_to_all):
+            return self.local
+        key = self._tenants.credentials.keys.get(key_id)
+        if key is None or key.state(self._now()) != "valid":
+            raise Unauthenticated(_REFUSED)
+        return self._callers[key_id]
+
     def _take(self, tenants: TenantTable) -> None:
         names = {key.tenant for key in tenants.credentials.keys.values()}
         namespaces = {name: tenants.namespace(name) for name in names}

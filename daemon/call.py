@@ -4,16 +4,23 @@ from enum import Enum
 
 from .caller import Scope
 
-__all__ = ["OPEN", "Call", "Open"]
+__all__ = ["KEY", "OPEN", "SESSION", "Call", "Door"]
 
 
-class Open(Enum):
-    """What a call needs that needs no credential: it says nothing about chunks, tenants or figures."""
+class Door(Enum):
+    """What a call needs where that is no scope of a key."""
 
     OPEN = "open"
+    """Nothing: it says nothing about chunks, tenants or figures."""
+    KEY = "key"
+    """Any key that holds."""
+    SESSION = "session"
+    """The cookie of a session of the dashboard, or a key; what is told depends on the scopes of the key behind it."""
 
 
-OPEN = Open.OPEN
+OPEN = Door.OPEN
+KEY = Door.KEY
+SESSION = Door.SESSION
 
 
 class Call(Enum):
@@ -52,8 +59,14 @@ class Call(Enum):
     HEALTH = ("Say which daemon answers, and in which phase it is.", OPEN, False)
     READY = ("Answer 200 while requests are served, 503 otherwise.", OPEN, False)
     DESCRIPTION = ("This description of the interface.", Scope.READ, False)
+    DASHBOARD = ("The dashboard's page; it holds no figures.", OPEN, False)
+    DASHBOARD_FILE = ("A style or a script of the page.", OPEN, False)
+    LOG_IN = ("Begin a session of the dashboard, which a cookie then names.", KEY, False)
+    LOG_OUT = ("End the session.", SESSION, False)
+    DASHBOARD_STATE = ("Say what the dashboard shows to this caller.", SESSION, False)
+    DASHBOARD_CHUNK = ("Say what a chunk has for every level and layer.", SESSION)
 
-    def __init__(self, does: str, needs: Scope | Open, admitted: bool = True) -> None:
+    def __init__(self, does: str, needs: Scope | Door, admitted: bool = True) -> None:
         self.does = does
         self.needs = needs
         self.admitted = admitted

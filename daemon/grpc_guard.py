@@ -99,6 +99,7 @@ class GrpcGuard:
         async def guarded(_: object, context: Context) -> None:
             started = time.perf_counter()
             request_id = _request_id(context)
+            work = self.service.journal.requests.begin()
             structlog.contextvars.clear_contextvars()
             structlog.contextvars.bind_contextvars(request_id=request_id)
             carrier = _headers(context) if recording() else None
@@ -110,6 +111,7 @@ class GrpcGuard:
                 answering.set("rpc.grpc.status", status)
             seconds = time.perf_counter() - started
             self.metrics.observe_call(call.name.lower(), status, seconds)
+            self.service.journal.requests.finish(work, request_id, "grpc", call.name.lower(), status, seconds)
             _log.debug("call", call=call.name.lower(), status=status, seconds=seconds)
             trailers = ((wire.HEADER_REQUEST_ID.lower(), request_id),)
             if error is None:

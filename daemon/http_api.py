@@ -30,8 +30,11 @@ from ..kvstore.tiered.pins import LEASE_ID_BYTES, LeaseId
 from . import http_route as part
 from .admission import Phase
 from .authenticator import Authenticator
-from .call import OPEN, Call, Open
-from .caller import Caller, Scope
+from .call import OPEN, Call
+from .caller import Caller
+from .dashboard.board import Board
+from .dashboard.gate import Gate, cookie_name
+from .dashboard.handlers import DashboardHandlers, dashboard_routes
 from .http_chunks import ChunkHandlers
 from .http_events import EVENTS_TYPE, stream_events
 from .http_guard import Guard, current_caller, stamp
@@ -59,14 +62,25 @@ class HttpApi:
     """Builds the aiohttp application of one service."""
 
     def __init__(
-        self, service: Service, metrics: Metrics, authenticator: Authenticator, *, loopback: bool = True
+        self,
+        service: Service,
+        metrics: Metrics,
+        authenticator: Authenticator,
+        *,
+        loopback: bool = True,
+        port: int | None = None,
     ) -> None:
         self._service = service
         self._metrics = metrics
         self._authenticator = authenticator
         self._loopback = loopback
-        chunks = ChunkHandlers(service, metrics)
-        self.routes = (*_chunk_routes(chunks), *self._question_routes(), *self._report_routes())
+        self._gate = Gate(authenticator, name=cookie_name(port))
+        self.routes = (
+            *_chunk_routes(ChunkHandlers(service, metrics)),
+            *self._question_routes(),
+            *self._report_routes(),
+            *dashboard_routes(DashboardHandlers(Board(service), self._gate)),
+        )
 
     def _question_routes(self) -> tuple[Route, ...]:
         keys = Body(record=wire.KeysQuestion)
@@ -121,19 +135,20 @@ class HttpApi:
 
     def application(self) -> web.Application:
         """The application: every route of the table, and the guard around all of them."""
-        needs: dict[web.AbstractRoute, Scope | Open] = {}
-        guard = Guard(self._metrics, self._authenticator, needs, self._loopback)
+        routes: dict[web.AbstractRoute, Route] = {}
+        requests = self._service.journal.requests
+        guard = Guard(self._metrics, self._authenticator, routes, self._gate, requests, self._loopback)
         app = web.Application(middlewares=[guard.middleware()], client_max_size=limits.PROFILE_BYTES_MAX)
         app.on_response_prepare.append(stamp)
         for route in self.routes:
             handler = self._handler(route)
-            needs[app.router.add_route(route.method, route.path, handler, expect_handler=_continue_later)] = route.needs
+            routes[app.router.add_route(route.method, route.path, handler, expect_handler=_continue_later)] = route
         return app
 
     @cached_property
     def description(self) -> bytes:
         """The routes as OpenAPI 3.1."""
-        return wire.encode(describe(self.routes))
+        return wire.encode(describe(self.routes, cookie=self._gate.cookie))
 
     def _handler(self, route: Route) -> Handler:
         if route.needs is OPEN:

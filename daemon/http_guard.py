@@ -3,7 +3,8 @@
 Nothing is served to whoever has no credential, but what the route table marks as open. Before that, three checks keep
 web pages out: on loopback the Host header must be a name of this machine (a page that rebinds its own DNS name to
 127.0.0.1 still sends that name), a request that carries an Origin is refused, and so is one that the browser itself
-marks as made by another site.
+marks as made by another site. The dashboard's own page is let through to the dashboard's own routes, and whoever
+follows a link to the page gets it: there is nothing in it.
 """
 
 import ipaddress
@@ -11,9 +12,11 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import Final
 
 import structlog
@@ -22,15 +25,26 @@ from aiohttp.typedefs import Middleware
 
 from .. import limits
 from ..clients import wire
-from ..errors import Forbidden, InvalidRequest, KvloomError, NotFound, TenantOverloaded, Unauthenticated
+from ..errors import (
+    Forbidden,
+    InvalidRequest,
+    KvloomError,
+    NotFound,
+    TenantOverloaded,
+    TooManyAttempts,
+    Unauthenticated,
+)
 from ..tracing import Role, span
 from .authenticator import Authenticator
-from .call import OPEN, Open
+from .call import KEY, OPEN, SESSION, Call, Door
 from .caller import Caller, Scope
+from .dashboard.gate import Gate
 from .http_connection import SERVER, GuardedProtocol, json_error
+from .http_route import Route
+from .journal.slow_requests import SlowRequests
 from .metrics import Metrics
 
-__all__ = ["OPEN", "Guard", "Open", "current_caller", "stamp"]
+__all__ = ["OPEN", "Guard", "current_caller", "stamp"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.REQUEST_ID_CHARACTERS_MAX}}}")
@@ -44,13 +58,15 @@ _log = structlog.get_logger("kvloom.http")
 class Guard:
     """Checks every request, finds its caller, turns every error into its JSON line, counts and logs.
 
-    ``needs`` has every route there is; whatever is not in it is refused like the rest, so what a path leads to is told
+    ``routes`` has every route there is; whatever is not in it is refused like the rest, so what a path leads to is told
     to callers only. On ``loopback`` the Host must name this machine.
     """
 
     metrics: Metrics
     authenticator: Authenticator
-    needs: Mapping[web.AbstractRoute, Scope | Open]
+    routes: Mapping[web.AbstractRoute, Route]
+    gate: Gate
+    requests: SlowRequests
     loopback: bool
 
     def middleware(self) -> Middleware:
@@ -63,6 +79,7 @@ class Guard:
             structlog.contextvars.clear_contextvars()
             structlog.contextvars.bind_contextvars(**{_REQUEST_ID_NAME: request_id})
             route = _route(request)
+            work = self.requests.begin()
             with span(f"{request.method} {route}", role=Role.SERVER, carrier=request.headers) as answering:
                 if answering.trace_id:
                     structlog.contextvars.bind_contextvars(trace_id=answering.trace_id)
@@ -72,6 +89,9 @@ class Guard:
                     answering.fail(f"status {response.status}")
             seconds = time.perf_counter() - started
             self.metrics.observe_request(request.method, route, response.status, seconds)
+            known = self.routes.get(request.match_info.route)
+            if known is not None:
+                self.requests.finish(work, request_id, "http", known.call.name.lower(), str(response.status), seconds)
             _log.debug("request", method=request.method, path=request.path, status=response.status, seconds=seconds)
             return response
 
@@ -80,16 +100,28 @@ class Guard:
     def _admit(self, request: web.Request) -> None:
         """Find out who calls and whether he may; raises the refusal."""
         _caller.set(None)  # a connection's requests run in one context
-        _check_headers(request, loopback=self.loopback)
-        need = self.needs.get(request.match_info.route)
+        route = self.routes.get(request.match_info.route)
+        _check_headers(request, route, loopback=self.loopback)
+        need = None if route is None else route.needs
         if need is OPEN:
             return
-        caller = self.authenticator.by_header(request.headers.getall("Authorization", []))
+        caller = self._find(request, need)
         if isinstance(request.protocol, GuardedProtocol):
             request.protocol.admit(caller)
         _caller.set(caller)
         if isinstance(need, Scope):
             caller.require(need)
+
+    def _find(self, request: web.Request, need: Scope | Door | None) -> Caller:
+        """Who calls: by his key, or by the cookie of his session where the route takes one."""
+        keys = request.headers.getall("Authorization", [])
+        if need is KEY:
+            return self.gate.by_key(request, lambda: self.authenticator.by_header(keys))
+        cookie = request.cookies.get(self.gate.cookie) if need is SESSION and not keys else None
+        if cookie is not None:
+            with suppress(Unauthenticated):  # whoever may come in without a key may do so with an old cookie, too
+                return self.gate.by_cookie(cookie)
+        return self.authenticator.by_header(keys)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -100,7 +132,7 @@ class Guard:
             say = _log.debug if isinstance(error, NotFound | Unauthenticated) else _log.info
             say("refused", method=request.method, path=request.path, error=error.code, message=str(error))
             response = _error_response(error)
-            if isinstance(error, Unauthenticated | TenantOverloaded) and _is_stranger(request):
+            if isinstance(error, Unauthenticated | TenantOverloaded | TooManyAttempts) and _is_stranger(request):
                 response.force_close()
             return _closing(request, response)
         except web.HTTPException as error:
@@ -138,7 +170,7 @@ def _error_response(error: KvloomError) -> web.Response:
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if error.http_status in (429, 503):
-        headers["Retry-After"] = _RETRY_SECONDS
+        headers["Retry-After"] = _RETRY_SECONDS if error.retry_seconds is None else f"{ceil(error.retry_seconds)}"
     return json_error(error.http_status, error.code, str(error), headers)
 
 
@@ -153,18 +185,33 @@ def _closing(request: web.Request, response: web.Response) -> web.Response:
     return response
 
 
-def _check_headers(request: web.Request, *, loopback: bool) -> None:
+def _check_headers(request: web.Request, route: Route | None, *, loopback: bool) -> None:
     header_bytes = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
     if header_bytes > limits.REQUEST_HEADER_BYTES_MAX:
         raise InvalidRequest(f"headers have {header_bytes} bytes, the limit is {limits.REQUEST_HEADER_BYTES_MAX}")
     hosts = request.headers.getall("Host", [])
     if len(hosts) != 1 or (loopback and not _names_this_machine(hosts[0])):
         raise Forbidden(f"Host is {', '.join(hosts)[:80]!r}, must be localhost or a loopback address")
-    if "Origin" in request.headers:
+    if "Origin" in request.headers and not (route is not None and _is_of_own_page(request, route, hosts[0])):
         raise Forbidden(f"Origin is {request.headers['Origin'][:80]!r}, web pages may not use this daemon")
     site = request.headers.get("Sec-Fetch-Site", "none")
-    if site not in ("none", "same-origin"):
+    if site not in ("none", "same-origin") and not (route is not None and _follows_a_link(request, route)):
         raise Forbidden(f"Sec-Fetch-Site is {site[:80]!r}, web pages may not use this daemon")
+
+
+def _is_of_own_page(request: web.Request, route: Route, host: str) -> bool:
+    """Whether the dashboard's page, as this daemon served it, asks for what is there for it.
+
+    Browsers say where from when they load a script that is a module, and with everything that is no GET.
+    """
+    is_for_page = route.needs in (KEY, SESSION) or route.call is Call.DASHBOARD_FILE
+    return is_for_page and request.headers.getall("Origin") == [f"{request.scheme}://{host}".lower()]
+
+
+def _follows_a_link(request: web.Request, route: Route) -> bool:
+    """Whether a browser is to show the dashboard's page itself, as its user wants; no other page gets to see it."""
+    mode, dest = (request.headers.get(f"Sec-Fetch-{name}", "") for name in ("Mode", "Dest"))
+    return route.call is Call.DASHBOARD and (mode, dest) == ("navigate", "document")
 
 
 @lru_cache(maxsize=64)

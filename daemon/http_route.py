@@ -11,7 +11,7 @@ from ..clients import batches, wire
 from ..codec.level import EXACT, LOSSY_LEVELS
 from ..errors import KvloomError
 from ..kvstore.tier import Ack
-from .call import Call, Open
+from .call import Call, Door
 from .caller import Caller, Scope
 
 __all__ = ["Answer", "Body", "Field", "Route"]
@@ -43,12 +43,13 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A success: its status, its body (none where there is no ``media``), its own headers."""
+    """A success: its status, its body (none where there is no ``media``; ``media_too``: or of those), its headers."""
 
     status: int
     record: type | None = None
     media: str | None = wire.JSON_TYPE
     headers: tuple[Field, ...] = ()
+    media_too: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class Route:
     refusals: tuple[type[KvloomError], ...] = ()
 
     @property
-    def needs(self) -> Scope | Open:
-        """The scope that its caller needs; ``OPEN`` needs no caller."""
+    def needs(self) -> Scope | Door:
+        """The scope that its caller needs, or which door is open to him; ``OPEN`` needs no caller."""
         return self.call.needs
 
     @property
@@ -103,6 +104,11 @@ IF_MATCH: Final = Field("If-Match", _TAG, "Only if this is stored.")
 IF_NONE_MATCH: Final = Field("If-None-Match", _TAG, "Only if this is not stored.")
 RANGE: Final = Field("Range", {"type": "string"}, "One range of bytes.")
 IF_RANGE: Final = Field("If-Range", _TAG, "A range only if this is stored, else everything.")
+SINCE: Final = Field(
+    "since",
+    {"type": "integer", "minimum": 0, "maximum": 999_999_999, "default": 0},
+    "The number of the first sample that is wanted.",
+)
 LAST_EVENT_ID: Final = Field("Last-Event-ID", {"type": "string"}, "The stream was broken off, and begins with a loss.")
 TIER: Final = Field(wire.HEADER_TIER, {"type": "string"}, "Where it was.")
 LEVELS: Final = Field(wire.HEADER_LEVELS, {"type": "string"}, "The levels that are sent.")

@@ -47,7 +47,7 @@ async def serve_http(
     tls: ssl.SSLContext | None,
 ) -> AsyncIterator[None]:
     """Serve on ``listener`` while the context lasts."""
-    api = HttpApi(service, metrics, authenticator, loopback=loopback)
+    api = HttpApi(service, metrics, authenticator, loopback=loopback, port=listener.getsockname()[1])
     runner = web.AppRunner(api.application(), shutdown_timeout=_CLOSE_SECONDS_MAX)
     await runner.setup()
     try:

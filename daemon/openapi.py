@@ -15,16 +15,18 @@ from ..clients import wire
 from ..codec.level import EXACT, LOSSY_LEVELS, Level
 from ..errors import BodyTooLarge, Forbidden, InvalidRequest, KvloomError, Overloaded, TenantOverloaded, Unauthenticated
 from ..kvstore.tiered.pins import LEASE_ID_BYTES
-from .call import OPEN
+from .call import OPEN, SESSION
 from .http_route import KEY_SCHEMA, LAYERS, LEVEL, Answer, Field, Route, Schema
 
 __all__ = ["describe"]
 
 _SECURITY: Final = "key"
+_COOKIE: Final = "session"
 _DIGITS: Final = "^([0-9a-f]{2})*$"
 _PATH: Final[dict[str, Field]] = {
     "key": Field("key", KEY_SCHEMA, "The content key of a chunk."),
     "digest": Field("digest", KEY_SCHEMA, "The BLAKE3 digest of a profile."),
+    "file": Field("file", {"type": "string", "pattern": "^[a-z_]{1,40}[.](css|js|svg)$"}, "A file of the dashboard."),
     "lease": Field("lease", {"type": "string", "pattern": f"^[0-9a-f]{{{2 * LEASE_ID_BYTES}}}$"}, "A lease."),
 }
 _KEYS: Final[Schema] = {"type": "array", "items": KEY_SCHEMA, "maxItems": limits.KEYS_PER_REQUEST_MAX}
@@ -42,8 +44,8 @@ _BY_NAME: Final[dict[str, Schema]] = {
 _QUESTIONS: Final = ("BatchQuestion",)
 
 
-def describe(routes: Iterable[Route]) -> Schema:
-    """The document, as JSON values."""
+def describe(routes: Iterable[Route], *, cookie: str) -> Schema:
+    """The document, as JSON values; ``cookie`` is the name of the one that the dashboard's sessions go by."""
     schemas: dict[str, Schema] = {}
     paths: dict[str, dict[str, Schema]] = {}
     for route in routes:
@@ -59,7 +61,10 @@ def describe(routes: Iterable[Route]) -> Schema:
         "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.items())),
-            "securitySchemes": {_SECURITY: {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                _SECURITY: {"type": "http", "scheme": "bearer"},
+                _COOKIE: {"type": "apiKey", "in": "cookie", "name": cookie},
+            },
         },
     }
 
@@ -74,7 +79,7 @@ def _operation(route: Route, schemas: dict[str, Schema]) -> Schema:
     operation: Schema = {
         "operationId": f"{route.method.lower()}_{route.call.name.lower()}",
         "summary": route.call.does,
-        "security": [] if route.needs is OPEN else [{_SECURITY: []}],
+        "security": _security(route),
         "x-kvloom-scope": str(route.needs.value),
         "parameters": parameters,
         "responses": {
@@ -86,6 +91,13 @@ def _operation(route: Route, schemas: dict[str, Schema]) -> Schema:
         content = _schema(route.body.record, schemas) if route.body.record is not None else _BYTES
         operation["requestBody"] = {"required": True, "content": {route.body.media: {"schema": content}}}
     return operation
+
+
+def _security(route: Route) -> list[Schema]:
+    """Any one of these is enough."""
+    if route.needs is OPEN:
+        return []
+    return [{_SECURITY: []}, {_COOKIE: []}] if route.needs is SESSION else [{_SECURITY: []}]
 
 
 _BYTES: Final[Schema] = {"type": "string", "format": "binary"}
@@ -105,7 +117,7 @@ def _answer(item: Answer, schemas: dict[str, Schema]) -> Schema:
         }
     if item.media is not None:
         content = _BYTES if item.record is None else _schema(item.record, schemas)
-        answer["content"] = {item.media: {"schema": content}}
+        answer["content"] = {media: {"schema": content} for media in (item.media, *item.media_too)}
     return answer
 
 

@@ -1,14 +1,18 @@
 """What the store says of itself, as the records that clients read (:mod:`kvloom.clients.wire`)."""
 
 from ..clients import tenancy, wire
+from ..clients.plan_wire import PlannerStats
+from ..clients.pool_wire import PoolReport
 from ..codec.container import ContainerHeader
 from ..codec.level import EXACT
+from ..kvstore.namespace import Namespace
 from ..kvstore.tier import NEVER
-from ..kvstore.tiered.stats import StageStats, TierStats
+from ..kvstore.tiered.stats import StageStats, StoreStats, TierStats
 from ..kvstore.tiered.store import StoredChunk
 from ..kvstore.tiered.tenants import TenantStats
+from .admission import Admission
 
-__all__ = ["chunk_detail", "chunk_entry", "stage_stats", "tenant_stats", "tier_stats"]
+__all__ = ["chunk_detail", "chunk_entry", "daemon_stats", "tenant_stats"]
 
 
 def chunk_entry(stored: StoredChunk) -> wire.ChunkEntry:
@@ -37,7 +41,7 @@ def chunk_detail(stored: StoredChunk, header: ContainerHeader) -> wire.ChunkDeta
     )
 
 
-def tier_stats(stats: TierStats) -> wire.TierStats:
+def _tier_stats(stats: TierStats) -> wire.TierStats:
     """A tier's figures."""
     return wire.TierStats(
         name=stats.name,
@@ -58,7 +62,7 @@ def tier_stats(stats: TierStats) -> wire.TierStats:
     )
 
 
-def stage_stats(stats: StageStats) -> tenancy.StageStats:
+def _stage_stats(stats: StageStats) -> tenancy.StageStats:
     """What waits for a tier."""
     return tenancy.StageStats(
         stats.tier,
@@ -92,4 +96,50 @@ def tenant_stats(stats: TenantStats) -> tenancy.TenantStats:
             )
             for item in stats.tiers
         ),
+    )
+
+
+def daemon_stats(
+    store: StoreStats,
+    health: wire.Health,
+    admission: Admission,
+    namespace: Namespace,
+    *,
+    uptime_seconds: float,
+    dirty_bytes_max: int,
+    profiles: int,
+    tenants: tuple[tenancy.TenantStats, ...],
+    pools: tuple[PoolReport, ...],
+    planner: PlannerStats,
+) -> wire.DaemonStats:
+    """The whole daemon's figures, as whoever asks from ``namespace`` is told them."""
+    return wire.DaemonStats(
+        version=health.version,
+        pid=health.pid,
+        phase=health.phase,
+        uptime_seconds=uptime_seconds,
+        namespace=namespace.name,
+        requests_inflight=admission.requests,
+        bytes_inflight=admission.inflight_bytes,
+        bytes_inflight_max=admission.inflight_bytes_max,
+        dirty_bytes=store.dirty_bytes,
+        dirty_bytes_max=dirty_bytes_max,
+        hits=sum(tier.hits for tier in store.tiers) + store.write_behind_hits,
+        misses=store.misses,
+        puts=store.puts,
+        put_bytes=store.put_bytes,
+        write_behind_failures=store.write_behind_failures,
+        profiles=profiles,
+        tiers=tuple(_tier_stats(item) for item in store.tiers),
+        codec=namespace.codec,
+        stages=tuple(_stage_stats(item) for item in store.stages),
+        tenants=tenants,
+        expired=store.expired,
+        pinned_bytes=store.pinned_bytes,
+        leases=store.leases,
+        admitted=store.admitted,
+        deferred=store.deferred,
+        promotions_dropped=store.promotions_dropped,
+        pools=pools,
+        planner=planner,
     )

@@ -23,7 +23,6 @@ from ..clients.local_wire import socket_path
 from ..errors import ConfigError
 from ..kvstore.atomic_file import replace_file
 from ..kvstore.eviction import POLICIES
-from ..kvstore.key import ContentKey, StorageKey
 from ..kvstore.keyring import Keyring
 from ..kvstore.memory.tier import MemoryTier
 from ..kvstore.namespace import load_or_create_root_secret
@@ -46,10 +45,12 @@ from .config_sources import unknown_variables
 from .credentials import Credentials
 from .events import EventHub
 from .http_server import bind_http, serve_http
+from .journal import Journal, sampling
 from .local_api import bind_local, serve_local
 from .logs import configure_logs
 from .metrics import Metrics
 from .notify import Notifier
+from .observer import DaemonObserver
 from .passed_socket import passed_listener
 from .planner.measured import MeasuredLinks
 from .scrubbing import AskedScrub
@@ -124,9 +125,9 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         ssd = await asyncio.to_thread(_open_ssd, config, policies) if config.ssd_bytes else None
         if ssd is not None:
             stack.push_async_callback(ssd.close)  # where the store cannot be opened; otherwise that has closed it
-        hub = EventHub()
-        links = MeasuredLinks()
-        store = await _open_store(config, ssd, policies, authenticator.tenants, _LoggingObserver(hub, links))
+        hub, journal, links = EventHub(), Journal(), MeasuredLinks()
+        observer = DaemonObserver(hub, journal, links)
+        store = await _open_store(config, ssd, policies, authenticator.tenants, observer)
         stack.push_async_callback(store.close)
         shelves = ProfileShelves(config.data_dir / "profiles", authenticator.local.namespace.owner)
         await shelves.known(authenticator.local.namespace)
@@ -134,11 +135,19 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         await store.start()
         scrub = None if ssd is None else await stack.enter_async_context(_scrubbing(ssd, store, config))
         service = Service(
-            store, shelves, admission, dirty_bytes_max=config.dirty_bytes_max, hub=hub, scrub=scrub, links=links
+            store,
+            shelves,
+            admission,
+            dirty_bytes_max=config.dirty_bytes_max,
+            hub=hub,
+            scrub=scrub,
+            journal=journal,
+            links=links,
         )
         await stack.enter_async_context(warmed(store, config.data_dir))
         service.open()
         metrics = Metrics(lambda: service.stats(authenticator.local))
+        await stack.enter_async_context(sampling(journal.samples, lambda: service.stats(authenticator.local)))
         serving_http = serve_http(service, metrics, authenticator, listener, loopback=config.loopback, tls=tls)
         await stack.enter_async_context(serving_http)
         grpc = await _open_grpc(stack, config, service, metrics, authenticator)
@@ -346,37 +355,6 @@ async def _scrubbing(ssd: SsdTier, store: TieredStore, config: DaemonConfig) -> 
         await asked.close()
         scrubbing.cancel()
         await asyncio.wait((scrubbing,))
-
-
-class _LoggingObserver(StoreObserver):
-    """Says in the log what the store survived (the counts are in the metrics), tells the hub what it holds, and the
-    planner how fast it reads.
-    """
-
-    def __init__(self, hub: EventHub, links: MeasuredLinks) -> None:
-        self._hub = hub
-        self._links = links
-
-    def on_read(self, tier: str, size_bytes: int, seconds: float, concurrent: int) -> None:
-        self._links.note(tier, size_bytes, seconds, concurrent=concurrent, now_seconds=time.monotonic())
-
-    def on_named(self, key: StorageKey, content_key: ContentKey) -> None:
-        self._hub.note_name(key, content_key)
-
-    def on_stored(self, tier: str, info: RecordInfo) -> None:
-        self._hub.note_stored(tier, info)
-
-    def on_removed(self, tier: str, key: StorageKey) -> None:
-        self._hub.note_removed(tier, key)
-
-    def on_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
-        _log.warning("damaged chunk", tier=tier, key=key.hex(), detail=detail)
-
-    def on_tier_error(self, tier: str, operation: str, detail: str) -> None:
-        _log.warning("tier failed", tier=tier, operation=operation, detail=detail)
-
-    def on_write_behind_failed(self, key: ContentKey, detail: str) -> None:
-        _log.error("chunk not written to disk", key=key.hex(), detail=detail)
 
 
 def _prepare_directory(data_dir: Path) -> None:

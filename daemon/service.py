@@ -36,11 +36,12 @@ from .admission import Admission
 from .caller import Caller, Scope
 from .events import EventHub, Subscription
 from .fair_slots import FairSlots
+from .journal import Journal, note_read, note_tenant, note_written
 from .outcomes import value_of
 from .planner.measured import MeasuredLinks
 from .planning import Planning
 from .pools import PoolRegistry, RegisteredPool
-from .reports import chunk_detail, chunk_entry, stage_stats, tenant_stats, tier_stats
+from .reports import chunk_detail, chunk_entry, daemon_stats, tenant_stats
 from .scrubbing import AskedScrub
 
 __all__ = ["ChunkOutline", "Service"]
@@ -75,9 +76,11 @@ class Service:
         dirty_bytes_max: int,
         hub: EventHub | None = None,
         scrub: AskedScrub | None = None,
+        journal: Journal | None = None,
         links: MeasuredLinks | None = None,
     ) -> None:
         self.admission = admission
+        self.journal = journal or Journal()
         self.planning = Planning(store, links or MeasuredLinks(), inflight_bytes=lambda: admission.inflight_bytes)
         self._pools = PoolRegistry()
         self._store = store
@@ -94,6 +97,7 @@ class Service:
 
     def entering(self, caller: Caller) -> AbstractContextManager[None]:
         """Hold the place of one request; entering it raises what :meth:`Admission.enter` raises."""
+        note_tenant(caller.tenant)
         return self.admission.enter(caller.tenant)
 
     def reserving(self, caller: Caller, size_bytes: int) -> AbstractContextManager[None]:
@@ -117,6 +121,7 @@ class Service:
         one, which everybody has: whoever reads them could not decode them.
         """
         caller.require(Scope.WRITE)
+        note_written(len(payload))
         header = parse_header(payload, declared_bytes=len(payload))
         lossy = any(level != EXACT for level in header.levels)
         if lossy and header.codec is not caller.namespace.codec:
@@ -151,6 +156,7 @@ class Service:
             async with self._reads.of(caller.tenant):
                 outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
         chunk = value_of(outcome, f"chunk {key.hex()[:16]}…")
+        note_read(chunk)
         with self.admission.reserve(chunk.total_bytes, caller.tenant):
             yield chunk
 
@@ -223,6 +229,7 @@ class Service:
             async with self._reads.of(caller.tenant):
                 outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
         found = [outcome.value if isinstance(outcome, Hit) else None for outcome in outcomes]
+        note_read(*(chunk for chunk in found if chunk is not None))
         with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None), caller.tenant):
             yield found
 
@@ -364,34 +371,15 @@ class Service:
     def stats(self, caller: Caller) -> wire.DaemonStats:
         """The daemon, its tiers and its tenants now, the caller's own first."""
         caller.require(Scope.ADMIN)
-        store = self._store.stats()
-        return wire.DaemonStats(
-            version=__version__,
-            pid=os.getpid(),
-            phase=self.admission.phase.value,
+        return daemon_stats(
+            self._store.stats(),
+            self.health(),
+            self.admission,
+            caller.namespace,
             uptime_seconds=time.monotonic() - self._started,
-            namespace=caller.namespace.name,
-            requests_inflight=self.admission.requests,
-            bytes_inflight=self.admission.inflight_bytes,
-            bytes_inflight_max=self.admission.inflight_bytes_max,
-            dirty_bytes=store.dirty_bytes,
             dirty_bytes_max=self._dirty_bytes_max,
-            hits=sum(tier.hits for tier in store.tiers) + store.write_behind_hits,
-            misses=store.misses,
-            puts=store.puts,
-            put_bytes=store.put_bytes,
-            write_behind_failures=store.write_behind_failures,
             profiles=self._shelves.count(caller.namespace),
-            tiers=tuple(tier_stats(item) for item in store.tiers),
-            codec=caller.namespace.codec,
-            stages=tuple(stage_stats(item) for item in store.stages),
             tenants=self.namespaces(caller).namespaces,
-            expired=store.expired,
-            pinned_bytes=store.pinned_bytes,
-            leases=store.leases,
-            admitted=store.admitted,
-            deferred=store.deferred,
-            promotions_dropped=store.promotions_dropped,
             pools=self._pools.reports(),
             planner=self.planning.stats(),
         )

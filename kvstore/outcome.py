@@ -36,6 +36,9 @@ class Throttled:
     tier: str
     retry_seconds: float
 
+    def __str__(self) -> str:
+        return f"{self.tier} tier is busy, to be tried again in {self.retry_seconds} s"
+
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
@@ -43,6 +46,9 @@ class Unavailable:
 
     tier: str
     detail: str
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 Outcome = Hit[T] | Miss | Corrupt | Throttled | Unavailable

@@ -69,11 +69,13 @@ def test_the_description_is_openapi(described):
     assert list(OpenAPIV31SpecValidator(described).iter_errors()) == []
 
 
-def test_every_route_is_described_and_no_other(described):
+def test_every_route_is_described_and_no_other(daemon, described):
     said = {(method.upper(), path) for path, item in described["paths"].items() for method in item}
     assert said == {(route.method, route.path) for route in ROUTES}
     scopes = {operation["x-kvloom-scope"] for item in described["paths"].values() for operation in item.values()}
-    assert scopes == {"read", "write", "admin", "open"}
+    assert scopes == {"read", "write", "admin", "open", "key", "session"}
+    cookie = described["components"]["securitySchemes"]["session"]["name"]
+    assert f"{cookie}=" in daemon.ask("POST", "/dashboard/session").headers["set-cookie"]
 
 
 @pytest.mark.slow
@@ -129,7 +131,7 @@ def test_no_answer_is_undocumented_and_none_is_a_server_error(daemon, described,
     extras = HEADERS if route.path.endswith(("{key}", "{digest}")) else ({},)
     for query, extra in itertools.product(queries, extras):  # of what is stored: answers beside 404
         daemon.ask("PUT", f"/chunks/{key.hex()}", stored)
-        names = {"key": key.hex(), "digest": digest.hex(), "lease": bytes(16).hex()}
+        names = {"key": key.hex(), "digest": digest.hex(), "lease": bytes(16).hex(), "file": "style.css"}
         body = {"body": bodies[route.method, route.path]} if (route.method, route.path) in bodies else {}
         case = operation.Case(
             path_parameters=names, query=query, headers=extra, media_type=route.body and route.body.media, **body

@@ -24,7 +24,7 @@ def routes(edge):
 
 
 def target(path):
-    return path.replace("{key}", KEY).replace("{digest}", KEY)
+    return path.replace("{key}", KEY).replace("{digest}", KEY).replace("{file}", "style.css")
 
 
 def established():
@@ -89,6 +89,9 @@ async def test_every_route_refuses_web_pages(edge):
             "Sec-Fetch-Site: cross-site",
         ):
             answer = await edge.ask(route.method, target(route.path), header)
+            if header.endswith("localhost") and route.path.startswith("/dashboard/"):
+                assert answer.status != 403, route  # the dashboard's own page, which this daemon serves
+                continue
             assert answer.status == 403, (route, header)
             assert "access-control" not in answer.head.lower()
             if route.method != "HEAD":

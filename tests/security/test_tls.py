@@ -270,3 +270,22 @@ async def test_a_handshake_that_stands_still_is_given_up(open_tls, monkeypatch):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
         writer.close()
+
+
+async def test_the_dashboards_cookie_goes_over_tls_only(open_tls, authority, tmp_path):
+    key = add_key(tmp_path, Scope.READ)
+    async with open_tls() as running:
+        context = ssl.create_default_context(cafile=str(authority.ca))
+        reader, writer = await asyncio.open_connection(running.endpoint.host, running.endpoint.port, ssl=context)
+        host = f"{running.endpoint.host}:{running.endpoint.port}"
+        for origin, status in ((f"https://{host}", 201), (f"http://{host}", 403)):
+            lines = (
+                "POST /dashboard/session HTTP/1.1", f"Host: {host}", f"Origin: {origin}",
+                f"Authorization: Bearer {key}", "Content-Length: 0", "", "",
+            )  # fmt: skip
+            writer.write("\r\n".join(lines).encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            await reader.readexactly(int(re.search(r"(?i)content-length: (\d+)", head)[1]))
+            assert head.startswith(f"HTTP/1.1 {status} ")
+            assert ("; Secure" in head) is (status == 201)
+        writer.close()

@@ -129,3 +129,17 @@ def test_quotas_are_by_owner_and_the_rest_is_everybodys():
     assert tenants.memory_quotas().of(c) == Quota()
     assert tenants.share("x").inflight_bytes == limits.INFLIGHT_BYTES_MAX // 2
     assert tenants.share(DEFAULT_TENANT).inflight_bytes == limits.INFLIGHT_BYTES_MAX
+
+
+def test_a_key_that_was_proven_before_is_found_by_its_id_as_long_as_it_holds():
+    hours = made("acme", expires=NOW + timedelta(hours=1))
+    now = [NOW]
+    known = Authenticator(table(hours), token=TOKEN, now=lambda: now[0])
+    assert known.by_key_id(hours.key.key_id).tenant == "acme"
+    assert known.by_key_id("local") is known.local
+    now[0] = NOW + timedelta(hours=1)
+    for unknown in (hours.key.key_id, "0" * 12, ""):
+        with pytest.raises(Unauthenticated):
+            known.by_key_id(unknown)
+    with pytest.raises(Unauthenticated):
+        Authenticator(table(hours)).by_key_id("local")

@@ -1,0 +1,1 @@
+"""The dashboard: one page that the daemon serves, the sessions that open it, and the figures that it shows."""
