@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from ..request import Ability
 from .figures import EngineFigures, LevelFigures
@@ -85,6 +86,12 @@ class Active:
     decoder_free_s: float = 0.0
     step_chunks: int = 0
     """How many chunks the engine computes now, from ``front`` on."""
+    wake_s: float = inf
+    """When the strategy wants to look at the request again, whatever happens; it says so here."""
+    given_up: bool = False
+    """The strategy no longer wants what is being transferred."""
+    probing: bool = False
+    """What is loaded is not for this request: somebody wants to know how fast the link is."""
     connecting: bool = False
     first_load: bool = False
     queued: bool = False
@@ -96,7 +103,12 @@ class Active:
     done_s: float = -1.0
 
     def ask(self, loads: Iterable[Load]) -> None:
-        """From now on load these, in this order, and compute the rest; what is being transferred goes on."""
+        """From now on load these, in this order, and compute the rest; what is being transferred goes on.
+
+        Nothing happens once the request has been used for a probe.
+        """
+        if self.probing:
+            return
         for load in self.loads:
             self.coming[load.chunk] = 0
         kept = [load for load in loads if not self.present[load.chunk] and not self.coming[load.chunk]]
@@ -104,9 +116,19 @@ class Active:
         for load in kept:
             self.coming[load.chunk] = 1
 
+    def probe(self, load: Load) -> None:
+        """Load a chunk to see how long that takes, and compute all the same; for a request that loads nothing."""
+        if not self.loads and self.transfer is None and not self.connecting:
+            self.probing = True
+            self.loads.append(load)
+
     def left_bytes(self, now_s: float) -> float:
         """What is still to come of the load that is being transferred; 0 where none is."""
         return 0.0 if self.transfer is None else self.link.left_bytes(self.transfer, now_s)
+
+    def give_up(self) -> None:
+        """Stop the transfer that is under way; its chunk is computed unless it is asked for again."""
+        self.given_up = self.transfer is not None
 
     def forget(self, chunk: int) -> None:
         """Do not load this chunk, which has not begun to come."""
@@ -114,10 +136,14 @@ class Active:
         self.coming[chunk] = 0
 
     @property
-    def open_tokens(self) -> int:
-        """Tokens that the engine has still to compute, as things stand."""
-        there, coming, tokens = self.present, self.coming, self.tokens
-        return sum(tokens[at] for at in range(self.front, len(tokens)) if not there[at] and not coming[at])
+    def ready_tokens(self) -> int:
+        """Tokens that the engine can compute now: until the first chunk that is to be loaded."""
+        tokens = 0
+        for at in range(self.front + self.step_chunks, len(self.tokens)):
+            if self.coming[at]:
+                break
+            tokens += 0 if self.present[at] else self.tokens[at]
+        return tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +154,8 @@ class Sighting:
     size_bytes: float
     seconds: float
     """since the load before it came or, for the first of a row, since it was asked for"""
+    transfer_s: float
+    """the same without the wait for the first byte"""
 
 
 class Strategy(ABC):
@@ -145,8 +173,14 @@ class Strategy(ABC):
     def computed(self, request: Active, tokens: int, start: int, seconds: float, now_s: float) -> None:  # noqa: B027
         """The engine has computed a run of chunks, in ``seconds``; what to load may be said anew."""
 
+    def stopped(self, request: Active, size_bytes: float, seconds: float, now_s: float) -> None:  # noqa: B027
+        """A transfer was given up, or overtaken by the engine, after so many bytes and seconds."""
+
     def ended(self, request: Active) -> None:  # noqa: B027
         """It has its first token."""
+
+    def wake(self, request: Active, now_s: float) -> None:  # noqa: B027
+        """It is ``request.wake_s``; what to load may be said anew."""
 
     def takes(self, request: Active, chunk: int, now_s: float) -> bool:
         """The engine has got to a chunk that is to be loaded: whether it computes it all the same.

@@ -60,14 +60,14 @@ def _levels(decode_values_per_s: tuple[float, ...], raw_bits: int) -> tuple[Leve
 
 _SMOLLM2: Final = EngineFigures(
     name="smollm2-cpu",
-    # docs/measurements/prefill_smollm2.json (bench/prefill.py): 2 threads, float32.
-    prefill=PrefillCost(token_seconds=2.0e-3, token_context_seconds=4.0e-7, call_seconds=1.0e-2),
+    # docs/measurements/prefill_smollm2.json (bench/prefill.py): one thread, float32.
+    prefill=PrefillCost(token_seconds=2.35e-3, token_context_seconds=1.38e-6, call_seconds=0.103),
     values_per_token=30 * 2 * 3 * 64,
     # docs/measurements/codec_speed.json, avx512, 1 core.
     levels=_levels((0.213e9, 0.153e9, 0.110e9, 0.077e9), raw_bits=32),
     decoding_competes=True,
-    step_tokens=1024,
-    slo_s=2.0,
+    step_tokens=512,
+    slo_s=10.0,
 )
 _LLAMA3: Final = EngineFigures(
     name="llama3-8b-h100",
@@ -78,8 +78,8 @@ _LLAMA3: Final = EngineFigures(
     # 40 Gvalue/s is docs/GPU.md's target for a whole decode on this GPU, not a measurement.
     levels=_levels((4e10, 4e10, 4e10, 4e10), raw_bits=16),
     decoding_competes=True,
-    step_tokens=2048,
-    slo_s=0.5,
+    step_tokens=1024,
+    slo_s=1.0,
 )
 
 ENGINES: Final = MappingProxyType[str, EngineFigures]({figures.name: figures for figures in (_LLAMA3, _SMOLLM2)})

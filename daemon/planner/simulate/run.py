@@ -33,6 +33,7 @@ class _Event(IntEnum):
     LINK = 1
     DECODED = 2
     ENGINE = 3
+    WAKE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,8 @@ class Simulation:
                 self._engine_done(number, now, detail)
             elif kind is _Event.DECODED:
                 self._decoded(number, detail, now)
+            elif kind is _Event.WAKE:
+                self._wake(number, detail, now)
             else:
                 self._connected(number, now)
         lengths = self.workload.prompt_tokens()
@@ -168,8 +171,26 @@ class Simulation:
         self._fetch(request, now_s)
         self._offer(request, now_s)
 
+    def _wake(self, index: int, moment: object, now_s: float) -> None:
+        """The strategy wanted to look at the request now, if it has not changed its mind since."""
+        request = self._active.get(index)
+        if request is None or request.wake_s != moment:
+            return
+        request.wake_s = inf
+        self._strategy.wake(request, now_s)
+        if request.given_up and request.loading is not None:
+            request.coming[request.loading.chunk] = 0
+            self._stop(request, now_s)
+            self._next_load(request, now_s)
+            self._watch(self._link_of(request), now_s)
+        request.given_up = False
+        self._fetch(request, now_s)
+        self._offer(request, now_s)
+
     def _fetch(self, request: Active, now_s: float) -> None:
-        """Begin to load where there is something to load and nothing on its way."""
+        """Begin to load where there is something to load and nothing on its way; set the alarm that was asked for."""
+        if request.wake_s < inf:
+            self._push(max(request.wake_s, now_s), _Event.WAKE, request.index, request.wake_s)
         if request.loads and request.transfer is None and not request.connecting:
             request.connecting = request.first_load = True
             self._push(now_s + self.scene.latency_s, _Event.CONNECTED, request.index)
@@ -199,7 +220,9 @@ class Simulation:
         self._end_transfer(request, transfer, transfer.size_bytes, now_s)
         request.transfer = request.loading = None
         seconds = self.scene.decode_s(request.tokens[load.chunk], load.level)
-        if seconds and self.scene.engine.decoding_competes:
+        if request.probing:
+            pass
+        elif seconds and self.scene.engine.decoding_competes:
             request.decodes.append(load)
             request.decoding += 1
         elif seconds:
@@ -210,10 +233,11 @@ class Simulation:
             self._there(request, load)
         asked_s = transfer.started_s - (self.scene.latency_s if request.first_load else 0.0)
         request.first_load = False
-        sighting = Sighting(load, transfer.size_bytes, now_s - asked_s)
+        sighting = Sighting(load, transfer.size_bytes, now_s - asked_s, now_s - transfer.started_s)
         self._strategy.came(request, sighting, now_s)
         self._next_load(request, now_s)
         self._watch(link_number, now_s)
+        self._fetch(request, now_s)
         self._offer(request, now_s)
 
     def _decoded(self, index: int, load: object, now_s: float) -> None:
@@ -280,8 +304,10 @@ class Simulation:
 
     def _computable(self, request: Active, now_s: float) -> int:
         """How many chunks from the front on the engine can compute in one step now."""
-        if self.scene.ability is Ability.PREFIX_CUT and (
-            request.loads or request.transfer is not None or request.connecting or request.decoding
+        if (
+            self.scene.ability is Ability.PREFIX_CUT
+            and not request.probing
+            and (request.loads or request.transfer is not None or request.connecting or request.decoding)
         ):
             return 0
         front, budget, chunks = request.front, self.scene.engine.step_tokens, 0
@@ -329,12 +355,10 @@ class Simulation:
         for at in range(first, last):
             request.present[at] = 1
             request.coming[at] = 0
-        if request.loading is not None and first <= request.loading.chunk < last and request.transfer is not None:
-            link_number = self._link_of(request)
-            came = self.links[link_number].cancel(request.transfer, now_s)
-            self._end_transfer(request, request.transfer, came, now_s)
+        if request.loading is not None and first <= request.loading.chunk < last and not request.probing:
+            self._stop(request, now_s)
             self._next_load(request, now_s)
-            self._watch(link_number, now_s)
+            self._watch(self._link_of(request), now_s)
         self._advance(request)
         tokens = sum(request.tokens[first:last])
         seconds = self.scene.engine.prefill.call_seconds + sum(request.compute_s[first:last])
@@ -349,10 +373,8 @@ class Simulation:
         index = request.index
         request.done_s = now_s
         if request.transfer is not None:
-            link_number = self._link_of(request)
-            came = self.links[link_number].cancel(request.transfer, now_s)
-            self._end_transfer(request, request.transfer, came, now_s)
-            self._watch(link_number, now_s)
+            self._stop(request, now_s)
+            self._watch(self._link_of(request), now_s)
         self._ttft[index], self._bytes[index] = now_s - request.arrival_s, request.bytes
         self._gpu[index], self._loss[index] = request.gpu_s, request.loss
         self._loaded[index] = request.loaded_tokens
@@ -365,6 +387,15 @@ class Simulation:
 
     def _link_of(self, request: Active) -> int:
         return request.node // self.scene.nodes_per_link
+
+    def _stop(self, request: Active, now_s: float) -> None:
+        """End the transfer that a request has before all of it has come."""
+        transfer = request.transfer
+        assert transfer is not None  # noqa: S101 - the caller knows
+        came = request.link.cancel(transfer, now_s)
+        self._end_transfer(request, transfer, came, now_s)
+        request.transfer = request.loading = None
+        self._strategy.stopped(request, came, now_s - transfer.started_s, now_s)
 
     def _end_transfer(self, request: Active, transfer: Transfer, came_bytes: float, now_s: float) -> None:
         request.bytes += came_bytes

@@ -37,7 +37,7 @@ class _LinkMemory:
 
     def note(self, request: Active, sighting: Sighting) -> None:
         """What the load that has just come had."""
-        self._rates[request.node] = sighting.size_bytes / max(sighting.seconds, 1e-9)
+        self._rates[request.node] = sighting.size_bytes / max(sighting.transfer_s, 1e-9)
 
     def rate(self, request: Active) -> float:
         """Bytes per second."""
