@@ -64,7 +64,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['tokens']:5d} tokens behind {row['context']:5d}: {row['seconds']:.3f} s")
     print(
-        f"a {fitted[0]:.3e}  b {fitted[1]:.3e}  c {fitted[2]:.3e}  off by {errors.mean():.1%}, at most {errors.max():.1%}"
+        f"a {fitted[0]:.3e}  b {fitted[1]:.3e}  c {fitted[2]:.3e}  off {errors.mean():.1%}, at most {errors.max():.1%}"
     )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -85,9 +85,7 @@ class _Settings:
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="llama3-8b-h100", show_default=True)
 @click.option("--ability", type=click.Choice([item.value for item in Ability]), default="any_chunk", show_default=True)
 @click.option("--level", default="standard", show_default=True, help="The coarsest level that may be used.")
-@click.option(
-    "--slo", "slo_s", type=click.FloatRange(1e-3, 3600), help="Seconds to aim at.  [default: the engine's]"
-)
+@click.option("--slo", "slo_s", type=click.FloatRange(1e-3, 3600), help="Seconds to aim at.  [default: the engine's]")
 @click.option("--latency-ms", type=click.FloatRange(0, 10_000), default=1.0, show_default=True)
 @click.option("--nodes", type=click.IntRange(1, limits.SIMULATED_NODES_MAX), help="[default: as many as --load takes]")
 @click.option("--nodes-per-link", type=click.IntRange(1), default=1, show_default=True)

@@ -13,22 +13,23 @@ did there. Given, for a request ``r`` that arrives at ``t0``:
 the last of them is there.
 
 1. The chunks behind the last stored one attend to all of them, so they are computed after ``D``: the first token comes
-   no earlier than ``S`` has given, after ``D``, what they take and one call.
+   no earlier than ``S`` has given, after ``D``, what they take and their calls, of which there are at least as many as
+   their tokens take steps.
 2. ``B(D)`` is at least the sum of the ``j`` smallest sizes.
 3. The engine computes every chunk that is not loaded: all compute less that of the ``j`` dearest stored chunks, at the
-   least, and one call. The first token comes no earlier than ``S`` has given that.
+   least, and the calls for that many tokens. The first token comes no earlier than ``S`` has given that.
 4. Decoding that competes for compute adds its seconds to 3, and the least of any chunk after ``D``'s last byte to 1. A
    decoder beside the engine takes the least of any chunk after the last byte, and all of them after the first.
 5. Levels differ in size and in decoding. Whatever is mixed, the means per token lie in the convex hull of the levels',
    so not below some corner under the hull's lower edge (:func:`_corners`). Sizes and seconds in 2 and 4 are a corner's.
 
-The bound is the least over ``j`` and corners, and for ``j = 0`` when ``S`` has given all compute and a call. Racing a
+The bound is the least over ``j`` and corners, and for ``j = 0`` when ``S`` has given all compute and calls. Racing a
 chunk changes nothing: in the end each chunk was loaded or was computed.
 
 **Prefix cut.** The same with the first ``j`` stored chunks that follow each other from the front, exactly: nothing is
 computed before all of them are there.
 
-The bound is attained, but for the length of a step and further calls, where no later request holds the engine: load
+The bound is attained, but for the length of a step and single calls, where no later request holds the engine: load
 from the back at the smallest size, compute from the front, and stop where the best ``j`` says.
 """
 
@@ -36,7 +37,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..request import Ability
 from .active import Scene
@@ -170,7 +171,7 @@ class _Optimum:
         arrival = float(self._workload.arrivals_s[request])
         end = arrival + float(self._ttft[request]) * (1.0 + _ROUNDING) + _ROUNDING
         given = self._given(request, arrival, end)
-        whole = float(compute.sum()) + self._call
+        whole = float(compute.sum() + self._calls(tokens, tokens.sum()))
         choices = _Choices(given.first(np.array([whole])), np.array([whole]), np.zeros(1), np.zeros(1))
         if len(hits):
             came = self._bytes(request, arrival, end)
@@ -188,8 +189,10 @@ class _Optimum:
         """By the number of chunks loaded, from 1, at each mix of levels."""
         loaded = np.cumsum(np.sort(tokens[hits])).astype(np.float64)
         dearest = np.cumsum(np.sort(compute[hits])[::-1])
-        behind = float(compute[hits[-1] + 1 :].sum()) + self._call
-        computed = float(compute.sum()) + self._call - dearest
+        longest = np.cumsum(np.sort(tokens[hits])[::-1])
+        after_hits = slice(hits[-1] + 1, None)
+        behind = float(compute[after_hits].sum() + self._calls(tokens, tokens[after_hits].sum()))
+        computed = float(compute.sum()) - dearest + self._calls(tokens, tokens.sum() - longest)
         last = float(tokens[hits].min()) * self._decode_min
         sizes, decoding = np.outer(self._mixes[:, 0], loaded), np.outer(self._mixes[:, 1], loaded)
         came = bytes_.first(sizes)
@@ -207,9 +210,8 @@ class _Optimum:
     ) -> "_Choices":
         """The same where the chunks loaded are the first ones, and nothing is computed before they are there."""
         loaded = np.cumsum(tokens[hits]).astype(np.float64)
-        rest = np.broadcast_to(
-            float(compute.sum()) + self._call - np.cumsum(compute[hits]), (len(self._mixes), len(hits))
-        )
+        rest = float(compute.sum()) - np.cumsum(compute[hits]) + self._calls(tokens, tokens.sum() - loaded)
+        rest = np.broadcast_to(rest, (len(self._mixes), len(hits)))
         last = tokens[hits] * self._decode_min
         sizes, decoding = np.outer(self._mixes[:, 0], loaded), np.outer(self._mixes[:, 1], loaded)
         came = bytes_.first(sizes)
@@ -221,6 +223,11 @@ class _Optimum:
             after = np.maximum(given.at(came + last), given.at(bytes_.moments_s[0] + decoding)) + rest
         ends = np.where(np.isinf(came), np.inf, given.first(after))
         return _Choices(ends.ravel(), work.ravel(), np.tile(loaded, len(self._mixes)), sizes.ravel())
+
+    def _calls(self, tokens: NDArray[np.int64], computed: ArrayLike) -> Floats:
+        """Seconds for the calls that computing so many of a request's tokens takes at the least."""
+        most = max(self._scene.engine.step_tokens, int(tokens.max()))  # a chunk is never cut
+        return np.asarray(np.ceil(np.asarray(computed) / most) * self._call)
 
     def _bytes(self, request: int, arrival: float, end: float) -> _Curve:
         """``B``, from the arrival to the first token."""

@@ -24,7 +24,7 @@ ENGINE = EngineFigures(
 
 @pytest.fixture(scope="session")
 def engine():
-    """1 ms a token, 1 us per token of context, 10 ms a call; 100 bytes a token coarse, 400 raw; 0.1 ms to decode one."""
+    """1 ms a token, 1 us per token of context, 10 ms a call; 100 bytes a token coarse and 0.1 ms to decode, 400 raw."""
     return ENGINE
 
 
@@ -32,7 +32,9 @@ def engine():
 def scene():
     """Makes a scene of one engine, or of what is asked for."""
 
-    def make(ability=Ability.ANY_CHUNK, *, levels=(COARSE, RAW), competes=False, nodes=1, nodes_per_link=1, latency_s=0.05):
+    def make(
+        ability=Ability.ANY_CHUNK, *, levels=(COARSE, RAW), competes=False, nodes=1, nodes_per_link=1, latency_s=0.05
+    ):
         figures = replace(ENGINE, levels=levels, decoding_competes=competes)
         return Scene(figures, levels, ability, nodes, nodes_per_link, latency_s)
 

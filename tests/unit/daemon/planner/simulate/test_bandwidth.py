@@ -63,7 +63,9 @@ def test_recorded_rows_hold_until_the_next():
     assert bandwidth.cycle_s == 4.0
 
 
-@pytest.mark.parametrize("rows", [["1,2"], ["0,1", "x,2"], ["0,1", "1"], ["1,5", "0,5"], ["0,-1", "1,2"], ["0,0", "1,0"]])
+@pytest.mark.parametrize(
+    "rows", [["1,2"], ["0,1", "x,2"], ["0,1", "1"], ["1,5", "0,5"], ["0,-1", "1,2"], ["0,0", "1,0"]]
+)
 def test_bad_recordings_are_refused_with_what_is_wrong(rows):
     with pytest.raises(InvalidData):
         recorded(rows)
@@ -74,7 +76,9 @@ def test_links_are_named_in_bits_per_second():
     assert parse_link("step:8Mb,8kb,2", 0).delivered(4.0) == pytest.approx(2e6 + 2e3)
 
 
-@pytest.mark.parametrize("text", ["", "constant", "constant:10", "step:1Gb,2Gb", "lte:x", "constant:0Gb", "saw:1Gb,2Gb,-1", "nanGb"])
+@pytest.mark.parametrize(
+    "text", ["", "constant", "constant:10", "step:1Gb,2Gb", "lte:x", "constant:0Gb", "saw:1Gb,2Gb,-1", "nanGb"]
+)
 def test_unknown_links_are_refused(text):
     with pytest.raises(ConfigError):
         parse_link(text, 0)

@@ -14,7 +14,7 @@ from kvloom.daemon.planner.simulate.strategies import AlwaysLoad, AlwaysRecomput
 
 
 class Whim(Strategy):
-    """Loads anything at any level in any order, thinks again whenever it may, and computes what is on its way or not."""
+    """Loads anything at any level in any order, thinks again whenever it may, computes what is on its way or not."""
 
     name = "whim"
 
@@ -60,7 +60,9 @@ def test_nobody_undercuts_the_optimum(scene, simulation, pieces, ability, compet
     edges = np.concatenate(([0.0], np.cumsum([length for length, _ in pieces])))
     stage = scene(ability, competes=competes, nodes=nodes, nodes_per_link=nodes_per_link)
     kind = Synthetic(25, per_second=pace, prefixes=2, prefix_chunks=3, again=0.6, chunk_tokens=60)
-    run = simulation(synthetic(kind, seed), stage, Whim(seed, ability, 2), Bandwidth(edges, [rate for _, rate in pieces]))
+    run = simulation(
+        synthetic(kind, seed), stage, Whim(seed, ability, 2), Bandwidth(edges, [rate for _, rate in pieces])
+    )
     result = run.run()
     bound = optimum(run, result.ttft_s)
     assert np.all(np.isfinite(bound.ttft_s))
@@ -69,7 +71,9 @@ def test_nobody_undercuts_the_optimum(scene, simulation, pieces, ability, compet
 
 
 @pytest.mark.parametrize("ability", list(Ability))
-@pytest.mark.parametrize("make", [lambda _: AlwaysRecompute(), lambda _: AlwaysLoad("level", 0), lambda s: CacheGen(s, 1e5)])
+@pytest.mark.parametrize(
+    "make", [lambda _: AlwaysRecompute(), lambda _: AlwaysLoad("level", 0), lambda s: CacheGen(s, 1e5)]
+)
 def test_no_baseline_undercuts_it_under_load(make, ability, scene, simulation):
     stage = scene(ability, nodes=2, nodes_per_link=2)
     workload = synthetic(Synthetic(400, per_second=3.0, chunk_tokens=60), 3)
@@ -91,7 +95,7 @@ def one(last=50):
     ("rate", "loaded", "ttft"),
     [
         (1e7, 300, 0.05 + 3 * 0.001 + 0.06625 + 0.01),  # loading is much faster
-        (1e3, 0, 0.105 + 0.115 + 0.125 + 0.06625 + 0.01),  # and much slower than computing
+        (1e3, 0, 0.105 + 0.115 + 0.125 + 0.06625 + 0.02),  # and much slower than computing, in two calls
         (2e5, 200, 0.05 + 2 * 0.05 + 0.06625 + 0.01),  # the first is computed until 0.115, two come until 0.15
     ],
 )

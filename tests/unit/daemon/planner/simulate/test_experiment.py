@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from kvloom.daemon.planner.request import Ability
-from kvloom.daemon.planner.simulate import BASELINES, ClassRow, Experiment, Row, Synthetic, goals, synthetic, utilisation
+from kvloom.daemon.planner.simulate import (
+    BASELINES,
+    ClassRow,
+    Experiment,
+    Row,
+    Synthetic,
+    goals,
+    synthetic,
+    utilisation,
+)
 from kvloom.daemon.planner.simulate.bandwidth import constant, step
 from kvloom.errors import ConfigError
 

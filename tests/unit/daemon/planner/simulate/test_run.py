@@ -42,7 +42,9 @@ def ttft(simulation):
 
 @pytest.mark.parametrize("ability", list(Ability))
 def test_computing_everything_takes_its_prefill_and_its_calls(ability, one, scene, simulation):
-    assert ttft(simulation(one, scene(ability), AlwaysRecompute(), constant(RATE))) == pytest.approx([sum(COMPUTE) + 0.02])
+    assert ttft(simulation(one, scene(ability), AlwaysRecompute(), constant(RATE))) == pytest.approx(
+        [sum(COMPUTE) + 0.02]
+    )
 
 
 @pytest.mark.parametrize("ability", list(Ability))
@@ -150,7 +152,12 @@ def test_a_full_store_gives_up_what_its_policy_says(scene):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda scene: AlwaysLoad("level", 0), lambda scene: CacheGen(scene, RATE), lambda scene: Bidirectional(scene, RATE)]
+    "make",
+    [
+        lambda scene: AlwaysLoad("level", 0),
+        lambda scene: CacheGen(scene, RATE),
+        lambda scene: Bidirectional(scene, RATE),
+    ],
 )
 def test_the_same_seed_gives_the_same_times_to_the_last_bit(make, scene, simulation):
     stage = scene(nodes=3, nodes_per_link=2)

@@ -29,7 +29,11 @@ def test_mooncake_rows_come_in_the_order_of_their_arrival_and_share_blocks():
 
 
 def test_azure_rows_share_nothing():
-    rows = ["TIMESTAMP,ContextTokens,GeneratedTokens", "2023-11-16 18:17:03.9799600,600,1", "2023-11-16 18:17:04.9799600,600,1"]
+    rows = [
+        "TIMESTAMP,ContextTokens,GeneratedTokens",
+        "2023-11-16 18:17:03.9799600,600,1",
+        "2023-11-16 18:17:04.9799600,600,1",
+    ]
     found = azure("a", rows)
     assert found.arrivals_s.tolist() == pytest.approx([0.0, 1.0])
     assert found.prompt_tokens().tolist() == [600, 600]
