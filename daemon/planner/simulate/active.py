@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from ..request import Ability
@@ -75,11 +75,12 @@ class Active:
     """[chunks], whether it is to be loaded, and is not there yet"""
     front: int = 0
     """The first chunk that the engine does not have."""
-    loads: deque[Load] = None  # type: ignore[assignment]  # set on creation
+    loads: deque[Load] = field(default_factory=deque)
+    """What is to be transferred next, in this order."""
     transfer: Transfer | None = None
     loading: Load | None = None
     """What is being transferred."""
-    decodes: deque[Load] = None  # type: ignore[assignment]
+    decodes: deque[Load] = field(default_factory=deque)
     """What waits for the engine to decode it."""
     decoding: int = 0
     """Chunks that have come and are not decoded."""

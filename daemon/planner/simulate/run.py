@@ -7,7 +7,6 @@ Each request has one transfer at a time on its node's link, and the transfers on
 computed is stored when its first token is there; storing uses the other direction of the link and costs nothing here.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -158,8 +157,6 @@ class Simulation:
             hits,
             bytearray(len(blocks)),
             bytearray(len(blocks)),
-            loads=deque(),
-            decodes=deque(),
         )
         self._hit[index] = sum(tokens[at] for at in hits)
         if self.log is not None:
