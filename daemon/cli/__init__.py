@@ -36,6 +36,7 @@ VERBS = (
     Verb("rm", "Forget chunks."),
     Verb("calibrate", "Learn a codec profile for a model from text."),
     Verb("bench", "Measure your daemon and its disk."),
+    Verb("simulate", "Compare loading, recomputing and planning on traces and links."),
     Verb("scrub", "Have the daemon verify all it has on disk, now."),
     Verb("fsck", "Check the chunks on disk, without a daemon."),
     Verb("completion", "Print the completion script of a shell."),
