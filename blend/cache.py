@@ -199,6 +199,15 @@ class ProbeInterrupt(Exception):
     """Raised by a probing cache once a layer has handed over its keys and values: not an error, the layer may end."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where a layer's next rows go."""
+
+    places: Tensor
+    total: int
+    keep_replaced: bool
+
+
 class BlendCache(KvCache):
     """A :class:`KvCache` in which the executor may direct what a layer writes to scattered places.
 
@@ -208,13 +217,25 @@ class BlendCache(KvCache):
 
     def __init__(self, layout: Layout, capacity: int, device: torch.device | str = "cpu") -> None:
         super().__init__(layout, capacity, device)
-        self._places: dict[int, tuple[Tensor, int]] = {}
+        self._places: dict[int, _Placement] = {}
+        self._replaced: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self._probed: tuple[Tensor, Tensor] | None = None
         self._probing = False
 
-    def place(self, layer: int, places: Tensor, total: int) -> None:
-        """Send the next update of ``layer`` to ``places`` ``[n]`` and let it attend to the first ``total`` tokens."""
-        self._places[layer] = (places, total)
+    def place(self, layer: int, places: Tensor, total: int, *, keep_replaced: bool = False) -> None:
+        """Send the next update of ``layer`` to ``places`` ``[n]`` and let it attend to the first ``total`` tokens.
+
+        With ``keep_replaced`` what stood there is handed out by :meth:`end_replaced`.
+        """
+        self._places[layer] = _Placement(places, total, keep_replaced)
+
+    def end_replaced(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Stored keys and values, then fresh ones, each ``[kv_heads, n, head_dim]``, of the last update that kept them.
+
+        None if there was none since the last call.
+        """
+        replaced, self._replaced = self._replaced, None
+        return replaced
 
     def begin_probe(self) -> None:
         """Make the next update keep what it is given and raise :class:`ProbeInterrupt`."""
@@ -235,4 +256,8 @@ class BlendCache(KvCache):
         directed = self._places.pop(layer_idx, None)
         if directed is None:
             return self.kv_layers[layer_idx].update(key_states, value_states)
-        return self.kv_layers[layer_idx].scatter(key_states, value_states, directed[0], directed[1])
+        kv = self.kv_layers[layer_idx]
+        if directed.keep_replaced:
+            stored = (kv.keys[0].index_select(1, directed.places), kv.values[0].index_select(1, directed.places))
+            self._replaced = (*stored, key_states[0], value_states[0])
+        return kv.scatter(key_states, value_states, directed.places, directed.total)

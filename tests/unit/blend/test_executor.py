@@ -143,18 +143,20 @@ def test_selective_recompute_is_what_the_oracle_computes(any_model, tokens, pref
     @dataclass(frozen=True, slots=True)
     class Watched(KvDeviation):
         def scores(self, candidates):
-            scores = KvDeviation.scores(self, candidates)
-            seen.append(scores.argsort(descending=True, stable=True))
-            return scores
+            seen.append(KvDeviation.scores(self, candidates))
+            return seen[-1]
 
     rule = Watched(ratio=0.3, shrink=shrink)
     blended = Blender(any_model, layout).blend(request, rule)
     stored = [p for chunk in request.chunks if chunk.start >= prefix_tokens for p in range(chunk.start, chunk.stop)]
     fresh = set(range(prefix_tokens, TOTAL)) - set(stored)
-    computed = [set(range(prefix_tokens, TOTAL))] * 2
+    computed, left = [set(range(prefix_tokens, TOTAL))] * 2, stored
+    assert len(seen) == (2 if shrink else 1), "the last layer's tokens are chosen by what layer 2 made of its own"
     for layer in (2, 3):
-        chosen = round(rule.share(layer, 4) * len(stored))
-        computed.append(fresh | {stored[row] for row in seen[0][:chosen].tolist()})
+        order = seen[min(layer - 2, len(seen) - 1)].argsort(descending=True, stable=True)
+        among = stored if len(order) == len(stored) else left
+        left = sorted(among[row] for row in order.tolist()[: round(rule.share(layer, 4) * len(stored))])
+        computed.append(fresh | set(left))
     logits, cache = oracle(any_model, layout, tokens, request, computed)
     assert divergence(logits, blended.logits) <= 1e-6
     for layer, (mine, theirs) in enumerate(zip(blended.cache.kv_layers, cache.layers, strict=True)):

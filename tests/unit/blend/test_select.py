@@ -72,7 +72,9 @@ def test_every_rule_is_found_by_name():
     for name, rule in RULES.items():
         assert isinstance(selection_rule(name), rule)
         assert selection_rule(name, 0.25).ratio == 0.25
-    with pytest.raises(InvalidRequest, match=r"rule 'nope' is unknown; rules are deviation, first, all, none"):
+    with pytest.raises(
+        InvalidRequest, match=r"rule 'nope' is unknown; rules are default, cacheblend, cache-craft, epic, naive, full"
+    ):
         selection_rule("nope")
 
 
