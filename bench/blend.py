@@ -17,6 +17,7 @@ files can be summed up with ``--sum``. ``--only`` takes strategy names.
 import argparse
 import json
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -35,10 +36,8 @@ def measure(
     """Run the cases that are not in the shard yet; what is measured is added to it and to ``found``."""
     subject = Subject(model, dataset)
     todo = [item for item in strategies(arguments.ratios) if not arguments.only or item.name in arguments.only]
-    first, last = arguments.first, arguments.first + arguments.questions
-    for case in cases_of(arguments.data, dataset, subject.cut):
-        if not first <= case.index < last:
-            continue
+    cases = cases_of(arguments.data, dataset, subject.cut)
+    for case in islice(cases, arguments.first, arguments.first + arguments.questions):
         asked = Asked(subject, case)
 
         def is_done(strategy: str, ratio: float, index: int = case.index) -> bool:

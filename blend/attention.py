@@ -55,10 +55,10 @@ def attention_logits(query: Tensor, key: Tensor, how: Mapping[str, Any], rows: s
     wanted = query[0, :, rows].float() * (dim**-0.5 if scale is None else scale)
     count = wanted.shape[1]
     grouped = wanted.reshape(kv_heads, heads // kv_heads * count, dim)
-    logits = (grouped @ key[0].float().transpose(1, 2)).view(heads, count, keys)
+    logits: Tensor = (grouped @ key[0].float().transpose(1, 2)).view(heads, count, keys)
     mask = how.get("attn_mask")
     if mask is not None:
-        seen = mask[0].expand(-1, queries, keys)[:, rows]
+        seen: Tensor = mask[0].expand(-1, queries, keys)[:, rows]
         return logits.masked_fill_(~seen, float("-inf")) if seen.dtype == torch.bool else logits + seen
     if how.get("is_causal") and queries > 1:
         places = torch.arange(queries, device=key.device)[rows, None]

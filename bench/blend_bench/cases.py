@@ -1,6 +1,5 @@
 """Questions over documents, cut to 4 to 10 chunks of at most 128 to 320 tokens, from the folder of data sets."""
 
-import ast
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ DATASETS = ("musique", "hotpot", "multi_news")
 NEWS = "multi_news"
 SHAPES = ((4, 320), (8, 160), (5, 256), (10, 128), (6, 208))
 """Chunks and their greatest length in tokens, one shape per question in turn; about 1,280 tokens in all."""
+CHUNKS_MIN = 4
+"""News with less text are passed over."""
 _BEFORE_ANSWER_CHARACTERS = 250
 Cutter = Callable[[str, int], str]
 """The first so many tokens of a text, as text."""
@@ -72,11 +73,15 @@ def _news(path: Path, cut: Cutter) -> Iterator[Case]:
     for index, line in enumerate(path.read_text().splitlines()):
         item = json.loads(line)
         count, tokens = SHAPES[index % len(SHAPES)]
+        passages = re.split(r"Passage \d+:\n", item["context"].replace("NEWLINE_CHAR", "\n"))[1:]
         pieces: list[str] = []
-        for passage in re.split(r"Passage \d+:\n", item["context"].replace("NEWLINE_CHAR", "\n")):
+        for number, passage in enumerate(passages):
             rest = re.sub(r"\s+", " ", passage).strip()
-            while rest and len(pieces) < count:
+            # What the passages before this one left over is shared out among those to come.
+            room = -(-(count - len(pieces)) // (len(passages) - number))
+            while rest and room:
                 pieces.append(cut(rest, tokens))
-                rest = rest[len(pieces[-1]) :].strip()
-        documents = tuple(Document(piece, f"Part {n + 1}") for n, piece in enumerate(pieces))
-        yield Case(index, "What is the news in these parts?", documents, tuple(ast.literal_eval(item["answers"])), 32)
+                rest, room = rest[len(pieces[-1]) :].strip(), room - 1
+        if len(pieces) >= CHUNKS_MIN:
+            documents = tuple(Document(piece, f"Part {n + 1}") for n, piece in enumerate(pieces))
+            yield Case(index, "What is the news in these parts?", documents, tuple(item["answers"]), 32)

@@ -97,19 +97,26 @@ def _interval(samples: NDArray[Any]) -> tuple[float, float]:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the table, one block per model and data set."""
+    """Print the rows as Markdown, one table per model and data set."""
     for model, dataset in dict.fromkeys((row.model, row.dataset) for row in rows):
         block = [row for row in rows if (row.model, row.dataset) == (model, dataset)]
-        print(f"\n{dataset}, {model}, n={block[0].n}")
+        print(f"\n{dataset}, {model}, {block[0].n} questions\n")
         print(
-            "strategy            ratio  cost  KL [95 %]                gap closed [95 %]   first answer  score sooner"
+            "| strategy | ratio | cost | KL [95 %] | gap closed [95 %] | first token | answer | score [95 %] | sooner |"
         )
+        print("|---|---|---|---|---|---|---|---|---|")
         for row in block:
+            kl, gap, points = (
+                f"{value:{form}} [{low:{form}}, {high:{form}}]"
+                for value, (low, high), form in (
+                    (row.kl, row.kl_ci95, ".4f"),
+                    (100 * row.gap_closed, [100 * end for end in row.gap_closed_ci95], ".0f"),
+                    (row.score, row.score_ci95, ".3f"),
+                )
+            )
             print(
-                f"{row.strategy:19s} {row.ratio:5.2f} {row.token_layer_cost:5.3f} {row.kl:7.4f} "
-                f"[{row.kl_ci95[0]:.4f}, {row.kl_ci95[1]:.4f}] {row.gap_closed:7.3f} "
-                f"[{row.gap_closed_ci95[0]:6.3f}, {row.gap_closed_ci95[1]:6.3f}] {row.first_token_agreement:6.2f} "
-                f"{row.answer_agreement:7.3f} {row.score:6.3f} {row.ttft_ratio:6.2f}x"
+                f"| {row.strategy} | {row.ratio:.2f} | {row.token_layer_cost:.3f} | {kl} | {gap} % | "
+                f"{row.first_token_agreement:.0%} | {row.answer_agreement:.0%} | {points} | {row.ttft_ratio:.1f}× |"
             )
 
 

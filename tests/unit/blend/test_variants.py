@@ -1,5 +1,7 @@
 """Variants: what is recorded is the model's own attention, and the one that fits a prompt best is found."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ def test_what_is_recorded_is_what_the_model_attends_to(any_model, tokens):
         assert item.before == ("a", "b", "c")[:number]
         assert (item.first_position, item.tokens) == (start, stop - start)
         np.testing.assert_allclose(item.own, weights[start:stop, start:stop].sum(axis=1), atol=1e-5)
-        for place, (first, last) in enumerate(zip(STARTS, STARTS[1:], strict=False)):
+        for place, (first, last) in enumerate(pairwise(STARTS)):
             if place < number:
                 np.testing.assert_allclose(item.leaned[place], weights[start:stop, first:last].sum(axis=1), atol=1e-5)
         keys, values = extract(cache, start, stop)
