@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kvloom.daemon.figure import figure_saved_to
+
 from .shards import Measured
 
 __all__ = ["Row", "plot", "rows_of", "show"]
@@ -121,35 +123,35 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw KL over token-layer cost to ``path`` (``.svg`` or ``.png``), a panel per model and data set."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SystemExit("matplotlib is not installed: pip install 'kvloom[plot]'") from error
-    mpl.rcParams["svg.hashsalt"] = "kvloom"
+    """Draw KL over token-layer cost, a panel per model and data set. Raises what :func:`figure_saved_to` raises."""
     panels = list(dict.fromkeys((row.model, row.dataset) for row in rows))
-    figure = Figure(figsize=(1.2 + 3.6 * len(panels), 4.4), layout="constrained")
-    names = [name for name in dict.fromkeys(row.strategy for row in rows) if name not in {FULL, "all"}]
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        block = [row for row in rows if (row.model, row.dataset) == panel]
-        for number, name in enumerate(names):
-            line = sorted((row for row in block if row.strategy == name), key=lambda row: row.token_layer_cost)
-            axes.errorbar(
-                [row.token_layer_cost for row in line],
-                [row.kl for row in line],
-                yerr=np.abs(np.array([[row.kl - row.kl_ci95[0], row.kl_ci95[1] - row.kl] for row in line]).T),
-                label=name,
-                color=f"C{number}",
-                marker="o" if name == "default" else "s",
-                linewidth=2.4 if name == "default" else 1.1,
-                elinewidth=0.6,
-            )
-        axes.set_yscale("log")
-        axes.set_title(f"{panel[1]}, {panel[0]}, n={block[0].n}", fontsize=10)
-        axes.set_xlabel("token-layers computed, of full prefill's")
-        axes.grid(which="both", alpha=0.2)
-    figure.axes[0].set_ylabel("KL from full prefill, nats")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8.5, frameon=False)
-    figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
+    names = [name for name in dict.fromkeys(row.strategy for row in rows) if name != FULL]
+    with figure_saved_to(path, width_in=1.2 + 3.6 * len(panels), height_in=4.6) as figure:
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            block = [row for row in rows if (row.model, row.dataset) == panel]
+            for number, name in enumerate(names):
+                _draw(axes, [row for row in block if row.strategy == name], name, f"C{number}")
+            axes.set_yscale("log")
+            axes.set_title(f"{panel[1]}, {panel[0]}, {block[0].n} questions", fontsize=10)
+            axes.set_xlabel("token-layers computed, of full prefill's")
+            axes.grid(which="both", alpha=0.2)
+        figure.axes[0].set_ylabel("KL from full prefill, nats")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8.5, frameon=False)
+
+
+def _draw(axes: Any, rows: Sequence[Row], name: str, colour: str) -> None:
+    line = sorted(rows, key=lambda row: row.token_layer_cost)
+    around = np.array([[row.kl - row.kl_ci95[0], row.kl_ci95[1] - row.kl] for row in line])
+    ours = name == "default"
+    axes.errorbar(
+        [row.token_layer_cost for row in line],
+        [row.kl for row in line],
+        yerr=around.T.clip(min=0.0),
+        label=name,
+        color=colour,
+        marker="o" if ours else "s",
+        markersize=4.5,
+        linewidth=2.4 if ours else 1.1,
+        elinewidth=0.6,
+    )
