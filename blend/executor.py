@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..codec.layout import Layout
 from ..errors import InvalidRequest, LayoutMismatch, UnsupportedModel
 from .attention import AttentionReader
-from .cache import BlendCache, ProbeInterrupt
+from .cache import BlendCache, ProbeInterrupt, Replaced
+from .carry import CarryOver
 from .choose import Chooser
 from .decoder import decoder_layers
 from .narrow import Narrower
@@ -135,8 +136,19 @@ class Blender:
             Realigner(self.layout),
             self._clock,
             seconds,
+            self._carry(request, rule, candidates),
             filled=attention is not None,
         )
+
+    def _carry(self, request: BlendRequest, rule: SelectionRule, candidates: Candidates) -> CarryOver | None:
+        samples = rule.samples(candidates)
+        if samples is None:
+            return None
+        chunk = torch.from_numpy(request.owners()).to(samples.device)
+        teaches = torch.zeros_like(chunk, dtype=torch.bool)
+        teaches[chunk >= 0] = samples
+        before = (request.prefix_tokens, 0)
+        return CarryOver(self.layout, nn.functional.pad(chunk, before, value=-1), nn.functional.pad(teaches, before))
 
 
 @dataclass(slots=True)
@@ -159,10 +171,12 @@ class _Run:
     realigner: Realigner
     clock: Clock
     seconds: _Seconds
+    carry: CarryOver | None
     filled: bool
     layer_tokens: list[int] = field(default_factory=list)
     probed_tokens: int = 0
     _narrower: Narrower | None = None
+    _replaced: Replaced | None = None
 
     @property
     def computed(self) -> int:
@@ -175,14 +189,20 @@ class _Run:
         return self.computed - self.chooser.candidates.count
 
     def watch(self) -> Tensor:
-        """Run the model; the attention ``[layers, candidates]`` that the tokens after the last chunk pay."""
+        """Run the model; the attention ``[layers, candidates]`` that the tokens after the last chunk pay.
+
+        It is weighted by the length of the values: what is attended to and carries nothing (a sink) adds nothing.
+        """
         prefix, total = self.request.prefix_tokens, self.request.token_ids.size
         asking = total - self.request.chunks[-1].stop
         paid = torch.zeros(len(self.layers), self.chooser.stored.numel(), device=self.chooser.stored.device)
 
-        def receive(layer: int, _: slice, weights: Tensor) -> None:
+        def receive(layer: int, rows: slice, weights: Tensor) -> None:
             heads = weights.shape[0]
             paid[layer] += weights[:, :, prefix:].sum(dim=(0, 1))[self.chooser.stored] / (heads * asking)
+            if rows.stop == asking:
+                values = self.cache.kv_layers[layer].values[0, :, prefix:].index_select(1, self.chooser.stored)
+                paid[layer] *= values.to(torch.float32).norm(dim=-1).mean(dim=0)
 
         with AttentionReader(receive, total, asking, alone=self.fresh == 1) as reader:
             self.forward()
@@ -243,9 +263,8 @@ class _Run:
         if narrower is None or rows.numel() != narrower.count:
             before = None if narrower is None else narrower.rows
             narrower = self._narrower = Narrower(rows, self.computed, self.request.prefix_tokens, before)
-        # The deciding layer's fresh rows are in the cache since the probe: what they replaced is gone.
-        keep = chooser.rule.gradual and index > deciding
-        self.cache.place(index, narrower.places, self.request.token_ids.size, keep_replaced=keep)
+        total = self.request.token_ids.size
+        self.cache.place(index, narrower.places, total, on_replaced=self._on_replaced(index, narrower.places))
         self.layer_tokens.append(narrower.count)
         return narrower.narrow(args, kwargs)
 
@@ -265,14 +284,31 @@ class _Run:
         self.chooser.decide(kv)
         self.seconds.select += self.clock() - started
 
+    def _on_replaced(self, index: int, places: Tensor) -> Callable[[Replaced], None] | None:
+        rule, carry = self.chooser.rule, self.carry
+        # The deciding layer's fresh rows are in the cache since the probe: what they replaced is gone.
+        if index == rule.decision_layer > 0 or not (rule.gradual or carry):
+            return None
+
+        def on_replaced(replaced: Replaced) -> None:
+            started = self.clock()
+            if rule.gradual:
+                self._replaced = replaced
+            if carry is not None:
+                carry.apply(index, self.cache.kv_layers[index], places, replaced)
+            self.seconds.select += self.clock() - started
+
+        return on_replaced
+
     def _choose_again(self) -> None:
         """Let the rule see what the layer before made of the tokens it computed."""
-        replaced, narrower = self.cache.end_replaced(), self._narrower
+        replaced, narrower = self._replaced, self._narrower
         if replaced is None or narrower is None:
             return
         started = self.clock()
         rows = torch.searchsorted(narrower.rows, self.chooser.chosen)
-        self.chooser.rescore(StoredAndFresh(*(item.index_select(1, rows) for item in replaced)))
+        kept = (replaced.stored_keys, replaced.stored_values, replaced.fresh_keys, replaced.fresh_values)
+        self.chooser.rescore(StoredAndFresh(*(item.index_select(1, rows) for item in kept)))
         self.seconds.select += self.clock() - started
 
     def _probe(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StoredAndFresh:

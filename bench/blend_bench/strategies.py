@@ -70,7 +70,7 @@ def strategies(ratios: Sequence[float]) -> list[Strategy]:
             Strategy("cacheblend-gradual", STANDALONE, KvDeviation(ratio, shrink=0.3)),
             Strategy("epic", STANDALONE, FirstTokens(ratio)),
             Strategy("cache-craft", VARIANTS, RecordedNeed(ratio)),
-            Strategy("query", STANDALONE, QueryAttention(ratio, first=0)),
+            Strategy("query", STANDALONE, QueryAttention(ratio, 0, 0.0, carry=False)),
         ]
     return found
 

@@ -29,7 +29,8 @@ class Candidates:
     """The stored tokens of a prompt, in order. ``chunk`` and ``offset`` ``[candidates]`` say whose and which they are.
 
     ``kv`` is None for a rule whose ``decision_layer`` is 0: it decides before anything is computed. ``attention``
-    ``[layers, candidates]`` is there for a rule that :attr:`~SelectionRule.reads_attention`. ``recorded``
+    ``[layers, candidates]`` is there for a rule that :attr:`~SelectionRule.reads_attention`: what the question pays to
+    each token, mean over its tokens and all heads, times the mean length of the token's values. ``recorded``
     ``[candidates]`` is :attr:`~kvloom.blend.request.PlacedChunk.need`, None where a chunk came without.
     """
 
@@ -57,6 +58,7 @@ class SelectionRule(ABC):
     token too, and from there on only the chosen ones go on. A token that a layer left out stays out in those after it.
     With ``reads_attention`` the prompt's last fresh tokens are run once over the KV as stored, for the attention that
     they pay. With :attr:`gradual` the rule is asked again after every layer, about the tokens which that one computed.
+    What :meth:`samples` learn moves the stored tokens that are not computed (:mod:`kvloom.blend.carry`).
     """
 
     ratio: float = 0.0
@@ -82,3 +84,10 @@ class SelectionRule(ABC):
 
         Where the need differs by layer, ``[layers, candidates]``.
         """
+
+    def samples(self, candidates: Candidates) -> Tensor | None:
+        """Which candidates stand for the others of their chunk, bool ``[candidates]``; None to carry nothing over.
+
+        Those that a layer does not compute teach nothing there.
+        """
+        return None

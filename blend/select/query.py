@@ -1,12 +1,12 @@
-"""Choose the tokens that the question attends to, and the beginnings of chunks."""
+"""Choose the tokens that the question attends to, the sinks of every chunk, and a sample of the rest."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from ...errors import InvalidRequest
 from .base import Candidates, SelectionRule
 
 __all__ = ["QueryAttention"]
@@ -14,42 +14,44 @@ __all__ = ["QueryAttention"]
 
 @dataclass(frozen=True, slots=True)
 class QueryAttention(SelectionRule):
-    """Exploration."""
+    """The tokens that the question pays most attention to over all layers; the default (``docs/adr/0017``).
 
-    ratio: float = 0.1
-    first: int = 4
-    pool: int = 1
-    per_layer: str = "sum"  # sum | norm | max | suffix | suffixmax
-    shrink: float = 0.0
-    skip: int = 0
-    last: float = 1.0
+    Before all others come the ``sinks`` first tokens of each chunk and tokens at even distances in it, which are the
+    share ``sampled`` of all that ``ratio`` allows; with ``carry`` what these learn moves the tokens that are not
+    computed. Published rules of the kind (ProphetKV, QCFuse) are ``QueryAttention(ratio, 0, 0.0, carry=False)``.
+    """
+
+    ratio: float = 0.13
+    sinks: int = 4
+    sampled: float = 0.4
+    carry: bool = True
     reads_attention: ClassVar[bool] = True
 
-    def share(self, layer: int, layers: int) -> float:
-        progress = layer / max(1, layers - 1)
-        return max(0.0, min(1.0, self.ratio * (1.0 + self.shrink * (1.0 - 2.0 * progress))))
+    def __post_init__(self) -> None:
+        SelectionRule.__post_init__(self)
+        if self.sinks < 0:
+            raise InvalidRequest(f"sinks is {self.sinks}, must be 0 or more")
+        if not 0.0 <= self.sampled <= 1.0:
+            raise InvalidRequest(f"sampled is {self.sampled}, must be 0 to 1")
 
     def scores(self, candidates: Candidates) -> Tensor:
-        if candidates.attention is None:
+        """The attention of all layers together; above 1 what is taken before it."""
+        attention = candidates.attention
+        if attention is None:
             return torch.zeros(candidates.count)
-        a = candidates.attention.float()
-        if self.pool > 1:
-            a = functional.avg_pool1d(a[:, None], self.pool, 1, self.pool // 2, count_include_pad=False)[:, 0]
-        if self.per_layer == "sum":
-            s = a.sum(0)
-        elif self.per_layer == "norm":
-            s = (a / a.sum(1, keepdim=True)).sum(0)
-        elif self.per_layer == "max":
-            s = (a / a.sum(1, keepdim=True)).amax(0)
-        elif self.per_layer == "sqrt":
-            s = a.sqrt().sum(0)
-        elif self.per_layer == "suffix":
-            s = a.flip(0).cumsum(0).flip(0)
-        elif self.per_layer == "late":
-            s = a[a.shape[0] // 2 :].sum(0)
-        elif self.per_layer == "early":
-            s = a[: a.shape[0] // 2].sum(0)
-        else:
-            raise ValueError
-        s = s + (candidates.offset < self.first) * 1e6
-        return s
+        paid = attention.sum(dim=0)
+        scores = paid / paid.sum().clamp(min=torch.finfo(paid.dtype).tiny)
+        return scores + self._spread(candidates) + 2.0 * (candidates.offset < self.sinks)
+
+    def samples(self, candidates: Candidates) -> Tensor | None:
+        """The tokens at even distances, less the sinks: what the question attends to is not like the rest."""
+        if not self.carry:
+            return None
+        return self._spread(candidates) & (candidates.offset >= self.sinks)
+
+    def _spread(self, candidates: Candidates) -> Tensor:
+        share = self.sampled * self.ratio
+        if share * candidates.count < 1.0:
+            return torch.zeros_like(candidates.offset, dtype=torch.bool)
+        step = round(1 / share)
+        return candidates.offset % step == step // 2

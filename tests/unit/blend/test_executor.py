@@ -278,6 +278,30 @@ def test_more_recompute_comes_nearer_to_full_prefill(llama, tokens):
     assert nearly < none / 10
 
 
+def test_carrying_over_moves_what_is_not_computed_and_nothing_else(any_model, tokens):
+    layout = model_layout(any_model)
+    request = request_of(any_model, layout, tokens)
+    blender = Blender(any_model, layout)
+    plain, carried = (blender.blend(request, QueryAttention(0.5, sampled=0.5, carry=carry)) for carry in (False, True))
+    assert plain.report.layer_tokens == carried.report.layer_tokens
+    _, theirs = full_prefill(any_model, tokens)
+    nearer = 0
+    for layer, (one, other) in enumerate(zip(plain.cache.kv_layers, carried.cache.kv_layers, strict=True)):
+        assert torch.equal(one.values[:, :, :PREFIX], other.values[:, :, :PREFIX])
+        moved = (one.values != other.values)[0].any(dim=(0, 2))[:TOTAL]
+        if layer == 0:
+            torch.testing.assert_close(one.values[:, :, :TOTAL], other.values[:, :, :TOTAL], atol=1e-5, rtol=1e-5)
+        else:
+            assert moved[PREFIX : TOTAL - QUESTION].any()
+        errors = [
+            (cache.values[:, :, :TOTAL] - theirs.layers[layer].values)[:, :, PREFIX:].square().sum()
+            for cache in (one, other)
+        ]
+        nearer += bool(errors[1] < errors[0])
+    assert nearer >= 2, "random models, too, are shifted by what stands before"
+    assert torch.isfinite(carried.logits).all()
+
+
 def test_a_blended_cache_decodes_like_any_other(any_model, tokens):
     layout = model_layout(any_model)
     blended = Blender(any_model, layout).blend(request_of(any_model, layout, tokens), AllTokens())
@@ -319,7 +343,9 @@ def test_the_attention_told_is_what_the_question_pays_to_the_kv_as_stored(any_mo
             told = any_model(question, past_key_values=cache, output_attentions=True).attentions
     finally:
         any_model.set_attn_implementation(usual)
-    expected = torch.stack([item[0].mean(dim=(0, 1))[PREFIX : TOTAL - QUESTION] for item in told])
+    stored = slice(PREFIX, TOTAL - QUESTION)
+    lengths = torch.stack([kv.values[0, :, stored].norm(dim=-1).mean(dim=0) for kv in cache.kv_layers])
+    expected = torch.stack([item[0].mean(dim=(0, 1))[stored] for item in told]) * lengths
     torch.testing.assert_close(Watching.told[-1].attention, expected, atol=1e-5, rtol=1e-4)
     assert blended.report.scored_tokens == QUESTION
     assert blended.report.layer_tokens == (QUESTION + round(0.3 * sum(CHUNKS)),) * 4

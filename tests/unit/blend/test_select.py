@@ -11,6 +11,8 @@ from kvloom.blend.select import (  # noqa: E402
     FirstTokens,
     KvDeviation,
     NoTokens,
+    QueryAttention,
+    RecordedNeed,
     StoredAndFresh,
     selection_rule,
 )
@@ -50,6 +52,41 @@ def test_deviation_needs_kv():
 def test_first_tokens_takes_equally_many_of_each_chunk():
     top = FirstTokens().scores(candidates(4, 6, 3)).topk(6).indices
     assert sorted(top.tolist()) == [0, 1, 4, 5, 10, 11]
+
+
+def test_query_attention_takes_sinks_then_a_sample_then_what_is_attended_to():
+    attention = torch.zeros(3, 30)
+    attention[0, 7], attention[1, 13], attention[2, 29] = 5.0, 3.0, 4.0
+    told = Candidates(*(getattr(candidates(12, 18), name) for name in ("chunk", "offset")), attention=attention)
+    order = QueryAttention(0.5, sinks=2, sampled=0.5).scores(told).argsort(descending=True, stable=True).tolist()
+    assert sorted(order[:4]) == [0, 1, 12, 13]
+    assert sorted(order[4:11]) == [2, 6, 10, 14, 18, 22, 26]
+    assert order[11:13] == [7, 29]
+    plain = QueryAttention(sinks=0, sampled=0.0).scores(told).argsort(descending=True, stable=True).tolist()
+    assert plain[:3] == [7, 29, 13]
+    assert QueryAttention(0.5, sinks=3, sampled=0.5).samples(told).nonzero().squeeze(1).tolist() == [6, 10, 18, 22, 26]
+    assert QueryAttention(carry=False).samples(told) is None
+    assert not QueryAttention(sampled=0.0).samples(told).any()
+
+
+def test_query_attention_without_any_is_all_alike():
+    assert QueryAttention().scores(candidates(0)).shape == (0,)
+    nothing = Candidates(torch.zeros(4), torch.arange(4) + 10, attention=torch.zeros(2, 4))
+    assert QueryAttention(sampled=0.0).scores(nothing).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"sinks": -1}, "sinks is -1"), ({"sampled": 1.5}, r"sampled is 1\.5")])
+def test_query_attention_needs_sense(wrong, message):
+    with pytest.raises(InvalidRequest, match=message):
+        QueryAttention(**wrong)
+
+
+def test_recorded_need_is_taken_as_it_is():
+    need = torch.tensor([0.3, -2.0, 0.7])
+    told = Candidates(torch.zeros(3), torch.arange(3), recorded=need)
+    assert RecordedNeed().scores(told) is need
+    with pytest.raises(InvalidRequest, match="for every chunk"):
+        RecordedNeed().scores(candidates(3))
 
 
 def test_shares_fall_from_layer_to_layer_and_keep_their_mean():
