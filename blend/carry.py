@@ -2,11 +2,10 @@
 
 Text that a chunk was computed without shifts the keys and values of its tokens in much the same way: what they attend
 to there is alike for all of them. Of the tokens that a layer recomputes, the difference between fresh and stored KV is
-known. A regression of it on the stored KV, one ridge regression per head and kind with a mean of its own for each
-chunk, says what it will be for the chunk's other tokens, and that is added before the layer attends. Keys are compared
-and moved without their rotation. It costs no token-layer. The samples have to stand for their chunk: learnt from the
-tokens that the question attends to, it did harm, so a rule that carries over recomputes some at even distances too
-(docs/adr/0017).
+known for some that stand for the rest. Its mean over a chunk is added to the chunk's other tokens before the layer
+attends, scaled by how well these samples tell one another. Keys are compared and moved without their rotation. It costs
+no token-layer. The samples have to stand for their chunk: learnt from the tokens that the question attends to, it did
+harm, so a rule that carries over recomputes some at nearly even distances too (docs/adr/0017).
 """
 
 from dataclasses import dataclass, field
@@ -22,10 +21,10 @@ from .realign import rotate_into
 
 __all__ = ["CarryOver"]
 
+SAMPLES_MIN = 32
+"""Fewer say too little: on prompts of 300 tokens of a random model carrying over did harm."""
 _PRIOR_TOKENS = 2.0
 """A chunk's mean is drawn to that of all chunks as if so many tokens more had the latter."""
-_RIDGE = 10.0
-"""The penalty on the regression, in units of the mean square of what it is on: samples are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class CarryOver:
         rows = self._rows
         if rows is None or rows.places is not places:
             rows = self._rows = self._rows_of(places)
-        if not rows.samples.numel() or not rows.moved.numel():
+        if rows.samples.numel() < SAMPLES_MIN or not rows.moved.numel():
             return
         spec = self.layout.layers[layer]
         for kind, room, stored, fresh in (
@@ -69,13 +68,10 @@ class CarryOver:
             rope = spec.rope_of(kind)
             if rope is None and kind is Kind.KEYS:
                 continue  # how they know their position is not known: what one has learnt says nothing of another
-            before = stored.index_select(1, rows.samples).to(torch.float32)
-            change = fresh.index_select(1, rows.samples).to(torch.float32) - before
-            others = room[0].index_select(1, rows.moved).to(torch.float32)
+            change = (fresh - stored).index_select(1, rows.samples).to(torch.float32)
             if rope is not None:
-                before, change = (self._turned(item, rope, -rows.sample_places) for item in (before, change))
-                others = self._turned(others, rope, -rows.moved)
-            moved = _predicted(before, change, others, rows)
+                change = self._turned(change, rope, -rows.sample_places)
+            moved = _means(change, rows).index_select(1, rows.moved_chunks)
             if rope is not None:
                 moved = self._turned(moved, rope, rows.moved)
             room[0].index_add_(1, rows.moved, moved.to(room.dtype))
@@ -102,23 +98,20 @@ class CarryOver:
         return out
 
 
-def _predicted(before: Tensor, change: Tensor, others: Tensor, rows: _Rows) -> Tensor:
-    """The change of ``others`` ``[heads, moved, dim]``, from that of the samples ``[heads, samples, dim]``."""
+def _means(change: Tensor, rows: _Rows) -> Tensor:
+    """What to add to the tokens of each chunk ``[heads, chunks, dim]``, from the samples' change ``[heads, n, dim]``.
+
+    It is scaled by how well each sample is told by the others (the slope of a regression on what they say of it, over
+    all heads, 0 to 1): an error here is the same for every token of a chunk and does not average out in attention.
+    """
     chunks = int(max(rows.sample_chunks.max(), rows.moved_chunks.max())) + 1
     belongs = torch.nn.functional.one_hot(rows.sample_chunks, chunks).T.to(torch.float32)
     tokens = belongs.sum(dim=1)[None, :, None]
-    overall = change.mean(dim=1, keepdim=True)
-    mean_change = (belongs @ change + _PRIOR_TOKENS * overall) / (tokens + _PRIOR_TOKENS)
-    mean_before = belongs @ before / tokens.clamp(min=1.0)
-    spread = before - mean_before.index_select(1, rows.sample_chunks)
-    left = change - mean_change.index_select(1, rows.sample_chunks)
-    gram = spread.transpose(1, 2) @ spread
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    # Where all samples are alike there is nothing to regress on: the floor makes the slope nothing, not undefined.
-    diagonal += (_RIDGE * diagonal.mean(dim=1, keepdim=True)).clamp(min=torch.finfo(torch.float32).tiny)
-    slope = torch.linalg.solve(gram, spread.transpose(1, 2) @ left)
-    away = others - mean_before.index_select(1, rows.moved_chunks)
-    # A chunk without samples has no mean of its own to be away from.
-    away *= (tokens[0, :, 0] > 0)[rows.moved_chunks][None, :, None]
-    predicted: Tensor = mean_change.index_select(1, rows.moved_chunks) + away @ slope
-    return predicted
+    totals, total, count = belongs @ change, change.sum(dim=1, keepdim=True), change.shape[1]
+    means = (totals + _PRIOR_TOKENS * total / count) / (tokens + _PRIOR_TOKENS)
+    others = (total - change) / (count - 1)
+    told = (totals.index_select(1, rows.sample_chunks) - change + _PRIOR_TOKENS * others) / (
+        tokens.index_select(1, rows.sample_chunks) - 1 + _PRIOR_TOKENS
+    )
+    worth = (change * told).sum() / told.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return means * worth.clamp(0.0, 1.0)

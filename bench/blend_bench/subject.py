@@ -1,5 +1,6 @@
 """The model under test: prompts in full, chunks precomputed in several ways, and what is said after a blend."""
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,10 +25,11 @@ TITLE_TOKENS = 12
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What is said after a prompt: log-probabilities ``[tokens, vocabulary]`` along an answer, and the cache's own."""
+    """What is said after a full prefill: log-probabilities ``[tokens, vocabulary]`` along the answer, the answer."""
 
     following: Tensor
     tokens: list[int]
+    ttft_s: float
 
 
 class Subject:
@@ -81,11 +83,13 @@ class Asked:
 
     @cached_property
     def truth(self) -> Said:
-        """What the model says after a full prefill, greedily."""
+        """What the model says after a full prefill, greedily, and the time to its first token."""
         cache = self.new_cache()
+        started = time.perf_counter()
         logits = self.full(cache)
+        seconds = time.perf_counter() - started
         tokens = self.greedy(cache, logits)
-        return Said(self.following(cache, logits, tokens), tokens)
+        return Said(self.following(cache, logits, tokens), tokens, seconds)
 
     @torch.inference_mode()
     def greedy(self, cache: KvCache, logits: Tensor) -> list[int]:

@@ -11,6 +11,8 @@ from .base import Candidates, SelectionRule
 
 __all__ = ["QueryAttention"]
 
+_GOLDEN = (5.0**0.5 - 1.0) / 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class QueryAttention(SelectionRule):
@@ -53,5 +55,5 @@ class QueryAttention(SelectionRule):
         share = self.sampled * self.ratio
         if share * candidates.count < 1.0:
             return torch.zeros_like(candidates.offset, dtype=torch.bool)
-        step = round(1 / share)
-        return candidates.offset % step == step // 2
+        # Multiples of the golden ratio: nearly even distances that no period of the text falls in with.
+        return (candidates.offset.to(torch.float64) * _GOLDEN + 0.5) % 1.0 < share

@@ -5,13 +5,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="caches hold torch tensors")
 
+from kvloom.blend import carry  # noqa: E402
 from kvloom.blend.cache import KvCache, Replaced  # noqa: E402
 from kvloom.blend.carry import CarryOver  # noqa: E402
 from kvloom.codec.layout import KvDtype, Layout, Rope  # noqa: E402
 from kvloom.codec.rope import rotate  # noqa: E402
 
 SINKS = 4
-PREFIX, LENGTHS, HEADS, DIM = 3, (24, 30), 2, 8
+PREFIX, LENGTHS, HEADS, DIM = 3, (70, 80), 2, 8
 TOTAL = PREFIX + sum(LENGTHS) + 4
 ROPES = [
     Rope((1.0, 0.1, 0.01, 0.001)),
@@ -90,20 +91,14 @@ def test_each_chunk_has_a_shift_of_its_own():
         assert error < 0.5 * np.abs(prompt.stored[name] - prompt.expected[name])[:, prompt.still].mean()
 
 
-def test_what_depends_on_the_stored_kv_is_learnt_as_far_as_samples_say():
-    slope = np.random.default_rng(9).standard_normal((DIM, DIM)).astype(np.float32)
-
-    def linear(plain, chunk):
-        return plain @ slope
-
-    for every, left in ((2, 0.95), (1, None)):
-        prompt = Prompt(ROPES[0], linear, every=every)
-        found = prompt.apply()
-        if left is None:
-            assert not prompt.still.size
-            continue
-        error = np.square(found["values"] - prompt.expected["values"])[:, prompt.still].sum()
-        assert error < left * np.square(prompt.stored["values"] - prompt.expected["values"])[:, prompt.still].sum()
+def test_change_that_samples_do_not_tell_one_another_moves_little():
+    """Noise: the mean of some tokens says nothing of the others, and moving all by it would only add its error."""
+    noise = np.random.default_rng(8).standard_normal((HEADS, TOTAL, DIM)).astype(np.float32)
+    prompt = Prompt(ROPES[0], lambda plain, chunk: noise)
+    found = prompt.apply()
+    for name in ("keys", "values"):
+        moved = np.abs(found[name] - prompt.stored[name])[:, prompt.still].mean()
+        assert moved < 0.05 * np.abs(noise).mean()
 
 
 def test_keys_of_unknown_position_stay_and_their_values_move():
@@ -128,10 +123,12 @@ def test_nothing_computed_or_nothing_changed_moves_nothing():
     assert (alone.apply()["keys"] == alone.stored["keys"]).all()
 
 
-def test_stored_kv_that_is_all_alike_has_no_slope():
-    prompt = Prompt(ROPES[2], shift)
-    for room in (prompt.cache.layer_arrays(0).keys, prompt.cache.layer_arrays(0).values):
-        room[:] = 0.0
-    prompt.expected = {name: np.full((HEADS, TOTAL, DIM), 0.5) for name in ("keys", "values")}
+def test_few_samples_move_nothing(monkeypatch):
+    prompt = Prompt(ROPES[0], shift)
+    count = int((prompt.carry.teaches[prompt.places]).sum())
+    monkeypatch.setattr(carry, "SAMPLES_MIN", count + 1)
     found = prompt.apply()
-    np.testing.assert_allclose(found["values"][:, prompt.still], 0.5, atol=1e-5)
+    assert (found["values"][:, prompt.still] == prompt.stored["values"][:, prompt.still]).all()
+    monkeypatch.setattr(carry, "SAMPLES_MIN", count)
+    again = Prompt(ROPES[0], shift)
+    assert (again.apply()["values"][:, again.still] != again.stored["values"][:, again.still]).all()

@@ -55,18 +55,31 @@ def test_first_tokens_takes_equally_many_of_each_chunk():
 
 
 def test_query_attention_takes_sinks_then_a_sample_then_what_is_attended_to():
+    told = candidates(12, 18)
+    rule = QueryAttention(0.4, sinks=2, sampled=0.5)
+    sampled = rule.samples(told).nonzero().squeeze(1).tolist()
+    assert len(sampled) == pytest.approx(0.2 * 30, abs=3)
+    assert not any(told.offset[sampled] < 2)
+    first, second, third = [n for n in range(30) if n not in sampled and told.offset[n] >= 2][-3:]
     attention = torch.zeros(3, 30)
-    attention[0, 7], attention[1, 13], attention[2, 29] = 5.0, 3.0, 4.0
-    told = Candidates(*(getattr(candidates(12, 18), name) for name in ("chunk", "offset")), attention=attention)
-    order = QueryAttention(0.5, sinks=2, sampled=0.5).scores(told).argsort(descending=True, stable=True).tolist()
+    attention[0, first], attention[1, second], attention[2, third] = 5.0, 3.0, 4.0
+    told = Candidates(told.chunk, told.offset, attention=attention)
+    order = rule.scores(told).argsort(descending=True, stable=True).tolist()
     assert sorted(order[:4]) == [0, 1, 12, 13]
-    assert sorted(order[4:11]) == [2, 6, 10, 14, 18, 22, 26]
-    assert order[11:13] == [7, 29]
-    plain = QueryAttention(sinks=0, sampled=0.0).scores(told).argsort(descending=True, stable=True).tolist()
-    assert plain[:3] == [7, 29, 13]
-    assert QueryAttention(0.5, sinks=3, sampled=0.5).samples(told).nonzero().squeeze(1).tolist() == [6, 10, 18, 22, 26]
+    assert sorted(order[4 : 4 + len(sampled)]) == sampled
+    assert order[4 + len(sampled) :][:3] == [first, third, second]
+    plain = QueryAttention(sinks=0, sampled=0.0)
+    assert plain.scores(told).argsort(descending=True, stable=True).tolist()[:3] == [first, third, second]
+    assert not plain.samples(told).any()
     assert QueryAttention(carry=False).samples(told) is None
-    assert not QueryAttention(sampled=0.0).samples(told).any()
+
+
+@pytest.mark.parametrize("period", [7, 12, 13, 16, 24])
+def test_samples_fall_in_with_no_period_of_the_text(period):
+    told = candidates(600)
+    sampled = QueryAttention(0.13).samples(told).nonzero().squeeze(1)
+    assert len(sampled) == pytest.approx(0.4 * 0.13 * 600, rel=0.2)
+    assert len(torch.unique(sampled % period)) >= period / 3
 
 
 def test_query_attention_without_any_is_all_alike():
