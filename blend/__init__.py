@@ -7,8 +7,20 @@ used as stored. See :class:`Blender`. Needs the ``[torch]`` extra.
 
 from .cache import BlendCache, KvCache, LayerArrays
 from .executor import Blended, Blender
+from .parallel import ParallelEncoding
 from .request import BlendReport, BlendRequest, BlendTimings, PlacedChunk
-from .select import RULES, AllTokens, FirstTokens, KvDeviation, NoTokens, SelectionRule, selection_rule
+from .select import (
+    RULES,
+    AllTokens,
+    FirstTokens,
+    KvDeviation,
+    NoTokens,
+    QueryAttention,
+    RecordedNeed,
+    SelectionRule,
+    selection_rule,
+)
+from .variants import ChunkVariant, best_variant, record_variants
 
 __all__ = [
     "RULES",
@@ -19,12 +31,18 @@ __all__ = [
     "BlendTimings",
     "Blended",
     "Blender",
+    "ChunkVariant",
     "FirstTokens",
     "KvCache",
     "KvDeviation",
     "LayerArrays",
     "NoTokens",
+    "ParallelEncoding",
     "PlacedChunk",
+    "QueryAttention",
+    "RecordedNeed",
     "SelectionRule",
+    "best_variant",
+    "record_variants",
     "selection_rule",
 ]

@@ -5,6 +5,7 @@ codec can decode a stored chunk straight into it through NumPy views. :class:`Bl
 prompt is being blended: it can take the rows of a scattered subset of tokens and hands the layer the merged KV.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "KvLayer",
     "LayerArrays",
     "ProbeInterrupt",
+    "Replaced",
     "numpy_view",
     "tensor_view",
 ]
@@ -199,6 +201,25 @@ class ProbeInterrupt(Exception):
     """Raised by a probing cache once a layer has handed over its keys and values: not an error, the layer may end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Keys and values ``[kv_heads, n, head_dim]`` of the tokens that a layer computed: as stored, and as computed."""
+
+    stored_keys: Tensor
+    stored_values: Tensor
+    fresh_keys: Tensor
+    fresh_values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where a layer's next rows go."""
+
+    places: Tensor
+    total: int
+    on_replaced: Callable[[Replaced], None] | None
+
+
 class BlendCache(KvCache):
     """A :class:`KvCache` in which the executor may direct what a layer writes to scattered places.
 
@@ -208,13 +229,18 @@ class BlendCache(KvCache):
 
     def __init__(self, layout: Layout, capacity: int, device: torch.device | str = "cpu") -> None:
         super().__init__(layout, capacity, device)
-        self._places: dict[int, tuple[Tensor, int]] = {}
+        self._places: dict[int, _Placement] = {}
         self._probed: tuple[Tensor, Tensor] | None = None
         self._probing = False
 
-    def place(self, layer: int, places: Tensor, total: int) -> None:
-        """Send the next update of ``layer`` to ``places`` ``[n]`` and let it attend to the first ``total`` tokens."""
-        self._places[layer] = (places, total)
+    def place(
+        self, layer: int, places: Tensor, total: int, *, on_replaced: Callable[[Replaced], None] | None = None
+    ) -> None:
+        """Send the next update of ``layer`` to ``places`` ``[n]`` and let it attend to the first ``total`` tokens.
+
+        ``on_replaced`` is told what stood there and what does now, before the layer attends.
+        """
+        self._places[layer] = _Placement(places, total, on_replaced)
 
     def begin_probe(self) -> None:
         """Make the next update keep what it is given and raise :class:`ProbeInterrupt`."""
@@ -235,4 +261,10 @@ class BlendCache(KvCache):
         directed = self._places.pop(layer_idx, None)
         if directed is None:
             return self.kv_layers[layer_idx].update(key_states, value_states)
-        return self.kv_layers[layer_idx].scatter(key_states, value_states, directed[0], directed[1])
+        kv = self.kv_layers[layer_idx]
+        if directed.on_replaced is None:
+            return kv.scatter(key_states, value_states, directed.places, directed.total)
+        stored_keys, stored_values = (room[0].index_select(1, directed.places) for room in (kv.keys, kv.values))
+        merged = kv.scatter(key_states, value_states, directed.places, directed.total)
+        directed.on_replaced(Replaced(stored_keys, stored_values, key_states[0], value_states[0]))
+        return merged

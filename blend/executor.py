@@ -5,7 +5,8 @@ How it works: the model is called as for any prefill of the tokens after the exa
 stored chunks and, from the deciding layer on, keeps only the chosen rows of whatever the layer is given: hidden
 states, positions, rotary tables, mask. The layer computes those rows, the cache scatters their keys and values among
 the stored ones, and the layer attends to the merged KV. Embeddings, masks, windows, norms and the head are all the
-model's own, so no architecture is known by name here.
+model's own, so no architecture is known by name here. A rule that reads attention gets a forward of the fresh tokens
+alone before that, over the KV as stored.
 
 The hooks act only on forwards that carry this prompt's cache, so other threads may use the same model meanwhile.
 """
@@ -21,12 +22,16 @@ from torch import Tensor, nn
 
 from ..codec.layout import Layout
 from ..errors import InvalidRequest, LayoutMismatch, UnsupportedModel
-from .cache import BlendCache, ProbeInterrupt
+from .attention import AttentionReader
+from .cache import BlendCache, ProbeInterrupt, Replaced
+from .carry import CarryOver
+from .choose import Chooser
 from .decoder import decoder_layers
 from .narrow import Narrower
 from .realign import Realigner
 from .request import BlendReport, BlendRequest, BlendTimings
 from .select.base import Candidates, SelectionRule, StoredAndFresh
+from .select.none import NoTokens
 
 __all__ = ["Blended", "Blender"]
 
@@ -83,43 +88,126 @@ class Blender:
                     f"chunk at {chunk.start} has keys of {len(chunk.keys)} and values of {len(chunk.values)} layers, "
                     f"the model has {len(self._layers)}"
                 )
-        run = _Run(self.model, self._layers, cache, request, rule, Realigner(self.layout), self._clock)
         started = self._clock()
+        seconds = _Seconds()
+        attention, scored = None, 0
+        if rule.reads_attention and (request.owners() >= 0).any():
+            look = self._run(cache, request, NoTokens(), seconds)
+            attention, scored = look.watch(), look.fresh
+        run = self._run(cache, request, rule, seconds, attention)
         logits = run.forward()
         elapsed = self._clock() - started
-        stored = int((run.owner >= 0).sum())
         report = BlendReport(
             prefix_tokens=request.prefix_tokens,
-            stored_tokens=stored,
-            fresh_tokens=run.owner.numel() - stored,
+            stored_tokens=run.chooser.candidates.count,
+            fresh_tokens=run.fresh,
             probed_tokens=run.probed_tokens,
+            scored_tokens=scored,
             layer_tokens=tuple(run.layer_tokens),
-            seconds=BlendTimings(run.realign_seconds, run.select_seconds, elapsed),
+            seconds=BlendTimings(seconds.realign, seconds.select, elapsed),
         )
         return Blended(cache, logits, report)
+
+    def _run(
+        self,
+        cache: BlendCache,
+        request: BlendRequest,
+        rule: SelectionRule,
+        seconds: "_Seconds",
+        attention: Tensor | None = None,
+    ) -> "_Run":
+        device = self.model.device
+        owner = torch.from_numpy(request.owners()).to(device)
+        stored = (owner >= 0).nonzero().squeeze(1)
+        starts = torch.tensor(
+            [chunk.start - request.prefix_tokens for chunk in request.chunks], dtype=torch.int64, device=device
+        )
+        chunk = owner[stored]
+        needs = request.needs()
+        recorded = None if needs is None else torch.from_numpy(needs).to(device)
+        candidates = Candidates(chunk, stored - starts[chunk], attention=attention, recorded=recorded)
+        chooser = Chooser(rule, len(self._layers), owner, candidates)
+        return _Run(
+            self.model,
+            self._layers,
+            cache,
+            request,
+            chooser,
+            Realigner(self.layout),
+            self._clock,
+            seconds,
+            self._carry(request, rule, candidates),
+            filled=attention is not None,
+        )
+
+    def _carry(self, request: BlendRequest, rule: SelectionRule, candidates: Candidates) -> CarryOver | None:
+        samples = rule.samples(candidates)
+        if samples is None:
+            return None
+        chunk = torch.from_numpy(request.owners()).to(samples.device)
+        teaches = torch.zeros_like(chunk, dtype=torch.bool)
+        teaches[chunk >= 0] = samples
+        before = (request.prefix_tokens, 0)
+        return CarryOver(self.layout, nn.functional.pad(chunk, before, value=-1), nn.functional.pad(teaches, before))
+
+
+@dataclass(slots=True)
+class _Seconds:
+    """Time that the stages of one blend took, over all its forwards."""
+
+    realign: float = 0.0
+    select: float = 0.0
 
 
 @dataclass(slots=True)
 class _Run:
-    """One blended forward: its state between layers."""
+    """One forward over the prompt: its state between layers; ``filled`` when stored chunks lie in the cache already."""
 
     model: Any
     layers: list[nn.Module]
     cache: BlendCache
     request: BlendRequest
-    rule: SelectionRule
+    chooser: Chooser
     realigner: Realigner
     clock: Clock
-    owner: Tensor = field(init=False)
+    seconds: _Seconds
+    carry: CarryOver | None
+    filled: bool
     layer_tokens: list[int] = field(default_factory=list)
     probed_tokens: int = 0
-    realign_seconds: float = 0.0
-    select_seconds: float = 0.0
-    _ranked: Tensor | None = None
     _narrower: Narrower | None = None
+    _replaced: Replaced | None = None
 
-    def __post_init__(self) -> None:
-        self.owner = torch.from_numpy(self.request.owners()).to(self.model.device)
+    @property
+    def computed(self) -> int:
+        """Tokens after the exact prefix."""
+        return self.chooser.owner.numel()
+
+    @property
+    def fresh(self) -> int:
+        """Those of them that no chunk covers."""
+        return self.computed - self.chooser.candidates.count
+
+    def watch(self) -> Tensor:
+        """Run the model; the attention ``[layers, candidates]`` that the tokens after the last chunk pay.
+
+        It is weighted by the length of the values: what is attended to and carries nothing (a sink) adds nothing.
+        """
+        prefix, total = self.request.prefix_tokens, self.request.token_ids.size
+        asking = total - self.request.chunks[-1].stop
+        paid = torch.zeros(len(self.layers), self.chooser.stored.numel(), device=self.chooser.stored.device)
+
+        def receive(layer: int, rows: slice, weights: Tensor) -> None:
+            heads = weights.shape[0]
+            paid[layer] += weights[:, :, prefix:].sum(dim=(0, 1))[self.chooser.stored] / (heads * asking)
+            if rows.stop == asking:
+                values = self.cache.kv_layers[layer].values[0, :, prefix:].index_select(1, self.chooser.stored)
+                paid[layer] *= values.to(torch.float32).norm(dim=-1).mean(dim=0)
+
+        with AttentionReader(receive, total, asking, alone=self.fresh == 1) as reader:
+            self.forward()
+        reader.check(len(self.layers))
+        return paid
 
     @torch.inference_mode()
     def forward(self) -> Tensor:
@@ -155,57 +243,73 @@ class _Run:
     def _before_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if index != len(self.layer_tokens):
             raise UnsupportedModel(f"decoder layer {index} ran after {len(self.layer_tokens)} others, out of order")
-        computed = self.owner.numel()
-        if index < self.rule.decision_layer:
+        chooser, deciding = self.chooser, self.chooser.rule.decision_layer
+        if index < deciding:
             self._fill(index, prefix_only=True)
-            self.layer_tokens.append(computed)
+            self.layer_tokens.append(self.computed)
             return None
-        if self._ranked is None and index > 0:
+        if not chooser.decided and index > 0:
             self._fill(index, prefix_only=False)
-            ranked = self._rank(self._probe(index, module, args, kwargs))
-            rows = self._rows(index, ranked)
+            self._choose(self._probe(index, module, args, kwargs))
+            rows = chooser.rows(index)
         else:
-            ranked = self._rank(None) if self._ranked is None else self._ranked
-            rows = self._rows(index, ranked)
-            self._fill(index, prefix_only=rows.numel() == computed)
-        self._ranked = ranked
+            if not chooser.decided:
+                self._choose(None)
+            elif chooser.rule.gradual and index > deciding + 1:
+                self._choose_again()
+            rows = chooser.rows(index)
+            self._fill(index, prefix_only=rows.numel() == self.computed)
         narrower = self._narrower
         if narrower is None or rows.numel() != narrower.count:
             before = None if narrower is None else narrower.rows
-            narrower = self._narrower = Narrower(rows, computed, self.request.prefix_tokens, before)
-        self.cache.place(index, narrower.places, self.request.token_ids.size)
+            narrower = self._narrower = Narrower(rows, self.computed, self.request.prefix_tokens, before)
+        total = self.request.token_ids.size
+        self.cache.place(index, narrower.places, total, on_replaced=self._on_replaced(index, narrower.places))
         self.layer_tokens.append(narrower.count)
         return narrower.narrow(args, kwargs)
 
     def _fill(self, index: int, *, prefix_only: bool) -> None:
         """Bring the stored chunks of a layer into the cache; those a layer computes in full are not needed there."""
+        if self.filled:
+            return
         started = self.clock()
         kv = self.cache.kv_layers[index]
         for chunk in self.request.chunks:
             if not prefix_only or chunk.start < self.request.prefix_tokens:
                 self.realigner.fill(kv, index, chunk)
-        self.realign_seconds += self.clock() - started
+        self.seconds.realign += self.clock() - started
 
-    def _rank(self, kv: StoredAndFresh | None) -> Tensor:
-        """Stored tokens (as rows of the tokens after the prefix), the most in need of recompute first."""
+    def _choose(self, kv: StoredAndFresh | None) -> None:
         started = self.clock()
-        stored = self._stored_rows()
-        starts = [chunk.start - self.request.prefix_tokens for chunk in self.request.chunks]
-        chunk = self.owner[stored]
-        offset = stored - torch.tensor(starts, dtype=torch.int64, device=stored.device)[chunk]
-        order = self.rule.scores(Candidates(chunk, offset, kv)).argsort(descending=True, stable=True)
-        self.select_seconds += self.clock() - started
-        return stored[order]
+        self.chooser.decide(kv)
+        self.seconds.select += self.clock() - started
 
-    def _stored_rows(self) -> Tensor:
-        return (self.owner >= 0).nonzero().squeeze(1)
+    def _on_replaced(self, index: int, places: Tensor) -> Callable[[Replaced], None] | None:
+        rule, carry = self.chooser.rule, self.carry
+        # The deciding layer's fresh rows are in the cache since the probe: what they replaced is gone.
+        if index == rule.decision_layer > 0 or not (rule.gradual or carry):
+            return None
 
-    def _rows(self, index: int, ranked: Tensor) -> Tensor:
-        """Rows ``[n]`` (of the tokens after the prefix, ascending) that this layer computes."""
-        chosen = round(self.rule.share(index, len(self.layers)) * ranked.numel())
-        keep = self.owner < 0
-        keep[ranked[:chosen]] = True
-        return keep.nonzero().squeeze(1)
+        def on_replaced(replaced: Replaced) -> None:
+            started = self.clock()
+            if rule.gradual:
+                self._replaced = replaced
+            if carry is not None:
+                carry.apply(index, self.cache.kv_layers[index], places, replaced)
+            self.seconds.select += self.clock() - started
+
+        return on_replaced
+
+    def _choose_again(self) -> None:
+        """Let the rule see what the layer before made of the tokens it computed."""
+        replaced, narrower = self._replaced, self._narrower
+        if replaced is None or narrower is None:
+            return
+        started = self.clock()
+        rows = torch.searchsorted(narrower.rows, self.chooser.chosen)
+        kept = (replaced.stored_keys, replaced.stored_values, replaced.fresh_keys, replaced.fresh_values)
+        self.chooser.rescore(StoredAndFresh(*(item.index_select(1, rows) for item in kept)))
+        self.seconds.select += self.clock() - started
 
     def _probe(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StoredAndFresh:
         """Keys and values of every token at this layer; the fresh ones replace the stored ones in the cache.
@@ -222,10 +326,10 @@ class _Run:
             probed = self.cache.end_probe()
         if probed is None:
             raise UnsupportedModel(f"decoder layer {index} does not write its KV to the cache given")
-        self.probed_tokens = self.owner.numel()
+        self.probed_tokens = self.computed
         fresh_keys, fresh_values = probed
         kv = self.cache.kv_layers[index]
-        stored = self._stored_rows()
+        stored = self.chooser.stored
         after_prefix = slice(self.request.prefix_tokens, self.request.token_ids.size)
         keys, values = kv.keys[:, :, after_prefix], kv.values[:, :, after_prefix]
         compared = StoredAndFresh(
@@ -236,5 +340,5 @@ class _Run:
         )
         keys.copy_(fresh_keys)
         values.copy_(fresh_values)
-        self.select_seconds += self.clock() - started
+        self.seconds.select += self.clock() - started
         return compared

@@ -68,10 +68,10 @@ class Realigner:
         """Write one chunk's keys and values of ``layer`` to ``kv`` at ``[chunk.start, chunk.stop)``."""
         place = slice(chunk.start, chunk.stop)
         spec = self.layout.layers[layer]
-        if spec.rope is None and chunk.first_position != chunk.start:
+        if spec.rope is None and chunk.first_position != chunk.target:
             was = "un-rotated" if chunk.first_position is None else f"computed at {chunk.first_position}"
             raise UnsupportedModel(
-                f"layer {layer} has keys whose position cannot be undone; a chunk {was} cannot stand at {chunk.start}"
+                f"layer {layer} has keys whose position cannot be undone; a chunk {was} cannot stand at {chunk.target}"
             )
         rooms = (kv.keys, kv.values)
         for kind, room, stored in zip(Kind, rooms, (chunk.keys, chunk.values), strict=True):
@@ -79,7 +79,7 @@ class Realigner:
 
     def _put(self, out: Tensor, states: Tensor, spec: LayerLayout, kind: Kind, chunk: PlacedChunk) -> None:
         rope = spec.rope_of(kind)
-        if rope is not None and chunk.first_position != chunk.start:
+        if rope is not None and chunk.first_position != chunk.target:
             turn = self._turn(rope, chunk, out.device)
             rotate_into(out, states, rope, turn.cos, turn.sin)
         elif out.data_ptr() != states.data_ptr():
@@ -87,9 +87,9 @@ class Realigner:
 
     def _turn(self, rope: Rope, chunk: PlacedChunk, device: torch.device) -> _Turn:
         if chunk.first_position is None:
-            first, tokens = chunk.start, chunk.tokens
+            first, tokens = chunk.target, chunk.tokens
         else:
-            first, tokens = chunk.start - chunk.first_position, 1
+            first, tokens = chunk.target - chunk.first_position, 1
         known = self._turns.get((rope, first, tokens))
         if known is None:
             cos, sin = cos_sin(rope, np.arange(first, first + tokens, dtype=np.int64))

@@ -20,7 +20,9 @@ class PlacedChunk:
     ``keys[layer]`` and ``values[layer]`` are ``[kv_heads, tokens, head_dim]`` arrays (or tensors) and are only read. A
     sequence may decode lazily: layers are asked for in order, layers that are computed in full not at all. Arrays that
     already lie in the cache at their place are turned there and not copied. ``first_position`` is the position that
-    the first token's keys are rotated to, None when they are un-rotated.
+    the first token's keys are rotated to, None when they are un-rotated; ``position`` is where they shall be rotated
+    to, ``start`` unless said otherwise (:mod:`kvloom.blend.parallel`). ``need`` ``[tokens]`` is what ingest recorded of
+    how much each token leans on text that this prompt lacks (:mod:`kvloom.blend.variants`), for a rule that goes by it.
     """
 
     start: int
@@ -28,17 +30,28 @@ class PlacedChunk:
     keys: Sequence[NDArray[Any]]
     values: Sequence[NDArray[Any]]
     first_position: int | None = None
+    position: int | None = None
+    need: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise EmptyChunk(f"chunk at {self.start} has {self.tokens} tokens, at least 1 is needed")
         if self.start < 0:
             raise InvalidRequest(f"chunk starts at {self.start}, must be 0 or more")
+        if self.target < 0:
+            raise InvalidRequest(f"chunk is to be rotated to position {self.target}, must be 0 or more")
+        if self.need is not None and self.need.shape != (self.tokens,):
+            raise InvalidRequest(f"need has shape {self.need.shape}, must be [{self.tokens}], one number a token")
 
     @property
     def stop(self) -> int:
-        """The position after the last token."""
+        """The place after the last token."""
         return self.start + self.tokens
+
+    @property
+    def target(self) -> int:
+        """The position that the first token's keys are to be rotated to."""
+        return self.start if self.position is None else self.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,18 @@ class BlendRequest:
             owner[chunk.start : chunk.stop] = index
         return owner[self.prefix_tokens :]
 
+    def needs(self) -> NDArray[np.float32] | None:
+        """The recorded need of each stored token after the prefix, in order; None unless every chunk there has it."""
+        found = []
+        for chunk in self.chunks:
+            outside = max(0, self.prefix_tokens - chunk.start)
+            if outside >= chunk.tokens:
+                continue
+            if chunk.need is None:
+                return None
+            found.append(chunk.need[outside:])
+        return np.concatenate(found) if found else None
+
 
 @dataclass(frozen=True, slots=True)
 class BlendTimings:
@@ -101,13 +126,15 @@ class BlendReport:
     """What was computed. Tokens of the exact prefix count nowhere but in ``prefix_tokens``.
 
     ``layer_tokens[layer]`` is the number of tokens that layer computed, fresh ones included; ``probed_tokens`` the
-    tokens whose keys and values were computed once more, only to choose by.
+    tokens whose keys and values were computed once more, only to choose by; ``scored_tokens`` the tokens that went
+    through all layers once more for the attention they pay.
     """
 
     prefix_tokens: int
     stored_tokens: int
     fresh_tokens: int
     probed_tokens: int
+    scored_tokens: int
     layer_tokens: tuple[int, ...]
     seconds: BlendTimings
 
@@ -119,5 +146,6 @@ class BlendReport:
     @property
     def token_layer_cost(self) -> float:
         """Token-layers computed (a probe counts as a whole layer), over those of full prefill after the prefix."""
-        full = (self.stored_tokens + self.fresh_tokens) * len(self.layer_tokens)
-        return (sum(self.layer_tokens) + self.probed_tokens) / full
+        layers = len(self.layer_tokens)
+        spent = sum(self.layer_tokens) + self.probed_tokens + self.scored_tokens * layers
+        return spent / ((self.stored_tokens + self.fresh_tokens) * layers)

@@ -9,6 +9,8 @@ from .base import Candidates, SelectionRule, StoredAndFresh
 from .deviation import KvDeviation
 from .first_tokens import FirstTokens
 from .none import NoTokens
+from .query import QueryAttention
+from .recorded import RecordedNeed
 
 __all__ = [
     "RULES",
@@ -17,13 +19,22 @@ __all__ = [
     "FirstTokens",
     "KvDeviation",
     "NoTokens",
+    "QueryAttention",
+    "RecordedNeed",
     "SelectionRule",
     "StoredAndFresh",
     "selection_rule",
 ]
 
 RULES: Mapping[str, type[SelectionRule]] = MappingProxyType(
-    {"deviation": KvDeviation, "first": FirstTokens, "all": AllTokens, "none": NoTokens}
+    {
+        "default": QueryAttention,
+        "cacheblend": KvDeviation,
+        "cache-craft": RecordedNeed,
+        "epic": FirstTokens,
+        "naive": NoTokens,
+        "full": AllTokens,
+    }
 )
 
 

@@ -17,7 +17,8 @@ class KvDeviation(SelectionRule):
     """Squared distance between stored and fresh values of layer 1, the first whose input has seen the context.
 
     ``shrink`` filters gradually: shares fall linearly from ``ratio * (1 + shrink)`` at the deciding layer to
-    ``ratio * (1 - shrink)`` at the last, so that the mean stays. It did not help the models measured so far.
+    ``ratio * (1 - shrink)`` at the last, so that the mean stays, and each layer's tokens are those that the layer
+    before found to deviate most. CacheBlend's published code does not shrink; it did not help the models measured.
     """
 
     ratio: float = 0.15
@@ -28,6 +29,11 @@ class KvDeviation(SelectionRule):
         SelectionRule.__post_init__(self)
         if not 0.0 <= self.shrink <= 1.0:
             raise InvalidRequest(f"shrink is {self.shrink}, must be 0 to 1")
+
+    @property
+    def gradual(self) -> bool:
+        """Only where the shares shrink is there anything to choose again."""
+        return self.shrink > 0.0
 
     def share(self, layer: int, layers: int) -> float:
         """``ratio`` of the candidates, more in early layers and less in late ones where ``shrink`` is not 0."""

@@ -12,6 +12,8 @@ from ...errors import InvalidRequest, UnsupportedModel
 __all__ = ["Document", "DocumentSpan", "Prompt", "PromptTemplate"]
 
 _PLACE = "\u241ekvloom documents\u241e"
+_SEPARATOR = "\n\n"
+_QUESTION = "Question: "
 SYSTEM = "You answer questions about the documents you are given, briefly and truthfully."
 
 
@@ -25,7 +27,8 @@ class Document:
     @property
     def rendered(self) -> str:
         """The text as it stands in a prompt."""
-        return f"{self.title}\n{self.text}\n\n" if self.title else f"{self.text}\n\n"
+        title, text = self.title.strip(), self.text.strip()
+        return f"{title}\n{text}{_SEPARATOR}" if title else f"{text}{_SEPARATOR}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,9 @@ class PromptTemplate:
     """The model's own chat template with documents and a question in the user's turn.
 
     What stands before the documents is the same for every request and is tokenised once: it is the exact prefix. Each
-    document is tokenised by itself, so that its tokens do not depend on its neighbours; the plain prompt that a blended
-    answer is compared with is made of the very same ids.
+    document is tokenised with what stands around any document, so that its tokens do not depend on its neighbours and
+    all together are those of the whole text: separators too, which many tokenizers cut differently at a text's end.
+    Only a fast tokenizer (one that tells offsets) can do that; with another, every part is tokenised by itself.
     """
 
     def __init__(self, tokenizer: Any, *, system: str = SYSTEM) -> None:
@@ -68,8 +72,8 @@ class PromptTemplate:
         before, found, after = rendered.partition(_PLACE)
         if not found:
             raise UnsupportedModel("the tokenizer's chat template drops the user's message")
-        self._after = after
-        self.prefix = self.tokenise(before + "Documents:\n\n")
+        self._before, self._after = f"{before}Documents:{_SEPARATOR}", after
+        self.prefix = self._part("", self._before, _QUESTION)
         if not len(self.prefix):
             raise UnsupportedModel("the tokenizer makes no token of what stands before the documents")
 
@@ -80,10 +84,14 @@ class PromptTemplate:
 
     def document_tokens(self, document: Document) -> NDArray[np.int64]:
         """Token ids of one document. Raises :class:`InvalidRequest` for one without any."""
-        ids = self.tokenise(document.rendered)
+        ids = self._part(_SEPARATOR, document.rendered, _QUESTION)
         if not document.text.strip() or not len(ids):
             raise InvalidRequest(f"document {document.title[:40]!r} has no text, at least 1 token is needed")
         return ids
+
+    def text(self, question: str, documents: Sequence[Document]) -> str:
+        """The text that :meth:`prompt` has the tokens of."""
+        return f"{self._before}{''.join(item.rendered for item in documents)}{self._asked(question)}"
 
     def prompt(self, question: str, documents: Sequence[Document]) -> Prompt:
         """The prompt for ``question`` over ``documents`` in the order given."""
@@ -93,5 +101,23 @@ class PromptTemplate:
             DocumentSpan(document, int(start), int(stop))
             for document, start, stop in zip(documents, stops, stops[1:], strict=False)
         )
-        parts.append(self.tokenise(f"Question: {question}{self._after}"))
+        parts.append(self._part(_SEPARATOR, self._asked(question), ""))
         return Prompt(np.concatenate(parts), len(self.prefix), spans)
+
+    def _asked(self, question: str) -> str:
+        return f"{_QUESTION}{question}{self._after}"
+
+    def _part(self, before: str, text: str, after: str) -> NDArray[np.int64]:
+        """Token ids of ``text`` between two others; by itself where a token reaches over its ends."""
+        if not getattr(self._tokenizer, "is_fast", False):
+            return self.tokenise(text)
+        start, stop = len(before), len(before) + len(text)
+        found = self._tokenizer(
+            before + text + after, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        offsets = np.asarray(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        first, last = offsets.T
+        if ((first < start) & (last > start)).any() or ((first < stop) & (last > stop)).any():
+            return self.tokenise(text)
+        ids: NDArray[np.int64] = np.asarray(found["input_ids"], dtype=np.int64)[(first >= start) & (first < stop)]
+        return ids

@@ -2,8 +2,8 @@
 
 A document is prefilled once, right after the template's exact prefix (BOS, system prompt), and its chunks are keyed
 by that prefix: the attention sinks then live in the prefix alone, and a document that comes first in a prompt is an
-exact prefix of it. Anywhere else its keys are rotated to their new place and the blender recomputes the tokens whose
-KV depends most on what now stands before them (``docs/adr/0004``).
+exact prefix of it. Anywhere else its keys are rotated to their new place and the blender recomputes the tokens that
+matter most for the question (``docs/adr/0004``, ``docs/adr/0017``).
 """
 
 import time
@@ -22,7 +22,7 @@ from ...blend.cache import BlendCache, KvCache
 from ...blend.executor import Blender
 from ...blend.request import BlendReport, BlendRequest, PlacedChunk
 from ...blend.select.base import SelectionRule
-from ...blend.select.deviation import KvDeviation
+from ...blend.select.query import QueryAttention
 from ...codec.level import EXACT, STANDARD, Level, LossyCodec
 from ...codec.profiles import AnyProfile
 from ...errors import InvalidRequest, NonFiniteTensor, UnsupportedModel
@@ -50,7 +50,6 @@ CALIBRATION_TEXT_SEQUENCES_MAX = 2
 """More of one text teaches less than other texts."""
 CALIBRATION_KL_TARGET = 0.0013
 """So little text promises too much: on SmolLM2 ``standard`` came out at three times the divergence aimed at."""
-RECOMPUTE_RATIO = 0.2
 
 
 class Strategy(StrEnum):
@@ -134,7 +133,7 @@ class RagPipeline:
         self.layout = model_layout(model)
         self.identity = identity or model_identity(model, layout=self.layout)
         self.template = template or PromptTemplate(tokenizer)
-        self.chunk_tokens, self.level, self.rule = chunk_tokens, level, rule or KvDeviation(ratio=RECOMPUTE_RATIO)
+        self.chunk_tokens, self.level, self.rule = chunk_tokens, level, rule or QueryAttention()
         self.profile: AnyProfile | None = None
         self._clock = clock
         self._connect = partial(ChunkTraffic, layout=self.layout, pool=pool)

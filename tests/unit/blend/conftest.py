@@ -32,6 +32,41 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere-interleaved": ("Cohere", {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
     "smollm3-no-rope-layer": ("SmolLM3", {"pad_token_id": 0, "no_rope_layers": [1, 1, 0, 1]}),
     "mixtral-experts": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-experts": (
+        "Qwen3Moe",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+        },
+    ),
+    "llama-yarn": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+    "qwen2vl-m-rope": (
+        "Qwen2VL",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    ),
+    "gpt-oss-sinks": (
+        "GptOss",
+        {
+            "num_local_experts": 4,
+            "head_dim": 8,
+            "pad_token_id": 0,
+            "sliding_window": 12,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "glm-partial-interleaved": ("Glm", {"head_dim": 16, "pad_token_id": 0}),
     "deepseek-latents": (
         "DeepseekV3",
@@ -77,8 +112,12 @@ def tiny_model() -> Callable[..., Any]:
     def make(name: str, **config: Any) -> Any:
         family, special = ARCHITECTURES[name]
         settings = {**SIZES, **special, **config}
-        config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
         torch.manual_seed(11)
+        if family == "Qwen2VL":
+            vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
+            whole = transformers.Qwen2VLConfig(text_config=settings, vision_config=vision)
+            return transformers.Qwen2VLForConditionalGeneration(whole).eval()
+        config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
         return getattr(transformers, f"{family}ForCausalLM")(config_class(**settings)).eval()
 
     return make

@@ -20,7 +20,9 @@ from kvloom.blend import (  # noqa: E402
     KvDeviation,
     NoTokens,
     PlacedChunk,
+    QueryAttention,
     SelectionRule,
+    carry,
 )
 from kvloom.clients.transformers import extract, model_layout, prefill  # noqa: E402
 from kvloom.codec.layout import Kind  # noqa: E402
@@ -121,9 +123,10 @@ class Listed(SelectionRule):
         return order
 
 
-def test_recomputing_everything_is_full_prefill(any_model, tokens):
+@pytest.mark.parametrize("rule", [AllTokens(), QueryAttention(1.0), KvDeviation(1.0), FirstTokens(1.0)])
+def test_recomputing_everything_is_full_prefill(any_model, tokens, rule):
     layout = model_layout(any_model)
-    blended = Blender(any_model, layout).blend(request_of(any_model, layout, tokens), AllTokens())
+    blended = Blender(any_model, layout).blend(request_of(any_model, layout, tokens), rule)
     logits, cache = full_prefill(any_model, tokens)
     assert divergence(logits, blended.logits) <= 1e-6
     for mine, theirs in zip(blended.cache.kv_layers, cache.layers, strict=True):
@@ -143,18 +146,20 @@ def test_selective_recompute_is_what_the_oracle_computes(any_model, tokens, pref
     @dataclass(frozen=True, slots=True)
     class Watched(KvDeviation):
         def scores(self, candidates):
-            scores = KvDeviation.scores(self, candidates)
-            seen.append(scores.argsort(descending=True, stable=True))
-            return scores
+            seen.append(KvDeviation.scores(self, candidates))
+            return seen[-1]
 
     rule = Watched(ratio=0.3, shrink=shrink)
     blended = Blender(any_model, layout).blend(request, rule)
     stored = [p for chunk in request.chunks if chunk.start >= prefix_tokens for p in range(chunk.start, chunk.stop)]
     fresh = set(range(prefix_tokens, TOTAL)) - set(stored)
-    computed = [set(range(prefix_tokens, TOTAL))] * 2
+    computed, left = [set(range(prefix_tokens, TOTAL))] * 2, stored
+    assert len(seen) == (2 if shrink else 1), "the last layer's tokens are chosen by what layer 2 made of its own"
     for layer in (2, 3):
-        chosen = round(rule.share(layer, 4) * len(stored))
-        computed.append(fresh | {stored[row] for row in seen[0][:chosen].tolist()})
+        order = seen[min(layer - 2, len(seen) - 1)].argsort(descending=True, stable=True)
+        among = stored if len(order) == len(stored) else left
+        left = sorted(among[row] for row in order.tolist()[: round(rule.share(layer, 4) * len(stored))])
+        computed.append(fresh | set(left))
     logits, cache = oracle(any_model, layout, tokens, request, computed)
     assert divergence(logits, blended.logits) <= 1e-6
     for layer, (mine, theirs) in enumerate(zip(blended.cache.kv_layers, cache.layers, strict=True)):
@@ -183,11 +188,13 @@ def test_unrotated_chunks_blend_like_rotated_ones(any_model, tokens):
     torch.testing.assert_close(rotated.logits, unrotated.logits, atol=1e-3, rtol=1e-3)
 
 
-def test_chunks_already_in_the_cache_are_turned_in_place(any_model, tokens):
+@pytest.mark.parametrize("reads_attention", [False, True])
+def test_chunks_already_in_the_cache_are_turned_in_place(any_model, tokens, reads_attention):
     layout = model_layout(any_model)
     blender = Blender(any_model, layout)
     elsewhere = request_of(any_model, layout, tokens, unrotated=True)
-    expected = blender.blend(elsewhere, KvDeviation(0.2))
+    rule = Watching(0.2) if reads_attention else KvDeviation(0.2)
+    expected = blender.blend(elsewhere, rule)
     cache = BlendCache(layout, TOTAL)
     arrays = [cache.layer_arrays(layer) for layer in range(4)]
     inside = []
@@ -197,7 +204,7 @@ def test_chunks_already_in_the_cache_are_turned_in_place(any_model, tokens):
             array.keys[:, place], array.values[:, place] = chunk.keys[layer], chunk.values[layer]
         keys, values = [a.keys[:, place] for a in arrays], [a.values[:, place] for a in arrays]
         inside.append(PlacedChunk(chunk.start, chunk.tokens, keys, values, chunk.first_position))
-    found = blender.blend(BlendRequest(tokens, PREFIX, tuple(inside)), KvDeviation(0.2), cache=cache)
+    found = blender.blend(BlendRequest(tokens, PREFIX, tuple(inside)), rule, cache=cache)
     assert found.cache is cache
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
@@ -272,6 +279,28 @@ def test_more_recompute_comes_nearer_to_full_prefill(llama, tokens):
     assert nearly < none / 10
 
 
+def test_carrying_over_moves_what_is_not_computed_and_nothing_else(any_model, tokens, monkeypatch):
+    monkeypatch.setattr(carry, "SAMPLES_MIN", 8)
+    layout = model_layout(any_model)
+    request = request_of(any_model, layout, tokens)
+    blender = Blender(any_model, layout)
+    plain, carried = (blender.blend(request, QueryAttention(0.5, sampled=0.5, carry=carry)) for carry in (False, True))
+    assert plain.report.layer_tokens == carried.report.layer_tokens
+    _, theirs = full_prefill(any_model, tokens)
+    moved = 0
+    for layer, (one, other) in enumerate(zip(plain.cache.kv_layers, carried.cache.kv_layers, strict=True)):
+        assert torch.equal(one.values[:, :, :PREFIX], other.values[:, :, :PREFIX])
+        values, carried_values = one.values[:, :, :TOTAL], other.values[:, :, :TOTAL]
+        if layer == 0:
+            torch.testing.assert_close(values, carried_values, atol=1e-5, rtol=1e-5)
+        moved += bool((values != carried_values)[:, :, PREFIX : TOTAL - QUESTION].any())
+        truth = theirs.layers[layer].values
+        errors = [(found - truth)[:, :, PREFIX:].square().sum() for found in (values, carried_values)]
+        assert errors[1] <= 1.2 * errors[0] + 1e-6, "where there is nothing to carry over, nearly nothing is"
+    assert moved >= 2
+    assert torch.isfinite(carried.logits).all()
+
+
 def test_a_blended_cache_decodes_like_any_other(any_model, tokens):
     layout = model_layout(any_model)
     blended = Blender(any_model, layout).blend(request_of(any_model, layout, tokens), AllTokens())
@@ -283,6 +312,84 @@ def test_a_blended_cache_decodes_like_any_other(any_model, tokens):
             reference = any_model(step, past_key_values=theirs, use_cache=True).logits
         torch.testing.assert_close(mine, reference, atol=1e-3, rtol=1e-3)
     assert blended.cache.length == TOTAL + 3
+
+
+@dataclass(frozen=True, slots=True)
+class Watching(SelectionRule):
+    """Reads attention and keeps what it was told."""
+
+    ratio: float = 0.3
+    told: ClassVar[list] = []
+    reads_attention: ClassVar[bool] = True
+
+    def scores(self, candidates):
+        self.told.append(candidates)
+        return torch.zeros(candidates.count) if candidates.attention is None else candidates.attention.sum(0)
+
+
+def test_the_attention_told_is_what_the_question_pays_to_the_kv_as_stored(any_model, tokens):
+    layout = model_layout(any_model)
+    request = request_of(any_model, layout, tokens)
+    blended = Blender(any_model, layout).blend(request, Watching())
+    cache = Blender(any_model, layout).blend(request, NoTokens()).cache
+    cache.truncate(TOTAL - QUESTION)
+    config = any_model.config.get_text_config()
+    usual = config._attn_implementation
+    any_model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            question = torch.from_numpy(tokens[-QUESTION:])[None]
+            told = any_model(question, past_key_values=cache, output_attentions=True).attentions
+    finally:
+        any_model.set_attn_implementation(usual)
+    stored = slice(PREFIX, TOTAL - QUESTION)
+    lengths = torch.stack([kv.values[0, :, stored].norm(dim=-1).mean(dim=0) for kv in cache.kv_layers])
+    expected = torch.stack([item[0].mean(dim=(0, 1))[stored] for item in told]) * lengths
+    torch.testing.assert_close(Watching.told[-1].attention, expected, atol=1e-5, rtol=1e-4)
+    assert blended.report.scored_tokens == QUESTION
+    assert blended.report.layer_tokens == (QUESTION + round(0.3 * sum(CHUNKS)),) * 4
+    stored = sum(CHUNKS)
+    cost = (QUESTION + QUESTION + round(0.3 * stored)) / (stored + QUESTION)
+    assert blended.report.token_layer_cost == pytest.approx(cost)
+
+
+def test_only_the_tokens_after_the_last_chunk_are_asking(llama, tokens):
+    layout = model_layout(llama)
+    request = request_of(llama, layout, tokens)
+    gap = BlendRequest(tokens, PREFIX, (request.chunks[0], request.chunks[1], request.chunks[3]))
+    report = Blender(llama, layout).blend(gap, Watching()).report
+    assert report.scored_tokens == CHUNKS[1] + QUESTION, "what is missing is computed to be looked at"
+    told = Watching.told[-1].attention
+    whole = BlendRequest(tokens[: -QUESTION + 1], PREFIX, gap.chunks)
+    Blender(llama, layout).blend(whole, Watching())
+    alone = Watching.told[-1].attention
+    assert told.shape == alone.shape == (4, CHUNKS[0] + CHUNKS[2])
+    assert not torch.allclose(told, alone)
+
+
+def test_a_prompt_without_stored_chunks_is_computed_without_a_look(llama, tokens):
+    layout = model_layout(llama)
+    report = Blender(llama, layout).blend(BlendRequest(tokens, 0, ()), Watching())
+    assert report.report.scored_tokens == 0
+    assert Watching.told[-1].attention is None
+    assert divergence(full_prefill(llama, tokens)[0], report.logits) <= 1e-6
+
+
+def test_attention_and_kv_can_be_read_by_one_rule(llama, tokens):
+    @dataclass(frozen=True, slots=True)
+    class Both(Watching):
+        decision_layer: ClassVar[int] = 1
+
+        def scores(self, candidates):
+            deviation = KvDeviation.scores(self, candidates)
+            return deviation * candidates.attention.sum(0)
+
+    layout = model_layout(llama)
+    request = request_of(llama, layout, tokens)
+    blender = Blender(llama, layout)
+    report = blender.blend(request, Both(0.3)).report
+    assert (report.probed_tokens, report.scored_tokens) == (TOTAL - PREFIX, QUESTION)
+    assert divergence(full_prefill(llama, tokens)[0], blender.blend(request, Both(1.0)).logits) <= 1e-6
 
 
 def test_eager_attention_blends_like_sdpa(tiny_model, tokens):

@@ -60,8 +60,25 @@ def test_empty_and_oversized_parts_are_refused():
         BlendRequest(np.zeros(PREFIX_TOKENS_MAX + 1, dtype=np.int64), 0, ())
 
 
+def test_needs_are_told_for_the_stored_tokens_after_the_prefix():
+    first, second = np.arange(6, dtype=np.float32), np.arange(10, 13, dtype=np.float32)
+    chunks = (PlacedChunk(0, 6, (), (), need=first), PlacedChunk(9, 3, (), (), need=second))
+    assert BlendRequest(TOKENS, 4, chunks).needs().tolist() == [4.0, 5.0, 10.0, 11.0, 12.0]
+    assert BlendRequest(TOKENS, 4, (PlacedChunk(0, 4, (), ()), *chunks[1:])).needs().tolist() == [10.0, 11.0, 12.0]
+    assert BlendRequest(TOKENS, 4, (chunks[0], PlacedChunk(9, 3, (), ()))).needs() is None
+    assert BlendRequest(TOKENS, 0, ()).needs() is None
+
+
+def test_a_need_is_one_number_a_token_and_a_position_one_that_exists():
+    with pytest.raises(InvalidRequest, match=r"need has shape \(2,\), must be \[3\]"):
+        PlacedChunk(0, 3, (), (), need=np.zeros(2, dtype=np.float32))
+    with pytest.raises(InvalidRequest, match="rotated to position -1"):
+        PlacedChunk(0, 3, (), (), position=-1)
+    assert (PlacedChunk(4, 3, (), ()).target, PlacedChunk(4, 3, (), (), position=2).target) == (4, 2)
+
+
 def test_the_report_counts_token_layers():
-    report = BlendReport(10, 80, 20, 100, (100, 36, 36, 36), BlendTimings(0.0, 0.0, 0.0))
+    report = BlendReport(10, 80, 20, 100, 20, (100, 36, 36, 36), BlendTimings(0.0, 0.0, 0.0))
     assert report.recompute_ratio == pytest.approx(0.2)
-    assert report.token_layer_cost == pytest.approx((100 + 3 * 36 + 100) / 400)
-    assert BlendReport(0, 0, 5, 0, (5,), BlendTimings(0.0, 0.0, 0.0)).recompute_ratio == 0.0
+    assert report.token_layer_cost == pytest.approx((100 + 3 * 36 + 100 + 4 * 20) / 400)
+    assert BlendReport(0, 0, 5, 0, 0, (5,), BlendTimings(0.0, 0.0, 0.0)).recompute_ratio == 0.0

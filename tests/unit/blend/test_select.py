@@ -11,6 +11,8 @@ from kvloom.blend.select import (  # noqa: E402
     FirstTokens,
     KvDeviation,
     NoTokens,
+    QueryAttention,
+    RecordedNeed,
     StoredAndFresh,
     selection_rule,
 )
@@ -52,6 +54,54 @@ def test_first_tokens_takes_equally_many_of_each_chunk():
     assert sorted(top.tolist()) == [0, 1, 4, 5, 10, 11]
 
 
+def test_query_attention_takes_sinks_then_a_sample_then_what_is_attended_to():
+    told = candidates(12, 18)
+    rule = QueryAttention(0.4, sinks=2, sampled=0.5)
+    sampled = rule.samples(told).nonzero().squeeze(1).tolist()
+    assert len(sampled) == pytest.approx(0.2 * 30, abs=3)
+    assert not any(told.offset[sampled] < 2)
+    first, second, third = [n for n in range(30) if n not in sampled and told.offset[n] >= 2][-3:]
+    attention = torch.zeros(3, 30)
+    attention[0, first], attention[1, second], attention[2, third] = 5.0, 3.0, 4.0
+    told = Candidates(told.chunk, told.offset, attention=attention)
+    order = rule.scores(told).argsort(descending=True, stable=True).tolist()
+    assert sorted(order[:4]) == [0, 1, 12, 13]
+    assert sorted(order[4 : 4 + len(sampled)]) == sampled
+    assert order[4 + len(sampled) :][:3] == [first, third, second]
+    plain = QueryAttention(sinks=0, sampled=0.0)
+    assert plain.scores(told).argsort(descending=True, stable=True).tolist()[:3] == [first, third, second]
+    assert not plain.samples(told).any()
+    assert QueryAttention(carry=False).samples(told) is None
+
+
+@pytest.mark.parametrize("period", [7, 12, 13, 16, 24])
+def test_samples_fall_in_with_no_period_of_the_text(period):
+    told = candidates(600)
+    sampled = QueryAttention(0.13).samples(told).nonzero().squeeze(1)
+    assert len(sampled) == pytest.approx(0.4 * 0.13 * 600, rel=0.2)
+    assert len(torch.unique(sampled % period)) >= period / 3
+
+
+def test_query_attention_without_any_is_all_alike():
+    assert QueryAttention().scores(candidates(0)).shape == (0,)
+    nothing = Candidates(torch.zeros(4), torch.arange(4) + 10, attention=torch.zeros(2, 4))
+    assert QueryAttention(sampled=0.0).scores(nothing).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"sinks": -1}, "sinks is -1"), ({"sampled": 1.5}, r"sampled is 1\.5")])
+def test_query_attention_needs_sense(wrong, message):
+    with pytest.raises(InvalidRequest, match=message):
+        QueryAttention(**wrong)
+
+
+def test_recorded_need_is_taken_as_it_is():
+    need = torch.tensor([0.3, -2.0, 0.7])
+    told = Candidates(torch.zeros(3), torch.arange(3), recorded=need)
+    assert RecordedNeed().scores(told) is need
+    with pytest.raises(InvalidRequest, match="for every chunk"):
+        RecordedNeed().scores(candidates(3))
+
+
 def test_shares_fall_from_layer_to_layer_and_keep_their_mean():
     rule = KvDeviation(0.2, shrink=0.5)
     shares = [rule.share(layer, 11) for layer in range(1, 11)]
@@ -72,7 +122,9 @@ def test_every_rule_is_found_by_name():
     for name, rule in RULES.items():
         assert isinstance(selection_rule(name), rule)
         assert selection_rule(name, 0.25).ratio == 0.25
-    with pytest.raises(InvalidRequest, match=r"rule 'nope' is unknown; rules are deviation, first, all, none"):
+    with pytest.raises(
+        InvalidRequest, match=r"rule 'nope' is unknown; rules are default, cacheblend, cache-craft, epic, naive, full"
+    ):
         selection_rule("nope")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvloom.clients.rag import Document, PromptTemplate
-from kvloom.errors import InvalidRequest, UnsupportedModel
+from kvloom.errors import InvalidRequest, MissingDependency, UnsupportedModel
 
 
 class Bytes:
@@ -64,3 +64,64 @@ def test_a_template_that_drops_the_user_is_refused():
 def test_a_document_without_text_is_refused(text):
     with pytest.raises(InvalidRequest, match="'empty one' has no text, at least 1 token"):
         PromptTemplate(Bytes()).prompt("q", [Document(text, title="empty one")])
+
+
+AWKWARD = (
+    Document('"Quoted" text, ends in a colon:', title="1. A title"),
+    Document("   spaces around   ", title="tabs\t"),
+    Document("It ended.\n\nA second paragraph!  Two  spaces.\n", title="Über — Straße"),
+    Document("(parenthesis) and code:\n    return 7", title=""),
+    Document("日本語の文。 🙂", title="{braces}"),
+    Document("ends with a number 12", title="3"),
+)
+
+
+def gpt_like(pattern: str):
+    """A fast byte-level BPE tokenizer that cuts text by ``pattern``, trained on a little text."""
+    transformers = pytest.importorskip("transformers", reason="fast tokenizers are Transformers'")
+    tokenizers = pytest.importorskip("tokenizers", reason="fast tokenizers are of this package")
+    plain = tokenizers.Tokenizer(tokenizers.models.BPE())
+    parts = [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern)]
+    if pattern:
+        parts.insert(0, tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
+    plain.decoder = tokenizers.decoders.ByteLevel()
+    text = [item.rendered * 3 for item in AWKWARD] + ["Documents:\n\nQuestion: what?\n\nAnswer:", ".\n\n", ":\n\n"] * 4
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    plain.train_from_iterator(text, tokenizers.trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, bos_token=None)
+
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("pattern", ["", LLAMA3], ids=["gpt-2", "llama-3"])
+def test_the_parts_tokens_are_those_of_the_whole_text(pattern):
+    tokenizer = gpt_like(pattern)
+    template = PromptTemplate(tokenizer)
+    for documents in (AWKWARD, AWKWARD[::-1], AWKWARD[2:3], ()):
+        prompt = template.prompt("What is the number?", documents)
+        plain = tokenizer(template.text("What is the number?", documents), add_special_tokens=False)["input_ids"]
+        assert prompt.token_ids.tolist() == plain
+        for span in prompt.spans:
+            assert tokenizer.decode(prompt.tokens_of(span)) == span.document.rendered
+    assert len(template.tokenise("\n\n")) == 1, "a separator by itself is one token: cut by itself it would be wrong"
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("load", ["load_smollm2", "load_gemma3"])
+def test_the_parts_tokens_are_those_of_the_whole_text_on_real_tokenizers(load):
+    loading = pytest.importorskip("kvloom.clients.transformers", reason="tokenizers are Transformers'")
+    try:
+        tokenizer = getattr(loading, load)().tokenizer
+    except MissingDependency as error:
+        pytest.skip(str(error))
+    template = PromptTemplate(tokenizer)
+    for documents in (AWKWARD, AWKWARD[::-1]):
+        prompt = template.prompt("What is the number?", documents)
+        plain = tokenizer(template.text("What is the number?", documents), add_special_tokens=False)["input_ids"]
+        assert prompt.token_ids.tolist() == plain

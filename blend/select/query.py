@@ -1,0 +1,59 @@
+"""Choose the tokens that the question attends to, the sinks of every chunk, and a sample of the rest."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidRequest
+from .base import Candidates, SelectionRule
+
+__all__ = ["QueryAttention"]
+
+_GOLDEN = (5.0**0.5 - 1.0) / 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAttention(SelectionRule):
+    """The tokens that the question pays most attention to over all layers; the default (``docs/adr/0017``).
+
+    Before all others come the ``sinks`` first tokens of each chunk and tokens at even distances in it, which are the
+    share ``sampled`` of all that ``ratio`` allows; with ``carry`` what these learn moves the tokens that are not
+    computed. Published rules of the kind (ProphetKV, QCFuse) are ``QueryAttention(ratio, 0, 0.0, carry=False)``.
+    """
+
+    ratio: float = 0.13
+    sinks: int = 4
+    sampled: float = 0.4
+    carry: bool = True
+    reads_attention: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        SelectionRule.__post_init__(self)
+        if self.sinks < 0:
+            raise InvalidRequest(f"sinks is {self.sinks}, must be 0 or more")
+        if not 0.0 <= self.sampled <= 1.0:
+            raise InvalidRequest(f"sampled is {self.sampled}, must be 0 to 1")
+
+    def scores(self, candidates: Candidates) -> Tensor:
+        """The attention of all layers together; above 1 what is taken before it."""
+        attention = candidates.attention
+        if attention is None:
+            return torch.zeros(candidates.count)
+        paid = attention.sum(dim=0)
+        scores = paid / paid.sum().clamp(min=torch.finfo(paid.dtype).tiny)
+        return scores + self._spread(candidates) + 2.0 * (candidates.offset < self.sinks)
+
+    def samples(self, candidates: Candidates) -> Tensor | None:
+        """The tokens at even distances, less the sinks: what the question attends to is not like the rest."""
+        if not self.carry:
+            return None
+        return self._spread(candidates) & (candidates.offset >= self.sinks)
+
+    def _spread(self, candidates: Candidates) -> Tensor:
+        share = self.sampled * self.ratio
+        if share * candidates.count < 1.0:
+            return torch.zeros_like(candidates.offset, dtype=torch.bool)
+        # Multiples of the golden ratio: nearly even distances that no period of the text falls in with.
+        return (candidates.offset.to(torch.float64) * _GOLDEN + 0.5) % 1.0 < share
