@@ -19,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
+from ... import limits
 from ...errors import InvalidRequest
 from . import model
 from .loading import FinishedLoad
@@ -174,6 +175,15 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
         """Statistics from what :meth:`get_kv_connector_stats` sent."""
         return KvloomStats(data or {})
+
+    def drain_saves(self, seconds_max: float = limits.ENGINE_CLOSE_SECONDS_MAX) -> bool:
+        """Wait, in a worker, until what was copied so far is stored; whether that is so within ``seconds_max``."""
+        return self._worker().drain(seconds_max)
+
+    def totals(self) -> Counts:
+        """Loads and saves of this worker since the engine was started."""
+        self._worker().take_counts()
+        return self._worker().totals
 
     def shutdown(self) -> None:
         """Send what waits to be stored, for a bounded time, and end threads and connections."""

@@ -85,6 +85,11 @@ class ChunkSaver:
             counts, self._counts = self._counts, Counts()
         return counts
 
+    def drain(self, seconds_max: float) -> bool:
+        """Wait until nothing waits to be stored, at most so long; whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue_bytes, seconds_max)
+
     def close(self, seconds_max: float = limits.ENGINE_CLOSE_SECONDS_MAX) -> None:
         """Send what waits, for at most so long, and end."""
         with self._changed:
@@ -106,6 +111,7 @@ class ChunkSaver:
             with self._changed:
                 self._queue_bytes -= waiting.size_bytes
                 self._counts += counts
+                self._changed.notify_all()
 
     def _store(self, waiting: _Waiting) -> Counts:
         keys, values = waiting.arrays.numpy

@@ -55,6 +55,8 @@ class WorkerHalf:
         self._transfers: _Transfers | None = None
         self._counts = Counts()
         self._idle = False
+        self.totals = Counts()
+        """Since the engine was started, up to the last :meth:`take_counts`."""
         self.reported: list[FinishedLoad] = []
 
     def register(self, caches: dict[str, Tensor], config: "VllmConfig", cache_config: "KVCacheConfig") -> None:
@@ -112,7 +114,14 @@ class WorkerHalf:
     def take_counts(self) -> Counts:
         """Since the last call."""
         counts, self._counts = self._counts, Counts()
-        return counts if self._transfers is None else counts + self._transfers.saver.take_counts()
+        if self._transfers is not None:
+            counts += self._transfers.saver.take_counts()
+        self.totals += counts
+        return counts
+
+    def drain(self, seconds_max: float) -> bool:
+        """As :meth:`ChunkSaver.drain`."""
+        return self._running.saver.drain(seconds_max)
 
     def close(self) -> None:
         """End the threads."""
