@@ -6,7 +6,7 @@ of it. Loads run between steps, into blocks that nobody reads yet, so no layer e
 the end of the step that computed them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,7 +88,11 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         model.check_supported(vllm_config)
-        settings = ConnectorSettings.parse(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        transfer = vllm_config.kv_transfer_config
+        settings = ConnectorSettings.parse(transfer.kv_connector_extra_config)
+        settings = replace(
+            settings, save=settings.save and transfer.is_kv_producer, load=settings.load and transfer.is_kv_consumer
+        )
         layouts = model.layouts_of(kv_cache_config, vllm_config)
         block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._half: SchedulerHalf | WorkerHalf
@@ -97,6 +101,11 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
         else:
             rank = get_tensor_model_parallel_rank()
             self._half = WorkerHalf(settings, layouts[rank], rank)
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """Nobody waits for what is saved: it may be lost."""
+        return False
 
     # The scheduler's half
 
@@ -154,6 +163,7 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose blocks are no longer read, and those whose loads have ended, well or not."""
         loaded = self._worker().finish_loads()
+        self._worker().save(self._plan())  # with a drafting model, vLLM says wait_for_save later than it asks this
         return set(self._plan().released), {load.request_id for load in loaded}
 
     def get_block_ids_with_load_errors(self) -> set[int]:

@@ -79,7 +79,8 @@ class RequestPlanner:
         if not fresh or record.looked_up_tokens != len(tokens):
             self._look_up(record, tokens)
         reach = record.matched[-1].stop if record.matched else 0
-        return reach - computed if reach - computed >= self._settings.load_tokens_min else 0
+        worth_it = self._settings.load and reach - computed >= self._settings.load_tokens_min
+        return reach - computed if worth_it else 0
 
     def plan_load(self, request_id: str, tokens: int, table: Sequence[int]) -> None:
         """The engine has made room for ``tokens`` of what :meth:`matched_tokens` said, in the blocks of ``table``."""

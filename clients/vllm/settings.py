@@ -26,6 +26,7 @@ class ConnectorSettings:
     daemon's shelf, for lossy levels. ``fingerprint`` (64 hexadecimal digits) stands for the weights where hashing their
     files is not wanted. ``lookup_seconds_max`` bounds what the scheduler waits for an answer, ``load_seconds_max``
     what a request waits for its KV before that is recomputed. ``load_tokens_min`` is the shortest hit worth loading.
+    ``load`` and ``save`` are false where there is nothing to do for an engine whose ``kv_role`` says so, too.
     ``save_queue_bytes`` bounds the KV that waits to be encoded and sent; what comes when it is full is not stored.
     ``save_tails`` has the last, unfinished chunk of a prompt stored too, ``save_answers`` that of a finished request.
     """
@@ -39,6 +40,7 @@ class ConnectorSettings:
     lookup_seconds_max: float | None = None
     load_seconds_max: float = limits.ENGINE_LOAD_SECONDS_DEFAULT
     load_tokens_min: int = limits.ENGINE_LOAD_TOKENS_MIN
+    load: bool = True
     save: bool = True
     save_tails: bool = True
     save_answers: bool = True

@@ -55,6 +55,7 @@ class WorkerHalf:
         self._transfers: _Transfers | None = None
         self._counts = Counts()
         self._idle = False
+        self._saved: StepPlan | None = None
         self.totals = Counts()
         """Since the engine was started, up to the last :meth:`take_counts`."""
         self.reported: list[FinishedLoad] = []
@@ -91,7 +92,10 @@ class WorkerHalf:
             self._running.loader.start(load)
 
     def save(self, plan: StepPlan) -> None:
-        """Copy the plan's chunks and queue them."""
+        """Copy the plan's chunks and queue them; once, however often it is asked for the same plan."""
+        if plan is self._saved:
+            return
+        self._saved = plan
         for chunk in plan.saves:
             self._running.saver.save(chunk)
 

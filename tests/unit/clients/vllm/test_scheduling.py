@@ -199,6 +199,10 @@ def test_nothing_is_saved_of_a_request_that_failed_or_where_saving_is_off() -> N
     quiet.begin()
     assert quiet.step(150).saves == ()
     assert not quiet.planner.finish("a", [*PROMPT, *range(20)], 169, TABLE)
+    deaf = Engine(load=False)
+    deaf.store(*sequence().full(PROMPT))
+    assert deaf.begin() == 0
+    assert stops(deaf.step(150).saves) == [(128, 150)]
     whole = Engine(save_tails=False, save_answers=False)
     whole.begin()
     assert stops(whole.step(150).saves) == [(0, 64), (64, 128)]
