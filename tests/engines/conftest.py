@@ -122,7 +122,8 @@ class Engine:
         self._process.stdin.flush()
         answers: dict[int, Answer] = {}
         while "counted" not in (line := self.wait_line(ANSWER_SECONDS_MAX)):
-            answers[line.pop("index")] = Answer(**line)
+            number = line.pop("index")
+            answers[number] = Answer(**line)
             if len(answers) == 1:
                 after_first()
         return Answers([answers[index] for index in range(len(prompts))], line["counted"])
