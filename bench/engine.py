@@ -237,8 +237,11 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=list(GOALS))
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--levels", nargs="+", default=["exact", "standard", "raw"])
+    parser.add_argument("--threads", type=int, help="of each engine; with one, a busy machine disturbs less")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.threads:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     model = model_folder()
     load = os.getloadavg()[0]
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before we began")
@@ -262,7 +265,12 @@ def main() -> None:
                     f"{row.identical_outputs}/{row.prompts}  {row.stored_bytes / 1e6:9.1f}{goal}"
                 )
     if arguments.json:
-        machine = {"cores": os.cpu_count(), "load_before": load, "python": platform.python_version()}
+        machine = {
+            "cores": os.cpu_count(),
+            "threads": arguments.threads,
+            "load_before": load,
+            "python": platform.python_version(),
+        }
         arguments.json.write_text(
             json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
         )

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ... import codec
-from ...codec.container import Container
+from ...codec.container import Container, generic_digest
 from ...codec.layout import Layout
 from ...codec.level import EXACT, Level
 from ...codec.profiles import AnyProfile
@@ -138,6 +138,7 @@ class ChunkLoader:
         self._pages, self._layout, self._level = pages, layout, level
         self._get, self._find_profile, self._rank = get, find_profile, rank
         self._seconds_max, self._clock = seconds_max, clock
+        self._generic = generic_digest(layout)  # of the profile that everybody has
         self._jobs: list[_Job] = []
         self._some_ended = threading.Event()
         self._rooms = threading.local()
@@ -197,7 +198,8 @@ class ChunkLoader:
             return None
         arrays = self._room(chunk.tokens)
         keys, values = arrays.numpy
-        profile = None if self._level == EXACT else self._find_profile(container.header.profile_digest)
+        digest = container.header.profile_digest
+        profile = None if self._level == EXACT or digest == self._generic else self._find_profile(digest)
         try:
             codec.decode_into(container, keys, values, profile=profile, level=self._level, layout=self._layout)
         except KvloomError:

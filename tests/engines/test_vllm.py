@@ -12,6 +12,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 # Answers are stored too; here prompts alone are, so that what is loaded is known.
 SETTINGS: dict[str, Any] = {"save_answers": False}
+SOME, FEW = slice(None, None, 2), slice(None, None, 8)
+LONG, LONG_ANSWER_TOKENS = slice(None, None, 4), 96
 FROZEN: dict[str, Any] = {**SETTINGS, "lookup_seconds_max": 0.5, "load_seconds_max": 2.0}
 """For tests in which the daemon keeps silent: waits that would otherwise be as long as a busy machine needs."""
 
@@ -42,6 +44,12 @@ def stored(engine: Any, prompts: list[list[int]]) -> Any:
     return first
 
 
+@pytest.fixture(scope="module")
+def long_reference(unaided: Any, prompts: list[list[int]]) -> Any:
+    """What an engine without us, that has room, answers to some prompts at length."""
+    return unaided.ask(prompts[LONG], max_tokens=LONG_ANSWER_TOKENS)
+
+
 def test_loaded_prompts_get_the_outputs_of_the_engines_own_prefix_cache(
     engine: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -65,16 +73,15 @@ def test_a_new_engine_over_a_warm_daemon_skips_prefill_in_chunks_and_with_its_ow
     again = fresh.ask(prompts)
     assert again.counted["failed_loads"] == 0
     again.ties(reference)
-    unknown = fresh.ask(prompts[::8], salt="computed in chunks")
-    unknown.ties(type(reference)(reference.answers[::8], {}))
+    unknown = fresh.ask(prompts[FEW], salt="computed in chunks")
+    unknown.ties(reference.of(FEW))
     fresh.end()
 
 
 def test_another_salt_shares_nothing_and_two_engines_share_one_daemon(
     engine: Any, start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
-    few = prompts[::6]
-    expected = type(reference)(reference.answers[::6], {})
+    few, expected = prompts[FEW], reference.of(FEW)
     salted = engine.ask(few, salt="somebody")
     assert set(salted.cached) == {0}
     salted.ties(expected)
@@ -92,31 +99,28 @@ def test_another_block_size_takes_the_same_kv_and_another_dtype_none_of_it(
     start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
     small = start_engine(SETTINGS, enable_prefix_caching=True, block_size=32)
-    loaded = small.ask(prompts[::4])
-    assert loaded.cached == whole(prompts[::4])
-    loaded.ties(type(reference)(reference.answers[::4], {}))
+    loaded = small.ask(prompts[SOME])
+    assert loaded.cached == whole(prompts[SOME])
+    loaded.ties(reference.of(SOME))
     small.end()
     halved = start_engine(SETTINGS, enable_prefix_caching=False, dtype="bfloat16")
-    computed = halved.ask(prompts[:4])
+    computed = halved.ask(prompts[:2])
     assert set(computed.cached) == {0}
-    again = halved.ask(prompts[:4])
-    assert again.cached == whole(prompts[:4])
+    again = halved.ask(prompts[:2])
+    assert again.cached == whole(prompts[:2])
     again.ties(computed)
     halved.end()
 
 
 def test_preempted_requests_end_with_the_outputs_of_an_engine_that_has_room(
-    start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]]
+    start_engine: Callable[..., Any], prompts: list[list[int]], long_reference: Any
 ) -> None:
-    few = prompts[::4]
-    roomy = start_engine(None, enable_prefix_caching=True)
-    expected = roomy.ask(few, max_tokens=96)
-    roomy.end()
+    many = prompts[LONG]
     room = {"block_size": 32, "num_gpu_blocks_override": 64, "max_model_len": 1024}
     narrow = start_engine({"level": "exact"}, enable_prefix_caching=True, **room)
     for _ in range(2):
-        found = narrow.ask(few, max_tokens=96)
-        found.ties(expected)
+        found = narrow.ask(many, max_tokens=LONG_ANSWER_TOKENS)
+        found.ties(long_reference)
     assert found.counted["preemptions"] > 0
     assert found.counted["failed_loads"] == 0
     narrow.end()
@@ -126,10 +130,10 @@ def test_lossy_levels_are_smaller_and_never_taken_for_exact_ones(
     start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]]
 ) -> None:
     lossy = start_engine({**SETTINGS, "level": "standard"}, enable_prefix_caching=False)
-    computed = lossy.ask(prompts[:8])
+    computed = lossy.ask(prompts[FEW])
     assert set(computed.cached) == {0}
-    loaded = lossy.ask(prompts[:8])
-    assert loaded.cached == whole(prompts[:8])
+    loaded = lossy.ask(prompts[FEW])
+    assert loaded.cached == whole(prompts[FEW])
     assert loaded.counted["failed_loads"] == 0
     exact_bytes = stored.counted["saved_bytes"] / stored.counted["saved_tokens"]
     assert loaded.counted["saved_bytes"] / loaded.counted["saved_tokens"] < exact_bytes / 3
@@ -139,14 +143,15 @@ def test_lossy_levels_are_smaller_and_never_taken_for_exact_ones(
 def test_a_daemon_killed_in_mid_run_and_started_again_changes_no_output(
     engine: Any, daemon: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
-    engine.ask(prompts, drain_seconds=0, after_first=daemon.kill).ties(reference)
-    without = engine.ask(prompts[:8])
+    some = reference.of(SOME)
+    engine.ask(prompts[SOME], drain_seconds=0, after_first=daemon.kill).ties(some)
+    without = engine.ask(prompts[FEW])
     assert set(without.cached) == {0}
-    without.ties(type(reference)(reference.answers[:8], {}))
+    without.ties(reference.of(FEW))
     daemon.start()
-    back = engine.ask(prompts)
-    assert back.cached == whole(prompts)
-    back.ties(reference)
+    back = engine.ask(prompts[SOME])
+    assert back.cached == whole(prompts[SOME])
+    back.ties(some)
 
 
 def test_a_frozen_daemon_costs_the_hits_and_no_output(
@@ -154,10 +159,11 @@ def test_a_frozen_daemon_costs_the_hits_and_no_output(
 ) -> None:
     hasty = start_engine(FROZEN, enable_prefix_caching=False)
     try:
-        hasty.ask(prompts, drain_seconds=0, after_first=lambda: daemon.signal(signal.SIGSTOP)).ties(reference)
-        silent = hasty.ask(prompts[:8], drain_seconds=0)
+        frozen = hasty.ask(prompts[SOME], drain_seconds=0, after_first=lambda: daemon.signal(signal.SIGSTOP))
+        frozen.ties(reference.of(SOME))
+        silent = hasty.ask(prompts[FEW], drain_seconds=0)
         assert set(silent.cached) == {0}
-        silent.ties(type(reference)(reference.answers[:8], {}))
+        silent.ties(reference.of(FEW))
     finally:
         daemon.signal(signal.SIGCONT)
     for _ in range(100):
@@ -174,13 +180,14 @@ def test_damaged_chunks_are_computed_and_replaced(
     daemon.stop()
     assert daemon.damage() > len(prompts)
     daemon.start()
-    damaged = engine.ask(prompts)
-    damaged.ties(reference)
-    assert damaged.cached != whole(prompts)
+    some = reference.of(SOME)
+    damaged = engine.ask(prompts[SOME])
+    damaged.ties(some)
+    assert damaged.cached != whole(prompts[SOME])
     for _ in range(3):
-        healed = engine.ask(prompts)
-        healed.ties(reference)
-        if healed.cached == whole(prompts):
+        healed = engine.ask(prompts[SOME])
+        healed.ties(some)
+        if healed.cached == whole(prompts[SOME]):
             break
     else:
         pytest.fail("what was damaged is not stored anew")
