@@ -151,16 +151,22 @@ class Store(dict[bytes, bytes]):
         return Hit(Container.parse(self[key], content_key=key), "memory") if key in self else Miss()
 
 
-def save_all(pages: KvPages, store: Store, level: Any = EXACT) -> None:
-    saver = ChunkSaver(pages, LAYOUT, {level}, store.store)
+def save_all(pages: KvPages, store: Store, level: Any = EXACT, profile: Any = None) -> None:
+    saver = ChunkSaver(pages, LAYOUT, {level}, store.store, profile=profile)
     assert all(saver.save(chunk) for chunk in placed())
     saver.close(WAIT_SECONDS)
     counts = saver.take_counts()
     assert (counts.saves, counts.saved_tokens, counts.saved_bytes) == (4, 100, sum(map(len, store.values())))
 
 
-def load_all(pages: KvPages, get: Callable[[bytes], Any], level: Any = EXACT, **options: Any) -> FinishedLoad:
-    loader = ChunkLoader(pages, LAYOUT, level, get, lambda _: None, seconds_max=WAIT_SECONDS, threads=2, **options)
+def nobody(digest: bytes) -> Any:
+    raise AssertionError(f"profile {digest.hex()[:16]} was asked for")
+
+
+def load_all(
+    pages: KvPages, get: Callable[[bytes], Any], level: Any = EXACT, find_profile: Any = nobody
+) -> FinishedLoad:
+    loader = ChunkLoader(pages, LAYOUT, level, get, find_profile, seconds_max=WAIT_SECONDS, threads=2)
     loader.start(RequestLoad("request", tuple(placed())))
     try:
         while not (finished := loader.take_finished()):
@@ -196,10 +202,22 @@ def test_what_was_saved_comes_back_bit_for_bit_and_nothing_else_is_touched() -> 
     assert all(map(torch.equal, (*now.keys, *now.values), (*then.keys, *then.values)))
 
 
-def test_a_lossy_level_comes_back_close() -> None:
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_lossy_level_comes_back_close_with_the_profile_it_was_coded_with(calibrated: bool) -> None:
     (_, saved), (_, pages), store = new_engine(), new_engine(), Store()
-    save_all(saved, store, STANDARD)
-    assert load_all(pages, store.load, STANDARD).failed_start is None
+    profile = None
+    if calibrated:
+        seen = ChunkArrays.empty(LAYOUT, 100)
+        saved.copy_out(block_spans(TABLE, BLOCK, 0, 100), seen)
+        profile = codec.calibrate([codec.KvSample(*seen.numpy)], LAYOUT, kl_target=1e-3)
+    save_all(saved, store, STANDARD, profile)
+    used = {Container.parse(data).header.profile_digest for data in store.values()}
+    found = {} if profile is None else {profile.digest: profile}
+    assert used == (set(found) or {codec.generic_profile(LAYOUT).digest})
+    find_profile = found.get if calibrated else nobody
+    assert load_all(pages, store.load, STANDARD, find_profile).failed_start is None
+    if calibrated:
+        assert load_all(pages, store.load, STANDARD, lambda _: None).failed_start == 0
     one, other = ChunkArrays.empty(LAYOUT, 100), ChunkArrays.empty(LAYOUT, 100)
     spans = block_spans(TABLE, BLOCK, 0, 100)
     saved.copy_out(spans, one)
