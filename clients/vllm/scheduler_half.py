@@ -89,9 +89,11 @@ class SchedulerHalf:
         self._client.close()
 
     def _begin(self, request: "Request") -> bool:
-        """Whether the request's KV has a name: it is of token ids alone, and of an adapter that can be told apart."""
+        """Whether the request's KV has a name: it is of token ids that stay, and of an adapter that is known."""
+        if request.prompt_embeds is not None or request.prompt_token_ids is None or request.resumable:
+            return False  # a session whose input streams in takes back tokens that it has made
         adapter = model.adapter_name(request.lora_request)
-        if adapter is None or request.prompt_embeds is not None or request.prompt_token_ids is None:
+        if adapter is None:
             return False
         identities = model.with_request(self._identities, adapter=adapter, salt=model.salt_bytes(request.cache_salt))
         chunks = SequenceChunks(identities, self._chunk_tokens, model.features_of(request))

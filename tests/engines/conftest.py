@@ -252,9 +252,9 @@ def start_engine(model_folder: Path, daemon: Daemon) -> Iterator[Callable[..., E
     """Starts engines over the module's daemon; ``transfer=None`` for one without us."""
     engines: list[Engine] = []
 
-    def start(transfer: dict[str, Any] | None, **options: Any) -> Engine:
+    def start(transfer: dict[str, Any] | None, environ: dict[str, str] | None = None, **options: Any) -> Engine:
         given = None if transfer is None else {"address": daemon.address, "ack": "disk", **transfer}
-        engines.append(Engine(model_folder, given, daemon.environ, **options))
+        engines.append(Engine(model_folder, given, {**daemon.environ, **(environ or {})}, **options))
         return engines[-1]
 
     try:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE=os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_ENABLE_V1_MULTIPROCESSING=os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
     VLLM_NO_USAGE_STATS="1",
     VLLM_LOGGING_LEVEL="WARNING",
     HF_HUB_OFFLINE="1",
@@ -61,7 +61,10 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
 
 
 def counted(llm: Any, drain_seconds: float) -> dict[str, float]:
-    """Preemptions, and what the connector loaded and saved since the start, after waiting for what it saves."""
+    """Preemptions, and what the connector loaded and saved since the start, after waiting for what it saves.
+
+    Of workers in processes of their own only the preemptions are known here.
+    """
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     found = {item.name: getattr(item, "value", 0) for item in llm.get_metrics()}

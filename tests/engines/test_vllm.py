@@ -1,5 +1,6 @@
 """The real engine with our connector: the outputs of one without us, whatever the daemon does, and no prefill."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 # Answers are stored too; here prompts alone are, so that what is loaded is known.
 SETTINGS: dict[str, Any] = {"save_answers": False}
 SOME, FEW = slice(None, None, 2), slice(None, None, 8)
+RANKS = 3
+"""SmolLM2 has three KV heads."""
 LONG, LONG_ANSWER_TOKENS = slice(None, None, 4), 96
 FROZEN: dict[str, Any] = {**SETTINGS, "lookup_seconds_max": 0.5, "load_seconds_max": 2.0}
 """For tests in which the daemon keeps silent: waits that would otherwise be as long as a busy machine needs."""
@@ -110,6 +113,29 @@ def test_another_block_size_takes_the_same_kv_and_another_dtype_none_of_it(
     assert again.cached == whole(prompts[:2])
     again.ties(computed)
     halved.end()
+
+
+def test_ranks_in_processes_of_their_own_load_their_own_shards(
+    start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
+) -> None:
+    few, expected = prompts[:2], reference.of(slice(2))
+    cores = sorted(os.sched_getaffinity(0))
+    environ = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(cores[rank % len(cores)]) for rank in range(RANKS)),
+    }
+    ranks = start_engine(SETTINGS, environ, enable_prefix_caching=False, tensor_parallel_size=RANKS)
+    computed = ranks.ask(few)
+    assert set(computed.cached) == {0}
+    computed.ties(expected)
+    for _ in range(100):
+        loaded = ranks.ask(few)
+        loaded.ties(expected)
+        if loaded.cached == whole(few):
+            break
+    else:
+        pytest.fail("what the ranks saved is never found whole")
+    ranks.end()
 
 
 def test_preempted_requests_end_with_the_outputs_of_an_engine_that_has_room(
