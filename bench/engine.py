@@ -262,13 +262,15 @@ def main() -> None:
                 print(
                     f"{row.engine:25s} {row.context_tokens:7d}  {row.level:9s} {row.ttft_recompute_s:10.3f} "
                     f"{row.ttft_warm_s:8.3f} {row.ttft_after_restart_s:13.3f} {row.ratio:7.1f}  "
-                    f"{row.identical_outputs}/{row.prompts}  {row.stored_bytes / 1e6:9.1f}{goal}"
+                    f"{row.identical_outputs}/{row.prompts}  {row.stored_bytes / 1e6:9.1f}{goal}",
+                    flush=True,
                 )
     if arguments.json:
         machine = {
             "cores": os.cpu_count(),
             "threads": arguments.threads,
             "load_before": load,
+            "load_after": os.getloadavg()[0],
             "python": platform.python_version(),
         }
         arguments.json.write_text(
