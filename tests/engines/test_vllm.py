@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 # Answers are stored too; here prompts alone are, so that what is loaded is known.
 SETTINGS: dict[str, Any] = {"save_answers": False}
-SOME, FEW = slice(None, None, 2), slice(None, None, 8)
+SOME, FEW, PAIR = slice(None, None, 2), slice(None, None, 8), slice(None, 16, 8)
+"""Parts of the prompts: of the last two no two begin alike, so that none is stored while another is computed."""
 RANKS = 3
 """SmolLM2 has three KV heads."""
 LONG, LONG_ANSWER_TOKENS = slice(None, None, 4), 96
@@ -107,10 +108,10 @@ def test_another_block_size_takes_the_same_kv_and_another_dtype_none_of_it(
     loaded.ties(reference.of(SOME))
     small.end()
     halved = start_engine(SETTINGS, enable_prefix_caching=False, dtype="bfloat16")
-    computed = halved.ask(prompts[:2])
+    computed = halved.ask(prompts[PAIR])
     assert set(computed.cached) == {0}
-    again = halved.ask(prompts[:2])
-    assert again.cached == whole(prompts[:2])
+    again = halved.ask(prompts[PAIR])
+    assert again.cached == whole(prompts[PAIR])
     again.ties(computed)
     halved.end()
 
@@ -118,7 +119,7 @@ def test_another_block_size_takes_the_same_kv_and_another_dtype_none_of_it(
 def test_ranks_in_processes_of_their_own_load_their_own_shards(
     start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
-    few, expected = prompts[:2], reference.of(slice(2))
+    few, expected = prompts[PAIR], reference.of(PAIR)
     cores = sorted(os.sched_getaffinity(0))
     environ = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
