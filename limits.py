@@ -339,3 +339,28 @@ SIMULATED_SEGMENTS_MAX: Final = 1_000_000
 SIMULATED_NODES_MAX: Final = 10_000
 SIMULATED_TRACE_BYTES_MAX: Final = 1024 * 1024 * 1024
 """One file of a trace, which is read whole."""
+
+# Engines
+ENGINE_LOAD_SECONDS_DEFAULT: Final = 5.0
+"""How long a request waits for stored KV before the engine computes it."""
+ENGINE_LOAD_SECONDS_MAX: Final = 600.0
+ENGINE_LOAD_TOKENS_MIN: Final = 32
+"""A hit shorter than this is computed: a step of the engine costs about as much as the load."""
+ENGINE_LOAD_THREADS_MAX: Final = 8
+ENGINE_SAVE_QUEUE_BYTES_DEFAULT: Final = 512 * 1024 * 1024
+"""KV copied out of an engine that waits to be encoded and sent; what comes when it is full is not stored."""
+ENGINE_SAVE_QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024 * 1024
+ENGINE_CLOSE_SECONDS_MAX: Final = 20.0
+"""How long an engine that ends still sends what waits."""
+ENGINE_IDLE_SECONDS: Final = 0.005
+"""How long a step with nothing to compute waits for a load, so that the engine does not turn idly meanwhile."""
+ENGINE_LOOKUP_REUSE_SECONDS: Final = 2.0
+"""For how long a request that waits for room is not looked up again."""
+ENGINE_PAUSE_SECONDS_MIN: Final = 1.0
+"""How long a daemon that kept silent is not asked; doubled each time, up to :data:`ENGINE_PAUSE_SECONDS_MAX`."""
+ENGINE_PAUSE_SECONDS_MAX: Final = 30.0
+ENGINE_SAVES_REMEMBERED_MAX: Final = 16_384
+"""Chunks known to be on their way to the daemon, which are not saved twice."""
+ENGINE_SAVES_REMEMBERED_SECONDS: Final = 30.0
+ENGINE_TAIL_TOKENS_MIN: Final = 8
+"""A shorter unfinished chunk is not worth a record."""

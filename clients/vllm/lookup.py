@@ -1,0 +1,63 @@
+"""Asking the daemon which chunks it has, from the engine's scheduler: bounded, and not at all while it keeps silent.
+
+A scheduler that waits holds up every request of the engine. One look-up is bounded by the client; a daemon that does
+not answer within that is not asked again for a while, so that it costs one such wait in a while and not one a request.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from ... import limits
+from ...kvstore.key import ContentKey
+from .sequence import ShardedChunk
+
+__all__ = ["ChunkLookup"]
+
+_SILENT_SHARE = 0.9
+"""A look-up that took this much of its time was not answered."""
+
+
+class ChunkLookup:
+    """Which chunks are stored. ``exists`` answers for keys within ``seconds_max``, all false where nobody answers."""
+
+    def __init__(
+        self,
+        exists: Callable[[Sequence[ContentKey]], list[bool]],
+        seconds_max: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._exists = exists
+        self._seconds_max = seconds_max
+        self._clock = clock
+        self._pause_seconds = 0.0
+        self._paused_until = 0.0
+        self.seconds_longest = 0.0
+
+    @property
+    def paused(self) -> bool:
+        """Whether the daemon is not asked at the moment."""
+        return self._clock() < self._paused_until
+
+    def pause(self) -> None:
+        """Do not ask for a while: the daemon kept silent."""
+        doubled = max(limits.ENGINE_PAUSE_SECONDS_MIN, 2 * self._pause_seconds)
+        self._pause_seconds = min(limits.ENGINE_PAUSE_SECONDS_MAX, doubled)
+        self._paused_until = self._clock() + self._pause_seconds
+
+    def stored(self, chunks: Sequence[ShardedChunk]) -> list[bool] | None:
+        """For each chunk, whether all of its shards are stored; None where that could not be found out."""
+        if not chunks:
+            return []
+        if self.paused:
+            return None
+        began = self._clock()
+        found = self._exists([key for chunk in chunks for key in chunk.keys])
+        seconds = self._clock() - began
+        self.seconds_longest = max(self.seconds_longest, seconds)
+        if seconds >= _SILENT_SHARE * self._seconds_max and not any(found):
+            self.pause()
+            return None
+        self._pause_seconds = 0.0
+        shards = len(chunks[0].keys)
+        return [all(found[at : at + shards]) for at in range(0, len(found), shards)]

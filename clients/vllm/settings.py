@@ -1,0 +1,96 @@
+"""What a user may set for the connector: ``kv_connector_extra_config`` of ``--kv-transfer-config``, checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+from ... import limits
+from ...codec.level import EXACT, Level, parse_level
+from ...errors import ConfigError, UnknownLevel
+from ...kvstore.key import KEY_BYTES
+from ...kvstore.tier import Ack
+
+__all__ = ["ConnectorSettings"]
+
+_PREFIX = "kvloom_"
+"""Settings may be written with it, beside those of other connectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorSettings:
+    """The connector's settings; :meth:`parse` reads them from what vLLM was given.
+
+    ``address``, ``api_key`` and ``lookup_seconds_max`` are found as :class:`~kvloom.clients.KvloomClient` finds them
+    where they are not given.
+    ``level`` is what is stored and loaded. ``profile`` is the file of a codec profile or the digest of one on the
+    daemon's shelf, for lossy levels. ``fingerprint`` (64 hexadecimal digits) stands for the weights where hashing their
+    files is not wanted. ``lookup_seconds_max`` bounds what the scheduler waits for an answer, ``load_seconds_max``
+    what a request waits for its KV before that is recomputed. ``load_tokens_min`` is the shortest hit worth loading.
+    ``load`` and ``save`` are false where there is nothing to do for an engine whose ``kv_role`` says so, too.
+    ``save_queue_bytes`` bounds the KV that waits to be encoded and sent; what comes when it is full is not stored.
+    ``save_tails`` has the last, unfinished chunk of a prompt stored too, ``save_answers`` that of a finished request.
+    """
+
+    address: str | None = None
+    api_key: str | None = None
+    level: Level = EXACT
+    profile: str | None = None
+    fingerprint: bytes | None = None
+    chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT
+    lookup_seconds_max: float | None = None
+    load_seconds_max: float = limits.ENGINE_LOAD_SECONDS_DEFAULT
+    load_tokens_min: int = limits.ENGINE_LOAD_TOKENS_MIN
+    load: bool = True
+    save: bool = True
+    save_tails: bool = True
+    save_answers: bool = True
+    save_queue_bytes: int = limits.ENGINE_SAVE_QUEUE_BYTES_DEFAULT
+    ack: Ack = Ack.MEMORY
+
+    def __post_init__(self) -> None:
+        _within("chunk_tokens", self.chunk_tokens, 1, limits.CHUNK_TOKENS_MAX)
+        if self.lookup_seconds_max is not None:
+            _within("lookup_seconds_max", self.lookup_seconds_max, 0.001, limits.LOOKUP_SECONDS_MAX)
+        _within("load_seconds_max", self.load_seconds_max, 0.001, limits.ENGINE_LOAD_SECONDS_MAX)
+        _within("load_tokens_min", self.load_tokens_min, 1, limits.PREFIX_TOKENS_MAX)
+        _within("save_queue_bytes", self.save_queue_bytes, 0, limits.ENGINE_SAVE_QUEUE_BYTES_MAX)
+        if self.fingerprint is not None and len(self.fingerprint) != KEY_BYTES:
+            raise ConfigError(f"fingerprint has {len(self.fingerprint)} bytes, must have {KEY_BYTES}, in hexadecimal")
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> "ConnectorSettings":
+        """The settings in ``given``; :class:`ConfigError` for a name there is not, and a value that it cannot have."""
+        kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(cls).items()}
+        chosen: dict[str, Any] = {}
+        for written, value in given.items():
+            name = written.removeprefix(_PREFIX)
+            if name not in kinds:
+                raise ConfigError(f"kvloom has no setting {written!r}; there are {', '.join(kinds)}")
+            chosen[name] = _read(name, value, kinds[name])
+        return cls(**chosen)
+
+
+def _read(name: str, value: Any, kind: type) -> Any:
+    if kind is bool or kind is int:
+        if type(value) is not kind:
+            raise ConfigError(f"{name} is {value!r}, must be {'true or false' if kind is bool else 'a whole number'}")
+        return value
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name} is {value!r}, must be a number of seconds")
+        return float(value)
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} is {value!r}, must be text")
+    try:
+        if kind is Level:
+            return parse_level(value)
+        if kind is Ack:
+            return Ack(value)
+        return bytes.fromhex(value) if kind is bytes else value
+    except (UnknownLevel, ValueError) as error:
+        raise ConfigError(f"{name} is {value[:80]!r}: {error}") from error
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}, must be {low} to {high}")

@@ -1,0 +1,192 @@
+"""The workers' half of the connector: carries out the scheduler's plans on the engine's KV caches."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from torch import Tensor
+
+from ... import limits
+from ...codec.entropy.native import THREADS
+from ...codec.layout import LayerLayout, Layout
+from ...codec.level import EXACT
+from ...codec.profiles import AnyProfile, parse_profile
+from ...errors import ConfigError, InvalidRequest, KvloomError, ProfileMismatch, UnsupportedModel
+from ...kvstore.key import ContentKey, key_from_hex
+from ...kvstore.outcome import Hit
+from ..client import KvloomClient
+from ..resident import DaemonSource
+from . import model
+from .loading import ChunkLoader, FinishedLoad
+from .pages import KvPages, LayerPages, find_pages
+from .plan import StepPlan
+from .saving import ChunkSaver
+from .settings import ConnectorSettings
+from .stats import Counts
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+__all__ = ["WorkerHalf"]
+
+LOGGER: Final = logging.getLogger("vllm.kvloom")
+"""Below vLLM's own logger, so that its handlers and levels hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfers:
+    """What moves KV, once it is known where the engine keeps it."""
+
+    loader: ChunkLoader
+    saver: ChunkSaver
+
+
+class WorkerHalf:
+    """Carries out plans for one rank; ``reported`` are the loads that ended in the current step."""
+
+    def __init__(self, settings: ConnectorSettings, layout: Layout, rank: int) -> None:
+        self._settings, self._layout, self._rank = settings, layout, rank
+        self._client = KvloomClient(settings.address, api_key=settings.api_key)
+        self._source = DaemonSource(self._client)
+        self._profile = self._find_profile()
+        self._transfers: _Transfers | None = None
+        self._counts = Counts()
+        self._idle = False
+        self._saved: StepPlan | None = None
+        self.totals = Counts()
+        """Since the engine was started, up to the last :meth:`take_counts`."""
+        self.reported: list[FinishedLoad] = []
+
+    def register(self, caches: dict[str, Tensor], config: "VllmConfig", cache_config: "KVCacheConfig") -> None:
+        """Find out where the caches keep what, and begin to work."""
+        pages = KvPages(list(_layer_pages(caches, self._layout, config, cache_config)))
+        settings = self._settings
+        loader = ChunkLoader(
+            pages,
+            self._layout,
+            settings.level,
+            lambda key: self._client.get(key, level=settings.level),
+            self._source.profile,
+            rank=self._rank,
+            threads=min(THREADS, limits.ENGINE_LOAD_THREADS_MAX),
+            seconds_max=settings.load_seconds_max,
+        )
+        saver = ChunkSaver(
+            pages,
+            self._layout,
+            {settings.level},
+            self._put,
+            profile=self._profile,
+            rank=self._rank,
+            queue_bytes_max=settings.save_queue_bytes,
+        )
+        self._transfers = _Transfers(loader, saver)
+
+    def start_loads(self, plan: StepPlan, *, idle: bool) -> None:
+        """Begin the plan's loads; ``idle``: this step computes nothing."""
+        self._idle = idle
+        for load in plan.loads:
+            self._running.loader.start(load)
+
+    def save(self, plan: StepPlan) -> None:
+        """Copy the plan's chunks and queue them; once, however often it is asked for the same plan."""
+        if plan is self._saved:
+            return
+        self._saved = plan
+        for chunk in plan.saves:
+            self._running.saver.save(chunk)
+
+    def finish_loads(self) -> list[FinishedLoad]:
+        """The loads that have ended, which are ``reported`` until the next call."""
+        loader = self._running.loader
+        if self._idle and loader.busy:
+            loader.wait(limits.ENGINE_IDLE_SECONDS)
+        self.reported = loader.take_finished()
+        for load in self.reported:
+            self._counts += Counts(
+                loads=1,
+                failed_loads=int(load.failed_start is not None),
+                loaded_tokens=load.tokens,
+                loaded_bytes=load.bytes_read,
+                load_seconds=load.seconds,
+            )
+        return self.reported
+
+    def take_counts(self) -> Counts:
+        """Since the last call."""
+        counts, self._counts = self._counts, Counts()
+        if self._transfers is not None:
+            counts += self._transfers.saver.take_counts()
+        self.totals += counts
+        return counts
+
+    def drain(self, seconds_max: float) -> bool:
+        """As :meth:`ChunkSaver.drain`."""
+        return self._running.saver.drain(seconds_max)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._transfers is not None:
+            self._transfers.loader.close()
+            self._transfers.saver.close()
+        self._client.close()
+
+    @property
+    def _running(self) -> "_Transfers":
+        if self._transfers is None:
+            raise InvalidRequest("KV is to be moved before the engine has registered its caches")
+        return self._transfers
+
+    def _put(self, key: ContentKey, container: bytes, parent: ContentKey | None) -> None:
+        self._client.put(key, container, ack=self._settings.ack, parent=parent)
+
+    def _find_profile(self) -> AnyProfile | None:
+        """The profile of the settings, put where every reader finds it."""
+        named = self._settings.profile
+        if named is None or self._settings.level == EXACT:
+            return None
+        path = Path(named).expanduser()
+        if path.is_file():
+            profile = parse_profile(path.read_bytes())
+        else:
+            outcome = self._client.get_profile(key_from_hex(named))
+            if not isinstance(outcome, Hit):
+                raise ConfigError(f"profile {named[:80]!r} is no file, and not on the daemon's shelf: {outcome}")
+            profile = parse_profile(outcome.value)
+        if profile.layout != self._layout:
+            raise ProfileMismatch(
+                f"profile {profile.digest.hex()[:16]}… was learnt for another layout than this engine's"
+            )
+        self._source.add_profile(profile)
+        try:
+            self._client.put_profile(profile.data)
+        except KvloomError as error:
+            LOGGER.warning("kvloom: the profile could not be put on the daemon's shelf: %s", error)
+        return profile
+
+
+def _layer_pages(
+    caches: dict[str, Tensor], layout: Layout, config: "VllmConfig", cache_config: "KVCacheConfig"
+) -> Iterator[LayerPages]:
+    group = cache_config.kv_cache_groups[0]
+    names = model.layer_order(group.layer_names)
+    if set(names) != set(caches) or len({cache.data_ptr() for cache in caches.values()}) != len(names):
+        raise UnsupportedModel(f"{len(names)} layers keep KV, {len(caches)} caches are registered: layers share KV")
+    block_tokens = group.kv_cache_spec.block_size
+    for name, layer in zip(names, layout.layers, strict=True):
+        yield _found_pages(name, caches[name], layer, config, block_tokens)
+
+
+def _found_pages(name: str, cache: Tensor, layout: LayerLayout, config: "VllmConfig", block_tokens: int) -> LayerPages:
+    layer = config.compilation_config.static_forward_context[name]
+    update = getattr(layer.impl, "do_kv_cache_update", None)
+    if update is None:
+        raise UnsupportedModel(f"{name}: {type(layer.impl).__name__} does not let its KV cache be written to")
+
+    def write(keys: Tensor, values: Tensor, blocks: Tensor, slots: Tensor) -> None:
+        update(layer, keys, values, blocks, slots)
+
+    return find_pages(name, cache, layout, block_tokens, write)

@@ -1,0 +1,103 @@
+"""A vLLM engine in a process of its own, driven by lines of JSON: ``engine_process.py OPTIONS`` runs in vLLM's venv.
+
+Every line on standard input has ``prompts`` ``{"tokens": [...], "max_tokens": n, "salt": ...}``, which are computed
+together, and ``drain_seconds``, for which storing what is saved of them may take. Answered for each, in the order in
+which they end, with a line with its output; then with one with what the engine has counted.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+os.environ.update(
+    VLLM_CPU_KVCACHE_SPACE=os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+    VLLM_ENABLE_V1_MULTIPROCESSING=os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_LOGGING_LEVEL="WARNING",
+    HF_HUB_OFFLINE="1",
+)
+
+
+def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
+    """Compute what is asked and say what came."""
+    from vllm import SamplingParams, TokensPrompt
+
+    engine = llm.llm_engine
+    began: dict[str, float] = {}
+    for index, item in enumerate(question["prompts"]):
+        parameters = SamplingParams(max_tokens=item["max_tokens"], temperature=0.0, logprobs=2, ignore_eos=True)
+        prompt = TokensPrompt(prompt_token_ids=item["tokens"])
+        if item.get("salt"):
+            prompt["cache_salt"] = item["salt"]
+        began[f"{run}-{index}"] = time.perf_counter()
+        engine.add_request(f"{run}-{index}", prompt, parameters)
+    first: dict[str, float] = {}
+    cached: dict[str, int] = {}
+    longest_step = 0.0
+    while engine.has_unfinished_requests():
+        step = time.perf_counter()
+        outputs = engine.step()
+        now = time.perf_counter()
+        longest_step = max(longest_step, now - step)
+        for output in outputs:
+            made = output.outputs[0]
+            if made.token_ids:
+                first.setdefault(output.request_id, now - began[output.request_id])
+            cached[output.request_id] = max(cached.get(output.request_id, 0), output.num_cached_tokens or 0)
+            if output.finished:
+                best = [sorted(entry.logprob for entry in place.values())[-2:] for place in made.logprobs]
+                line = {
+                    "index": int(output.request_id.split("-")[1]),
+                    "tokens": list(made.token_ids),
+                    "gaps": [high - low for low, high in best],
+                    "cached": cached[output.request_id],
+                    "ttft_s": first[output.request_id],
+                }
+                print(json.dumps(line), file=lines, flush=True)
+    line = {"counted": counted(llm, question["drain_seconds"]), "longest_step_s": longest_step}
+    print(json.dumps(line), file=lines, flush=True)
+
+
+def counted(llm: Any, drain_seconds: float) -> dict[str, float]:
+    """Preemptions, and what the connector loaded and saved since the start, after waiting for what it saves.
+
+    Of workers in processes of their own only the preemptions are known here.
+    """
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    found = {item.name: getattr(item, "value", 0) for item in llm.get_metrics()}
+    counts = {"preemptions": found.get("vllm:num_preemptions", 0)}
+    if not has_kv_transfer_group() or not hasattr(get_kv_transfer_group(), "totals"):
+        return counts
+    drained = get_kv_transfer_group().drain_saves(drain_seconds)
+    return {**counts, **get_kv_transfer_group().totals().as_dict(), "drained": drained}
+
+
+def main() -> None:
+    """Start the engine, say so, and answer until the input ends."""
+    lines = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM prints is no answer
+    from vllm import LLM
+    from vllm.config import KVTransferConfig
+
+    options = json.loads(sys.argv[1])
+    transfer = options.pop("transfer", None)
+    began = time.perf_counter()
+    llm = LLM(
+        dtype=options.pop("dtype", "float32"),
+        enforce_eager=True,
+        disable_log_stats=False,
+        kv_transfer_config=None if transfer is None else KVTransferConfig(**transfer),
+        **options,
+    )
+    print(json.dumps({"started_s": time.perf_counter() - began}), file=lines, flush=True)
+    for run, line in enumerate(sys.stdin):
+        answer(llm, json.loads(line), lines, run)
+    llm.llm_engine.engine_core.shutdown()
+    print(json.dumps({"ended": True}), file=lines, flush=True)
+
+
+if __name__ == "__main__":
+    main()

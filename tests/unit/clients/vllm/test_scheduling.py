@@ -1,0 +1,209 @@
+"""The scheduler's plans: what is stored is loaded and not saved, what is computed is saved once, what fails anew."""
+
+from collections.abc import Sequence
+
+from blake3 import blake3
+
+from kvloom import limits
+from kvloom.clients.vllm.lookup import ChunkLookup
+from kvloom.clients.vllm.plan import StepPlan
+from kvloom.clients.vllm.scheduling import RequestPlanner
+from kvloom.clients.vllm.sequence import SequenceChunks, ShardedChunk
+from kvloom.clients.vllm.settings import ConnectorSettings
+from kvloom.kvstore.key import ContentKey, ModelIdentity
+
+CHUNK, BLOCK = 64, 16
+IDENTITY = ModelIdentity(blake3(b"model").digest(), blake3(b"layout").digest())
+PROMPT = list(range(1000, 1150))
+TABLE = list(range(50, 80))
+
+
+def sequence() -> SequenceChunks:
+    return SequenceChunks([IDENTITY], CHUNK)
+
+
+def stops(chunks: Sequence[object]) -> list[tuple[int, int]]:
+    return [(chunk.start, chunk.start + chunk.tokens) for chunk in chunks]
+
+
+class Engine:
+    """A planner, the keys a daemon has, and a clock."""
+
+    def __init__(self, **settings: object) -> None:
+        self.stored: set[ContentKey] = set()
+        self.lookups = 0
+        self.now = 0.0
+        lookup = ChunkLookup(self.exists, 0.05, clock=lambda: self.now)
+        chosen = ConnectorSettings(chunk_tokens=CHUNK, load_tokens_min=1, **settings)
+        self.planner = RequestPlanner(chosen, lookup, BLOCK, clock=lambda: self.now)
+
+    def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
+        self.lookups += 1
+        return [key in self.stored for key in keys]
+
+    def store(self, *chunks: ShardedChunk | None) -> None:
+        self.stored |= {key for chunk in chunks if chunk is not None for key in chunk.keys}
+
+    def begin(self, name: str = "a", tokens: Sequence[int] = PROMPT, computed: int = 0) -> int:
+        self.planner.begin(name, sequence(), len(tokens))
+        return self.planner.matched_tokens(name, tokens, computed)
+
+    def step(self, computed: int, name: str = "a", tokens: Sequence[int] = PROMPT) -> StepPlan:
+        self.planner.step(name, tokens, computed, lambda: TABLE)
+        return self.planner.take()
+
+
+def test_a_new_prompt_is_saved_chunk_by_chunk_as_it_is_computed_and_its_tail_last() -> None:
+    engine = Engine()
+    assert engine.begin() == 0
+    assert stops(engine.step(40).saves) == []
+    assert stops(engine.step(100).saves) == [(0, 64)]
+    plan = engine.step(150)
+    assert stops(plan.saves) == [(64, 128), (128, 150)]
+    assert [(span.block, span.offset, span.tokens) for span in plan.saves[1].spans] == [(58, 0, 16), (59, 0, 6)]
+    assert engine.step(151, tokens=[*PROMPT, 5]).saves == ()
+
+
+def test_what_is_stored_is_loaded_with_its_tail_and_not_saved() -> None:
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 150))
+    assert engine.begin() == 150
+    engine.planner.plan_load("a", 150, TABLE)
+    plan = engine.step(150)
+    assert stops(plan.loads[0].chunks) == [(0, 64), (64, 128), (128, 150)]
+    assert plan.loads[0].tokens == 150
+    assert plan.saves == ()
+
+
+def test_a_shorter_tail_of_another_prompt_is_found() -> None:
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 137), sequence().tail(PROMPT, 141))
+    assert engine.begin() == 141
+    assert stops(engine.step(150).saves) == [(128, 150)]
+
+
+def test_a_gap_ends_what_can_be_loaded_and_only_the_gap_is_saved() -> None:
+    engine = Engine()
+    first, second = sequence().full(PROMPT)
+    engine.store(second, sequence().tail(PROMPT, 150))
+    assert engine.begin() == 0
+    assert stops(engine.step(150).saves)[0] == (first.start, first.stop)
+    assert (second.start, second.stop) not in stops(engine.planner.take().saves)
+
+
+def test_tokens_the_engine_has_are_not_written_to() -> None:
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT))
+    assert engine.begin(computed=96) == 32
+    engine.planner.plan_load("a", 32, TABLE)
+    load = engine.planner.take().loads[0]
+    assert stops(load.chunks) == [(64, 128)]
+    assert [(span.block, span.at, span.tokens) for span in load.chunks[0].spans] == [(56, 32, 16), (57, 48, 16)]
+
+
+def test_the_engine_may_take_less_than_was_offered() -> None:
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT))
+    assert engine.begin() == 128
+    engine.planner.plan_load("a", 80, TABLE)
+    assert engine.planner.take().loads[0].tokens == 80
+
+
+def test_a_hit_too_short_to_be_worth_it_is_computed() -> None:
+    engine = Engine()
+    engine.planner = RequestPlanner(
+        ConnectorSettings(chunk_tokens=CHUNK), ChunkLookup(engine.exists, 0.05), BLOCK, clock=lambda: 0.0
+    )
+    engine.store(*sequence().full(PROMPT))
+    assert engine.begin(computed=128 - limits.ENGINE_LOAD_TOKENS_MIN + 1) == 0
+
+
+def test_what_failed_to_load_is_not_tried_again_and_is_saved_anew() -> None:
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 150))
+    engine.begin()
+    engine.planner.plan_load("a", 150, TABLE)
+    engine.planner.take()
+    engine.planner.load_failed("a", 64, silent=False)
+    assert engine.planner.matched_tokens("a", PROMPT, 0) == 0
+    assert stops(engine.step(150).saves) == [(64, 128), (128, 150)]
+
+
+def test_a_request_that_waits_for_room_is_not_looked_up_each_time() -> None:
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT))
+    engine.begin()
+    asked = engine.lookups
+    assert engine.planner.matched_tokens("a", PROMPT, 0) == 128
+    assert engine.lookups == asked
+    engine.now += limits.ENGINE_LOOKUP_REUSE_SECONDS
+    engine.stored.clear()
+    assert engine.planner.matched_tokens("a", PROMPT, 0) == 0
+
+
+def test_after_silence_nothing_is_looked_up_and_everything_is_still_computed_and_saved() -> None:
+    engine = Engine()
+    engine.begin("a")
+    engine.planner.load_failed("a", 0, silent=True)
+    engine.store(*sequence().full(PROMPT))
+    assert engine.begin("b") == 0
+    assert stops(engine.step(150, "b").saves) == [(0, 64), (64, 128), (128, 150)]
+
+
+def test_two_requests_with_one_prefix_save_it_once() -> None:
+    engine = Engine()
+    other = [*PROMPT[:128], *range(5000, 5030)]
+    engine.begin("a")
+    engine.begin("b", other)
+    engine.planner.step("a", PROMPT, 150, lambda: TABLE)
+    engine.planner.step("b", other, 158, lambda: TABLE)
+    assert stops(engine.planner.take().saves) == [(0, 64), (64, 128), (128, 150), (128, 158)]
+
+
+def test_a_preempted_request_is_looked_up_with_what_it_had_made() -> None:
+    engine = Engine()
+    made = [*PROMPT, *range(60)]
+    engine.begin()
+    engine.step(150)
+    engine.store(*sequence().full(made), sequence().tail(made, 205))
+    assert engine.planner.matched_tokens("a", made[:206], 0) == 205
+
+
+def test_an_answer_is_saved_when_the_request_ends_and_its_blocks_are_kept_until_then() -> None:
+    engine = Engine()
+    made = [*PROMPT, *range(20)]
+    engine.begin()
+    engine.step(150)
+    assert engine.planner.finish("a", made, 169, TABLE)
+    plan = engine.planner.take()
+    assert stops(plan.saves) == [(128, 169)]
+    assert plan.released == ("a",)
+    assert not engine.planner.knows("a")
+
+
+def test_full_chunks_of_an_answer_are_saved_as_their_tokens_are_known() -> None:
+    engine = Engine()
+    made = [*PROMPT, *range(100)]
+    engine.begin()
+    engine.step(150)
+    assert engine.step(193, tokens=made[:191]).saves == ()
+    assert stops(engine.step(194, tokens=made[:192]).saves) == [(128, 192)]
+
+
+def test_nothing_is_saved_of_a_request_that_failed_or_where_saving_is_off() -> None:
+    engine = Engine()
+    engine.begin()
+    assert not engine.planner.finish("a", [*PROMPT, *range(20)], 0, TABLE)
+    assert not engine.planner.finish("unknown", PROMPT, 150, TABLE)
+    quiet = Engine(save=False)
+    quiet.begin()
+    assert quiet.step(150).saves == ()
+    assert not quiet.planner.finish("a", [*PROMPT, *range(20)], 169, TABLE)
+    deaf = Engine(load=False)
+    deaf.store(*sequence().full(PROMPT))
+    assert deaf.begin() == 0
+    assert stops(deaf.step(150).saves) == [(128, 150)]
+    whole = Engine(save_tails=False, save_answers=False)
+    whole.begin()
+    assert stops(whole.step(150).saves) == [(0, 64), (64, 128)]
+    assert not whole.planner.finish("a", [*PROMPT, *range(20)], 169, TABLE)
