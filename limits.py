@@ -214,7 +214,7 @@ LOCAL_CONNECTIONS_MAX: Final = 256
 """Connections to the Unix socket at once."""
 LOCAL_LEASES_MAX: Final = 4096
 """Chunks that one connection may hold mapped at once."""
-LOCAL_BOARD_SLOTS: Final = 4096
+LOCAL_BOARD_LEASES_MAX: Final = 4096
 """Of them, those that a client may keep to read them again without asking; a power of two."""
 LOCAL_GET_KEYS_MAX: Final = 128
 """Chunks in one local read: the system passes at most 253 descriptors at a time."""

@@ -1,11 +1,11 @@
 """The board of a connection: which leases its client may read by again without asking, and locks that say it reads.
 
 The board is a memfd of 64-bit words that the daemon writes and the client maps read-only. While word ``lease %
-LOCAL_BOARD_SLOTS`` holds a lease's number, what was leased may be read by it again. A reader holds a shared lock on
-byte ``lease`` of the board's file from before it looks at the word until it reads no more. The daemon that wants the
-memory back first takes the number off the board and then tries an exclusive lock: if it gets that, nobody reads and
-nobody will. If not, the client finds the number gone when it is done, and releases the lease. So a client that keeps
-leases keeps no memory by them.
+LOCAL_BOARD_LEASES_MAX`` holds a lease's number, what was leased may be read by it again. A reader holds a shared lock
+on byte ``lease`` of the board's file from before it looks at the word until it reads no more. The daemon that wants
+the memory back first takes the number off the board and then tries an exclusive lock: if it gets that, nobody reads
+and nobody will. If not, the client finds the number gone when it is done, and releases the lease. So a client that
+keeps leases keeps no memory by them.
 
 Locks are those of the open file (``F_OFD_SETLK``): the client's descriptor is the file opened anew, so that its locks
 are not the daemon's. Where the system has none of this no lease is kept.
@@ -22,7 +22,7 @@ from .. import limits
 
 __all__ = ["BOARD_BYTES", "Board", "LeaseLock", "boards_possible", "lock_exclusive", "lock_shared", "unlock"]
 
-BOARD_BYTES: Final = 8 * limits.LOCAL_BOARD_SLOTS
+BOARD_BYTES: Final = 8 * limits.LOCAL_BOARD_LEASES_MAX
 _LOCK: Final = struct.Struct("hhqqi4x")
 _forks = 0
 _SET_LOCK: Final = int(getattr(fcntl, "F_OFD_SETLK", 0))
@@ -92,7 +92,7 @@ class Board:
 
     def stands(self, lease: int) -> bool:
         """Whether ``lease`` may be read by, for somebody who holds its lock; never in a fork, which shares the lock."""
-        return self.words[lease % limits.LOCAL_BOARD_SLOTS] == lease and self._forks == _forks
+        return self.words[lease % limits.LOCAL_BOARD_LEASES_MAX] == lease and self._forks == _forks
 
 
 def _count_fork() -> None:

@@ -35,14 +35,14 @@ class Keeping:
         from .local_kept import KeptChunk  # here: a client of a remote daemon needs no NumPy
 
         chunk = KeptChunk(connection, self._board, segment, key, found)
-        slot = found.lease % limits.LOCAL_BOARD_SLOTS
+        slot = found.lease % limits.LOCAL_BOARD_LEASES_MAX
         self._take_out(self._on_board.get(slot))
         self._on_board[slot] = chunk
         return chunk
 
     def spoil(self, found: Mapped) -> None:
         """What lies there is damaged: do not read it by this lease again."""
-        chunk = self._on_board.get(found.lease % limits.LOCAL_BOARD_SLOTS)
+        chunk = self._on_board.get(found.lease % limits.LOCAL_BOARD_LEASES_MAX)
         if chunk is not None and chunk.found is found:
             chunk.usable = False
 

@@ -36,14 +36,14 @@ class KeptBoard:
     def keep(self, lease: int) -> int:
         """Put ``lease`` on the board, locked for the client; the lease whose place that was, 0 for none."""
         lock_shared(self.descriptor, lease)
-        slot = lease % limits.LOCAL_BOARD_SLOTS
+        slot = lease % limits.LOCAL_BOARD_LEASES_MAX
         earlier = self._words[slot]
         self._words[slot] = lease
         return earlier
 
     def take_off(self, lease: int) -> bool:
         """Let nobody read by ``lease`` from now on; whether nobody does."""
-        slot = lease % limits.LOCAL_BOARD_SLOTS
+        slot = lease % limits.LOCAL_BOARD_LEASES_MAX
         if self._words[slot] == lease:
             self._words[slot] = 0
         return self.is_idle(lease)

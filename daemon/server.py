@@ -151,13 +151,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         serving_http = serve_http(service, metrics, authenticator, listener, loopback=config.loopback, tls=tls)
         await stack.enter_async_context(serving_http)
         grpc = await _open_grpc(stack, config, service, metrics, authenticator)
-        local = bind_local(socket_path(config.data_dir))
-        if local is not None:
-            stack.callback(socket_path(config.data_dir).unlink, missing_ok=True)
-            stack.enter_context(local)
-            leased_bytes_max = config.memory_bytes // _LEASED_SHARE
-            serving = serve_local(service, authenticator, local, leased_bytes_max=leased_bytes_max)
-            await stack.enter_async_context(serving)
+        path = await _open_local(stack, config, service, authenticator)
         reload = asyncio.Event()
         renewing = _Renewing(config, authenticator, policies, store, tls, grpc)
         watch = file.watch(renewing.credentials, reload, renewing.certificates)
@@ -166,7 +160,6 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         if token is not None:
             replace_file(config.data_dir / TOKEN_NAME, token.encode())
             stack.callback((config.data_dir / TOKEN_NAME).unlink, missing_ok=True)
-        path = None if local is None else str(socket_path(config.data_dir))
         note = DaemonNote(endpoint, os.getpid(), __version__, path, None if grpc is None else grpc.port)
         note.write(config.data_dir)
         stack.callback(DaemonNote.path(config.data_dir).unlink, missing_ok=True)
@@ -288,6 +281,21 @@ async def _drain(admission: Admission, store: TieredStore, hub: EventHub) -> Non
             await admission.empty()
     if admission.requests:
         _log.warning("requests cut off", requests=admission.requests, seconds=limits.DRAIN_SECONDS_MAX)
+
+
+async def _open_local(
+    stack: AsyncExitStack, config: DaemonConfig, service: Service, authenticator: Authenticator
+) -> str | None:
+    """Serve the Unix socket; its path, None where there can be none."""
+    path = socket_path(config.data_dir)
+    local = bind_local(path)
+    if local is None:
+        return None
+    stack.callback(path.unlink, missing_ok=True)
+    stack.enter_context(local)
+    leased_bytes_max = config.memory_bytes // _LEASED_SHARE
+    await stack.enter_async_context(serve_local(service, authenticator, local, leased_bytes_max=leased_bytes_max))
+    return str(path)
 
 
 async def _open_grpc(

@@ -175,15 +175,19 @@ def simulate(
                     rows.append(outcome.optimum_row)
     print_table(_table(rows))
     if json_file is not None:
-        record = {
-            "settings": asdict(settings),
-            "goals": [asdict(item) for item in goals(rows, classes)],
-            "rows": [asdict(row) for row in rows],
-            "classes": [asdict(row) for row in classes],
-        }
-        replace_file(json_file, (json.dumps(record, indent=1) + "\n").encode())
+        replace_file(json_file, _record(settings, rows, classes))
     if plot_file is not None:
         plot_rows(rows, plot_file)
+
+
+def _record(settings: _Settings, rows: list[Row], classes: list[ClassRow]) -> bytes:
+    record = {
+        "settings": asdict(settings),
+        "goals": [asdict(item) for item in goals(rows, classes)],
+        "rows": [asdict(row) for row in rows],
+        "classes": [asdict(row) for row in classes],
+    }
+    return (json.dumps(record, indent=1) + "\n").encode()
 
 
 def _scene(trace: str, settings: _Settings) -> tuple[Workload, Scene]:

@@ -300,7 +300,7 @@ async def kept(edge, raw, container_bytes):
 async def test_a_board_is_written_by_nobody_but_the_daemon(edge, connect, container_bytes):
     _, board, lease = await kept(edge, connect(), container_bytes)
     words = mmap.mmap(board, BOARD_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-    assert memoryview(words).cast("Q")[lease % limits.LOCAL_BOARD_SLOTS] == lease
+    assert memoryview(words).cast("Q")[lease % limits.LOCAL_BOARD_LEASES_MAX] == lease
     again = os.open(f"/proc/self/fd/{board}", os.O_RDWR)
     for attack in (
         lambda: mmap.mmap(board, BOARD_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE),

@@ -10,7 +10,8 @@ from .bound import Bound, optimum
 from .experiment import BASELINES, OPTIMUM, ClassRow, Experiment, Outcome, Row, strategies_for, utilisation
 from .figures import ENGINES, EngineFigures, LevelFigures, engine_figures
 from .goals import Goals, goals
-from .run import Result, Simulation
+from .journal import Result
+from .run import Simulation
 from .shelf import Shelf
 from .synthetic import Synthetic, synthetic
 from .workload import RequestClass, Workload, WorkloadBuilder, classify

@@ -13,7 +13,8 @@ from ..request import Ability
 from .active import Scene, Strategy
 from .bandwidth import Bandwidth
 from .bound import Bound, optimum
-from .run import Result, Simulation
+from .journal import Result
+from .run import Simulation
 from .shelf import Shelf
 from .strategies import AlwaysLoad, AlwaysRecompute, Bidirectional, CacheGen
 from .workload import Workload, classify

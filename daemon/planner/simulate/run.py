@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from ..request import Ability
 from .active import Active, Load, Scene, Sighting, Strategy
 from .bandwidth import Bandwidth
+from .journal import EngineStep, Log, Result
 from .link import SharedLink, Transfer
 from .shelf import Shelf
 from .workload import Workload
 
-__all__ = ["EngineStep", "Log", "Result", "Simulation"]
+__all__ = ["Simulation"]
 
 Floats = NDArray[np.float64]
 
@@ -33,40 +34,6 @@ class _Event(IntEnum):
     DECODED = 2
     ENGINE = 3
     WAKE = 4
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStep:
-    """An engine was busy with one request."""
-
-    start_s: float
-    end_s: float
-    request: int
-
-
-@dataclass(slots=True)
-class Log:
-    """What :mod:`.bound` needs to know of a simulation."""
-
-    steps: list[list[EngineStep]]
-    """By node, in the order of time."""
-    transfers: list[list[tuple[float, float]]]
-    """By request: when it had a transfer on its link."""
-    hits: list[list[int]]
-    """By request."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """What happened to each request, [requests] each."""
-
-    ttft_s: Floats
-    bytes: Floats
-    gpu_s: Floats
-    loss: Floats
-    """Nats per token of the prompt."""
-    loaded_tokens: NDArray[np.int64]
-    hit_tokens: NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
