@@ -60,10 +60,13 @@ class PromptTemplate:
     document is tokenised with what stands around any document, so that its tokens do not depend on its neighbours and
     all together are those of the whole text: separators too, which many tokenizers cut differently at a text's end.
     Only a fast tokenizer (one that tells offsets) can do that; with another, every part is tokenised by itself.
+
+    What documents and questions say is text: ``<|im_end|>`` in one of them is these characters and ends no turn.
     """
 
     def __init__(self, tokenizer: Any, *, system: str = SYSTEM) -> None:
         self._tokenizer = tokenizer
+        self._controls = _control_tokens(tokenizer)
         if getattr(tokenizer, "chat_template", None):
             turns = [{"role": "system", "content": system}, {"role": "user", "content": _PLACE}]
             rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -82,9 +85,12 @@ class PromptTemplate:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 
+    def _is_forged(self, text: str) -> bool:
+        return any(control in text for control in self._controls)
+
     def document_tokens(self, document: Document) -> NDArray[np.int64]:
         """Token ids of one document. Raises :class:`InvalidRequest` for one without any."""
-        ids = self._part(_SEPARATOR, document.rendered, _QUESTION)
+        ids = self._part(_SEPARATOR, document.rendered, _QUESTION, said=document.rendered)
         if not document.text.strip() or not len(ids):
             raise InvalidRequest(f"document {document.title[:40]!r} has no text, at least 1 token is needed")
         return ids
@@ -101,23 +107,46 @@ class PromptTemplate:
             DocumentSpan(document, int(start), int(stop))
             for document, start, stop in zip(documents, stops, stops[1:], strict=False)
         )
-        parts.append(self._part(_SEPARATOR, self._asked(question), ""))
+        if self._is_forged(question):
+            parts.append(self._part(_SEPARATOR, f"{_QUESTION}{question}", "", said=question))
+            parts.append(self.tokenise(self._after))
+        else:
+            parts.append(self._part(_SEPARATOR, self._asked(question), ""))
         return Prompt(np.concatenate(parts), len(self.prefix), spans)
 
     def _asked(self, question: str) -> str:
         return f"{_QUESTION}{question}{self._after}"
 
-    def _part(self, before: str, text: str, after: str) -> NDArray[np.int64]:
-        """Token ids of ``text`` between two others; by itself where a token reaches over its ends."""
-        if not getattr(self._tokenizer, "is_fast", False):
-            return self.tokenise(text)
-        start, stop = len(before), len(before) + len(text)
-        found = self._tokenizer(
-            before + text + after, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        offsets = np.asarray(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        first, last = offsets.T
-        if ((first < start) & (last > start)).any() or ((first < stop) & (last > stop)).any():
-            return self.tokenise(text)
-        ids: NDArray[np.int64] = np.asarray(found["input_ids"], dtype=np.int64)[(first >= start) & (first < stop)]
+    def _part(self, before: str, text: str, after: str, *, said: str = "") -> NDArray[np.int64]:
+        """Token ids of ``text`` between two others; by itself where a token reaches over its ends.
+
+        ``said`` of it is somebody's words, in which no control token is taken for one; :class:`InvalidRequest` where
+        the tokenizer does so all the same.
+        """
+        literally = {"split_special_tokens": True} if self._is_forged(said) else {}
+        ids = self._ids_between(before, text, after, literally)
+        if literally and np.isin(ids, list(self._controls.values())).any():
+            raise InvalidRequest(
+                f"{said.strip()[:40]!r} holds a control token, which this tokenizer cannot take as text"
+            )
         return ids
+
+    def _ids_between(self, before: str, text: str, after: str, literally: dict[str, bool]) -> NDArray[np.int64]:
+        if getattr(self._tokenizer, "is_fast", False):
+            start, stop = len(before), len(before) + len(text)
+            found = self._tokenizer(
+                before + text + after, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **literally
+            )
+            first, last = np.asarray(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+            if not (((first < start) & (last > start)).any() or ((first < stop) & (last > stop)).any()):
+                within = (first >= start) & (first < stop)
+                ids: NDArray[np.int64] = np.asarray(found["input_ids"], dtype=np.int64)[within]
+                return ids
+        found = self._tokenizer(text, add_special_tokens=False, verbose=False, **literally)
+        return np.asarray(found["input_ids"], dtype=np.int64)
+
+
+def _control_tokens(tokenizer: Any) -> dict[str, int]:
+    """The tokens that are no text, as they are written: ends of turns, of texts, and what else a model obeys."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {token.content: number for number, token in added.items() if token.special}
