@@ -69,7 +69,7 @@ class _Settings:
         "kvloom simulate --link step:10Gb,1Gb,5",
         "kvloom simulate mooncake_conversation_trace.jsonl --link congested:10Gb",
         "kvloom simulate musique_100.json --engine smollm2-cpu --link lte",
-        "kvloom simulate --requests 1000000 --nodes 200 --no-optimum --strategy kvloom",
+        "kvloom simulate --requests 100000 --nodes 200 --no-optimum --strategy kvloom",
     )
 )
 @click.argument("traces", nargs=-1, metavar="[TRACE]...")
@@ -81,7 +81,14 @@ class _Settings:
     show_default=True,
     help=f"{LINK_FORMS}, or a file of seconds,bytes_per_s.",
 )
-@click.option("--strategy", "names", multiple=True, type=click.Choice(list(STRATEGIES)), help="[default: all]")
+@click.option(
+    "--strategy",
+    "names",
+    multiple=True,
+    type=click.Choice(list(STRATEGIES)),
+    metavar="NAME",
+    help=f"One of {', '.join(STRATEGIES)}.  [default: all]",
+)
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="llama3-8b-h100", show_default=True)
 @click.option("--ability", type=click.Choice([item.value for item in Ability]), default="any_chunk", show_default=True)
 @click.option("--level", default="standard", show_default=True, help="The coarsest level that may be used.")
