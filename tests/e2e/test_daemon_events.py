@@ -37,6 +37,12 @@ class Stream:
 
 
 @pytest.fixture
+def daemon(start_daemon):
+    """One of each test's own: of what others have put, events may still come."""
+    return start_daemon()
+
+
+@pytest.fixture
 def stream(daemon):
     stream = Stream(daemon)
     yield stream
