@@ -7,6 +7,8 @@ from typing import Final
 
 # Layout and chunks
 CHUNK_TOKENS_DEFAULT: Final = 256
+RECOMPUTED_TOKENS_MIN: Final = 64
+"""What a blended prompt computes again at least, where it loads as much: fewer take no less time."""
 CHUNK_TOKENS_MAX: Final = 4096
 LAYERS_MAX: Final = 512
 KV_HEADS_MAX: Final = 1024

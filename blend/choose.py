@@ -61,7 +61,7 @@ class Chooser:
         """Rows ``[n]`` (of the tokens after the prefix, ascending, int64) that ``layer`` computes; layers in order."""
         if self._scores is None:
             raise InvalidRequest("the rule has not been asked yet")
-        wanted = round(self.rule.share(layer, self.layers) * self.candidates.count)
+        wanted = self.rule.tokens(layer, self.layers, self.candidates.count)
         left = self._left
         if left is None or wanted < left.numel():
             scores = self._scores[layer] if self._scores.ndim == 2 else self._scores

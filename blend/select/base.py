@@ -78,6 +78,10 @@ class SelectionRule(ABC):
         """Share of the candidates that ``layer`` of ``layers`` computes; it must not grow from layer to layer."""
         return self.ratio
 
+    def tokens(self, layer: int, layers: int, candidates: int) -> int:
+        """How many of ``candidates`` the layer computes."""
+        return round(self.share(layer, layers) * candidates)
+
     @abstractmethod
     def scores(self, candidates: Candidates) -> Tensor:
         """One float32 number per candidate ``[candidates]``, the highest most in need.

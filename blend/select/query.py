@@ -20,13 +20,16 @@ class QueryAttention(SelectionRule):
 
     Before all others come the ``sinks`` first tokens of each chunk and tokens at even distances in it, which are the
     share ``sampled`` of all that ``ratio`` allows; with ``carry`` what these learn moves the tokens that are not
-    computed. Published rules of the kind (ProphetKV, QCFuse) are ``QueryAttention(ratio, 0, 0.0, carry=False)``.
+    computed. No fewer than ``tokens_min`` are computed where there are as many: a forward over so few takes no longer
+    than one over fewer, and of a short text every token matters. Published rules of the kind (ProphetKV, QCFuse) are
+    ``QueryAttention(ratio, 0, 0.0, carry=False)``.
     """
 
     ratio: float = 0.13
     sinks: int = 4
     sampled: float = 0.4
     carry: bool = True
+    tokens_min: int = 0
     reads_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -35,6 +38,12 @@ class QueryAttention(SelectionRule):
             raise InvalidRequest(f"sinks is {self.sinks}, must be 0 or more")
         if not 0.0 <= self.sampled <= 1.0:
             raise InvalidRequest(f"sampled is {self.sampled}, must be 0 to 1")
+        if self.tokens_min < 0:
+            raise InvalidRequest(f"tokens_min is {self.tokens_min}, must be 0 or more")
+
+    def tokens(self, layer: int, layers: int, candidates: int) -> int:
+        """As every rule, but no fewer than ``tokens_min``."""
+        return max(SelectionRule.tokens(self, layer, layers, candidates), min(candidates, self.tokens_min))
 
     def scores(self, candidates: Candidates) -> Tensor:
         """The attention of all layers together; above 1 what is taken before it."""

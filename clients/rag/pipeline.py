@@ -133,7 +133,8 @@ class RagPipeline:
         self.layout = model_layout(model)
         self.identity = identity or model_identity(model, layout=self.layout)
         self.template = template or PromptTemplate(tokenizer)
-        self.chunk_tokens, self.level, self.rule = chunk_tokens, level, rule or QueryAttention()
+        self.chunk_tokens, self.level = chunk_tokens, level
+        self.rule = rule or QueryAttention(tokens_min=limits.RECOMPUTED_TOKENS_MIN)
         self.profile: AnyProfile | None = None
         self._clock = clock
         self._connect = partial(ChunkTraffic, layout=self.layout, pool=pool)

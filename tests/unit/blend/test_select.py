@@ -88,7 +88,10 @@ def test_query_attention_without_any_is_all_alike():
     assert QueryAttention(sampled=0.0).scores(nothing).tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"sinks": -1}, "sinks is -1"), ({"sampled": 1.5}, r"sampled is 1\.5")])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"sinks": -1}, "sinks is -1"), ({"sampled": 1.5}, r"sampled is 1\.5"), ({"tokens_min": -1}, "tokens_min is -1")],
+)
 def test_query_attention_needs_sense(wrong, message):
     with pytest.raises(InvalidRequest, match=message):
         QueryAttention(**wrong)
@@ -138,3 +141,10 @@ def test_a_ratio_is_a_share(rule, ratio):
 def test_shrink_is_a_share():
     with pytest.raises(InvalidRequest, match=r"shrink is 1\.5"):
         KvDeviation(0.2, shrink=1.5)
+
+
+@pytest.mark.parametrize(
+    ("stored", "least", "expected"), [(1000, 64, 130), (200, 64, 64), (20, 64, 20), (200, 0, 26), (0, 64, 0)]
+)
+def test_of_a_short_text_all_is_computed_that_takes_no_longer(stored, least, expected):
+    assert QueryAttention(0.13, tokens_min=least).tokens(3, 9, stored) == expected
