@@ -6,12 +6,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from kvloom import tracing
 from kvloom.clients import KvloomClient
 from kvloom.clients.discovery import DaemonNote
 from kvloom.codec.level import EXACT
 
-sdk = pytest.importorskip("opentelemetry.sdk.trace")
+pytest.importorskip("opentelemetry.sdk.trace")
 wire = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 
 
@@ -49,21 +48,6 @@ def collector(monkeypatch):
     yield collector
     collector.server.shutdown()
     collector.server.server_close()
-
-
-@pytest.fixture
-def recorded():
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    from kvloom.clients.otel import trace_with
-
-    exporter = InMemorySpanExporter()
-    provider = sdk.TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace_with(provider)
-    yield exporter.get_finished_spans
-    tracing.install(None)
 
 
 def test_one_trace_follows_a_request_from_the_client_to_the_tiers(start_daemon, collector, recorded, container_bytes):

@@ -5,23 +5,7 @@ import pytest
 
 from kvloom import tracing
 
-opentelemetry = pytest.importorskip("opentelemetry.sdk.trace")
-
-
-@pytest.fixture
-def recorded():
-    """The spans that have ended, while everything is recorded."""
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    from kvloom.clients.otel import trace_with
-
-    exporter = InMemorySpanExporter()
-    provider = opentelemetry.TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace_with(provider)
-    yield exporter.get_finished_spans
-    tracing.install(None)
+pytest.importorskip("opentelemetry.sdk.trace")
 
 
 def test_a_daemon_that_records_nothing_loads_nothing_for_it():
