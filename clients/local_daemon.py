@@ -257,9 +257,9 @@ def _gathered(found: Mapped, window: memoryview) -> bytearray:
 
 def _joined(keys: Sequence[ContentKey]) -> bytes:
     """The keys one behind the other; :class:`InvalidKey` for one that is none, as over HTTP."""
-    for key in keys:
-        if len(key) != KEY_BYTES:
-            raise InvalidKey(f"key {key.hex()[:80]!r} is not {2 * KEY_BYTES} lower-case hexadecimal digits")
+    if set(map(len, keys)) - {KEY_BYTES}:
+        wrong = next(key for key in keys if len(key) != KEY_BYTES)
+        raise InvalidKey(f"key {wrong.hex()[:80]!r} is not {2 * KEY_BYTES} lower-case hexadecimal digits")
     return b"".join(keys)
 
 

@@ -48,6 +48,7 @@ _NO_PARENT: Final = bytes(KEY_BYTES)
 PUT_BYTES: Final = _PUT.size
 _PAIR: Final = struct.Struct("<QQ")
 _WORD: Final = struct.Struct("<Q")
+_KEY: Final = struct.Struct(f"{KEY_BYTES}s")
 USE_BYTES: Final = _PAIR.size
 _EVERYTHING: Final = 254
 _WHOLE_FLAG: Final = 1
@@ -162,10 +163,9 @@ class Frame:
 
 def decode_keys(body: Buffer) -> list[ContentKey]:
     """The keys that stand one behind the other in ``body``."""
-    data = bytes(body)
-    if len(data) % KEY_BYTES:
-        raise InvalidRequest(f"keys have {len(data)} bytes together, not a multiple of {KEY_BYTES}")
-    return [ContentKey(data[start : start + KEY_BYTES]) for start in range(0, len(data), KEY_BYTES)]
+    if len(body) % KEY_BYTES:
+        raise InvalidRequest(f"keys have {len(body)} bytes together, not a multiple of {KEY_BYTES}")
+    return [key for (key,) in _KEY.iter_unpack(body)]
 
 
 def encode_error(error: KvloomError) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NewType
+from typing import TYPE_CHECKING, Final, NewType, cast
 
 from blake3 import blake3
 
@@ -174,9 +174,19 @@ def storage_key(namespace_secret: bytes, key: ContentKey) -> StorageKey:
 
 
 def storage_keys(namespace_secret: bytes, keys: Sequence[ContentKey]) -> list[StorageKey]:
-    """:func:`storage_key` of each: nearly all that a question about a thousand keys costs."""
+    """:func:`storage_key` of each: much of what a question about a thousand keys costs.
+
+    One hasher for all of them: making one takes twice as long as hashing with it.
+    """
     owner, place_bytes = owner_id(namespace_secret), KEY_BYTES - OWNER_BYTES
-    return [StorageKey(owner + blake3(key, key=namespace_secret).digest(place_bytes)) for key in keys]
+    hasher = blake3(key=namespace_secret)
+    update, digest, reset = hasher.update, hasher.digest, hasher.reset
+    places: list[bytes] = []
+    for key in keys:
+        update(key)
+        places.append(owner + digest(place_bytes))
+        reset()
+    return cast("list[StorageKey]", places)
 
 
 @lru_cache(maxsize=1024)

@@ -7,11 +7,13 @@ about 0.1 s, in NumPy.
 
 from array import array
 from collections.abc import Sequence
+from itertools import compress
+from operator import ne
 from typing import Final
 
 import numpy as np
 
-from .key import OWNER_BYTES, StorageKey
+from .key import KEY_BYTES, OWNER_BYTES, StorageKey
 
 __all__ = ["ABSENT", "KeyIndex"]
 
@@ -48,23 +50,28 @@ class KeyIndex:
         return ABSENT
 
     def find_many(self, keys: Sequence[bytes]) -> list[int]:
-        """:meth:`find` of each: a thousand in NumPy take a third of the time."""
-        tag_bytes = b"".join([key[_TAG] for key in keys])
-        if len(keys) < _MANY or not self._count or len(tag_bytes) != _TAG_BYTES * len(keys):
+        """:meth:`find` of each: a thousand in NumPy take a fifth of the time."""
+        joined = b"".join(keys)
+        if len(keys) < _MANY or not self._count or len(joined) != KEY_BYTES * len(keys):
             return [self.find(key) for key in keys]
         table, tags = np.frombuffer(self._table, np.int32), np.frombuffer(self._tags, np.uint32)
-        asked = np.frombuffer(tag_bytes, "<u4")
+        asked = np.ndarray(len(keys), "<u4", joined, OWNER_BYTES, (KEY_BYTES,))
         places, waiting = asked.astype(np.int64) & self._mask, np.arange(len(keys))
-        found = [ABSENT] * len(keys)
-        while len(waiting):
+        found = np.full(len(keys), ABSENT, np.int32)
+        while len(waiting) >= _MANY:
             slots = table[places]
             taken = slots != ABSENT
             waiting, places, slots = waiting[taken], places[taken], slots[taken]
             alike = tags[slots] == asked[waiting]
-            for number, slot in zip(waiting[alike].tolist(), slots[alike].tolist(), strict=True):
-                found[number] = slot if self._keys[slot] == keys[number] else self.find(keys[number])
+            found[waiting[alike]] = slots[alike]
             waiting, places = waiting[~alike], places[~alike] + 1 & self._mask
-        return found
+        numbers, listed = np.flatnonzero(found != ABSENT).tolist(), found.tolist()
+        held = map(self._keys.__getitem__, compress(listed, map(ABSENT.__ne__, listed)))
+        for number in compress(numbers, map(ne, held, map(keys.__getitem__, numbers))):
+            listed[number] = self.find(keys[number])  # another key of the same tag came first
+        for number in waiting.tolist():
+            listed[number] = self.find(keys[number])
+        return listed
 
     def add(self, key: StorageKey, slot: int) -> None:
         """``key``, which must not be in here, is in ``slot``."""

@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 
 from ...codec.container import ContainerHeader
 from ...errors import KvloomError
@@ -52,12 +54,14 @@ class Listing:
         found: list[str | None] = [None] * len(places)
         if not self._cascade.is_empty:
             found = [WRITE_BEHIND if self._is_dirty(place) else None for place in places]
-        for tier in self._roles.all:
-            missing = [index for index, known in enumerate(found) if known is None]
-            if missing:
-                answers = await self.ask(tier, [places[index] for index in missing])
-                for index, answer in zip(missing, answers, strict=True):
-                    found[index] = tier.name if answer else None
+        missing = [index for index, known in enumerate(found) if known is None]
+        for tier in self._roles.all if missing else ():
+            answers = await self.ask(tier, [places[index] for index in missing])
+            for index in compress(missing, answers):
+                found[index] = tier.name
+            missing = list(compress(missing, map(not_, answers)))
+            if not missing:
+                break
         return found
 
     async def longest_prefix(self, namespace: Namespace, keys: Sequence[ContentKey]) -> int:
