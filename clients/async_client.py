@@ -249,7 +249,7 @@ class AsyncKvloomClient:
         return sum([await self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys)])
 
     async def plan(self, question: PlanQuestion, *, seconds_max: float | None = None) -> PlanReply | None:
-        """Whether to load or to recompute each chunk of a prompt; ``None`` where no daemon says so in ``seconds_max``."""
+        """Whether to load or to recompute each chunk of a prompt; ``None`` where no daemon says so in time."""
         return await self._run(planning.AskPlan(question), deadline_in(seconds_max))
 
     async def report(self, report: EngineReport, *, seconds_max: float | None = None) -> int:

@@ -271,7 +271,7 @@ class KvloomClient:
         return sum(self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys))
 
     def plan(self, question: PlanQuestion, *, seconds_max: float | None = None) -> PlanReply | None:
-        """Whether to load or to recompute each chunk of a prompt; ``None`` where no daemon says so in ``seconds_max``."""
+        """Whether to load or to recompute each chunk of a prompt; ``None`` where no daemon says so in time."""
         return self._run(planning.AskPlan(question), deadline_in(seconds_max))
 
     def report(self, report: EngineReport, *, seconds_max: float | None = None) -> int:

@@ -173,9 +173,9 @@ def objective_of(question: wire.PlanQuestion) -> Objective:
     return Fastest(loss_max)
 
 
-def shape_of(blend: wire.BlendQuestion) -> BlendShape:
+def shape_of(blend: wire.BlendQuestion, *, side_by_side: bool) -> BlendShape:
     """How the request is blended."""
-    return BlendShape(blend.layers, blend.whole_layers, blend.ratio_min)
+    return BlendShape(blend.layers, blend.whole_layers, blend.ratio_min, side_by_side)
 
 
 def executor_of(question: wire.PlanQuestion) -> Executor:

@@ -116,7 +116,8 @@ class Planning:
             def decide() -> BlendedPlan | Plan:
                 objective = objective_of(question)
                 if question.blend is not None:
-                    return make_blended_plan(request, estimates, objective.loss_max, shape_of(question.blend))
+                    shape = shape_of(question.blend, side_by_side=question.side_by_side)
+                    return make_blended_plan(request, estimates, objective.loss_max, shape)
                 return make_plan(request, estimates, objective, executor_of(question), progress=progress)
 
             decided = decide() if len(request) <= _INLINE_CHUNKS_MAX else await asyncio.to_thread(decide)
