@@ -244,6 +244,10 @@ PLAN_AWAITED_MAX: Final = 4096
 """Plans whose outcome may still be reported."""
 PLAN_OUTLINES_MAX: Final = 65_536
 """Chunks whose sizes at each level are remembered, so that planning does not read their headers: about 20 MiB."""
+PLAN_SECONDS_DEFAULT: Final = 0.25
+"""What the RAG pipeline waits for a plan before it goes on without one."""
+PLAN_REPORT_SECONDS_MAX: Final = 5.0
+"""What sending one report may take; it is sent in the background."""
 PLAN_HEADERS_AT_ONCE_MAX: Final = 32
 ENGINE_NAME_CHARACTERS_MAX: Final = 128
 

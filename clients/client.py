@@ -31,6 +31,7 @@ from .patience import (
     Deadline,
     RetryBudget,
     RetryPolicy,
+    deadline_in,
     find_lookup_seconds,
     lookup_deadline,
 )
@@ -144,16 +145,24 @@ class KvloomClient:
         """
         return self._run(protocol.PutChunk(key, container, ack, ttl_seconds, parent))
 
-    def get(self, key: ContentKey, *, level: Level | None = None, layers: range | None = None) -> Outcome[Container]:
+    def get(
+        self,
+        key: ContentKey,
+        *,
+        level: Level | None = None,
+        layers: range | None = None,
+        seconds_max: float | None = None,
+    ) -> Outcome[Container]:
         """Read a chunk, verified: whole, up to ``level``, or only ``layers``. Not stored at ``level`` is a miss.
 
-        Lossy levels come in whole blocks of layers, maybe more than were asked for: ``header.layers`` has them.
+        Lossy levels come in whole blocks of layers, maybe more than were asked for: ``header.layers`` has them. What
+        has not come whole within ``seconds_max`` is given up (:class:`Unavailable`), and no more of it comes.
         """
         if level is None and layers is None and self._local is not None and not recording():
             found = self._local.read_again(key)  # before anything else: the rest takes as long as reading it
             if found is not None:
                 return found
-        return self._run(protocol.GetChunk(key, level, layers))
+        return self._run(protocol.GetChunk(key, level, layers), deadline_in(seconds_max))
 
     @traced("kvloom GetChunks")
     def get_many(self, keys: Sequence[ContentKey], *, level: Level | None = None) -> list[Outcome[Container]]:
@@ -261,13 +270,13 @@ class KvloomClient:
         """Have chunks copied into the daemon's memory; for how many that is under way or not needed."""
         return sum(self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys))
 
-    def plan(self, question: PlanQuestion) -> PlanReply | None:
-        """Whether to load or to recompute each chunk of a prompt; ``None`` (recompute) where no daemon can say."""
-        return self._run(planning.AskPlan(question))
+    def plan(self, question: PlanQuestion, *, seconds_max: float | None = None) -> PlanReply | None:
+        """Whether to load or to recompute each chunk of a prompt; ``None`` where no daemon says so in time."""
+        return self._run(planning.AskPlan(question), deadline_in(seconds_max))
 
-    def report(self, report: EngineReport) -> int:
-        """Tell the planner what things took; how many measurements were taken in, 0 where no daemon listens."""
-        return self._run(planning.SendReport(report))
+    def report(self, report: EngineReport, *, seconds_max: float | None = None) -> int:
+        """Tell the planner what things took; how many measurements were taken in, 0 where no daemon listens in time."""
+        return self._run(planning.SendReport(report), deadline_in(seconds_max))
 
     def list_chunks(self, *, limit: int = limits.LIST_CHUNKS_DEFAULT, prefix: str = "") -> wire.ChunkList:
         """Some of the chunks stored, those whose key begins with the digits ``prefix``."""

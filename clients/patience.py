@@ -26,6 +26,7 @@ __all__ = [
     "Deadline",
     "RetryBudget",
     "RetryPolicy",
+    "deadline_in",
     "find_lookup_seconds",
     "lookup_deadline",
 ]
@@ -54,6 +55,11 @@ class Deadline:
 
 
 UNBOUNDED: Final = Deadline(math.inf)
+
+
+def deadline_in(seconds: float | None) -> Deadline:
+    """The end of a call that begins now and may take ``seconds``; ``None``: as long as it goes on."""
+    return UNBOUNDED if seconds is None else Deadline(time.monotonic() + seconds)
 
 
 def lookup_deadline(keys: int, lookup_seconds: float) -> Deadline:

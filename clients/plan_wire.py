@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .. import limits
-from ..codec.level import Level
+from ..codec.level import STANDARD, Level
 from ..kvstore.key import ModelIdentity
 
 __all__ = [
@@ -101,6 +101,7 @@ class BlendQuestion:
 class PlanQuestion:
     """Load or recompute, chunk by chunk? Of ``keys``, or of ``tokens`` cut and keyed as ``identity`` says.
 
+    Chunks named by ``keys`` follow each other and have ``chunk_tokens`` each, or ``chunk_lengths``: one for each key.
     ``engine`` names whose costs count, as it reports them. ``first_position``: the tokens before the first chunk, which
     the engine has. ``prompt_tokens`` (with keys): the length of the prompt; what is behind the chunks is computed, the
     last token always. ``running``: requests in the engine; ``queued_tokens``: what it has to compute before. ``done``:
@@ -112,11 +113,13 @@ class PlanQuestion:
     identity: ModelIdentity | None = None
     tokens: tuple[int, ...] | None = None
     chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT
+    chunk_lengths: tuple[int, ...] = ()
     first_position: int = 0
     prompt_tokens: int | None = None
     goal: PlanGoal = PlanGoal.FASTEST
     loss_max: float | None = None
-    """The floor of quality, a mean over the prompt; that of level ``standard`` by default."""
+    """The floor of quality, a mean over the prompt; by default what ``floor`` loses."""
+    floor: Level = STANDARD
     ttft_seconds: float | None = None
     losses: tuple[LevelLoss, ...] = ()
     """Where the model's own are known; else those measured on SmolLM2 (docs/CODEC.md) are taken."""

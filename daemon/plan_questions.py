@@ -5,6 +5,7 @@ What a question does not say of losses is taken from :data:`LEVEL_LOSSES`.
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from .. import limits
 from ..clients import plan_wire as wire
 from ..clients.wire import parse_keys
-from ..codec.level import EXACT, LOSSY_LEVELS, STANDARD, Level
+from ..codec.level import EXACT, LOSSY_LEVELS, Level
 from ..errors import InvalidRequest, TooManyItems
 from ..kvstore.key import ContentKey, chunk_refs
 from .plan_offers import Offered
@@ -91,15 +92,18 @@ def prompt_of(question: wire.PlanQuestion) -> Prompt:
     first, size = question.first_position, question.chunk_tokens
     if question.keys is not None and question.tokens is None and question.identity is None:
         keys = parse_keys(question.keys)
-        starts = [first + size * index for index in range(len(keys))]
-        ends = [start + size for start in starts]
-        end = question.prompt_tokens if question.prompt_tokens is not None else first + size * len(keys)
+        ends = _ends(question, len(keys))
+        starts = [first, *ends[:-1]]
+        end = question.prompt_tokens if question.prompt_tokens is not None else max(ends, default=first)
         if keys and not starts[-1] < end <= limits.POSITION_MAX:
             raise InvalidRequest(
-                f"{len(keys)} chunks of {size} tokens from {first} on do not begin within a prompt of {end} tokens"
+                f"{len(keys)} chunks of {starts[-1] - first} tokens and one more from {first} on do not begin within a "
+                f"prompt of {end} tokens"
             )
         ends[-1:] = [min(end, ends[-1])] if keys else []
     elif question.keys is None and question.tokens is not None and question.identity is not None:
+        if question.chunk_lengths:
+            raise InvalidRequest("chunk_lengths are of keys; tokens are cut into chunks of chunk_tokens")
         refs = chunk_refs(question.identity, question.tokens, chunk_tokens=size)
         refs = [ref for ref in refs if ref.stop > first]
         keys, starts = [ref.key for ref in refs], [max(first, ref.start) for ref in refs]
@@ -112,6 +116,17 @@ def prompt_of(question: wire.PlanQuestion) -> Prompt:
     if wrong is not None:
         raise InvalidRequest(f"done names chunk {wrong} of {len(keys)}")
     return Prompt(keys, starts, [stop - start for start, stop in zip(starts, ends, strict=True)], end)
+
+
+def _ends(question: wire.PlanQuestion, count: int) -> list[int]:
+    """Where each of ``count`` chunks that are named by keys ends."""
+    lengths = question.chunk_lengths or (question.chunk_tokens,) * count
+    if len(lengths) != count:
+        raise InvalidRequest(f"{len(lengths)} chunk_lengths for {count} keys, there must be one for each or none")
+    wrong = next((length for length in lengths if not 1 <= length <= limits.CHUNK_TOKENS_MAX), None)
+    if wrong is not None:
+        raise InvalidRequest(f"chunk_lengths has {wrong}, must be 1 to {limits.CHUNK_TOKENS_MAX}")
+    return list(accumulate(lengths, initial=question.first_position))[1:]
 
 
 def request_of(
@@ -148,19 +163,19 @@ def request_of(
 
 
 def objective_of(question: wire.PlanQuestion) -> Objective:
-    """What is wanted of the plan; the floor is level ``standard`` where a question names none."""
+    """What is wanted of the plan; the floor is what its level loses where a question says no number."""
     losses = {item.level: item.loss for item in question.losses}
     loss_max = question.loss_max
     if loss_max is None:
-        loss_max = losses.get(STANDARD, LEVEL_LOSSES[STANDARD])
+        loss_max = losses.get(question.floor, LEVEL_LOSSES[question.floor])
     if question.goal is wire.PlanGoal.BEST_WITHIN and question.ttft_seconds is not None:
         return BestWithin(question.ttft_seconds, loss_max)
     return Fastest(loss_max)
 
 
-def shape_of(blend: wire.BlendQuestion) -> BlendShape:
+def shape_of(blend: wire.BlendQuestion, *, side_by_side: bool) -> BlendShape:
     """How the request is blended."""
-    return BlendShape(blend.layers, blend.whole_layers, blend.ratio_min)
+    return BlendShape(blend.layers, blend.whole_layers, blend.ratio_min, side_by_side)
 
 
 def executor_of(question: wire.PlanQuestion) -> Executor:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Final
@@ -116,7 +116,8 @@ class Planning:
             def decide() -> BlendedPlan | Plan:
                 objective = objective_of(question)
                 if question.blend is not None:
-                    return make_blended_plan(request, estimates, objective.loss_max, shape_of(question.blend))
+                    shape = shape_of(question.blend, side_by_side=question.side_by_side)
+                    return make_blended_plan(request, estimates, objective.loss_max, shape)
                 return make_plan(request, estimates, objective, executor_of(question), progress=progress)
 
             decided = decide() if len(request) <= _INLINE_CHUNKS_MAX else await asyncio.to_thread(decide)
@@ -139,25 +140,9 @@ class Planning:
         count = len(report.prefills) + len(report.loads) + len(report.decodes) + len(report.outcomes)
         if count > limits.PLAN_SAMPLES_MAX:
             raise TooManyItems(f"report has {count} measurements, the limit is {limits.PLAN_SAMPLES_MAX}")
-        model, now, engine = self._model(caller.namespace.owner), self._clock(), report.engine
         for load in report.loads:
             check_name(load.link, what="link")
-        taken = [
-            model.note_prefill(engine, item.tokens, item.start, item.seconds, batch=item.running, now_seconds=now)
-            for item in report.prefills
-        ]
-        taken += [
-            model.note_load(
-                engine, item.link, item.size_bytes, item.seconds, concurrent=item.concurrent, now_seconds=now
-            )
-            for item in report.loads
-        ]
-        taken += [
-            model.note_decode(engine, item.level.name, item.kv_bytes, item.seconds, now_seconds=now)
-            for item in report.decodes
-        ]
-        taken += [self._note_outcome(caller, item) for item in report.outcomes]
-        accepted = sum(taken)
+        accepted = sum(self._taken_in(caller, report))
         self._counts.samples += accepted
         self._counts.ignored += count - accepted
         return wire.ReportReply(accepted, count - accepted)
@@ -181,6 +166,19 @@ class Planning:
             links=self._links.reports(now),
             recent=tuple(_shown(made, now) for made in reversed(self._recent)),
         )
+
+    def _taken_in(self, caller: Caller, report: wire.EngineReport) -> Iterator[bool]:
+        """Each measurement in turn: whether it was taken in."""
+        model, now, engine = self._model(caller.namespace.owner), self._clock(), report.engine
+        for run in report.prefills:
+            yield model.note_prefill(engine, run.tokens, run.start, run.seconds, batch=run.running, now_seconds=now)
+        for load in report.loads:
+            size, concurrent = load.size_bytes, load.concurrent
+            yield model.note_load(engine, load.link, size, load.seconds, concurrent=concurrent, now_seconds=now)
+        for decode in report.decodes:
+            yield model.note_decode(engine, decode.level.name, decode.kv_bytes, decode.seconds, now_seconds=now)
+        for outcome in report.outcomes:
+            yield self._note_outcome(caller, outcome)
 
     def _note_outcome(self, caller: Caller, outcome: wire.PlanOutcome) -> bool:
         seconds = outcome.ttft_seconds

@@ -4,9 +4,9 @@ The codec runs here, in the process that owns the tensors. A chunk that is missi
 that cannot be had is simply not loaded: the caller computes its tokens.
 """
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,36 +21,14 @@ from ...codec.profiles import AnyProfile
 from ...errors import InvalidData, LayoutMismatch, Overloaded, ProfileMismatch, StorageFull
 from ...kvstore.gpu.lease import PoolLease
 from ...kvstore.gpu.source import ChunkWanted, Encoding
-from ...kvstore.key import ChunkRef, ContentKey
+from ...kvstore.key import ContentKey
 from ...kvstore.outcome import Hit, Outcome, Throttled
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
 from ..resident import DaemonSource, PoolPlace, ResidentChunks
+from .arrivals import Arrivals, ChunkPlace, LoadOrder, LoadResult
 
-__all__ = ["ChunkPlace", "ChunkTraffic", "LoadResult"]
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkPlace:
-    """A chunk and the position in the prompt that its first token takes."""
-
-    ref: ChunkRef
-    start: int
-
-    @property
-    def stop(self) -> int:
-        """The position after the last token."""
-        return self.start + self.ref.tokens
-
-
-@dataclass(frozen=True, slots=True)
-class LoadResult:
-    """Which places were filled, in order, and how many bytes came for them; ``resident`` were decoded already."""
-
-    loaded: tuple[ChunkPlace, ...]
-    missed: tuple[ChunkPlace, ...]
-    bytes_read: int
-    resident: int = 0
+__all__ = ["ChunkTraffic"]
 
 
 class ChunkTraffic:
@@ -59,8 +37,16 @@ class ChunkTraffic:
     With ``pool``, what was decoded once is kept there and copied the next time.
     """
 
-    def __init__(self, client: KvloomClient, layout: Layout, pool: PoolPlace | None = None) -> None:
+    def __init__(
+        self,
+        client: KvloomClient,
+        layout: Layout,
+        pool: PoolPlace | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._client = client
+        self._clock = clock
         self._layout = layout
         self._source = DaemonSource(client)
         self.resident = None if pool is None else ResidentChunks(pool, layout, client, source=self._source)
@@ -114,9 +100,14 @@ class ChunkTraffic:
         self._client.put(place.ref.key, blob, ack=ack, parent=place.ref.parent)
         return len(blob)
 
-    def remember(self, cache: KvCache, place: ChunkPlace) -> None:
-        """Keep the exact KV at ``place``; with a pool it is there at once and stored behind the caller's back."""
-        if self.resident is not None:
+    def remember(
+        self, cache: KvCache, place: ChunkPlace, *, levels: Collection[Level], profile: AnyProfile | None = None
+    ) -> None:
+        """Keep the exact KV at ``place``; with a pool it is there at once and stored behind the caller's back.
+
+        Other ``levels`` beside it take the ``profile``, and are stored straight.
+        """
+        if self.resident is not None and levels == (EXACT,):
             wanted = ChunkWanted(place.ref.key, EXACT, place.start)
             try:
                 self.resident.put(
@@ -126,7 +117,7 @@ class ChunkTraffic:
                 pass  # too large for the pool, or too much waits: straight to the daemon
             else:
                 return
-        self.store(cache, place, levels=(EXACT,), profile=None, ack=Ack.MEMORY)
+        self.store(cache, place, levels=levels, profile=profile, ack=Ack.MEMORY)
 
     def load(self, cache: KvCache, places: Sequence[ChunkPlace], *, level: Level) -> LoadResult:
         """Get every place's chunk at ``level`` and decode it into ``cache``, keys rotated to where they now stand."""
@@ -134,15 +125,23 @@ class ChunkTraffic:
             return self._load_through(self.resident, cache, places, level)
         return self._load_straight(cache, places, level)
 
-    def _load_straight(self, cache: KvCache, places: Sequence[ChunkPlace], level: Level) -> LoadResult:
-        def fetch(place: ChunkPlace) -> int | None:
-            outcome = self._client.get(place.ref.key, level=level)
-            return self._decode(cache, place, outcome.value, level) if isinstance(outcome, Hit) else None
+    def begin(self, cache: KvCache, orders: Sequence[LoadOrder], *, ends: float | None = None) -> Arrivals:
+        """Load in the background what is ordered, past the pool; no transfer goes on after ``ends`` (by ``clock``).
 
-        sizes = list(self._workers.map(fetch, places))
-        loaded = tuple(place for place, size in zip(places, sizes, strict=True) if size is not None)
-        missed = tuple(place for place, size in zip(places, sizes, strict=True) if size is None)
-        return LoadResult(loaded, missed, sum(size for size in sizes if size is not None))
+        ``cache`` is written to until everything is there or was given up.
+        """
+
+        def get(order: LoadOrder, seconds_max: float | None) -> Outcome[Container]:
+            return self._client.get(order.place.ref.key, level=order.level, seconds_max=seconds_max)
+
+        def decode(order: LoadOrder, container: Container) -> int | None:
+            decoded = self._decode(cache, order.place, container, order.level)
+            return container.header.tokens * self._layout.bytes_per_token if decoded else None
+
+        return Arrivals(orders, self._workers, get, decode, ends=ends, clock=self._clock)
+
+    def _load_straight(self, cache: KvCache, places: Sequence[ChunkPlace], level: Level) -> LoadResult:
+        return self.begin(cache, [LoadOrder(place, level) for place in places]).settle()
 
     def _load_through(
         self, resident: ResidentChunks, cache: KvCache, places: Sequence[ChunkPlace], level: Level
@@ -176,10 +175,10 @@ class ChunkTraffic:
                 return False
         return True
 
-    def _decode(self, cache: KvCache, place: ChunkPlace, container: Container, level: Level) -> int | None:
+    def _decode(self, cache: KvCache, place: ChunkPlace, container: Container, level: Level) -> bool:
         profile = None if level == EXACT else self.profile(container.header.profile_digest)
         if container.header.tokens != place.ref.tokens:
-            return None
+            return False
         keys, values = self._room(cache, place)
         try:
             codec.decode_into(
@@ -192,8 +191,8 @@ class ChunkTraffic:
                 first_position=place.start,
             )
         except (InvalidData, LayoutMismatch, ProfileMismatch):
-            return None
-        return len(container.data)
+            return False
+        return True
 
     def _room(self, cache: KvCache, place: ChunkPlace) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
         """The cache's own memory at ``place``, per layer."""

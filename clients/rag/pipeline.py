@@ -8,48 +8,37 @@ matter most for the question (``docs/adr/0004``, ``docs/adr/0017``).
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ... import codec, limits
+from ... import limits
 from ...blend.cache import BlendCache, KvCache
 from ...blend.executor import Blender
 from ...blend.request import BlendReport, BlendRequest, PlacedChunk
 from ...blend.select.base import SelectionRule
 from ...blend.select.query import QueryAttention
-from ...codec.level import EXACT, STANDARD, Level, LossyCodec
+from ...codec.level import EXACT, STANDARD, Level
 from ...codec.profiles import AnyProfile
-from ...errors import InvalidRequest, NonFiniteTensor, UnsupportedModel
+from ...errors import InvalidRequest
 from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
+from ..plan_wire import BlendQuestion
 from ..resident import PoolPlace, ResidentChunks
-from ..transformers import (
-    SequencePlan,
-    calibration_samples,
-    cut_sequences,
-    greedy,
-    model_identity,
-    model_layout,
-    prefill,
-)
-from .chunks import ChunkPlace, ChunkTraffic, LoadResult
+from ..transformers import greedy, model_identity, model_layout, prefill
+from .advice import Advice, PlanPreview
+from .arrivals import ChunkPlace, LoadResult
+from .calibrating import calibrated
+from .chunks import ChunkTraffic
 from .documents import Document, Prompt, PromptTemplate
+from .loading import PlanSettings, PromptLoader
 
 __all__ = ["Answer", "IngestReport", "LoadedContext", "RagPipeline", "Strategy"]
-
-CALIBRATION_PLAN = SequencePlan(draws=1)
-CALIBRATION_SEQUENCES_MAX = 8
-CALIBRATION_TEXT_SEQUENCES_MAX = 2
-"""More of one text teaches less than other texts."""
-CALIBRATION_KL_TARGET = 0.0013
-"""So little text promises too much: on SmolLM2 ``standard`` came out at three times the divergence aimed at."""
 
 
 class Strategy(StrEnum):
@@ -75,11 +64,12 @@ class IngestReport:
 
 @dataclass(frozen=True, slots=True)
 class LoadedContext:
-    """A prompt whose documents' KV lies decoded in ``cache``, ready to be blended."""
+    """A prompt whose documents' KV lies decoded in ``cache``, ready to be blended; on ``advice``, if there was any."""
 
     prompt: Prompt
     cache: BlendCache
     result: LoadResult
+    advice: Advice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +77,7 @@ class Answer:
     """What was generated and how. ``logits`` ``[vocabulary]`` float32 are those of the first token.
 
     ``ttft_seconds`` runs from the call of :meth:`RagPipeline.generate` to the first token; ``load`` and ``blend`` are
-    None where nothing was loaded or blended.
+    None where nothing was loaded or blended. ``plan`` is what was expected of it; None where nobody said.
     """
 
     text: str
@@ -98,6 +88,7 @@ class Answer:
     prompt_tokens: int
     load: LoadResult | None = None
     blend: BlendReport | None = None
+    plan: PlanPreview | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +103,8 @@ class RagPipeline:
     """Questions over documents with one model and one daemon. Not safe for use by two threads at once.
 
     ``level`` is what documents are loaded at, ``rule`` which of their tokens are recomputed, ``pool`` where chunks that
-    were decoded once are kept so. Where the daemon is gone, every strategy still answers, from the text.
+    were decoded once are kept so. Where the daemon is gone, every strategy still answers, from the text. The
+    daemon's planner is asked first, as ``planning`` says, whether loading is faster than computing.
     """
 
     def __init__(
@@ -127,6 +119,7 @@ class RagPipeline:
         level: Level = STANDARD,
         rule: SelectionRule | None = None,
         pool: PoolPlace | None = None,
+        planning: PlanSettings | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -137,8 +130,10 @@ class RagPipeline:
         self.rule = rule or QueryAttention(tokens_min=limits.RECOMPUTED_TOKENS_MIN)
         self.profile: AnyProfile | None = None
         self._clock = clock
-        self._connect = partial(ChunkTraffic, layout=self.layout, pool=pool)
+        self.planning = planning or PlanSettings()
+        self._connect = partial(ChunkTraffic, layout=self.layout, pool=pool, clock=clock)
         self._traffic = self._connect(client)
+        self._loader = PromptLoader(model, self.identity, client, self._traffic, self.planning, clock=clock)
         self._blender = Blender(model, self.layout)
         self._held_prefix: _Prefix | None = None
 
@@ -146,6 +141,7 @@ class RagPipeline:
         """Talk to another daemon from now on (or to the same one at a new address)."""
         self._traffic.close()
         self._traffic = self._connect(client)
+        self._loader.use_client(client, self._traffic)
         if self.profile is not None:
             self._traffic.publish_profile(self.profile)
 
@@ -156,6 +152,7 @@ class RagPipeline:
 
     def close(self) -> None:
         """End the worker threads; the client stays the caller's."""
+        self._loader.close()
         self._traffic.close()
 
     def calibrate(self, texts: Iterable[str]) -> AnyProfile:
@@ -165,17 +162,7 @@ class RagPipeline:
         torch can differentiate it: about the time of prefilling the text three times. Raises
         :class:`DaemonUnavailable`.
         """
-        cachegen = self._traffic.codec() is LossyCodec.CACHEGEN
-        opening = self.template.prefix[:1]  # the token that attention sinks into in every prompt
-        sequences, plan = self._calibration_sequences(texts, opening)
-        if cachegen:
-            samples = calibration_samples(self.model, sequences, plan=plan, layout=self.layout, gradients=False)
-            self.profile = codec.calibrate_cachegen(samples, self.layout)
-        else:
-            try:
-                self.profile = self._calibrated(sequences, plan, gradients=True)
-            except (UnsupportedModel, NonFiniteTensor):
-                self.profile = self._calibrated(sequences, plan, gradients=False)
+        self.profile = calibrated(self.model, self.layout, self.template, texts, self._traffic.codec())
         self._traffic.publish_profile(self.profile)
         return self.profile
 
@@ -205,6 +192,7 @@ class RagPipeline:
                 stored_tokens += sum(place.ref.tokens for place in places)
             if on_document is not None:
                 on_document(document)
+        self._loader.report()
         return IngestReport(len(documents), already_stored, stored_tokens, stored_bytes)
 
     def document_keys(self, document: Document) -> list[ContentKey]:
@@ -212,17 +200,37 @@ class RagPipeline:
         return [place.ref.key for place in self._document_places(document, self._prefix())]
 
     def context(self, documents: Sequence[Document], question: str = "") -> LoadedContext:
-        """Load the KV of ``documents`` into a cache, each where the prompt for ``question`` has it."""
+        """Load the KV of ``documents`` into a cache, each where the prompt for ``question`` has it.
+
+        What the planner says is computed sooner is not loaded.
+        """
         prefix = self._prefix()
         prompt = self.template.prompt(question, documents)
-        cache = BlendCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
+        total = len(prompt.token_ids)
+        cache = BlendCache(self.layout, total + limits.ANSWER_TOKENS_MAX)
         cache.copy_from(prefix.cache, prompt.prefix_tokens)
-        places = [
-            ChunkPlace(ref, span.start + ref.start)
-            for span in prompt.spans
-            for ref in self._document_refs(prompt.tokens_of(span), prefix.place.ref.key)
-        ]
-        return LoadedContext(prompt, cache, self._traffic.load(cache, places, level=self.level))
+        places = self._places(prompt, Strategy.BLEND)
+        result, advice = self._loader.load(cache, places, total, level=self.level, blend=self._blend_question())
+        return LoadedContext(prompt, cache, result, advice)
+
+    def preview(
+        self,
+        question: str,
+        documents: Sequence[Document],
+        *,
+        strategy: Strategy = Strategy.BLEND,
+        prefetch: bool = False,
+    ) -> PlanPreview | None:
+        """What answering would load and compute, and how long that is expected to take; None where nobody knows.
+
+        With ``prefetch`` the daemon copies what would be loaded into its memory: for a question that still waits, or
+        the next turn of a conversation.
+        """
+        prompt = self.template.prompt(question, documents)
+        blend = self._blend_question() if strategy is Strategy.BLEND else None
+        places, total = self._places(prompt, strategy), len(prompt.token_ids)
+        advice = self._loader.ask(places, total, floor=self._floor(strategy), blend=blend, prefetch=prefetch)
+        return None if advice is None else advice.preview()
 
     def generate(
         self,
@@ -245,20 +253,26 @@ class RagPipeline:
         started = self._clock()
         load: LoadResult | None = None
         blend: BlendReport | None = None
+        advice: Advice | None = None
         if strategy is Strategy.BLEND:
             context = self.context(documents, question)
-            prompt, load = context.prompt, context.result
-            blended = self._blender.blend(_blend_request(context), self.rule, cache=context.cache)
+            prompt, load, advice = context.prompt, context.result, context.advice
+            blended = self._blender.blend(_blend_request(context), self._rule(advice), cache=context.cache)
             cache: KvCache = blended.cache
             logits, blend = blended.logits, blended.report
+            self._loader.note_blend(blend)
         else:
             prompt = self.template.prompt(question, documents)
             cache = KvCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
             if strategy is Strategy.PREFIX:
-                load = self._load_prefix(prompt, cache)
-            logits = self._compute_rest(prompt, cache)
+                places = self._places(prompt, strategy)
+                filled = self._loader.fill(cache, prompt.token_ids, places, floor=self._floor(strategy))
+            else:
+                filled = self._loader.compute(cache, prompt.token_ids)
+            logits, load, advice = filled.logits, filled.load, filled.advice
         first = int(logits.argmax())
         ttft = self._clock() - started
+        self._loader.finish(advice, ttft, floor=self._floor(strategy))
         if remember:
             self._remember(prompt, cache)
         token_ids = self._continue(cache, first, tokens_max)
@@ -271,27 +285,20 @@ class RagPipeline:
             prompt_tokens=len(prompt.token_ids),
             load=load,
             blend=blend,
+            plan=None if advice is None else advice.preview(),
         )
 
-    def _calibration_sequences(
-        self, texts: Iterable[str], opening: NDArray[np.int64]
-    ) -> tuple[list[NDArray[np.int64]], SequencePlan]:
-        """As many of ``texts`` as are needed, cut as the plan says; a shorter plan where there is little text."""
-        plan = CALIBRATION_PLAN.for_model(self.model)
-        found: list[NDArray[np.int64]] = []
-        tokens_left = CALIBRATION_SEQUENCES_MAX * plan.tokens
-        for text in texts:
-            if tokens_left <= 0:
-                break
-            found.append(self.template.tokenise(text)[: CALIBRATION_TEXT_SEQUENCES_MAX * plan.tokens])
-            tokens_left -= len(found[-1])
-        plan = plan.within(len(opening) + sum(map(len, found)))
-        sequences_max = CALIBRATION_SEQUENCES_MAX
-        return cut_sequences(found, tokens=plan.tokens, sequences_max=sequences_max, opening=opening), plan
+    def _floor(self, strategy: Strategy) -> Level:
+        """The coarsest level that may be loaded."""
+        return self.level if strategy is Strategy.BLEND else self.planning.prefix_level
 
-    def _calibrated(self, sequences: Sequence[NDArray[np.int64]], plan: SequencePlan, *, gradients: bool) -> AnyProfile:
-        samples = calibration_samples(self.model, sequences, plan=plan, layout=self.layout, gradients=gradients)
-        return codec.calibrate(samples, self.layout, kl_target=CALIBRATION_KL_TARGET)
+    def _blend_question(self) -> BlendQuestion:
+        return BlendQuestion(len(self.layout.layers), self.rule.decision_layer, self.rule.ratio)
+
+    def _rule(self, advice: Advice | None) -> SelectionRule:
+        """The rule, with a larger ratio where loading hides it."""
+        ratio = None if advice is None else advice.reply.recompute_ratio
+        return self.rule if ratio is None or ratio <= self.rule.ratio else replace(self.rule, ratio=min(ratio, 1.0))
 
     def _prefix(self) -> _Prefix:
         """The exact prefix: from memory, from the daemon, or computed."""
@@ -329,7 +336,7 @@ class RagPipeline:
         start = len(self.template.prefix)
         cache = KvCache(self.layout, start + len(ids))
         cache.copy_from(prefix.cache, start)
-        cache = prefill(self.model, ids, cache=cache)
+        self._loader.compute(cache, np.concatenate((self.template.prefix, ids)))
         return sum(
             self._traffic.store(cache, place, levels=(self.level,), profile=profile, ack=ack) for place in places
         )
@@ -342,31 +349,23 @@ class RagPipeline:
     def _document_refs(self, ids: NDArray[np.int64], parent: ContentKey) -> list[ChunkRef]:
         return chunk_refs(self.identity, ids, chunk_tokens=self.chunk_tokens, context=parent)
 
-    def _prompt_places(self, prompt: Prompt) -> list[ChunkPlace]:
+    def _places(self, prompt: Prompt, strategy: Strategy) -> list[ChunkPlace]:
+        """The chunks that may be stored of a prompt, in order: its documents', or its own."""
+        if strategy is Strategy.BLEND:
+            parent = self._prefix().place.ref.key
+            return [
+                ChunkPlace(ref, span.start + ref.start)
+                for span in prompt.spans
+                for ref in self._document_refs(prompt.tokens_of(span), parent)
+            ]
         refs = chunk_refs(self.identity, prompt.token_ids, chunk_tokens=self.chunk_tokens)
         return [ChunkPlace(ref, ref.start) for ref in refs]
 
-    def _load_prefix(self, prompt: Prompt, cache: KvCache) -> LoadResult:
-        """Fill ``cache`` with the longest stored prefix; at least the last token is left to compute."""
-        result = self._traffic.load(cache, self._prompt_places(prompt), level=EXACT)
-        reached = 0
-        for place in result.loaded:
-            if place.start != reached:
-                break
-            reached = place.stop
-        cache.truncate(min(reached, len(prompt.token_ids) - 1))
-        return result
-
-    @torch.inference_mode()
-    def _compute_rest(self, prompt: Prompt, cache: KvCache) -> torch.Tensor:
-        rest = torch.from_numpy(prompt.token_ids[cache.length :])[None]
-        output = self.model(input_ids=rest, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits: torch.Tensor = output.logits[0, -1]
-        return logits
-
     def _remember(self, prompt: Prompt, cache: KvCache) -> None:
-        for place in self._prompt_places(prompt):
-            self._traffic.remember(cache, place)
+        exact_only = self.profile is None or self.planning.prefix_level == EXACT
+        levels, profile = ((EXACT,), None) if exact_only else ((self.planning.prefix_level, EXACT), self.profile)
+        for place in self._places(prompt, Strategy.PREFIX):
+            self._traffic.remember(cache, place, levels=levels, profile=profile)
 
     def _continue(self, cache: KvCache, first: int, tokens_max: int) -> list[int]:
         end = self.model.generation_config.eos_token_id

@@ -169,7 +169,9 @@ def _load(stats: wire.DaemonStats) -> Load:
 def _planner(stats: plan_wire.PlannerStats) -> PlannerRow:
     """The most frequent decision first."""
     decisions = tuple(sorted(stats.decisions, key=lambda item: (-item.chunks, item.action, item.reason)))
-    return PlannerRow(stats.plans, stats.outcomes, stats.slower, decisions, stats.recent[:_PLANS_SHOWN])
+    return PlannerRow(
+        stats.plans, stats.outcomes, stats.slower, stats.regret_seconds, decisions, stats.recent[:_PLANS_SHOWN]
+    )
 
 
 def _tier(now: TierRates, kind: TierKind, pulse: TierPulse | None) -> TierRow:

@@ -149,12 +149,13 @@ class PlannerRow:
     """What the planner decided since the start, chunk by chunk, and its latest plans, the last first.
 
     Of ``outcomes`` plans it is known what came of them; ``slower`` of those came later than computing everything was
-    expected to take.
+    expected to take. ``regret_seconds``: by how much later than the better of both promises, all of them together.
     """
 
     plans: int
     outcomes: int
     slower: int
+    regret_seconds: float
     decisions: tuple[DecisionCount, ...]
     recent: tuple[RecentPlan, ...]
 

@@ -28,6 +28,8 @@ class BlendShape:
     whole_layers: int
     ratio_min: float
     """Of the tokens, what quality needs to have recomputed."""
+    side_by_side: bool = True
+    """Whether layers come in while others are computed; if not, nothing that is recomputed is hidden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,13 @@ def plan_blend(
     layers: int,
     whole_layers: int,
     ratio_min: float,
+    side_by_side: bool = True,
 ) -> BlendPlan:
     """The ratio for chunks that take ``load_seconds`` to load and ``prefill_seconds`` to compute, whole.
 
     ``whole_layers`` of ``layers`` are computed for all tokens, to find those that matter. ``suffix_seconds``: what is
-    computed in any case, in every layer. ``ratio_min`` is what quality needs at the least. :class:`InvalidRequest` for
-    numbers that make no sense.
+    computed in any case, in every layer. ``ratio_min`` is what quality needs at the least, and what is recomputed where
+    nothing is computed before all is loaded (``side_by_side``). :class:`InvalidRequest` for numbers that make no sense.
     """
     if not (0 <= whole_layers <= layers and layers >= 1 and 0.0 <= ratio_min <= 1.0):
         raise InvalidRequest(
@@ -65,12 +68,15 @@ def plan_blend(
         raise InvalidRequest("times to load and to compute are numbers of at least 0")
     rest = layers - whole_layers
     load, prefill, suffix = (seconds / layers for seconds in (load_seconds, prefill_seconds, suffix_seconds))
-    hidden = 1.0 if prefill <= 0.0 else max(0.0, load - suffix) / prefill
-    ratio = min(1.0, max(ratio_min, hidden))
-    # The first layers compute while the first that is loaded comes; each further one waits for whichever is later.
-    blended = whole_layers * (prefill + suffix) + rest * max(load, ratio * prefill + suffix)
-    if rest:
-        blended += max(0.0, load - whole_layers * (prefill + suffix))
+    first = whole_layers * (prefill + suffix)
+    if side_by_side:
+        hidden = 1.0 if prefill <= 0.0 else max(0.0, load - suffix) / prefill
+        ratio = min(1.0, max(ratio_min, hidden))
+        # The first layers compute while the first that is loaded comes; each further one waits for whichever is later.
+        blended = first + rest * max(load, ratio * prefill + suffix) + (max(0.0, load - first) if rest else 0.0)
+    else:
+        ratio = ratio_min
+        blended = load_seconds + first + rest * (ratio * prefill + suffix)
     everything = layers * (prefill + suffix)
     if blended >= everything:
         return BlendPlan(1.0, everything, everything)
@@ -130,4 +136,5 @@ def _blended(problem: Problem, choice: np.ndarray[tuple[int, ...], np.dtype[np.i
         layers=shape.layers,
         whole_layers=shape.whole_layers,
         ratio_min=shape.ratio_min,
+        side_by_side=shape.side_by_side,
     )

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from kvloom import codec
 from kvloom.clients.rag import Document, RagPipeline
+from kvloom.clients.rag.loading import PlanSettings
 from kvloom.clients.rag.pipeline import Strategy
 from kvloom.clients.resident import PoolPlace
 from kvloom.codec import EXACT, STANDARD, LossyCodec
@@ -16,6 +17,8 @@ from kvloom.daemon.demo.daemon_process import DaemonProcess
 from kvloom.errors import InvalidRequest
 from kvloom.kvstore.outcome import Hit
 
+LOAD_ALL = PlanSettings(enabled=False)
+"""A model so small computes faster than anything loads: whatever is stored is to be loaded all the same."""
 DOCUMENTS = [
     Document(f"Number {n} follows {n - 1}. " * 6 + "It is a number like any other. " * (n % 3), title=f"number {n}")
     for n in range(1, 7)
@@ -67,7 +70,7 @@ def client(daemon):
 
 @pytest.fixture
 def pipeline(model, client):
-    pipeline = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100)
+    pipeline = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100, planning=LOAD_ALL)
     yield pipeline
     pipeline.close()
 
@@ -214,7 +217,7 @@ def test_a_dead_daemon_costs_nothing_but_the_hit(model, tmp_path):
 
 def test_the_daemons_codec_is_followed_and_a_change_of_it_too(model, start_daemon):
     daemon = start_daemon("--codec", "cachegen")
-    pipeline = RagPipeline(model, ByteTokenizer(), daemon.client(), chunk_tokens=100)
+    pipeline = RagPipeline(model, ByteTokenizer(), daemon.client(), chunk_tokens=100, planning=LOAD_ALL)
     pipeline.ingest(DOCUMENTS[:2])
     assert pipeline.profile.codec is LossyCodec.CACHEGEN
     assert all(daemon.client().info(key).codec is LossyCodec.CACHEGEN for key in pipeline.document_keys(DOCUMENTS[0]))
@@ -225,7 +228,7 @@ def test_the_daemons_codec_is_followed_and_a_change_of_it_too(model, start_daemo
 
     daemon.stop()
     daemon.flags = ("--codec", "kvloom")
-    newcomer = RagPipeline(model, ByteTokenizer(), daemon.start().client(), chunk_tokens=100)
+    newcomer = RagPipeline(model, ByteTokenizer(), daemon.start().client(), chunk_tokens=100, planning=LOAD_ALL)
     pipeline.use_client(daemon.client())
     for each in (newcomer, pipeline):
         each.ingest(DOCUMENTS[:4])
@@ -279,7 +282,7 @@ def test_what_a_pool_remembers_is_there_at_once_and_for_others_soon(model, clien
     assert (second.load.resident, second.load.bytes_read) == (len(second.load.loaded), 0)
     assert not second.load.missed
     pooled.resident.drain()
-    other = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100)
+    other = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100, planning=LOAD_ALL)
     third = other.generate(question, chosen, strategy=Strategy.PREFIX, tokens_max=8)
     assert not third.load.missed
     assert np.array_equal(third.logits, second.logits), "exact is exact, whether it was resident or not"

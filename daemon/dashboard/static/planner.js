@@ -48,11 +48,13 @@ export class Planner {
   update(state) {
     show(byId("planner-panel"), state.planner !== null);
     if (state.planner === null) return;
-    const { plans, outcomes, slower, decisions, recent } = state.planner;
+    const { plans, outcomes, slower, regret_seconds: regret, decisions, recent } = state.planner;
     this.all = decisions.reduce((sum, row) => sum + row.chunks, 0) || 1;
     this.decisions.update(decisions);
     this.plans.update(recent.map((row, index) => ({ ...row, id: plans - index })));
-    const known = outcomes ? `, ${count(slower)} of ${count(outcomes)} reported took longer than computing all` : "";
+    const known = outcomes
+      ? `, ${count(slower)} of ${count(outcomes)} reported took longer than computing all, regret ${duration(regret / outcomes)} each`
+      : "";
     say(byId("planner-sum"), many(plans, "plan") + known);
   }
 }

@@ -266,3 +266,35 @@ async def test_reading_is_needed(planning, keys):
         await planning.plan(writer, asking(keys))
     with pytest.raises(errors.Forbidden):
         planning.report(writer, slow_prefill())
+
+
+async def test_chunks_of_different_lengths_stand_one_after_the_other(planning, store, keys, container_bytes):
+    planning.report(ME, slow_prefill())
+    await put(store, keys[0], container_bytes((EXACT,), content_key=keys[0]))
+    lengths = (256, 7, 19, 30)
+    reply = await planning.plan(ME, asking(keys, chunk_lengths=lengths, first_position=40, prompt_tokens=400))
+    even = await planning.plan(ME, asking(keys, first_position=40))
+    assert [item.action for item in reply.decisions][1:] == [ChunkAction.RECOMPUTE] * 3
+    assert reply.recompute_seconds == pytest.approx(3.6, rel=0.02), "the prompt's 360 tokens after the first 40"
+    assert even.recompute_seconds == pytest.approx(10.25, rel=0.02)
+    assert reply.ttft_seconds < reply.recompute_seconds
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [((1, 2), "2 chunk_lengths for 4 keys"), ((1, 2, 0, 4), "has 0, must be"), ((1, 2, 10**9, 4), "has 1000000000")],
+)
+async def test_lengths_that_cannot_be_are_refused(planning, keys, lengths, said):
+    with pytest.raises(errors.InvalidRequest, match=said):
+        await planning.plan(ME, asking(keys, chunk_lengths=lengths))
+
+
+async def test_the_floor_may_be_a_level(planning, store, keys, container_bytes):
+    planning.report(ME, slow_prefill())
+    planning.report(ME, slow_loads(1e-5))
+    await put(store, keys[0], container_bytes((DRAFT, ECONOMY), content_key=keys[0], segment_bytes=3000))
+    found = {}
+    for floor in (DRAFT, ECONOMY, STANDARD, EXACT):
+        found[floor] = (await planning.plan(ME, asking(keys[:1], floor=floor))).decisions[0]
+    assert (found[DRAFT].level, found[ECONOMY].level) == (DRAFT, ECONOMY)
+    assert {found[level].reason for level in (STANDARD, EXACT)} == {Reason.QUALITY_FLOOR}

@@ -477,7 +477,7 @@ class LevelLoss(_message.Message):
     def __init__(self, level: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class PlanQuestion(_message.Message):
-    __slots__ = ("engine", "keys", "identity", "tokens", "chunk_tokens", "first_position", "prompt_tokens", "goal", "loss_max", "ttft_seconds", "losses", "ability", "side_by_side", "decoding_competes", "step_tokens", "running", "queued_tokens", "done", "elapsed_seconds", "prefetch", "blend")
+    __slots__ = ("engine", "keys", "identity", "tokens", "chunk_tokens", "first_position", "prompt_tokens", "goal", "loss_max", "ttft_seconds", "losses", "ability", "side_by_side", "decoding_competes", "step_tokens", "running", "queued_tokens", "done", "elapsed_seconds", "prefetch", "blend", "chunk_lengths", "floor")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
@@ -499,6 +499,8 @@ class PlanQuestion(_message.Message):
     ELAPSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PREFETCH_FIELD_NUMBER: _ClassVar[int]
     BLEND_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
     engine: str
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     identity: ModelIdentity
@@ -520,7 +522,9 @@ class PlanQuestion(_message.Message):
     elapsed_seconds: float
     prefetch: bool
     blend: BlendQuestion
-    def __init__(self, engine: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., goal: _Optional[str] = ..., loss_max: _Optional[float] = ..., ttft_seconds: _Optional[float] = ..., losses: _Optional[_Iterable[_Union[LevelLoss, _Mapping]]] = ..., ability: _Optional[str] = ..., side_by_side: _Optional[bool] = ..., decoding_competes: _Optional[bool] = ..., step_tokens: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ..., elapsed_seconds: _Optional[float] = ..., prefetch: _Optional[bool] = ..., blend: _Optional[_Union[BlendQuestion, _Mapping]] = ...) -> None: ...
+    chunk_lengths: _containers.RepeatedScalarFieldContainer[int]
+    floor: str
+    def __init__(self, engine: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., goal: _Optional[str] = ..., loss_max: _Optional[float] = ..., ttft_seconds: _Optional[float] = ..., losses: _Optional[_Iterable[_Union[LevelLoss, _Mapping]]] = ..., ability: _Optional[str] = ..., side_by_side: _Optional[bool] = ..., decoding_competes: _Optional[bool] = ..., step_tokens: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ..., elapsed_seconds: _Optional[float] = ..., prefetch: _Optional[bool] = ..., blend: _Optional[_Union[BlendQuestion, _Mapping]] = ..., chunk_lengths: _Optional[_Iterable[int]] = ..., floor: _Optional[str] = ...) -> None: ...
 
 class BlendQuestion(_message.Message):
     __slots__ = ("layers", "whole_layers", "ratio_min")

@@ -1,0 +1,297 @@
+"""Advice of the daemon's planner on one engine's prompts, and what the engine tells it of what things took.
+
+No answer hangs on it: a plan that does not come in time is none, and what was measured is sent in the background.
+"""
+
+import platform
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from ... import limits
+from ...codec.level import Level
+from ...errors import KvloomError
+from ...kvstore.key import ModelIdentity
+from ...kvstore.outcome import Hit
+from ..client import KvloomClient
+from ..plan_wire import (
+    BlendQuestion,
+    ChunkAction,
+    DecodeSample,
+    EngineReport,
+    LoadSample,
+    PlanOutcome,
+    PlanQuestion,
+    PlanReply,
+    PrefillSample,
+    Reason,
+)
+from .arrivals import Arrivals, ChunkPlace, LoadOrder, Work
+
+__all__ = ["Advice", "Adviser", "PlanPreview", "engine_name"]
+
+_PROBE_SHARE: Final = 10.0
+"""Where plans load nothing, the link is looked at again after so many times what the last load took."""
+_PROBE_SECONDS_MAX: Final = 5.0
+_PREFILLS_KEPT: Final = 31
+_FORGOTTEN: Final = 3.0
+"""A daemon that is off by more than this factor about computing has been started anew and knows nothing."""
+
+_Noted = PrefillSample | LoadSample | DecodeSample | PlanOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPreview:
+    """What a plan says of a question. ``str()`` of it is a sentence.
+
+    ``raced`` chunks are loaded, and computed if the model gets there first. ``load_bytes`` come over the link.
+    ``recompute_seconds``: what computing everything is expected to take. ``recompute_ratio``: of blended chunks, the
+    part to compute again. ``prefetching``: chunks on their way into the daemon's memory.
+    """
+
+    loaded: int
+    raced: int
+    recomputed: int
+    load_bytes: int
+    expected_seconds: float
+    recompute_seconds: float
+    recompute_ratio: float | None = None
+    prefetching: int = 0
+
+    def __str__(self) -> str:
+        raced = f", race {self.raced}" if self.raced else ""
+        return (
+            f"this question will load {self.loaded} chunks{raced}, recompute {self.recomputed}, "
+            f"expected {self.expected_seconds * 1e3:,.0f} ms"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A plan for the chunks at ``places`` of a prompt that has ``prompt_tokens`` from the first of them on."""
+
+    places: tuple[ChunkPlace, ...]
+    prompt_tokens: int
+    reply: PlanReply
+
+    def orders(self, began: float) -> list[LoadOrder]:
+        """What to ask for, in this order, for a request that ``began`` then.
+
+        A chunk is waited for past the moment when it was expected for as long as computing it takes: whatever the link
+        does, that is at most twice too long. One that is raced is not waited for.
+        """
+        found = []
+        for index in self.reply.load_order:
+            place, decision = self.places[index], self.reply.decisions[index]
+            if decision.level is not None:
+                until = began
+                if decision.action is ChunkAction.LOAD:
+                    until += decision.seconds + self._compute_seconds(place)
+                found.append(LoadOrder(place, decision.level, decision.link, decision.size_bytes, until))
+        return found
+
+    def ends(self, began: float) -> float:
+        """When no transfer is of any use to the request any more."""
+        return max([began + self.reply.recompute_seconds, *(order.until for order in self.orders(began))])
+
+    def _compute_seconds(self, place: ChunkPlace) -> float:
+        return self.reply.recompute_seconds * place.ref.tokens / self.prompt_tokens
+
+    @property
+    def loads_nothing(self) -> bool:
+        """Whether there is something to load which computing is faster than."""
+        computed = any(item.reason is Reason.COMPUTE_FASTER for item in self.reply.decisions)
+        return computed and not self.reply.load_order
+
+    def preview(self) -> PlanPreview:
+        """The plan in a few numbers."""
+        reply = self.reply
+        actions = [item.action for item in reply.decisions]
+        return PlanPreview(
+            loaded=actions.count(ChunkAction.LOAD),
+            raced=actions.count(ChunkAction.RACE),
+            recomputed=actions.count(ChunkAction.RECOMPUTE),
+            load_bytes=sum(item.size_bytes for item in reply.decisions if item.action is not ChunkAction.RECOMPUTE),
+            expected_seconds=reply.ttft_seconds,
+            recompute_seconds=reply.recompute_seconds,
+            recompute_ratio=reply.recompute_ratio,
+            prefetching=reply.prefetching,
+        )
+
+
+class Adviser:
+    """The planner of ``client``'s daemon, asked for ``engine``. Safe to use from several threads.
+
+    ``seconds_max`` is what asking may cost. ``decoding_competes``: decoding takes the cores that the model computes on.
+    """
+
+    def __init__(
+        self,
+        client: KvloomClient,
+        engine: str,
+        *,
+        seconds_max: float,
+        decoding_competes: bool,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._client, self._clock = client, clock
+        self.engine, self._seconds_max, self._competes = engine, seconds_max, decoding_competes
+        self._lock = threading.Lock()
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="kvloom-report")
+        self._noted: deque[_Noted] = deque(maxlen=limits.PLAN_SAMPLES_MAX)
+        self._prefills: deque[PrefillSample] = deque(maxlen=_PREFILLS_KEPT)
+        self._probe_at = 0.0
+
+    def use_client(self, client: KvloomClient) -> None:
+        """Ask another daemon from now on."""
+        self._client = client
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._sender.shutdown()
+
+    def ask(
+        self,
+        places: Sequence[ChunkPlace],
+        prompt_tokens: int,
+        *,
+        floor: Level,
+        blend: BlendQuestion | None = None,
+        prefetch: bool = False,
+    ) -> Advice | None:
+        """A plan for chunks that follow each other; ``None`` where no daemon gives one in time.
+
+        Blended chunks are loaded before anything is computed, others while what stands before them is.
+        """
+        if not places:
+            return None
+        question = PlanQuestion(
+            self.engine,
+            keys=tuple(place.ref.key.hex() for place in places),
+            chunk_lengths=tuple(place.ref.tokens for place in places),
+            first_position=places[0].start,
+            prompt_tokens=prompt_tokens,
+            floor=floor,
+            decoding_competes=self._competes,
+            side_by_side=blend is None,
+            prefetch=prefetch,
+            blend=blend,
+        )
+        tokens = max(1, prompt_tokens - places[0].start)
+        try:
+            reply = self._client.plan(question, seconds_max=self._seconds_max)
+            if reply is not None and self._forgotten(reply, tokens):
+                reply = self._client.plan(question, seconds_max=self._seconds_max)
+        except KvloomError:
+            return None
+        if reply is None or len(reply.decisions) != len(places) or not set(reply.load_order) <= set(range(len(places))):
+            return None
+        return Advice(tuple(places), tokens, reply)
+
+    def compute_seconds(self, tokens: int) -> float | None:
+        """What computing so many tokens took lately; ``None`` where nothing was computed yet."""
+        with self._lock:
+            return median(item.seconds / item.tokens for item in self._prefills) * tokens if self._prefills else None
+
+    def note_prefill(self, tokens: int, start: int, seconds: float) -> None:
+        """A prefill of ``tokens`` after ``start`` others."""
+        sample = PrefillSample(tokens, start, seconds)
+        with self._lock:
+            self._noted.append(sample)
+            self._prefills.append(sample)
+
+    def note_outcome(self, advice: Advice | None, ttft_seconds: float) -> None:
+        """What came of a plan."""
+        if advice is not None:
+            with self._lock:
+                self._noted.append(PlanOutcome(advice.reply.plan, ttft_seconds))
+
+    def note_arrivals(self, arrivals: Arrivals) -> None:
+        """What loading and decoding took."""
+        transfers, decodings = arrivals.measured()
+        with self._lock:
+            for item, concurrent in zip(transfers, _concurrent(transfers), strict=True):
+                if item.link is not None and item.size_bytes:
+                    self._note_load(item.link, item.size_bytes, item.ended - item.began, concurrent)
+            for item, concurrent in zip(decodings, _concurrent(decodings), strict=True):
+                self._noted.append(DecodeSample(item.level, item.size_bytes, (item.ended - item.began) / concurrent))
+
+    def send(self, advice: Advice | None = None, *, floor: Level | None = None) -> None:
+        """Send what was noted, in the background.
+
+        If ``advice`` loads nothing, a part of one of its chunks may be read at level ``floor``, for nobody but the
+        planner: it would never hear that a link is better than it was.
+        """
+        self._sender.submit(self._send)
+        if advice is not None and floor is not None and advice.loads_nothing:
+            with self._lock:
+                due = self._clock() >= self._probe_at
+            if due:
+                self._sender.submit(self._probe, advice.places[0], floor)
+
+    def _forgotten(self, reply: PlanReply, tokens: int) -> bool:
+        """Whether the daemon knew nothing of this engine; if so, it has been told again."""
+        known = self.compute_seconds(tokens)
+        if known is None or 1 / _FORGOTTEN < reply.recompute_seconds / known < _FORGOTTEN:
+            return False
+        with self._lock:
+            prefills = tuple(self._prefills)
+        report = EngineReport(self.engine, prefills=prefills)
+        return self._client.report(report, seconds_max=self._seconds_max) > 0
+
+    def _note_load(self, link: str, size_bytes: int, seconds: float, concurrent: float) -> None:
+        self._noted.append(LoadSample(link, size_bytes, seconds, concurrent))
+        self._probe_at = self._clock() + _PROBE_SHARE * seconds
+
+    def _probe(self, place: ChunkPlace, floor: Level) -> None:
+        began = self._clock()
+        try:
+            found = self._client.get(place.ref.key, level=floor, layers=range(1), seconds_max=_PROBE_SECONDS_MAX)
+        except KvloomError:
+            return
+        seconds = self._clock() - began
+        with self._lock:
+            if isinstance(found, Hit):
+                self._note_load(found.tier, len(found.value.data), seconds, 1.0)
+            else:
+                self._probe_at = self._clock() + _PROBE_SHARE * seconds
+        self._send()
+
+    def _send(self) -> None:
+        with self._lock:
+            noted = tuple(self._noted)
+            self._noted.clear()
+        if not noted:
+            return
+        report = EngineReport(
+            self.engine,
+            tuple(item for item in noted if isinstance(item, PrefillSample)),
+            tuple(item for item in noted if isinstance(item, LoadSample)),
+            tuple(item for item in noted if isinstance(item, DecodeSample)),
+            tuple(item for item in noted if isinstance(item, PlanOutcome)),
+        )
+        with suppress(KvloomError):  # what is not heard of is learnt from the next report
+            self._client.report(report, seconds_max=limits.PLAN_REPORT_SECONDS_MAX)
+
+
+def engine_name(identity: ModelIdentity) -> str:
+    """What engines of this model on this machine are called, so that one learns from those before it."""
+    name = f"transformers-{identity.fingerprint.hex()[:16]}-{platform.node()}"
+    return re.sub(r"[^!-~]", "-", name)[: limits.ENGINE_NAME_CHARACTERS_MAX]
+
+
+def _concurrent(works: Sequence[Work]) -> list[float]:
+    """For each, how many were under way on average while it was, itself included."""
+    found = []
+    for item in works:
+        seconds = item.ended - item.began
+        shared = sum(max(0.0, min(item.ended, other.ended) - max(item.began, other.began)) for other in works)
+        found.append(max(1.0, shared / seconds) if seconds > 0 else 1.0)
+    return found

@@ -1,0 +1,235 @@
+"""Chunks on their way into a cache: asked for in an order, a few at a time, and given up when nobody waits any more.
+
+A chunk that the engine computes itself is taken (:meth:`Arrivals.came`): whatever comes of it later is not written
+into the cache, so a load may be slow, or hang, while the model goes on.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from ...codec.container import Container
+from ...codec.level import Level
+from ...errors import KvloomError
+from ...kvstore.key import ChunkRef
+from ...kvstore.outcome import Hit, Outcome, Unavailable
+from ..protocol import DAEMON
+
+__all__ = ["Arrivals", "ChunkPlace", "Chunks", "LoadOrder", "LoadResult", "Loaded", "Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlace:
+    """A chunk and the position in the prompt that its first token takes."""
+
+    ref: ChunkRef
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The position after the last token."""
+        return self.start + self.ref.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that took from ``began`` to ``ended``: a transfer or a decoding of ``size_bytes``.
+
+    ``link`` is the tier that it came from, ``None`` where that is not known; ``level`` what it came as.
+    """
+
+    link: str | None
+    level: Level
+    size_bytes: int
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """A chunk to be loaded, and as what; ``link`` and ``size_bytes`` are what a plan expects of it.
+
+    Nobody waits for it after ``until``, nor for what was ordered after it: its link is not what it was thought to be.
+    """
+
+    place: ChunkPlace
+    level: Level
+    link: str | None = None
+    size_bytes: int = 0
+    until: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """Which places were filled, in order, and how many bytes came for them; ``resident`` were decoded already.
+
+    ``missed`` were asked for and did not come, or not in time.
+    """
+
+    loaded: tuple[ChunkPlace, ...]
+    missed: tuple[ChunkPlace, ...]
+    bytes_read: int
+    resident: int = 0
+
+
+class Chunks(Protocol):
+    """What an engine asks when it gets to a chunk."""
+
+    def coming(self, place: ChunkPlace) -> bool:
+        """Whether the chunk is there or may still come."""
+        ...
+
+    def came(self, place: ChunkPlace) -> bool:
+        """Whether the chunk is there, or comes in time; if not, it will not come any more: compute it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Chunks that are there: nothing more comes."""
+
+    places: frozenset[ChunkPlace]
+
+    def coming(self, place: ChunkPlace) -> bool:
+        """As :meth:`Chunks.coming`."""
+        return place in self.places
+
+    def came(self, place: ChunkPlace) -> bool:
+        """As :meth:`Chunks.came`."""
+        return place in self.places
+
+
+class _State(Enum):
+    ASKED = auto()
+    DECODING = auto()
+    THERE = auto()
+    MISSED = auto()
+    TAKEN = auto()
+
+
+class Arrivals:
+    """Loads under way. ``orders`` are begun in their order, by as many threads as ``workers`` has.
+
+    ``get`` reads a chunk within the seconds it is given, ``decode`` brings a container to its place and says how many
+    bytes of KV that made, ``None`` where it cannot be used. No transfer goes on after ``ends`` (by ``clock``).
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[LoadOrder],
+        workers: ThreadPoolExecutor,
+        get: Callable[[LoadOrder, float | None], Outcome[Container]],
+        decode: Callable[[LoadOrder, Container], int | None],
+        *,
+        ends: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._get, self._decode, self._ends, self._clock = get, decode, ends, clock
+        self._orders = tuple(orders)
+        self._states = dict.fromkeys((order.place for order in orders), _State.ASKED)
+        self._changed = threading.Condition()
+        self._transfers: list[Work] = []
+        self._decodings: list[Work] = []
+        self._bytes = 0
+        for order in orders:
+            workers.submit(self._bring, order)
+
+    def coming(self, place: ChunkPlace) -> bool:
+        """As :meth:`Chunks.coming`."""
+        with self._changed:
+            return self._states.get(place) in (_State.ASKED, _State.DECODING, _State.THERE)
+
+    def came(self, place: ChunkPlace) -> bool:
+        """As :meth:`Chunks.came`; what is being decoded is waited for in any case."""
+        with self._changed:
+            while self._states.get(place) is _State.ASKED and (left := self._until(place) - self._clock()) > 0:
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+            if self._states.get(place) is _State.ASKED:
+                self._states[place] = _State.TAKEN
+            self._changed.wait_for(lambda: self._states.get(place) is not _State.DECODING)
+            return self._states.get(place) is _State.THERE
+
+    def settle(self) -> LoadResult:
+        """Wait for all that was asked for; what is not there in time does not come any more."""
+        for order in self._orders:
+            self.came(order.place)
+        return self.result()
+
+    def result(self) -> LoadResult:
+        """What is there now of what was asked for; in the order of places."""
+        with self._changed:
+            there = {place for place, state in self._states.items() if state is _State.THERE}
+            places = sorted(self._states, key=lambda place: place.start)
+            return LoadResult(
+                tuple(place for place in places if place in there),
+                tuple(place for place in places if place not in there),
+                self._bytes,
+            )
+
+    def measured(self) -> tuple[list[Work], list[Work]]:
+        """The transfers and the decodings so far.
+
+        A transfer that was given up is among them: in the time that it had its bytes did not come, so the link is as
+        slow as that at the least.
+        """
+        with self._changed:
+            return list(self._transfers), list(self._decodings)
+
+    def _until(self, place: ChunkPlace) -> float:
+        until = math.inf
+        for order in self._orders:
+            if self._states[order.place] is _State.ASKED:
+                until = min(until, order.until)
+            if order.place == place:
+                break
+        return until
+
+    def _bring(self, order: LoadOrder) -> None:
+        began = self._clock()
+        left = None if self._ends is None else self._ends - began
+        with self._changed:
+            if self._states[order.place] is not _State.ASKED:
+                return
+            if left is not None and left <= 0:
+                self._become(order, _State.MISSED)
+                return
+        outcome: Outcome[Container] = Unavailable(DAEMON, "refused")
+        try:
+            outcome = self._get(order, left)
+        except KvloomError:
+            pass  # whatever is wrong with the cache, the text is still there
+        finally:
+            ended = self._clock()
+            if not isinstance(outcome, Hit):
+                with self._changed:
+                    if left is not None and ended - began >= left:
+                        self._transfers.append(Work(order.link, order.level, order.size_bytes, began, ended))
+                    if self._states[order.place] is _State.ASKED:
+                        self._become(order, _State.MISSED)
+        if not isinstance(outcome, Hit):
+            return
+        with self._changed:
+            size = len(outcome.value.data)
+            link = outcome.tier if outcome.tier != DAEMON else order.link
+            self._transfers.append(Work(link, order.level, size, began, ended))
+            if self._states[order.place] is not _State.ASKED:
+                return
+            self._become(order, _State.DECODING)
+        made: int | None = None
+        try:
+            made = self._decode(order, outcome.value)
+        finally:
+            with self._changed:
+                if made is not None:
+                    self._bytes += size
+                    self._decodings.append(Work(link, order.level, made, ended, self._clock()))
+                self._become(order, _State.MISSED if made is None else _State.THERE)
+
+    def _become(self, order: LoadOrder, state: _State) -> None:
+        self._states[order.place] = state
+        self._changed.notify_all()
