@@ -10,7 +10,7 @@ Transformers gives them. A daemon that is gone, slow or full costs a bounded wai
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -138,16 +138,19 @@ class KvloomCache(KvCache):
         self._store(ids[: self.length])
         return self.finish()
 
-    def finish(self) -> CacheReport:
-        """Wait until what has begun to be stored is stored, or could not be."""
-        while self._storing:
-            self._storing.pop(0).result()
+    def finish(self, seconds_max: float = limits.ENGINE_CLOSE_SECONDS_MAX) -> CacheReport:
+        """Wait until what has begun to be stored is stored, or could not be; what takes longer is given up."""
+        ended, late = wait(self._storing, seconds_max)
+        for stored in ended:
+            stored.result()
+        if late and not self._report.failure:
+            self._report = replace(self._report, failure=f"not stored within {seconds_max} s")
         return self._report
 
     def close(self) -> None:
         """:meth:`finish`, and end the threads; the client stays the caller's. Idempotent."""
         self.finish()
-        self._worker.shutdown()
+        self._worker.shutdown(wait=False)
         self._traffic.close()
 
     def __enter__(self) -> "KvloomCache":
@@ -160,17 +163,17 @@ class KvloomCache(KvCache):
 
     def truncate(self, length: int) -> None:
         """As :meth:`KvCache.truncate`, after what is being stored has been read."""
-        self.finish()
+        wait(self._storing)
         super().truncate(length)
 
     def crop(self, max_length: int) -> None:
         """As Transformers' own, after what is being stored has been read."""
-        self.finish()
+        wait(self._storing)
         super().crop(max_length)
 
     def reset(self) -> None:
         """As Transformers' own, after what is being stored has been read."""
-        self.finish()
+        wait(self._storing)
         super().reset()  # type: ignore[no-untyped-call]
 
     def _load(self, client: KvloomClient) -> None:

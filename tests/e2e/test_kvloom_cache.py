@@ -151,7 +151,6 @@ def test_a_damaged_chunk_ends_the_prefix(daemon, model, known, prompt):
 def test_without_a_daemon_everything_is_computed_in_bounded_time(
     start_daemon, model, known, prompt, ending, monkeypatch
 ):
-    monkeypatch.setattr(limits, "PROGRESS_SECONDS_MAX", 1.0)
     monkeypatch.setenv("KVLOOM_LOOKUP_SECONDS", "0.5")
     daemon = start_daemon()
     with make(daemon, model, prompt, known) as cache:
@@ -159,9 +158,9 @@ def test_without_a_daemon_everything_is_computed_in_bounded_time(
     client = daemon.client()
     daemon.signal(ending)
     try:
-        with KvloomCache(client, model, prompt, known=known, chunk_tokens=CHUNK) as cache:
-            assert torch.equal(generate(model, prompt, cache), generate(model, prompt))
-        assert cache.report.loaded_tokens == 0
+        cache = KvloomCache(client, model, prompt, known=known, chunk_tokens=CHUNK)
+        assert torch.equal(generate(model, prompt, cache), generate(model, prompt))
+        assert cache.finish(5).loaded_tokens == 0
         assert cache.report.stored_chunks == 0
         assert cache.report.failure
     finally:
@@ -189,10 +188,8 @@ for text in given["prompts"]:
 @pytest.mark.slow
 def test_smollm2_says_the_same_in_another_process_and_after_a_restart(start_daemon, smollm2):
     daemon = start_daemon()
-    context = Path(limits.__file__).read_text()[:2500]
-    prompts = [
-        f"{context}\n\nQuestion {n}: {what}\nAnswer:" for n, what in enumerate(("What is it?", "Whose?", "Why?"))
-    ]
+    context = Path(limits.__file__).read_text()[:1500]
+    prompts = [f"{context}\n\nQuestion {n}: {what}\nAnswer:" for n, what in enumerate(("What is it?", "Whose?"))]
 
     def run():
         given = {"address": str(daemon.endpoint), "data_dir": None, "local": False, "prompts": prompts}
