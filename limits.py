@@ -289,6 +289,15 @@ ANSWER_TOKENS_MAX: Final = 1024
 CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024
 """Text that ``kvloom calibrate`` reads, shared out evenly among its files."""
 
+DOCUMENT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Text and title of one document."""
+DOCUMENT_NAME_CHARACTERS_MAX: Final = 256
+DOCUMENT_VERSIONS_DEFAULT: Final = 3
+"""Versions of one document that a library keeps."""
+LIBRARY_DOCUMENTS_MAX: Final = 1_000_000
+INGESTS_QUEUED_MAX: Final = 1024
+"""Ingests in the background that wait for one another."""
+
 # Network tiers
 NETWORK_INFLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
 """Bytes of records on their way to or from the network store; a single record may be as large as its own limit."""

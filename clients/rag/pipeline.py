@@ -30,11 +30,12 @@ from ...kvstore.tier import Ack
 from ..client import KvloomClient
 from ..plan_wire import BlendQuestion
 from ..resident import PoolPlace, ResidentChunks
-from ..transformers import greedy, model_identity, model_layout, prefill
+from ..transformers import model_identity, model_layout, prefill
 from .advice import Advice, PlanPreview
 from .arrivals import ChunkPlace, LoadResult
 from .calibrating import calibrated
 from .chunks import ChunkTraffic
+from .decoding import GREEDY, Decoding
 from .documents import Document, Prompt, PromptTemplate
 from .loading import PlanSettings, PromptLoader
 
@@ -240,8 +241,9 @@ class RagPipeline:
         strategy: Strategy = Strategy.BLEND,
         tokens_max: int = 128,
         remember: bool = False,
+        decoding: Decoding = GREEDY,
     ) -> Answer:
-        """Answer ``question`` from ``documents`` greedily, with at most ``tokens_max`` tokens.
+        """Answer ``question`` from ``documents`` with at most ``tokens_max`` tokens, chosen as ``decoding`` says.
 
         ``remember`` puts the whole prompt's exact KV afterwards, so that :attr:`Strategy.PREFIX` finds it next time; it
         needs a strategy whose KV is exact.
@@ -270,12 +272,12 @@ class RagPipeline:
             else:
                 filled = self._loader.compute(cache, prompt.token_ids)
             logits, load, advice = filled.logits, filled.load, filled.advice
-        first = int(logits.argmax())
+        first = decoding.choose(logits)
         ttft = self._clock() - started
         self._loader.finish(advice, ttft, floor=self._floor(strategy))
         if remember:
             self._remember(prompt, cache)
-        token_ids = self._continue(cache, first, tokens_max)
+        token_ids = decoding.go_on(self.model, cache, first, tokens_max)
         return Answer(
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             token_ids=tuple(token_ids),
@@ -366,14 +368,6 @@ class RagPipeline:
         levels, profile = ((EXACT,), None) if exact_only else ((self.planning.prefix_level, EXACT), self.profile)
         for place in self._places(prompt, Strategy.PREFIX):
             self._traffic.remember(cache, place, levels=levels, profile=profile)
-
-    def _continue(self, cache: KvCache, first: int, tokens_max: int) -> list[int]:
-        end = self.model.generation_config.eos_token_id
-        ends = set(end) if isinstance(end, list) else {end}
-        found = [first]
-        while len(found) < tokens_max and found[-1] not in ends:
-            found.extend(greedy(self.model, cache, found[-1], 1))
-        return found
 
 
 def _blend_request(context: LoadedContext) -> BlendRequest:

@@ -50,7 +50,7 @@ class SequenceChunks:
         self._features = tuple(features)
         self._full: list[ShardedChunk] = []
 
-    def full(self, tokens: Sequence[int]) -> list[ShardedChunk]:
+    def full(self, tokens: Sequence[int] | NDArray[np.int64]) -> list[ShardedChunk]:
         """The full chunks of ``tokens``, which begin as those of every earlier call did."""
         size = self._chunk_tokens
         begun = len(self._full) * size
@@ -59,7 +59,7 @@ class SequenceChunks:
             self._full.append(self._chunk(array[start - begun : start - begun + size], start, self._before(start)))
         return self._full[: len(tokens) // size]
 
-    def tail(self, tokens: Sequence[int], stop: int) -> ShardedChunk | None:
+    def tail(self, tokens: Sequence[int] | NDArray[np.int64], stop: int) -> ShardedChunk | None:
         """The unfinished chunk that ends at ``stop``; None where a full one does."""
         start = stop - stop % self._chunk_tokens
         if start == stop:
@@ -67,7 +67,7 @@ class SequenceChunks:
         self.full(tokens[:start])
         return self._chunk(np.asarray(tokens[start:stop]), start, self._before(start))
 
-    def tails(self, tokens: Sequence[int], start: int, stops: range) -> list[ShardedChunk]:
+    def tails(self, tokens: Sequence[int] | NDArray[np.int64], start: int, stops: range) -> list[ShardedChunk]:
         """Unfinished chunks that begin where full chunks end, at ``start``, one for each of ``stops``."""
         self.full(tokens[:start])
         before, array = self._before(start), np.asarray(tokens[start : stops.stop])
