@@ -16,11 +16,21 @@ import mmap
 import os
 import struct
 import sys
+from functools import partial
 from typing import Final
 
 from .. import limits
 
-__all__ = ["BOARD_BYTES", "Board", "LeaseLock", "boards_possible", "lock_exclusive", "lock_shared", "unlock"]
+__all__ = [
+    "BOARD_BYTES",
+    "Board",
+    "LeaseLock",
+    "boards_possible",
+    "forks_seen",
+    "lock_exclusive",
+    "lock_shared",
+    "unlock",
+]
 
 BOARD_BYTES: Final = 8 * limits.LOCAL_BOARD_LEASES_MAX
 _LOCK: Final = struct.Struct("hhqqi4x")
@@ -39,22 +49,15 @@ def lock_shared(descriptor: int, lease: int) -> None:
 
 
 class LeaseLock:
-    """:func:`lock_shared` and :func:`unlock` of one lease, made ready: they are called for every read."""
+    """:func:`lock_shared` as ``take()`` and :func:`unlock` as ``give_back()``, made ready: both for every read."""
 
-    __slots__ = ("_descriptor", "_locked", "_unlocked")
+    __slots__ = ("give_back", "take")
 
     def __init__(self, descriptor: int, lease: int) -> None:
-        self._descriptor = descriptor
-        self._locked = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, lease, 1, 0)
-        self._unlocked = _LOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, lease, 1, 0)
-
-    def take(self) -> None:
-        """As :func:`lock_shared`."""
-        fcntl.fcntl(self._descriptor, _SET_LOCK, self._locked)
-
-    def give_back(self) -> None:
-        """As :func:`unlock`."""
-        fcntl.fcntl(self._descriptor, _SET_LOCK, self._unlocked)
+        locked = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, lease, 1, 0)
+        unlocked = _LOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, lease, 1, 0)
+        self.take = partial(fcntl.fcntl, descriptor, _SET_LOCK, locked)
+        self.give_back = partial(fcntl.fcntl, descriptor, _SET_LOCK, unlocked)
 
 
 def lock_exclusive(descriptor: int, lease: int) -> bool:
@@ -93,6 +96,11 @@ class Board:
     def stands(self, lease: int) -> bool:
         """Whether ``lease`` may be read by, for somebody who holds its lock; never in a fork, which shares the lock."""
         return self.words[lease % limits.LOCAL_BOARD_LEASES_MAX] == lease and self._forks == _forks
+
+
+def forks_seen() -> int:
+    """How many forks lie between the first process and this one: what was taken at another count is the parent's."""
+    return _forks
 
 
 def _count_fork() -> None:

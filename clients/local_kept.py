@@ -16,7 +16,7 @@ import numpy as np
 from ..codec.container import Container
 from ..kvstore.key import ContentKey
 from ..kvstore.outcome import Hit
-from .local_board import Board, LeaseLock
+from .local_board import Board, LeaseLock, unlock
 from .local_replies import Mapped
 from .local_segments import take_window
 from .mapped_container import MappedContainer
@@ -33,21 +33,17 @@ _add = np.add.reduce
 class KeptChunk:
     """A chunk under a lease that stands on the board of ``connection``, in the mapped ``segment``."""
 
-    __slots__ = ("_board", "_connection", "_lock", "_sum", "_words", "found", "key", "segment", "usable")
+    __slots__ = ("_board", "_bytes", "_connection", "_lock", "_sum", "_words", "found", "key", "segment", "usable")
 
     def __init__(
         self, connection: "LocalConnection", board: Board, segment: mmap.mmap, key: ContentKey, found: Mapped
     ) -> None:
         self._connection = connection
         self._board = board
-        self._lock = LeaseLock(board.descriptor, found.lease)
+        self._lock: LeaseLock | None = None
         self.segment = segment
         self.key = key
         self.found = found
-        start, stop = found.ranges[0].start, found.ranges[0].stop
-        count, rest_bytes = divmod(stop - start, _WORD.itemsize)
-        self._words = np.frombuffer(segment, _WORD, count, start)
-        self._sum = ((found.word_sum or 0) - int.from_bytes(segment[stop - rest_bytes : stop], "little")) % 2**64
         self.usable = True
         """Whether it may be read by this lease again; not when it was found damaged."""
 
@@ -57,18 +53,18 @@ class KeptChunk:
         if not connection.may_read_kept():
             connection.put_back(self)
             return None
+        lock = self._lock or self._made_ready()
         try:
-            self._lock.take()
+            lock.take()
         except OSError:  # the daemon is taking it back just now
             connection.end_lease(lease, 0)
             return None
         if not self._board.stands(lease):
-            self._lock.give_back()
+            lock.give_back()
             connection.end_lease(lease, 0)
             return None
         connection.hold(lease)
-        place = self.found.ranges[0]
-        window = take_window(self.segment, place.start, place.stop, lease, self.end)
+        window = take_window(self._bytes, lease, self.end)
         if int(_add(self._words)) != self._sum:
             self.usable = False
             return None
@@ -76,7 +72,21 @@ class KeptChunk:
 
     def end(self, lease: int, size_bytes: int) -> None:
         """Nobody reads it any more: keep the lease if it still stands and there is no other, or give it back."""
-        self._lock.give_back()
+        if self._lock is None:
+            unlock(self._board.descriptor, lease)
+        else:
+            self._lock.give_back()
         if self.usable and self._board.stands(lease) and self._connection.put_back(self):
             return
         self._connection.end_lease(lease, size_bytes)
+
+    def _made_ready(self) -> LeaseLock:
+        """Make what every read but the first needs: most chunks are read once."""
+        start, stop = self.found.ranges[0].start, self.found.ranges[0].stop
+        count, rest_bytes = divmod(stop - start, _WORD.itemsize)
+        self._bytes = np.frombuffer(self.segment, np.uint8, stop - start, start)
+        self._words = np.frombuffer(self.segment, _WORD, count, start)
+        rest = int.from_bytes(self.segment[stop - rest_bytes : stop], "little")
+        self._sum = ((self.found.word_sum or 0) - rest) % 2**64
+        self._lock = lock = LeaseLock(self._board.descriptor, self.found.lease)
+        return lock

@@ -5,49 +5,43 @@ A module of its own since it needs NumPy, which a client of a remote daemon does
 
 import mmap
 import os
-import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kvstore.sharing import word_sum
+from .local_board import forks_seen
 from .local_replies import Mapped
 
 __all__ = ["MappedSegments", "take_window"]
 
 
-class _Window(weakref.ref["NDArray[np.uint8]"]):
-    """Notices when nobody reads a window any more; a finalizer of the standard library takes five times as long."""
+class _Window(np.ndarray[Any, np.dtype[np.uint8]]):
+    """Notices when nobody reads it any more; a finalizer of the standard library takes ten times as long."""
 
-    __slots__ = ("end_lease", "lease", "size_bytes")
+    __slots__ = ("end_lease", "forks", "lease")
     end_lease: Callable[[int, int], None]
+    forks: int
     lease: int
-    size_bytes: int
 
-
-_windows: dict[int, _Window] = {}
-"""All that are read, by identity. They keep their connection open, whoever else forgets it."""
-
-
-def _died(window: "weakref.ref[NDArray[np.uint8]]") -> None:
-    ended = _windows.pop(id(window))
-    ended.end_lease(ended.lease, ended.size_bytes)
-
-
-# What a fork inherits is its parent's: that it is not read in the child any more ends no lease.
-os.register_at_fork(after_in_child=_windows.clear)
+    def __del__(self) -> None:
+        # What a fork inherits is its parent's: that it is not read in the child any more ends no lease.
+        if self.forks == forks_seen():
+            self.end_lease(self.lease, self.nbytes)
 
 
 def take_window(
-    segment: mmap.mmap, start: int, stop: int, lease: int, end_lease: Callable[[int, int], None]
+    found: "NDArray[np.uint8]", lease: int, end_lease: Callable[[int, int], None]
 ) -> "NDArray[np.uint8]":
-    """Bytes ``[start, stop)``, read-only; ``end_lease`` is called when they and all made from them are gone."""
-    array = np.frombuffer(segment, np.uint8, stop - start, start)
-    window = _Window(array, _died)
-    window.end_lease, window.lease, window.size_bytes = end_lease, lease, stop - start
-    _windows[id(window)] = window
-    return array
+    """A view of ``found``; ``end_lease`` is called when it and all made from it are gone.
+
+    Until then it holds what ``end_lease`` is a method of, whoever else forgets that. Take its ``data``, not views.
+    """
+    window = found.view(_Window)
+    window.end_lease, window.lease, window.forks = end_lease, lease, forks_seen()
+    return window
 
 
 class MappedSegments:
@@ -79,7 +73,8 @@ class MappedSegments:
     @staticmethod
     def window(segment: mmap.mmap, found: Mapped, end_lease: Callable[[int, int], None]) -> "NDArray[np.uint8]":
         """:func:`take_window` of ``found``, from its first range to its last."""
-        return take_window(segment, found.ranges[0].start, found.ranges[-1].stop, found.lease, end_lease)
+        start, stop = found.ranges[0].start, found.ranges[-1].stop
+        return take_window(np.frombuffer(segment, np.uint8, stop - start, start), found.lease, end_lease)
 
     @staticmethod
     def sum_of(window: "NDArray[np.uint8]") -> int:
