@@ -27,7 +27,7 @@ __all__ = ["Filled", "PlanSettings", "PromptLoader"]
 class PlanSettings:
     """How a pipeline asks the planner: as ``engine`` (by default named after model and machine), for ``seconds_max``.
 
-    With ``enabled`` off, whatever is stored is loaded. ``prefix_level`` is the coarsest level at which a prefix may be
+    With ``enabled`` off, whatever is stored is loaded, and waited for. ``prefix_level`` is the coarsest level at which a prefix may be
     loaded; one that is not exact is remembered beside the exact one.
     """
 
@@ -125,7 +125,7 @@ class PromptLoader:
             load = self._traffic.load(cache, places, level=EXACT)
             return Filled(self._compute(cache, token_ids, places, Loaded(frozenset(load.loaded))), load)
         advice = self.ask(places, total, floor=floor)
-        orders, ends = self._orders(places, advice, EXACT, began, total)
+        orders, ends = self._orders(places, advice, floor, began, total)
         arrivals = self._traffic.begin(cache, orders, ends=ends)
         logits = self._compute(cache, token_ids, places, arrivals)
         self._adviser.note_arrivals(arrivals)

@@ -1,0 +1,155 @@
+"""Chunks on their way: in order, given up in time, and never written once somebody else has computed them."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kvloom.clients.rag.arrivals import Arrivals, ChunkPlace, Loaded, LoadOrder
+from kvloom.codec.container import Container
+from kvloom.codec.level import EXACT
+from kvloom.errors import Forbidden
+from kvloom.kvstore.key import ChunkRef
+from kvloom.kvstore.outcome import Hit, Miss, Unavailable
+
+LATE = 20.0
+"""Only what hangs waits so long."""
+
+
+class Link:
+    """Answers when told to; ``decoded`` are the places that were written to."""
+
+    def __init__(self, blob):
+        self.container = Container.parse(blob)
+        self.may_come = {}
+        self.answers = {}
+        self.asked = []
+        self.decoded = []
+        self.decoding = threading.Event()
+        self.may_decode = threading.Event()
+        self.may_decode.set()
+        self.unreadable = False
+
+    def get(self, order, seconds_max):
+        self.asked.append((order.place, seconds_max))
+        if order.place in self.may_come:
+            assert self.may_come[order.place].wait(LATE)
+        answer = self.answers.get(order.place, Hit(self.container, "ssd"))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def decode(self, order, container):
+        self.decoding.set()
+        assert self.may_decode.wait(LATE)
+        if self.unreadable:
+            return None
+        self.decoded.append(order.place)
+        return 1000
+
+
+@pytest.fixture
+def link(container_bytes):
+    return Link(container_bytes((EXACT,)))
+
+
+@pytest.fixture
+def begin(link):
+    with ThreadPoolExecutor(2) as workers:
+        yield lambda orders, **more: Arrivals(orders, workers, link.get, link.decode, **more)
+
+
+def places(count):
+    refs = (ChunkRef(os.urandom(32), 10 * n, 10 * n + 10) for n in range(count))
+    return [ChunkPlace(ref, ref.start) for ref in refs]
+
+
+def orders(chosen, **more):
+    return [LoadOrder(place, EXACT, "ssd", 500, **more) for place in chosen]
+
+
+def test_all_that_is_there_is_loaded_and_measured(begin, link):
+    one, two, three = places(3)
+    link.answers[two] = Miss()
+    arrivals = begin(orders([three, two, one]))
+    result = arrivals.settle()
+    assert (result.loaded, result.missed) == ((one, three), (two,))
+    assert result.bytes_read == 2 * len(link.container.data)
+    transfers, decodings = arrivals.measured()
+    assert [(item.link, item.size_bytes) for item in transfers] == [("ssd", len(link.container.data))] * 2
+    assert [item.size_bytes for item in decodings] == [1000] * 2
+    assert all(item.ended >= item.began for item in (*transfers, *decodings))
+
+
+def test_what_does_not_come_in_time_is_not_written_afterwards(begin, link):
+    one, two = places(2)
+    link.may_come[one] = threading.Event()
+    arrivals = begin([*orders([one], until=0.0), *orders([two], until=LATE + 1e9)])
+    assert not arrivals.came(one)
+    assert not arrivals.coming(one)
+    assert arrivals.came(two)
+    link.may_come[one].set()
+    assert arrivals.settle().missed == (one,)
+    assert link.decoded == [two]
+
+
+def test_a_late_chunk_ends_the_wait_for_those_ordered_after_it(begin, link):
+    one, two = places(2)
+    for place in (one, two):
+        link.may_come[place] = threading.Event()
+    arrivals = begin([*orders([two], until=0.0), *orders([one])])
+    try:
+        assert not arrivals.came(one), "it has no limit of its own"
+    finally:
+        for place in (one, two):
+            link.may_come[place].set()
+
+
+def test_what_is_being_decoded_is_waited_for(begin, link):
+    (one,) = places(1)
+    link.may_decode.clear()
+    arrivals = begin(orders([one], until=0.0))
+    assert link.decoding.wait(LATE)
+    with ThreadPoolExecutor(1) as other:
+        came = other.submit(arrivals.came, one)
+        link.may_decode.set()
+        assert came.result(LATE)
+
+
+@pytest.mark.parametrize("wrong", [Unavailable("daemon", "gone"), Forbidden("no"), RuntimeError("a bug")])
+def test_whatever_is_wrong_nobody_waits(begin, link, wrong):
+    one, two = places(2)
+    link.answers[one] = wrong
+    result = begin(orders([one, two])).settle()
+    assert (result.loaded, result.missed) == ((two,), (one,))
+
+
+def test_a_chunk_that_cannot_be_decoded_has_not_come(begin, link):
+    (one,) = places(1)
+    link.unreadable = True
+    assert begin(orders([one])).settle().missed == (one,)
+
+
+def test_a_transfer_that_was_cut_off_says_how_slow_the_link_is(begin, link):
+    (one,) = places(1)
+    now = iter([10.0, 14.0, *[20.0] * 50])
+    link.answers[one] = Unavailable("daemon", "took too long")
+    arrivals = begin(orders([one]), ends=14.0, clock=lambda: next(now))
+    arrivals.settle()
+    (transfer,), _ = arrivals.measured()
+    assert (transfer.link, transfer.size_bytes, transfer.began, transfer.ended) == ("ssd", 500, 10.0, 14.0)
+    assert link.asked == [(one, 4.0)]
+
+
+def test_nothing_is_asked_for_when_it_is_too_late(begin, link):
+    (one,) = places(1)
+    assert begin(orders([one]), ends=0.0).settle().missed == (one,)
+    assert link.asked == []
+
+
+def test_what_is_loaded_is_there(begin):
+    one, two = places(2)
+    there = Loaded(frozenset([one]))
+    assert (there.coming(one), there.came(one), there.coming(two), there.came(two)) == (True, True, False, False)
+    assert not begin([]).coming(one)
