@@ -1,5 +1,6 @@
 """The blocking client: every call is an operation, asked over the Unix socket, HTTP or gRPC, again if need be."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextvars import copy_context
@@ -261,9 +262,12 @@ class KvloomClient:
         """Have chunks copied into the daemon's memory; for how many that is under way or not needed."""
         return sum(self._run(batch) for batch in upkeep.PrefetchChunks.batches(keys))
 
-    def plan(self, question: PlanQuestion) -> PlanReply | None:
-        """Whether to load or to recompute each chunk of a prompt; ``None`` (recompute) where no daemon can say."""
-        return self._run(planning.AskPlan(question))
+    def plan(self, question: PlanQuestion, *, seconds_max: float = math.inf) -> PlanReply | None:
+        """Whether to load or to recompute each chunk of a prompt; ``None`` (recompute) where no daemon can say.
+
+        That is known ``seconds_max`` after the call at the latest.
+        """
+        return self._run(planning.AskPlan(question), Deadline(time.monotonic() + seconds_max))
 
     def report(self, report: EngineReport) -> int:
         """Tell the planner what things took; how many measurements were taken in, 0 where no daemon listens."""

@@ -61,14 +61,16 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
 
 
 def counted(llm: Any, drain_seconds: float) -> dict[str, float]:
-    """Preemptions, and what the connector loaded and saved since the start, after waiting for what it saves.
+    """Preemptions, and what the connector loaded, saved and asked since the start, after waiting for what it saves.
 
-    Of workers in processes of their own only the preemptions are known here.
+    Of workers in processes of their own only what vLLM's metrics say is known here.
     """
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     found = {item.name: getattr(item, "value", 0) for item in llm.get_metrics()}
     counts = {"preemptions": found.get("vllm:num_preemptions", 0)}
+    ours = "vllm:kvloom_"
+    counts |= {name.removeprefix(ours): value for name, value in found.items() if name.startswith(ours)}
     if not has_kv_transfer_group() or not hasattr(get_kv_transfer_group(), "totals"):
         return counts
     drained = get_kv_transfer_group().drain_saves(drain_seconds)
