@@ -364,6 +364,8 @@ ENGINE_PLAN_PREFILL_TOKENS_MIN: Final = 32
 """A shorter one says little of what tokens cost."""
 ENGINE_PLANNED_LOAD_SECONDS_MIN: Final = 0.05
 """A load is given this long even where computing takes less."""
+ENGINE_TIER_JOBS_MAX: Final = 256
+"""Transfers of vLLM's own offloading under way; what comes on top of them is not stored, and computed."""
 ENGINE_REPORT_SECONDS: Final = 1.0
 """Between two reports of what loads and prefills took."""
 ENGINE_PROBE_SECONDS: Final = 30.0

@@ -32,6 +32,7 @@ __all__ = [
     "layouts_of",
     "model_fingerprint",
     "salt_bytes",
+    "weights_digest",
     "with_request",
 ]
 
@@ -164,7 +165,7 @@ def model_fingerprint(config: Any, level: Level = EXACT, given: bytes | None = N
     for part in (described, settings):
         data = json.dumps(part, sort_keys=True, default=str).encode()
         hasher.update(len(data).to_bytes(8, "little") + data)
-    hasher.update(given if given is not None else _weights_digest(_weights_folder(model)))
+    hasher.update(given if given is not None else weights_digest(_weights_folder(model)))
     return hasher.digest()
 
 
@@ -189,7 +190,7 @@ def adapter_name(lora: Any) -> str | None:
     folder = Path(lora.lora_path)
     try:
         described = (folder / "adapter_config.json").read_bytes()
-        return blake3(_weights_digest(folder) + described).hexdigest()
+        return blake3(weights_digest(folder) + described).hexdigest()
     except (OSError, ConfigError):
         return None
 
@@ -220,7 +221,7 @@ def _weights_folder(model: Any) -> Path:
         ) from error
 
 
-def _weights_digest(folder: Path) -> bytes:
+def weights_digest(folder: Path) -> bytes:
     """BLAKE3 of the files with weights in ``folder``, remembered in the user's cache while they are unchanged."""
     files = (
         [folder]

@@ -10,7 +10,7 @@ from ...errors import ConfigError, UnknownLevel
 from ...kvstore.key import KEY_BYTES
 from ...kvstore.tier import Ack
 
-__all__ = ["ConnectorSettings"]
+__all__ = ["ConnectorSettings", "parse_fingerprint"]
 
 _PREFIX = "kvloom_"
 """Settings may be written with it, beside those of other connectors."""
@@ -73,8 +73,8 @@ class ConnectorSettings:
                 f"engine has {len(self.engine)} characters, must have 1 to {limits.ENGINE_NAME_CHARACTERS_MAX}"
             )
         _within("save_queue_bytes", self.save_queue_bytes, 0, limits.ENGINE_SAVE_QUEUE_BYTES_MAX)
-        if self.fingerprint is not None and len(self.fingerprint) != KEY_BYTES:
-            raise ConfigError(f"fingerprint has {len(self.fingerprint)} bytes, must have {KEY_BYTES}, in hexadecimal")
+        if self.fingerprint is not None:
+            parse_fingerprint(self.fingerprint.hex())
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "ConnectorSettings":
@@ -87,6 +87,17 @@ class ConnectorSettings:
                 raise ConfigError(f"kvloom has no setting {written!r}; there are {', '.join(kinds)}")
             chosen[name] = _read(name, value, kinds[name])
         return cls(**chosen)
+
+
+def parse_fingerprint(digits: str) -> bytes:
+    """What stands for a model's weights, from hexadecimal digits."""
+    try:
+        fingerprint = bytes.fromhex(digits)
+    except ValueError as error:
+        raise ConfigError(f"fingerprint is {digits[:80]!r}: {error}") from error
+    if len(fingerprint) != KEY_BYTES:
+        raise ConfigError(f"fingerprint has {len(fingerprint)} bytes, must have {KEY_BYTES}, in hexadecimal")
+    return fingerprint
 
 
 def _read(name: str, value: Any, kind: type) -> Any:
