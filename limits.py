@@ -367,6 +367,22 @@ ENGINE_SAVE_QUEUE_BYTES_DEFAULT: Final = 512 * 1024 * 1024
 ENGINE_SAVE_QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024 * 1024
 ENGINE_CLOSE_SECONDS_MAX: Final = 20.0
 """How long an engine that ends still sends what waits."""
+ENGINE_AWAIT_SECONDS_DEFAULT: Final = 30.0
+"""How long a request waits for KV that another engine is to compute, before it is computed here."""
+ENGINE_AWAIT_PAUSE_SECONDS: Final = 0.005
+"""Between two questions whether it has come."""
+ENGINE_PLAN_PREFILLS_DEFAULT: Final = 5
+"""Prefills that an engine has to have reported before the planner's word is taken."""
+ENGINE_PLAN_PREFILL_TOKENS_MIN: Final = 32
+"""A shorter one says little of what tokens cost."""
+ENGINE_PLANNED_LOAD_SECONDS_MIN: Final = 0.05
+"""A load is given this long even where computing takes less."""
+ENGINE_TIER_JOBS_MAX: Final = 256
+"""Transfers of vLLM's own offloading under way; what comes on top of them is not stored, and computed."""
+ENGINE_REPORT_SECONDS: Final = 1.0
+"""Between two reports of what loads and prefills took."""
+ENGINE_PROBE_SECONDS: Final = 30.0
+"""With nothing loaded for so long, a chunk that was not worth loading is read, to learn what its link does now."""
 ENGINE_IDLE_SECONDS: Final = 0.005
 """How long a step with nothing to compute waits for a load, so that the engine does not turn idly meanwhile."""
 ENGINE_LOOKUP_REUSE_SECONDS: Final = 2.0

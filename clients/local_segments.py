@@ -32,9 +32,7 @@ class _Window(np.ndarray[Any, np.dtype[np.uint8]]):
             self.end_lease(self.lease, self.nbytes)
 
 
-def take_window(
-    found: "NDArray[np.uint8]", lease: int, end_lease: Callable[[int, int], None]
-) -> "NDArray[np.uint8]":
+def take_window(found: "NDArray[np.uint8]", lease: int, end_lease: Callable[[int, int], None]) -> "NDArray[np.uint8]":
     """A view of ``found``; ``end_lease`` is called when it and all made from it are gone.
 
     Until then it holds what ``end_lease`` is a method of, whoever else forgets that. Take its ``data``, not views.

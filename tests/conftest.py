@@ -15,7 +15,7 @@ from kvloom.codec.container import ContainerWriter, Kind
 from kvloom.codec.layout import KvDtype, Layout, Rope
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT, Level
 
-pytest_plugins = ["network_servers", "recorded_spans"]
+pytest_plugins = ["compatibility", "network_servers", "recorded_spans"]
 
 PROFILE_DIGEST = blake3(b"a profile of the tests").digest()
 CONTENT_KEY = blake3(b"a chunk of the tests").digest()

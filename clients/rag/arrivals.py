@@ -116,7 +116,8 @@ class Arrivals:
     """Loads under way. ``orders`` are begun in their order, by as many threads as ``workers`` has.
 
     ``get`` reads a chunk within the seconds it is given, ``decode`` brings a container to its place and says how many
-    bytes of KV that made, ``None`` where it cannot be used. No transfer goes on after ``ends`` (by ``clock``).
+    bytes of KV that made, ``None`` where it cannot be used. No transfer goes on after ``ends`` (by ``clock``), and none
+    begins once a read has found no daemon: the caller waits for it once, not once for each chunk.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Arrivals:
         self._transfers: list[Work] = []
         self._decodings: list[Work] = []
         self._bytes = 0
+        self._daemon_gone = False
         for order in orders:
             workers.submit(self._bring, order)
 
@@ -195,7 +197,7 @@ class Arrivals:
         with self._changed:
             if self._states[order.place] is not _State.ASKED:
                 return
-            if left is not None and left <= 0:
+            if self._daemon_gone or (left is not None and left <= 0):
                 self._become(order, _State.MISSED)
                 return
         outcome: Outcome[Container] = Unavailable(DAEMON, "refused")
@@ -207,6 +209,7 @@ class Arrivals:
             ended = self._clock()
             if not isinstance(outcome, Hit):
                 with self._changed:
+                    self._daemon_gone |= isinstance(outcome, Unavailable)
                     if left is not None and ended - began >= left:
                         self._transfers.append(Work(order.link, order.level, order.size_bytes, began, ended))
                     if self._states[order.place] is _State.ASKED:

@@ -27,8 +27,8 @@ __all__ = ["Filled", "PlanSettings", "PromptLoader"]
 class PlanSettings:
     """How a pipeline asks the planner: as ``engine`` (by default named after model and machine), for ``seconds_max``.
 
-    With ``enabled`` off, whatever is stored is loaded, and waited for. ``prefix_level`` is the coarsest level at which a prefix may be
-    loaded; one that is not exact is remembered beside the exact one.
+    With ``enabled`` off, whatever is stored is loaded, and waited for. ``prefix_level`` is the coarsest level at which
+    a prefix may be loaded; one that is not exact is remembered beside the exact one.
     """
 
     enabled: bool = True

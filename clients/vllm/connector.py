@@ -2,8 +2,9 @@
 
 vLLM makes one object per role. The scheduler's (:mod:`.scheduling`) says how many tokens can be loaded, and sends a
 :class:`StepPlan` with every step. The worker's (:mod:`.loading`, :mod:`.saving`) carries it out and reports what came
-of it. Loads run between steps, into blocks that nobody reads yet, so no layer ever waits for one; saves are copied at
-the end of the step that computed them.
+of it, and what computing took. Loads run between steps, into blocks that nobody reads yet, so no layer ever waits for
+one; with ``load_by_layer`` they run beside the step that reads them, and every layer waits for its own. Saves are
+copied at the end of the step that computed them; in parts (``layers_per_part``) as soon as a part's last layer is.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,19 +15,23 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorTransferResults,
     KVConnectorWorkerMetadata,
+    SupportsHMA,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+from vllm.v1.metrics.utils import create_metric_per_engine
 
 from ... import limits
-from ...errors import InvalidRequest
+from ...errors import ConfigError, InvalidRequest
+from ..plan_wire import PrefillSample
 from . import model
-from .loading import FinishedLoad
+from .load_job import FinishedLoad
 from .plan import StepPlan
 from .scheduler_half import SchedulerHalf
 from .settings import ConnectorSettings
-from .stats import Counts
+from .stats import DESCRIPTIONS, Counts
 from .worker_half import WorkerHalf
 
 if TYPE_CHECKING:
@@ -50,13 +55,16 @@ class KvloomMetadata(KVConnectorMetadata):  # type: ignore[misc]
 
 @dataclass
 class KvloomWorkerMetadata(KVConnectorWorkerMetadata):  # type: ignore[misc]
-    """What a worker's loads came to, on its way to the scheduler."""
+    """What a worker's loads came to and its step took, on its way to the scheduler."""
 
     loads: tuple[FinishedLoad, ...] = ()
+    prefills: tuple[PrefillSample, ...] = ()
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "KvloomWorkerMetadata":
         """Of all workers."""
-        return KvloomWorkerMetadata(self.loads + other.loads)
+        if not isinstance(other, KvloomWorkerMetadata):
+            raise InvalidRequest(f"metadata of a worker is {type(other).__name__}, not ours")
+        return KvloomWorkerMetadata(self.loads + other.loads, self.prefills + other.prefills)
 
 
 @dataclass
@@ -82,7 +90,33 @@ class KvloomStats(KVConnectorStats):  # type: ignore[misc]
         return not any(self.data.values())
 
 
-class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
+class KvloomPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+    """:class:`Counts` as counters ``vllm:kvloom_…``, by engine."""
+
+    def __init__(
+        self,
+        vllm_config: "VllmConfig",
+        metric_types: dict[type[Any], type[Any]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._counters = {
+            name: create_metric_per_engine(
+                self._counter_cls(f"vllm:kvloom_{name}", documentation=what, labelnames=labelnames),
+                per_engine_labelvalues,
+            )
+            for name, what in DESCRIPTIONS.items()
+        }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Add what came since the last time."""
+        for name, value in transfer_stats_data.items():
+            if name in self._counters and value > 0:
+                self._counters[name][engine_idx].inc(value)
+
+
+class KvloomConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """vLLM's door to a kvloom daemon; ``kv_connector_extra_config`` is :class:`ConnectorSettings`."""
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
@@ -94,10 +128,16 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
             settings, save=settings.save and transfer.is_kv_producer, load=settings.load and transfer.is_kv_consumer
         )
         layouts = model.layouts_of(kv_cache_config, vllm_config)
-        block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        self._groups = len(kv_cache_config.kv_cache_groups)
+        if settings.load_by_layer and self._groups > 1:
+            raise ConfigError(
+                f"load_by_layer with {self._groups} groups of KV caches: vLLM cannot compute again what fails then; "
+                "pass --disable-hybrid-kv-cache-manager"
+            )
+        self._by_layer = settings.load_by_layer
         self._half: SchedulerHalf | WorkerHalf
         if role is KVConnectorRole.SCHEDULER:
-            self._half = SchedulerHalf(settings, layouts, vllm_config, block_tokens)
+            self._half = SchedulerHalf(settings, layouts, vllm_config, kv_cache_config)
         else:
             rank = get_tensor_model_parallel_rank()
             self._half = WorkerHalf(settings, layouts[rank], rank)
@@ -112,24 +152,22 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens after those that vLLM has can be loaded."""
         tokens = self._scheduler().matched_tokens(request, num_computed_tokens)
-        return tokens, tokens > 0
+        return tokens, tokens > 0 and not self._by_layer
 
     def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
         """Blocks were found for what is to be loaded."""
         if num_external_tokens:
-            self._scheduler().planner.plan_load(request.request_id, num_external_tokens, blocks.get_block_ids()[0])
+            self._scheduler().plan_load(request.request_id, num_external_tokens, blocks.get_block_ids())
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
         """The plan of the step that ``scheduler_output`` describes."""
         return KvloomMetadata(self._scheduler().plan_step(scheduler_output))
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
-        """What the workers' loads came to."""
+        """What the workers' loads came to, and what computing took."""
         reported = connector_output.kv_connector_worker_meta
         if isinstance(reported, KvloomWorkerMetadata):
-            for load in reported.loads:
-                if load.failed_start is not None:
-                    self._scheduler().planner.load_failed(load.request_id, load.failed_start, silent=load.silent)
+            self._scheduler().note_finished(reported.loads, reported.prefills)
 
     def reset_cache(self) -> bool:
         """Forget what was stored: the model's weights may have been changed in place."""
@@ -138,6 +176,12 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Whether the blocks of a request that has ended are needed for one more step."""
+        return self.request_finished_all_groups(request, (block_ids,))
+
+    def request_finished_all_groups(
+        self, request: "Request", block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """The same, for all groups of KV caches."""
         return self._scheduler().finish(request, block_ids), None
 
     # The workers' half
@@ -150,34 +194,62 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """Begin this step's loads; the step does not read what they write."""
         self._worker().start_loads(self._plan(), idle=forward_context.attn_metadata is None)
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """A step with that plan begins."""
+        super().bind_connector_metadata(connector_metadata)
+        self._worker().begin_step()
+
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: requests whose KV is being loaded are in no step."""
+        """Wait for what this step reads of a layer: nothing, unless with ``load_by_layer``."""
+        if self._by_layer:
+            self._worker().wait_for_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing yet: chunks are copied when the step is computed whole."""
+        """Copy the part that ends with this layer, if there are parts."""
+        self._worker().save_layer(layer_name, self._plan())
+
+    def finish_forward(self) -> None:
+        """The step is computed."""
+        self._worker().end_forward(self._plan())
 
     def wait_for_save(self) -> None:
         """Copy what this step computed, before its blocks may be used for something else."""
+        self._worker().end_forward(self._plan())
         self._worker().save(self._plan())
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """A graph of the whole model would call nobody between its layers."""
+        return bool(ConnectorSettings.parse(extra_config).layers_per_part)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose blocks are no longer read, and those whose loads have ended, well or not."""
         loaded = self._worker().finish_loads()
         self._worker().save(self._plan())  # with a drafting model, vLLM says wait_for_save later than it asks this
-        return set(self._plan().released), {load.request_id for load in loaded}
+        return set(self._plan().released), {load.request_id for load in loaded if not load.by_layer}
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """The same; with several groups of KV caches, failures are those of requests and not of blocks."""
+        results = super().get_transfer_results(finished_req_ids)
+        if self._groups > 1:
+            results.failed_recving = {
+                load.request_id for load in self._worker().reported if load.failed_start is not None
+            }
+        return results
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that hold nothing, or not all, of what was to be loaded: to be computed."""
+        if self._groups > 1:
+            return set()
         return {block for load in self._worker().reported for block in load.failed_blocks}
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        """What this step's finished loads came to."""
-        return KvloomWorkerMetadata(tuple(self._worker().reported)) if self._worker().reported else None
+        """What this step's finished loads came to, and what it took to compute."""
+        loads, prefills = tuple(self._worker().reported), self._worker().prefills
+        return KvloomWorkerMetadata(loads, prefills) if loads or prefills else None
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
-        """Loads and saves since the last call."""
-        if not isinstance(self._half, WorkerHalf):
-            return None
+        """Loads and saves, or look-ups and plans, since the last call."""
         counts = self._half.take_counts()
         return None if counts == Counts() else KvloomStats(counts.as_dict())
 
@@ -185,6 +257,17 @@ class KvloomConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
         """Statistics from what :meth:`get_kv_connector_stats` sent."""
         return KvloomStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: "VllmConfig",
+        metric_types: dict[type[Any], type[Any]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        """The same statistics for Prometheus, beside vLLM's own."""
+        return KvloomPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def drain_saves(self, seconds_max: float = limits.ENGINE_CLOSE_SECONDS_MAX) -> bool:
         """Wait, in a worker, until what was copied so far is stored; whether that is so within ``seconds_max``."""

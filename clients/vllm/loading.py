@@ -1,148 +1,69 @@
 """The worker's loads: chunks from the daemon into the engine's blocks, behind its back and within a time limit.
 
-Every chunk is fetched, decoded and copied by a thread of a small pool. The engine asks after each step what has ended.
-A request whose time is up is given up: no thread writes to its blocks from then on, and what was not written is
-reported, so that the engine computes it. The time limit does not depend on the daemon: one that is frozen holds up
-threads of the pool for as long as the client waits for it, but no request longer than its limit.
+Every part of a chunk is fetched, decoded and copied by a thread of a small pool. The engine asks after each step what
+has ended, or, of a load that the step itself reads, waits for one layer after the other. A request whose time is up is
+given up: no thread writes to its blocks from then on, and what was not written is reported, so that the engine computes
+it. The time limit does not depend on the daemon: one that is frozen holds up threads of the pool for as long as the
+client waits for it, but no request longer than its limit.
+
+What another engine is still computing is awaited: a thread asks every few milliseconds which of it has come.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from ... import codec
 from ...codec.container import Container, generic_digest
-from ...codec.layout import Layout
 from ...codec.level import EXACT, Level
 from ...codec.profiles import AnyProfile
 from ...errors import KvloomError
 from ...kvstore.key import ContentKey
-from ...kvstore.outcome import Hit, Outcome, Unavailable
+from ...kvstore.outcome import Hit, Miss, Outcome, Unavailable
+from .awaiting import Awaiting
+from .load_job import ChunkTimes, FinishedLoad, LoadJob
 from .pages import ChunkArrays, KvPages
-from .plan import PlacedChunk, RequestLoad
+from .parts import LayerPart
+from .plan import RequestLoad
 
-__all__ = ["ChunkLoader", "FinishedLoad"]
+__all__ = ["ChunkLoader"]
 
 Get = Callable[[ContentKey], Outcome[Container]]
 FindProfile = Callable[[bytes], AnyProfile | None]
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedLoad:
-    """What came of a request's load. ``failed_start`` is where the first chunk that did not come begins, if any.
-
-    ``failed_blocks`` are those that hold none of what was asked for, or only parts. ``silent`` says that nobody
-    answered in time.
-    """
-
-    request_id: str
-    tokens: int
-    bytes_read: int
-    seconds: float
-    failed_start: int | None
-    failed_blocks: frozenset[int]
-    silent: bool
-
-
-class _Job:
-    """One request's load, shared by the threads that work on it and the engine's, which may give it up."""
-
-    def __init__(self, load: RequestLoad, began: float, seconds_max: float) -> None:
-        self.load, self.began, self.deadline = load, began, began + seconds_max
-        self.bytes_read = 0
-        self.silent = False
-        self.ended = began
-        self._state = threading.Condition()
-        self._waiting = set(range(len(load.chunks)))
-        self._failed: set[int] = set()
-        self._writing = 0
-        self._given_up = False
-
-    def wanted(self, index: int) -> bool:
-        """Whether chunk ``index`` is still of use: it is not after an earlier one has failed."""
-        with self._state:
-            return not self._given_up and not any(failed < index for failed in self._failed)
-
-    def begin_write(self) -> bool:
-        """Whether the blocks may be written to; if so, :meth:`end_write` must follow."""
-        with self._state:
-            self._writing += not self._given_up
-            return not self._given_up
-
-    def end_write(self) -> None:
-        """The blocks are written."""
-        with self._state:
-            self._writing -= 1
-            self._state.notify_all()
-
-    def end(self, index: int, bytes_read: int | None, now: float) -> bool:
-        """Chunk ``index`` is there (``bytes_read``) or will not come (None); whether it was the last."""
-        with self._state:
-            self._waiting.discard(index)
-            self.ended = now
-            if bytes_read is None:
-                self._failed.add(index)
-            else:
-                self.bytes_read += bytes_read
-            return not self._waiting
-
-    def give_up(self) -> None:
-        """Let nobody write any more, and wait for whoever is writing: a copy in memory."""
-        with self._state:
-            self._given_up = True
-            self.silent = self.silent or bool(self._waiting)
-            while self._writing:
-                self._state.wait()
-            self._failed |= self._waiting
-            self._waiting = set()
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to come."""
-        with self._state:
-            return not self._waiting
-
-    def result(self) -> FinishedLoad:
-        """What came of it, once it is done."""
-        first = min(self._failed, default=None)
-        lost: tuple[PlacedChunk, ...] = () if first is None else self.load.chunks[first:]
-        return FinishedLoad(
-            self.load.request_id,
-            sum(span.tokens for chunk in self.load.chunks[:first] for span in chunk.spans),
-            self.bytes_read,
-            self.ended - self.began,
-            lost[0].start if lost else None,
-            frozenset(span.block for chunk in lost for span in chunk.spans),
-            self.silent,
-        )
-
-
 class ChunkLoader:
-    """Loads for one worker of an engine, of rank ``rank``. The threads of the pool are its own; :meth:`close` it."""
+    """Loads for one worker of an engine, of rank ``rank``. The threads of the pool are its own; :meth:`close` it.
+
+    ``exists`` is asked for what is awaited.
+    """
 
     def __init__(
         self,
         pages: KvPages,
-        layout: Layout,
+        parts: Sequence[LayerPart],
         level: Level,
         get: Get,
         find_profile: FindProfile,
         *,
+        exists: Callable[[Sequence[ContentKey]], list[bool]],
         rank: int = 0,
         threads: int = 1,
         seconds_max: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pages, self._layout, self._level = pages, layout, level
+        self._pages, self._parts, self._level = pages, tuple(parts), level
         self._get, self._find_profile, self._rank = get, find_profile, rank
         self._seconds_max, self._clock = seconds_max, clock
-        self._generic = generic_digest(layout)  # of the profile that everybody has
-        self._jobs: list[_Job] = []
+        self._generic = {generic_digest(part.layout) for part in parts}  # of profiles that everybody has
+        self._jobs: list[LoadJob] = []
         self._some_ended = threading.Event()
         self._rooms = threading.local()
+        self._fetching = self._decoding = 0
+        self._counting = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvloom-load")
+        self._awaiting = Awaiting(exists)
 
     @property
     def busy(self) -> bool:
@@ -150,22 +71,29 @@ class ChunkLoader:
         return bool(self._jobs)
 
     def start(self, load: RequestLoad) -> None:
-        """Begin a load."""
-        job = _Job(load, self._clock(), self._seconds_max)
+        """Begin a load: part by part where a layer is waited for, else chunk by chunk."""
+        job = LoadJob(load, len(self._parts), self._clock(), load.seconds_max or self._seconds_max)
         self._jobs.append(job)
-        for index in range(len(load.chunks)):
-            self._pool.submit(self._run, job, index)
+        for item in job.order():
+            self._pool.submit(self._run, job, *item)
 
     def wait(self, seconds_max: float) -> None:
         """Wait until a load has ended, at most so long."""
         self._some_ended.wait(seconds_max)
 
+    def wait_for_layer(self, layer: int) -> None:
+        """Wait until loads that this step reads have brought ``layer``, or failed; never longer than their limits."""
+        part = next(part.index for part in self._parts if layer in part.layers)
+        for job in self._jobs:
+            if job.load.by_layer and not job.wait_part(part, job.deadline - self._clock()):
+                job.give_up()
+
     def take_finished(self) -> list[FinishedLoad]:
-        """The loads that have ended or whose time is up, each once."""
+        """The loads that have ended or whose time is up, each once; what this step has read has ended in any case."""
         self._some_ended.clear()
         now = self._clock()
         for job in self._jobs:
-            if not job.done and now >= job.deadline:
+            if not job.done and (job.load.by_layer or now >= job.deadline):
                 job.give_up()
         ended = [job for job in self._jobs if job.done]
         self._jobs = [job for job in self._jobs if job not in ended]
@@ -175,46 +103,98 @@ class ChunkLoader:
         """Give up all loads; threads that wait for the daemon end by themselves."""
         for job in self._jobs:
             job.give_up()
+        self._awaiting.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, job: _Job, index: int) -> None:
-        bytes_read = None
+    def _run(self, job: LoadJob, index: int, part: int) -> None:
+        times, later = None, False
         try:
             if job.wanted(index):
-                bytes_read = self._load(job, job.load.chunks[index])
+                times = self._load(job, index, self._parts[part])
+                later = times is None and job.load.awaited and not job.silent and job.wanted(index)
         finally:
-            if job.end(index, bytes_read, self._clock()):
+            if not later and job.end(index, part, times, self._clock()):
                 self._some_ended.set()
+        if later:
+            key = job.load.chunks[index].keys[self._shard(self._parts[part])]
+            self._awaiting.add(key, lambda: self._again(job, index, part), lambda: job.wanted(index))
 
-    def _load(self, job: _Job, chunk: PlacedChunk) -> int | None:
-        """Bring one chunk into its blocks; the bytes that came for it, None where it did not."""
-        outcome = self._get(chunk.keys[self._rank])
+    def _again(self, job: LoadJob, index: int, part: int) -> None:
+        try:
+            self._pool.submit(self._run, job, index, part)
+        except RuntimeError:  # closed meanwhile: the job has been given up
+            return
+
+    def _shard(self, part: LayerPart) -> int:
+        return self._rank * len(self._parts) + part.index
+
+    def _load(self, job: LoadJob, index: int, part: LayerPart) -> ChunkTimes | None:
+        """Bring a part of a chunk into its blocks; what that took, None where it did not come."""
+        chunk = job.load.chunks[index]
+        began = self._clock()
+        fetching = self._enter("_fetching")
+        try:
+            outcome = self._get(chunk.keys[self._shard(part)])
+        finally:
+            self._leave("_fetching")
+        came = self._clock()
         if isinstance(outcome, Unavailable):
             job.silent = True
-        if not isinstance(outcome, Hit) or outcome.value.header.tokens != chunk.tokens:
+        if not isinstance(outcome, Hit):
+            if not isinstance(outcome, Miss):
+                job.fail(index)
             return None
         container = outcome.value
-        if container.header.first_position != chunk.start:
+        if container.header.tokens != chunk.tokens or container.header.first_position != chunk.start:
+            job.fail(index)
             return None
-        arrays = self._room(chunk.tokens)
-        keys, values = arrays.numpy
-        digest = container.header.profile_digest
-        profile = None if self._level == EXACT or digest == self._generic else self._find_profile(digest)
+        arrays = self._room(part, chunk.tokens)
+        decoding = self._enter("_decoding")
         try:
-            codec.decode_into(container, keys, values, profile=profile, level=self._level, layout=self._layout)
+            self._decode(container, arrays, part)
         except KvloomError:
+            job.fail(index)
             return None
+        finally:
+            self._leave("_decoding")
+        decoded = self._clock()
         if not job.begin_write():
             return None
         try:
-            self._pages.copy_in(chunk.spans, arrays)
+            self._pages.copy_in(chunk, arrays, part.layers)
         finally:
             job.end_write()
-        return len(container.data)
+        return ChunkTimes(
+            chunk.link,
+            len(container.data),
+            came - began,
+            fetching,
+            chunk.tokens * part.layout.bytes_per_token,
+            (decoded - came) / decoding,
+        )
 
-    def _room(self, tokens: int) -> ChunkArrays:
-        """Memory of this thread for a decoded chunk, kept for the next."""
-        room: ChunkArrays | None = getattr(self._rooms, "arrays", None)
+    def _decode(self, container: Container, arrays: ChunkArrays, part: LayerPart) -> None:
+        digest = container.header.profile_digest
+        generic = self._level == EXACT or digest in self._generic
+        profile = None if generic else self._find_profile(digest)
+        keys, values = arrays.numpy
+        codec.decode_into(container, keys, values, profile=profile, level=self._level, layout=part.layout)
+
+    def _enter(self, what: str) -> int:
+        """How many threads, this one included, do ``what`` now."""
+        with self._counting:
+            count: int = getattr(self, what) + 1
+            setattr(self, what, count)
+        return count
+
+    def _leave(self, what: str) -> None:
+        with self._counting:
+            setattr(self, what, getattr(self, what) - 1)
+
+    def _room(self, part: LayerPart, tokens: int) -> ChunkArrays:
+        """Memory of this thread for a decoded part, kept for the next."""
+        rooms: dict[int, ChunkArrays] = self._rooms.__dict__.setdefault("by_part", {})
+        room = rooms.get(part.index)
         if room is None or room.keys[0].shape[1] < tokens:
-            room = self._rooms.arrays = ChunkArrays.empty(self._layout, tokens)
+            room = rooms[part.index] = ChunkArrays.empty(part.layout, tokens)
         return room.first(tokens)

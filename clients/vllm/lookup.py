@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from ... import limits
 from ...kvstore.key import ContentKey
 from .sequence import ShardedChunk
+from .stats import Counts
 
 __all__ = ["ChunkLookup"]
 
@@ -32,7 +33,7 @@ class ChunkLookup:
         self._clock = clock
         self._pause_seconds = 0.0
         self._paused_until = 0.0
-        self.seconds_longest = 0.0
+        self._counts = Counts()
 
     @property
     def paused(self) -> bool:
@@ -54,10 +55,15 @@ class ChunkLookup:
         began = self._clock()
         found = self._exists([key for chunk in chunks for key in chunk.keys])
         seconds = self._clock() - began
-        self.seconds_longest = max(self.seconds_longest, seconds)
+        self._counts += Counts(lookups=1, lookup_seconds=seconds)
         if seconds >= _SILENT_SHARE * self._seconds_max and not any(found):
             self.pause()
             return None
         self._pause_seconds = 0.0
         shards = len(chunks[0].keys)
         return [all(found[at : at + shards]) for at in range(0, len(found), shards)]
+
+    def take_counts(self) -> Counts:
+        """Look-ups since the last call, and what they took."""
+        counts, self._counts = self._counts, Counts()
+        return counts

@@ -4,6 +4,7 @@ Read from vLLM's configuration objects, which are passed in: nothing here import
 """
 
 import json
+import platform
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,12 +23,16 @@ from .sequence import Feature
 
 __all__ = [
     "adapter_name",
+    "block_tokens_of",
     "check_supported",
+    "engine_name",
     "features_of",
+    "group_of_layers",
     "layer_order",
     "layouts_of",
     "model_fingerprint",
     "salt_bytes",
+    "weights_digest",
     "with_request",
 ]
 
@@ -63,17 +68,11 @@ def layer_order(names: Iterable[str]) -> list[str]:
 
 
 def layouts_of(kv_cache_config: Any, config: Any) -> list[Layout]:
-    """The layout of each rank's KV. Raises :class:`UnsupportedModel` for caches of other things."""
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        raise UnsupportedModel(
-            f"the model has {len(groups)} groups of KV caches, 1 is supported: pass --disable-hybrid-kv-cache-manager"
-        )
-    group = groups[0].kv_cache_spec
-    specs = getattr(group, "kv_cache_specs", None)
-    names = layer_order(groups[0].layer_names)
-    layers = [_layer(name, group if specs is None else specs[name], config) for name in names]
-    dtypes = {str(spec.dtype).removeprefix("torch.") for spec in (specs or {"": group}).values()}
+    """The layout of each rank's KV, of all groups; :class:`UnsupportedModel` for caches of other things."""
+    specs = _specs(kv_cache_config)
+    names = layer_order(specs)
+    layers = [_layer(name, specs[name], config) for name in names]
+    dtypes = {str(spec.dtype).removeprefix("torch.") for spec in specs.values()}
     held = {KvDtype.FLOAT32.value, KvDtype.FLOAT16.value, KvDtype.BFLOAT16.value}
     if len(dtypes) != 1 or not dtypes <= held:
         raise UnsupportedModel(
@@ -83,9 +82,47 @@ def layouts_of(kv_cache_config: Any, config: Any) -> list[Layout]:
     return [Layout(KvDtype(dtypes.copy().pop()), tuple(layers), rank, shards) for rank in range(shards)]
 
 
+def block_tokens_of(kv_cache_config: Any, chunk_tokens: int) -> tuple[int, ...]:
+    """Tokens of a block, by group of layers.
+
+    Raises :class:`ConfigError` where a chunk's first tokens may have left the blocks of a layer with a short window
+    before its last are computed.
+    """
+    groups = kv_cache_config.kv_cache_groups
+    windows = [spec.sliding_window for spec in _specs(kv_cache_config).values() if getattr(spec, "sliding_window", 0)]
+    if len(groups) > 1 and windows and min(windows) < chunk_tokens:
+        raise ConfigError(
+            f"chunk_tokens is {chunk_tokens}, longer than a window of {min(windows)} tokens: "
+            f"set chunk_tokens to {min(windows)} or less, or pass --disable-hybrid-kv-cache-manager"
+        )
+    return tuple(group.kv_cache_spec.block_size for group in groups)
+
+
+def group_of_layers(kv_cache_config: Any) -> dict[str, int]:
+    """In which group of KV caches each layer is."""
+    groups = kv_cache_config.kv_cache_groups
+    return {name: index for index, group in enumerate(groups) for name in group.layer_names}
+
+
+def engine_name(config: Any, fingerprint: bytes) -> str:
+    """Under which name the planner knows what this engine costs: one model, on one machine, run in one way."""
+    parallel = config.parallel_config
+    host = "".join(letter if "!" <= letter <= "~" else "-" for letter in platform.node())[:64]
+    return f"vllm/{host}/{fingerprint.hex()[:16]}/{parallel.tensor_parallel_size}"
+
+
+def _specs(kv_cache_config: Any) -> dict[str, Any]:
+    """What each layer keeps."""
+    found: dict[str, Any] = {}
+    for group in kv_cache_config.kv_cache_groups:
+        specs = getattr(group.kv_cache_spec, "kv_cache_specs", None)
+        found |= {name: group.kv_cache_spec if specs is None else specs[name] for name in group.layer_names}
+    return found
+
+
 def _layer(name: str, spec: Any, config: Any) -> LayerLayout:
     kind = type(spec).__name__
-    if kind != "FullAttentionSpec" or spec.head_size != spec.head_size_v:
+    if kind not in ("FullAttentionSpec", "SlidingWindowSpec") or spec.head_size != spec.head_size_v:
         raise UnsupportedModel(f"{name} has a KV cache of kind {kind}, keys and values of every token are supported")
     window = spec.sliding_window or 0
     attention = AttentionKind.SLIDING if window else AttentionKind.FULL
@@ -128,7 +165,7 @@ def model_fingerprint(config: Any, level: Level = EXACT, given: bytes | None = N
     for part in (described, settings):
         data = json.dumps(part, sort_keys=True, default=str).encode()
         hasher.update(len(data).to_bytes(8, "little") + data)
-    hasher.update(given if given is not None else _weights_digest(_weights_folder(model)))
+    hasher.update(given if given is not None else weights_digest(_weights_folder(model)))
     return hasher.digest()
 
 
@@ -153,7 +190,7 @@ def adapter_name(lora: Any) -> str | None:
     folder = Path(lora.lora_path)
     try:
         described = (folder / "adapter_config.json").read_bytes()
-        return blake3(_weights_digest(folder) + described).hexdigest()
+        return blake3(weights_digest(folder) + described).hexdigest()
     except (OSError, ConfigError):
         return None
 
@@ -184,7 +221,7 @@ def _weights_folder(model: Any) -> Path:
         ) from error
 
 
-def _weights_digest(folder: Path) -> bytes:
+def weights_digest(folder: Path) -> bytes:
     """BLAKE3 of the files with weights in ``folder``, remembered in the user's cache while they are unchanged."""
     files = (
         [folder]

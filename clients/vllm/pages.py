@@ -6,7 +6,7 @@ to a spare block with the backend's own function, and where each number lands sa
 What is no plain order of heads, tokens and dimensions, or no plain copy (quantised caches), is refused.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from ...blend.cache import TORCH_DTYPES, numpy_view
 from ...codec.layout import Kind, LayerLayout, Layout
 from ...errors import UnsupportedModel
 from .blocks import BlockSpan
+from .plan import PlacedChunk
 
 __all__ = ["ChunkArrays", "KvPages", "LayerPages", "WriteTokens", "find_pages"]
 
@@ -30,10 +31,14 @@ WriteTokens = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class LayerPages:
-    """One layer's blocks, as views of the engine's memory ``[blocks, heads, block_tokens, head_dim]``."""
+    """One layer's blocks, as views of the engine's memory ``[blocks, heads, block_tokens, head_dim]``.
+
+    ``group``: of the layers whose tokens are in the same blocks.
+    """
 
     keys: Tensor
     values: Tensor
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +78,39 @@ class KvPages:
     def __init__(self, layers: Sequence[LayerPages]) -> None:
         self._layers = tuple(layers)
 
-    @torch.inference_mode()
-    def copy_out(self, spans: Sequence[BlockSpan], arrays: ChunkArrays) -> None:
-        """Copy the tokens of ``spans`` to ``arrays``."""
-        for layer, keys, values in zip(self._layers, arrays.keys, arrays.values, strict=True):
-            for pages, array in ((layer.keys, keys), (layer.values, values)):
-                for span in spans:
-                    block = pages[span.block, :, span.offset : span.offset + span.tokens]
-                    array[:, span.at : span.at + span.tokens].copy_(block)
+    def __len__(self) -> int:
+        return len(self._layers)
 
     @torch.inference_mode()
-    def copy_in(self, spans: Sequence[BlockSpan], arrays: ChunkArrays) -> None:
-        """Copy the tokens of ``spans`` from ``arrays``."""
-        for layer, keys, values in zip(self._layers, arrays.keys, arrays.values, strict=True):
+    def copy_out(self, chunk: PlacedChunk, arrays: ChunkArrays, layers: range | None = None) -> None:
+        """Copy a chunk's tokens to ``arrays``, which hold ``layers`` (all by default)."""
+        for page, array, span in self._pairs(chunk, arrays, layers):
+            array[:, span.at : span.at + span.tokens].copy_(_in_block(page, span))
+
+    @torch.inference_mode()
+    def copy_in(self, chunk: PlacedChunk, arrays: ChunkArrays, layers: range | None = None) -> None:
+        """Copy a chunk's tokens from ``arrays``, which hold ``layers`` (all by default)."""
+        for page, array, span in self._pairs(chunk, arrays, layers):
+            _in_block(page, span).copy_(array[:, span.at : span.at + span.tokens])
+
+    def _pairs(
+        self, chunk: PlacedChunk, arrays: ChunkArrays, layers: range | None
+    ) -> Iterator[tuple[Tensor, Tensor, BlockSpan]]:
+        chosen = self._layers if layers is None else self._layers[layers.start : layers.stop]
+        for layer, keys, values in zip(chosen, arrays.keys, arrays.values, strict=True):
             for pages, array in ((layer.keys, keys), (layer.values, values)):
-                for span in spans:
-                    block = pages[span.block, :, span.offset : span.offset + span.tokens]
-                    block.copy_(array[:, span.at : span.at + span.tokens])
+                for span in chunk.spans[layer.group]:
+                    yield pages, array, span
+
+
+def _in_block(pages: Tensor, span: BlockSpan) -> Tensor:
+    return pages[span.block, :, span.offset : span.offset + span.tokens]
 
 
 @torch.inference_mode()
-def find_pages(name: str, cache: Tensor, layer: LayerLayout, block_tokens: int, write: WriteTokens) -> LayerPages:
+def find_pages(
+    name: str, cache: Tensor, layer: LayerLayout, block_tokens: int, write: WriteTokens, *, group: int = 0
+) -> LayerPages:
     """Where ``cache`` ``[blocks, heads, block_tokens, content]`` keeps keys and values; ``write`` is the backend's.
 
     Nothing is written to ``cache``. Raises :class:`UnsupportedModel`, naming the layer and what is in the way.
@@ -106,7 +123,7 @@ def find_pages(name: str, cache: Tensor, layer: LayerLayout, block_tokens: int, 
     places = _places(name, cache, layer, block_tokens, write)
     found = [_view(name, cache, places[kind]) for kind in Kind]
     _verify(name, cache, layer, block_tokens, write, places)
-    return LayerPages(*found)
+    return LayerPages(found[0], found[1], group)
 
 
 def _scratch(cache: Tensor) -> Tensor:

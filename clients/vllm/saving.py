@@ -1,4 +1,4 @@
-"""The worker's saves: chunks copied out of the engine's blocks at the end of a step, encoded and sent behind its back.
+"""The worker's saves: chunks copied out of the engine's blocks as a step has computed them, encoded and sent behind it.
 
 The copy is made while the engine waits, because its blocks are its own again afterwards; all the rest is a thread's
 work at low priority. What would make the queue longer than its limit is not copied and not stored: the engine never
@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ... import codec, limits
@@ -19,6 +19,7 @@ from ...codec.profiles import AnyProfile
 from ...errors import KvloomError
 from ...kvstore.key import ContentKey
 from .pages import ChunkArrays, KvPages
+from .parts import LayerPart
 from .plan import PlacedChunk
 from .stats import Counts
 
@@ -30,22 +31,27 @@ Put = Callable[[ContentKey, bytes, ContentKey | None], object]
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A chunk's KV, to be encoded under ``key``."""
+    """A part of a chunk's KV, to be encoded under ``key``. ``tokens``: those that the chunk counts for, once."""
 
     key: ContentKey
     parent: ContentKey | None
     start: int
+    layout: Layout
     arrays: ChunkArrays
     size_bytes: int
+    tokens: int
 
 
 class ChunkSaver:
-    """Saves for one worker, of rank ``rank``, at ``levels``; ``put`` stores a container under a key, after a parent."""
+    """Saves for one worker, of rank ``rank``, at ``levels``; ``put`` stores a container under a key, after a parent.
+
+    ``parts`` are the parts in which its layers are stored.
+    """
 
     def __init__(
         self,
         pages: KvPages,
-        layout: Layout,
+        parts: Sequence[LayerPart],
         levels: Collection[Level],
         put: Put,
         *,
@@ -53,7 +59,7 @@ class ChunkSaver:
         rank: int = 0,
         queue_bytes_max: int = limits.ENGINE_SAVE_QUEUE_BYTES_DEFAULT,
     ) -> None:
-        self._pages, self._layout, self._levels, self._put = pages, layout, frozenset(levels), put
+        self._pages, self._parts, self._levels, self._put = pages, tuple(parts), frozenset(levels), put
         self._profile, self._rank, self._queue_bytes_max = profile, rank, queue_bytes_max
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
@@ -63,17 +69,30 @@ class ChunkSaver:
         self._thread = threading.Thread(target=self._work, name="kvloom-save", daemon=True)
         self._thread.start()
 
-    def save(self, chunk: PlacedChunk) -> bool:
-        """Copy a chunk and queue it; False, and nothing done, where the queue is full."""
-        size_bytes = chunk.tokens * self._layout.bytes_per_token
+    def save(self, chunk: PlacedChunk, part: LayerPart) -> bool:
+        """Copy a part of a chunk and queue it; False, and nothing done, where the queue is full.
+
+        It counts as a save when it is the chunk's last.
+        """
+        size_bytes = chunk.tokens * part.layout.bytes_per_token
         with self._changed:
             if self._closing or self._queue_bytes + size_bytes > self._queue_bytes_max:
                 self._counts += Counts(dropped_saves=1)
                 return False
             self._queue_bytes += size_bytes
-        arrays = ChunkArrays.empty(self._layout, chunk.tokens)
-        self._pages.copy_out(chunk.spans, arrays)
-        waiting = _Waiting(chunk.keys[self._rank], chunk.parent_of(self._rank), chunk.start, arrays, size_bytes)
+        arrays = ChunkArrays.empty(part.layout, chunk.tokens)
+        self._pages.copy_out(chunk, arrays, part.layers)
+        shard = self._rank * len(self._parts) + part.index
+        last = part.index == len(self._parts) - 1
+        waiting = _Waiting(
+            chunk.keys[shard],
+            chunk.parent_of(shard),
+            chunk.start,
+            part.layout,
+            arrays,
+            size_bytes,
+            chunk.tokens if last else 0,
+        )
         with self._changed:
             self._queue.append(waiting)
             self._changed.notify_all()
@@ -119,7 +138,7 @@ class ChunkSaver:
             blob = codec.encode(
                 keys,
                 values,
-                layout=self._layout,
+                layout=waiting.layout,
                 profile=self._profile,
                 first_position=waiting.start,
                 levels=self._levels,
@@ -128,4 +147,4 @@ class ChunkSaver:
             self._put(waiting.key, blob, waiting.parent)
         except KvloomError:
             return Counts(failed_saves=1)
-        return Counts(saves=1, saved_tokens=int(keys[0].shape[1]), saved_bytes=len(blob))
+        return Counts(saves=int(waiting.tokens > 0), saved_tokens=waiting.tokens, saved_bytes=len(blob))

@@ -2,27 +2,37 @@
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
 
 from ...codec.layout import Layout
-from ...kvstore.key import ModelIdentity
+from ...errors import NotFound
+from ...kvstore.key import ContentKey
+from ...kvstore.outcome import Hit
 from ..client import KvloomClient
 from ..patience import RetryPolicy, find_lookup_seconds
+from ..plan_wire import LoadSample, PrefillSample
 from . import model
+from .advice import LOAD_ALL, Advice, EngineState, LoadAdviser
+from .load_job import FinishedLoad
 from .lookup import ChunkLookup
-from .plan import StepPlan
+from .parts import shard_identities
+from .plan import BlockTables, StepPlan, StepPrefill
+from .reporting import Reporter
 from .scheduling import RequestPlanner
-from .sequence import SequenceChunks
+from .sequence import SequenceChunks, ShardedChunk
 from .settings import ConnectorSettings
+from .stats import Counts
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
 __all__ = ["SchedulerHalf"]
@@ -31,51 +41,121 @@ LOGGER: Final = logging.getLogger("vllm.kvloom")
 """Below vLLM's own logger, so that its handlers and levels hold."""
 
 
+_AWAIT: Final = "kvloom_await"
+"""The field of a request's kv_transfer_params that says that another engine is computing its prompt."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A request of which a plan was followed, until its first token."""
+
+    plan: bytes
+    began: float
+
+
 class SchedulerHalf:
     """Requests of vLLM as :class:`RequestPlanner` knows them."""
 
     def __init__(
-        self, settings: ConnectorSettings, layouts: Sequence[Layout], config: "VllmConfig", block_tokens: int
+        self,
+        settings: ConnectorSettings,
+        layouts: Sequence[Layout],
+        config: "VllmConfig",
+        cache_config: "KVCacheConfig",
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         fingerprint = model.model_fingerprint(config, settings.level, settings.fingerprint)
-        self._identities = [ModelIdentity(fingerprint, layout.digest()) for layout in layouts]
-        self._chunk_tokens = settings.chunk_tokens
+        self._identities = shard_identities(fingerprint, layouts, settings.layers_per_part)
+        self._settings = settings
+        self._clock = clock
         seconds = find_lookup_seconds(settings.lookup_seconds_max)
         self._client = KvloomClient(
             settings.address, api_key=settings.api_key, lookup_seconds=seconds, retries=RetryPolicy(tries_max=1)
         )
-        self.planner = RequestPlanner(settings, ChunkLookup(self._client.exists, seconds), block_tokens)
+        self._block_tokens = model.block_tokens_of(cache_config, settings.chunk_tokens)
+        engine = settings.engine or model.engine_name(config, fingerprint)
+        self._lookup = ChunkLookup(self._client.exists, seconds)
+        self._adviser = LoadAdviser(
+            engine,
+            settings.level,
+            settings.chunk_tokens,
+            lambda question: self._client.plan(question, seconds_max=seconds),
+            seconds_max=seconds,
+        )
+        self._reporter = Reporter(engine, settings.level, self._client.report, self._probe) if settings.plan else None
+        self.planner = RequestPlanner(
+            settings, self._lookup, advise=self._advise, keep_last=len(self._block_tokens) > 1 or settings.load_by_layer
+        )
         self._requests: dict[str, Request] = {}
+        self._followed: dict[str, _Followed] = {}
         LOGGER.info(
             "kvloom: model %s, level %s, daemon %s", fingerprint.hex()[:16], settings.level, self._client.endpoint
         )
 
     def matched_tokens(self, request: "Request", computed: int) -> int:
         """As :meth:`RequestPlanner.matched_tokens`."""
-        if request.request_id not in self._requests and not self._begin(request):
+        request_id = request.request_id
+        if request_id not in self._requests and not self._begin(request):
             return 0
-        return self.planner.matched_tokens(request.request_id, request.all_token_ids, computed)
+        began = self._clock()
+        tokens = self.planner.matched_tokens(request_id, request.all_token_ids, computed)
+        plan = self.planner.plan_of(request_id)
+        if plan is not None and request_id not in self._followed and not request.num_output_tokens:
+            self._followed[request_id] = _Followed(plan, began)
+        return tokens
+
+    def plan_load(self, request_id: str, tokens: int, tables: tuple[Sequence[int], ...]) -> None:
+        """As :meth:`RequestPlanner.plan_load`."""
+        self.planner.plan_load(request_id, tokens, BlockTables(tables, self._block_tokens))
 
     def plan_step(self, output: "SchedulerOutput") -> StepPlan:
         """The loads asked for and the chunks that this step completes."""
-        blocks = output.kv_connector_block_state
+        state = output.kv_connector_block_state
+        prefills, queued = [], 0
         for request_id, scheduled in output.num_scheduled_tokens.items():
             request = self._requests.get(request_id)
-            if request is not None:
-                computed = request.num_computed_tokens + scheduled
-                table = partial(_table, blocks, request_id)
-                self.planner.step(request_id, request.all_token_ids, computed, table)
-        return self.planner.take()
+            if request is None:
+                continue
+            if request.num_output_tokens:
+                self._note_first_token(request_id)
+            start = request.num_computed_tokens
+            if start < request.num_prompt_tokens:
+                prefills.append(StepPrefill(scheduled, start, len(output.num_scheduled_tokens)))
+                queued += max(0, request.num_prompt_tokens - start - scheduled)
+            table = partial(self._tables, state, request_id)
+            self.planner.step(request_id, request.all_token_ids, start + scheduled, table)
+        self._adviser.state = EngineState(len(output.num_scheduled_tokens), queued)
+        return self.planner.take(prefills[0] if len(prefills) == 1 else None)
 
-    def finish(self, request: "Request", block_ids: list[int]) -> bool:
+    def note_finished(self, loads: Sequence[FinishedLoad], prefills: Sequence[PrefillSample]) -> None:
+        """What the workers' loads came to, and what the step's prefill took."""
+        for load in loads:
+            if load.failed_start is not None:
+                self.planner.load_failed(load.request_id, load.failed_start, silent=load.silent)
+            if self._reporter is not None:
+                self._reporter.note_loads(load.times)
+        if prefills and self._reporter is not None:
+            self._adviser.note_prefills(prefills)
+            self._reporter.note_prefills(prefills)
+
+    def take_counts(self) -> Counts:
+        """What was asked since the last call."""
+        return self._lookup.take_counts() + self._adviser.take_counts()
+
+    def finish(self, request: "Request", tables: tuple[Sequence[int], ...]) -> bool:
         """As :meth:`RequestPlanner.finish`; what failed or still waits for its KV has nothing to save."""
+        if request.num_output_tokens:
+            self._note_first_token(request.request_id)
+        self._followed.pop(request.request_id, None)
         if self._requests.pop(request.request_id, None) is None:
             return False
         # The last token was sampled, not computed; steps that were scheduled ahead count tokens that nobody has seen.
         known = request.num_tokens - 1
         ended = request.get_finished_reason()
         computed = min(request.num_computed_tokens, known) if str(ended) in ("stop", "length") else 0
-        return self.planner.finish(request.request_id, request.all_token_ids, computed, block_ids)
+        blocks = BlockTables(tables, self._block_tokens)
+        return self.planner.finish(request.request_id, request.all_token_ids, computed, blocks)
 
     def forget(self) -> None:
         """Name everything anew from now on, so that nothing stored is found."""
@@ -85,8 +165,39 @@ class SchedulerHalf:
         ]
 
     def close(self) -> None:
-        """Close the client."""
+        """Send what is left to report, and close the client."""
+        if self._reporter is not None:
+            self._reporter.close()
         self._client.close()
+
+    def _advise(self, chunks: Sequence[ShardedChunk], prompt_tokens: int) -> Advice:
+        if self._reporter is None:
+            return LOAD_ALL
+        advice = self._adviser.advise(chunks, prompt_tokens)
+        if advice.chunks < len(chunks):
+            self._reporter.note_declined(chunks[advice.chunks].keys[0])
+        return advice
+
+    def _note_first_token(self, request_id: str) -> None:
+        followed = self._followed.pop(request_id, None)
+        if followed is not None and self._reporter is not None:
+            self._reporter.note_outcome(followed.plan, self._clock() - followed.began)
+
+    def _probe(self, key: ContentKey) -> LoadSample | None:
+        """Read a chunk to see how its link does: a tier of the daemon, as plans name it."""
+        try:
+            tiers = self._client.info(key).chunk.tiers
+        except NotFound:
+            return None
+        began = self._clock()
+        outcome = self._client.get(key, level=self._settings.level)
+        if not tiers or not isinstance(outcome, Hit):
+            return None
+        return LoadSample(tiers[0], len(outcome.value.data), self._clock() - began)
+
+    def _tables(self, state: Any, request_id: str) -> BlockTables:
+        """A request's blocks, resolved only where a chunk is to be saved."""
+        return BlockTables(state.get_block_ids(request_id), self._block_tokens)
 
     def _begin(self, request: "Request") -> bool:
         """Whether the request's KV has a name: it is of token ids that stay, and of an adapter that is known."""
@@ -96,13 +207,8 @@ class SchedulerHalf:
         if adapter is None:
             return False
         identities = model.with_request(self._identities, adapter=adapter, salt=model.salt_bytes(request.cache_salt))
-        chunks = SequenceChunks(identities, self._chunk_tokens, model.features_of(request))
+        chunks = SequenceChunks(identities, self._settings.chunk_tokens, model.features_of(request))
         self._requests[request.request_id] = request
-        self.planner.begin(request.request_id, chunks, request.num_prompt_tokens)
+        awaited = bool((request.kv_transfer_params or {}).get(_AWAIT))
+        self.planner.begin(request.request_id, chunks, request.num_prompt_tokens, awaited=awaited)
         return True
-
-
-def _table(blocks: Any, request_id: str) -> Sequence[int]:
-    """The ids of a request's blocks, resolved only where a chunk is to be saved."""
-    table: Sequence[int] = blocks.get_block_ids(request_id)[0]
-    return table

@@ -4,17 +4,21 @@ Knows requests only as tokens and counts, so that it runs without an engine. A r
 asks what is stored, its load is planned when it has blocks, and after every step the chunks that the step completed
 are saved: full ones, the tail of the prompt, and, when the request ends, the tail of the answer. What the look-up found
 stored is not saved; what failed to load is, so that a damaged chunk is replaced by the one that was computed instead.
+
+A request may also await what another engine is computing: then everything of its prompt that will be stored counts as
+found, and the load waits for it.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ... import limits
 from ...kvstore.key import ContentKey
+from .advice import LOAD_ALL, Advice
 from .lookup import ChunkLookup
-from .plan import PlacedChunk, RequestLoad, StepPlan, place
+from .plan import BlockTables, PlacedChunk, RequestLoad, StepPlan, StepPrefill, place
 from .sequence import SequenceChunks, ShardedChunk
 from .settings import ConnectorSettings
 
@@ -27,7 +31,9 @@ class _Record:
 
     chunks: SequenceChunks
     prompt_tokens: int
+    awaited: bool = False
     matched: list[ShardedChunk] = field(default_factory=list)
+    advice: Advice = LOAD_ALL
     stored: set[int] = field(default_factory=set)
     looked_up: float = -limits.ENGINE_LOOKUP_REUSE_SECONDS
     looked_up_tokens: int = 0
@@ -38,19 +44,24 @@ class _Record:
 
 
 class RequestPlanner:
-    """Plans loads and saves for the requests of one engine. Not safe for use by two threads at once."""
+    """Plans loads and saves for the requests of one engine. Not safe for use by two threads at once.
+
+    ``advise`` is asked how much of what was found to load for a prompt of so many tokens. Tokens from a prompt's last
+    one on are never loaded with ``keep_last``.
+    """
 
     def __init__(
         self,
         settings: ConnectorSettings,
         lookup: ChunkLookup,
-        block_tokens: int,
         *,
+        advise: Callable[[Sequence[ShardedChunk], int], Advice] = lambda chunks, prompt_tokens: LOAD_ALL,
+        keep_last: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._lookup = lookup
-        self._block_tokens = block_tokens
+        self._advise, self._keep_last = advise, keep_last
         self._clock = clock
         self._records: dict[str, _Record] = {}
         self._loads: list[RequestLoad] = []
@@ -62,9 +73,16 @@ class RequestPlanner:
         """Whether :meth:`begin` was called for it."""
         return request_id in self._records
 
-    def begin(self, request_id: str, chunks: SequenceChunks, prompt_tokens: int) -> None:
-        """A request whose KV may be stored and loaded; others are never mentioned to this object."""
-        self._records[request_id] = _Record(chunks, prompt_tokens)
+    def begin(self, request_id: str, chunks: SequenceChunks, prompt_tokens: int, *, awaited: bool = False) -> None:
+        """A request whose KV may be stored and loaded; others are never mentioned to this object.
+
+        ``awaited``: another engine is computing its prompt.
+        """
+        self._records[request_id] = _Record(chunks, prompt_tokens, awaited)
+
+    def plan_of(self, request_id: str) -> bytes | None:
+        """Which plan was followed for a request."""
+        return self._records[request_id].advice.plan
 
     def matched_tokens(self, request_id: str, tokens: Sequence[int], computed: int) -> int:
         """How many of ``tokens`` can be loaded after the ``computed`` ones that the engine has; 0 or worth a load.
@@ -78,21 +96,30 @@ class RequestPlanner:
         fresh = self._clock() - record.looked_up < limits.ENGINE_LOOKUP_REUSE_SECONDS
         if not fresh or record.looked_up_tokens != len(tokens):
             self._look_up(record, tokens)
-        reach = record.matched[-1].stop if record.matched else 0
+            self._take_advice(record, len(tokens))
+        found = record.matched[: record.advice.chunks]
+        reach = found[-1].stop if found else 0
+        if self._keep_last:
+            reach = min(reach, len(tokens) - 1)
         worth_it = self._settings.load and reach - computed >= self._settings.load_tokens_min
         return reach - computed if worth_it else 0
 
-    def plan_load(self, request_id: str, tokens: int, table: Sequence[int]) -> None:
-        """The engine has made room for ``tokens`` of what :meth:`matched_tokens` said, in the blocks of ``table``."""
+    def plan_load(self, request_id: str, tokens: int, blocks: BlockTables) -> None:
+        """The engine has made room for ``tokens`` of what :meth:`matched_tokens` said, in ``blocks``."""
         record = self._records[request_id]
         start, stop = record.computed, record.computed + tokens
-        placed = [
-            place(chunk, table, self._block_tokens, start=start, stop=stop)
-            for chunk in record.matched
+        links = record.advice.links + (None,) * len(record.matched)
+        placed = tuple(
+            place(chunk, blocks, start=start, stop=stop, link=link)
+            for chunk, link in zip(record.matched, links, strict=False)
             if chunk.stop > start and chunk.start < stop
-        ]
+        )
         if placed:
-            self._loads.append(RequestLoad(request_id, tuple(placed)))
+            settings = self._settings
+            seconds = settings.await_seconds_max if record.awaited else record.advice.seconds_max
+            if seconds is not None and not record.awaited:
+                seconds = min(seconds, settings.load_seconds_max)
+            self._loads.append(RequestLoad(request_id, placed, seconds, record.awaited, settings.load_by_layer))
 
     def load_failed(self, request_id: str, start: int, *, silent: bool) -> None:
         """The chunk of a request that begins at ``start`` did not come; ``silent``: nobody answered in time."""
@@ -109,7 +136,7 @@ class RequestPlanner:
         record.handled = min(record.handled, failed)
         record.tail_handled = False
 
-    def step(self, request_id: str, tokens: Sequence[int], computed: int, table: Callable[[], Sequence[int]]) -> None:
+    def step(self, request_id: str, tokens: Sequence[int], computed: int, blocks: Callable[[], BlockTables]) -> None:
         """The coming step computes the request up to ``computed`` tokens, of which ``tokens`` are known."""
         record = self._records[request_id]
         reach = min(computed, len(tokens))
@@ -127,9 +154,9 @@ class RequestPlanner:
         if prompt_reached:
             record.tail_handled = True
             wanted += self._tail(record, tokens, record.prompt_tokens) if self._settings.save_tails else []
-        self._save(wanted, table)
+        self._save(wanted, blocks)
 
-    def finish(self, request_id: str, tokens: Sequence[int], computed: int, table: Sequence[int]) -> bool:
+    def finish(self, request_id: str, tokens: Sequence[int], computed: int, blocks: BlockTables) -> bool:
         """The request ends with ``computed`` tokens' KV in its blocks; whether these are needed until it is released.
 
         With ``computed`` 0 nothing of it is saved.
@@ -140,15 +167,15 @@ class RequestPlanner:
         before = len(self._saves)
         reach = min(computed, len(tokens))
         if reach > record.prompt_tokens:
-            self._save(self._tail(record, tokens, reach), lambda: table)
+            self._save(self._tail(record, tokens, reach), lambda: blocks)
         if len(self._saves) == before:
             return False
         self._released.append(request_id)
         return True
 
-    def take(self) -> StepPlan:
-        """What was planned since the last call."""
-        plan = StepPlan(tuple(self._loads), tuple(self._saves), tuple(self._released))
+    def take(self, prefill: StepPrefill | None = None) -> StepPlan:
+        """What was planned since the last call, for a step with that ``prefill``."""
+        plan = StepPlan(tuple(self._loads), tuple(self._saves), tuple(self._released), prefill)
         self._loads, self._saves, self._released = [], [], []
         return plan
 
@@ -156,6 +183,12 @@ class RequestPlanner:
         full = record.chunks.full(tokens)
         record.looked_up, record.looked_up_tokens = self._clock(), len(tokens)
         record.matched = []
+        if record.awaited:
+            prompt = tokens[: record.prompt_tokens]
+            tail = self._tail(record, prompt, len(prompt)) if self._settings.save_tails else []
+            record.matched = [*record.chunks.full(prompt), *tail]
+            record.stored, record.tail_handled = set(range(len(record.matched))), True
+            return
         found = self._lookup.stored(full)
         if found is None:
             return
@@ -171,19 +204,32 @@ class RequestPlanner:
             record.matched = [*record.matched, stored[-1]]
             record.tail_handled = record.tail_handled or stored[-1].stop == record.prompt_tokens
 
+    def _take_advice(self, record: _Record, tokens: int) -> None:
+        """Have it decided how much of what was found to load."""
+        ahead = [chunk for chunk in record.matched if chunk.stop > record.computed]
+        known = len(record.matched) - len(ahead)
+        worth_asking = ahead and ahead[-1].stop - record.computed >= self._settings.load_tokens_min
+        advice = LOAD_ALL
+        if worth_asking and self._settings.load and not record.awaited:
+            advice = self._advise(ahead, tokens)
+        record.advice = replace(advice, chunks=known + advice.chunks, links=(None,) * known + advice.links)
+
     def _tail(self, record: _Record, tokens: Sequence[int], stop: int) -> list[ShardedChunk]:
         tail = record.chunks.tail(tokens, stop)
         return [tail] if tail is not None and tail.tokens >= limits.ENGINE_TAIL_TOKENS_MIN else []
 
-    def _save(self, wanted: Sequence[ShardedChunk], table: Callable[[], Sequence[int]]) -> None:
-        """Plan to save what is not on its way already."""
+    def _save(self, wanted: Sequence[ShardedChunk], blocks: Callable[[], BlockTables]) -> None:
+        """Plan to save what is not on its way already, and is still in the blocks of layers with a short window."""
         now = self._clock()
         for chunk in wanted:
             began = self._saving.get(chunk.keys[0])
             if began is not None and now - began < limits.ENGINE_SAVES_REMEMBERED_SECONDS:
                 continue
+            placed = place(chunk, blocks())
+            if any(sum(span.tokens for span in group) < chunk.tokens for group in placed.spans):
+                continue
             self._saving[chunk.keys[0]] = now
             self._saving.move_to_end(chunk.keys[0])
             if len(self._saving) > limits.ENGINE_SAVES_REMEMBERED_MAX:
                 self._saving.popitem(last=False)
-            self._saves.append(place(chunk, table(), self._block_tokens))
+            self._saves.append(placed)

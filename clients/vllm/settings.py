@@ -10,7 +10,7 @@ from ...errors import ConfigError, UnknownLevel
 from ...kvstore.key import KEY_BYTES
 from ...kvstore.tier import Ack
 
-__all__ = ["ConnectorSettings"]
+__all__ = ["ConnectorSettings", "parse_fingerprint"]
 
 _PREFIX = "kvloom_"
 """Settings may be written with it, beside those of other connectors."""
@@ -28,6 +28,10 @@ class ConnectorSettings:
     what a request waits for its KV before that is recomputed. ``load_tokens_min`` is the shortest hit worth loading.
     ``load`` and ``save`` are false where there is nothing to do for an engine whose ``kv_role`` says so, too.
     ``save_queue_bytes`` bounds the KV that waits to be encoded and sent; what comes when it is full is not stored.
+    ``plan`` has the daemon's planner asked how much of a hit to load; ``engine`` is the name under which it knows what
+    this engine costs. ``layers_per_part`` has so many layers at a time stored and loaded on their own (0: all of them);
+    ``load_by_layer`` has a step wait for one layer after the other instead of the request for all.
+    ``await_seconds_max`` bounds what a request waits for KV that another engine is computing.
     ``save_tails`` has the last, unfinished chunk of a prompt stored too, ``save_answers`` that of a finished request.
     """
 
@@ -40,6 +44,11 @@ class ConnectorSettings:
     lookup_seconds_max: float | None = None
     load_seconds_max: float = limits.ENGINE_LOAD_SECONDS_DEFAULT
     load_tokens_min: int = limits.ENGINE_LOAD_TOKENS_MIN
+    plan: bool = True
+    engine: str | None = None
+    layers_per_part: int = 0
+    load_by_layer: bool = False
+    await_seconds_max: float = limits.ENGINE_AWAIT_SECONDS_DEFAULT
     load: bool = True
     save: bool = True
     save_tails: bool = True
@@ -53,9 +62,19 @@ class ConnectorSettings:
             _within("lookup_seconds_max", self.lookup_seconds_max, 0.001, limits.LOOKUP_SECONDS_MAX)
         _within("load_seconds_max", self.load_seconds_max, 0.001, limits.ENGINE_LOAD_SECONDS_MAX)
         _within("load_tokens_min", self.load_tokens_min, 1, limits.PREFIX_TOKENS_MAX)
+        _within("await_seconds_max", self.await_seconds_max, 0.001, limits.ENGINE_LOAD_SECONDS_MAX)
+        _within("layers_per_part", self.layers_per_part, 0, limits.LAYERS_MAX)
+        if self.load_by_layer and not self.layers_per_part:
+            raise ConfigError("load_by_layer needs layers_per_part: whole chunks come with all their layers at once")
+        if self.layers_per_part and self.profile is not None:
+            raise ConfigError("a profile is of all layers together: layers_per_part and profile exclude each other")
+        if self.engine is not None and not 1 <= len(self.engine) <= limits.ENGINE_NAME_CHARACTERS_MAX:
+            raise ConfigError(
+                f"engine has {len(self.engine)} characters, must have 1 to {limits.ENGINE_NAME_CHARACTERS_MAX}"
+            )
         _within("save_queue_bytes", self.save_queue_bytes, 0, limits.ENGINE_SAVE_QUEUE_BYTES_MAX)
-        if self.fingerprint is not None and len(self.fingerprint) != KEY_BYTES:
-            raise ConfigError(f"fingerprint has {len(self.fingerprint)} bytes, must have {KEY_BYTES}, in hexadecimal")
+        if self.fingerprint is not None:
+            parse_fingerprint(self.fingerprint.hex())
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "ConnectorSettings":
@@ -68,6 +87,17 @@ class ConnectorSettings:
                 raise ConfigError(f"kvloom has no setting {written!r}; there are {', '.join(kinds)}")
             chosen[name] = _read(name, value, kinds[name])
         return cls(**chosen)
+
+
+def parse_fingerprint(digits: str) -> bytes:
+    """What stands for a model's weights, from hexadecimal digits."""
+    try:
+        fingerprint = bytes.fromhex(digits)
+    except ValueError as error:
+        raise ConfigError(f"fingerprint is {digits[:80]!r}: {error}") from error
+    if len(fingerprint) != KEY_BYTES:
+        raise ConfigError(f"fingerprint has {len(fingerprint)} bytes, must have {KEY_BYTES}, in hexadecimal")
+    return fingerprint
 
 
 def _read(name: str, value: Any, kind: type) -> Any:

@@ -1,7 +1,8 @@
 """The workers' half of the connector: carries out the scheduler's plans on the engine's KV caches."""
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,10 +18,13 @@ from ...errors import ConfigError, InvalidRequest, KvloomError, ProfileMismatch,
 from ...kvstore.key import ContentKey, key_from_hex
 from ...kvstore.outcome import Hit
 from ..client import KvloomClient
+from ..plan_wire import PrefillSample
 from ..resident import DaemonSource
 from . import model
-from .loading import ChunkLoader, FinishedLoad
+from .load_job import FinishedLoad
+from .loading import ChunkLoader
 from .pages import KvPages, LayerPages, find_pages
+from .parts import LayerPart, parts_of
 from .plan import StepPlan
 from .saving import ChunkSaver
 from .settings import ConnectorSettings
@@ -45,10 +49,21 @@ class _Transfers:
 
 
 class WorkerHalf:
-    """Carries out plans for one rank; ``reported`` are the loads that ended in the current step."""
+    """Carries out plans for one rank.
 
-    def __init__(self, settings: ConnectorSettings, layout: Layout, rank: int) -> None:
-        self._settings, self._layout, self._rank = settings, layout, rank
+    ``reported`` are the loads that ended in the current step, ``prefills`` what it took to compute where that is known.
+    """
+
+    def __init__(
+        self, settings: ConnectorSettings, layout: Layout, rank: int, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._settings, self._layout, self._rank, self._clock = settings, layout, rank, clock
+        self._parts = parts_of(layout, settings.layers_per_part)
+        self._last_layers = {part.layers[-1]: part for part in self._parts}
+        self._layer_numbers: dict[str, int] = {}
+        self._saved_parts: set[int] = set()
+        self._synchronous = False
+        self._began: float | None = None
         self._client = KvloomClient(settings.address, api_key=settings.api_key)
         self._source = DaemonSource(self._client)
         self._profile = self._find_profile()
@@ -59,24 +74,29 @@ class WorkerHalf:
         self.totals = Counts()
         """Since the engine was started, up to the last :meth:`take_counts`."""
         self.reported: list[FinishedLoad] = []
+        self.prefills: tuple[PrefillSample, ...] = ()
 
     def register(self, caches: dict[str, Tensor], config: "VllmConfig", cache_config: "KVCacheConfig") -> None:
         """Find out where the caches keep what, and begin to work."""
         pages = KvPages(list(_layer_pages(caches, self._layout, config, cache_config)))
+        self._layer_numbers = {name: index for index, name in enumerate(model.layer_order(caches))}
+        # What a GPU was told to compute is not computed when the call returns, so nothing is known of its time here.
+        self._synchronous = all(cache.device.type == "cpu" for cache in caches.values())
         settings = self._settings
         loader = ChunkLoader(
             pages,
-            self._layout,
+            self._parts,
             settings.level,
             lambda key: self._client.get(key, level=settings.level),
             self._source.profile,
+            exists=self._client.exists,
             rank=self._rank,
             threads=min(THREADS, limits.ENGINE_LOAD_THREADS_MAX),
             seconds_max=settings.load_seconds_max,
         )
         saver = ChunkSaver(
             pages,
-            self._layout,
+            self._parts,
             {settings.level},
             self._put,
             profile=self._profile,
@@ -85,19 +105,49 @@ class WorkerHalf:
         )
         self._transfers = _Transfers(loader, saver)
 
+    def begin_step(self) -> None:
+        """The engine begins to compute a step."""
+        self._began = self._clock()
+        self.prefills = ()
+
+    def end_forward(self, plan: StepPlan) -> None:
+        """The step is computed, as far as the engine's KV goes; once, however often it is said."""
+        began, self._began = self._began, None
+        if began is not None and plan.prefill is not None and self._synchronous and self._rank == 0:
+            done = plan.prefill
+            self.prefills = (PrefillSample(done.tokens, done.start, self._clock() - began, done.running),)
+
     def start_loads(self, plan: StepPlan, *, idle: bool) -> None:
         """Begin the plan's loads; ``idle``: this step computes nothing."""
         self._idle = idle
         for load in plan.loads:
             self._running.loader.start(load)
 
+    def wait_for_layer(self, name: str) -> None:
+        """Wait for what this step reads of a layer."""
+        loader = self._running.loader
+        if loader.busy and name in self._layer_numbers:
+            loader.wait_for_layer(self._layer_numbers[name])
+
+    def save_layer(self, name: str, plan: StepPlan) -> None:
+        """A layer of the step is computed: copy and queue the part that it is the last of, where there are several."""
+        part = self._last_layers.get(self._layer_numbers.get(name, -1))
+        if part is not None and len(self._parts) > 1:
+            self._save_part(part, plan)
+
     def save(self, plan: StepPlan) -> None:
-        """Copy the plan's chunks and queue them; once, however often it is asked for the same plan."""
-        if plan is self._saved:
+        """Copy the plan's chunks, as far as that is not done, and queue them; however often it is asked for."""
+        for part in self._parts:
+            self._save_part(part, plan)
+
+    def _save_part(self, part: LayerPart, plan: StepPlan) -> None:
+        if plan is not self._saved:
+            self._saved, self._saved_parts = plan, set()
+        if part.index in self._saved_parts:
             return
-        self._saved = plan
+        self._saved_parts.add(part.index)
         for chunk in plan.saves:
-            self._running.saver.save(chunk)
+            self._running.saver.save(chunk, part)
 
     def finish_loads(self) -> list[FinishedLoad]:
         """The loads that have ended, which are ``reported`` until the next call."""
@@ -171,16 +221,21 @@ class WorkerHalf:
 def _layer_pages(
     caches: dict[str, Tensor], layout: Layout, config: "VllmConfig", cache_config: "KVCacheConfig"
 ) -> Iterator[LayerPages]:
-    group = cache_config.kv_cache_groups[0]
-    names = model.layer_order(group.layer_names)
-    if set(names) != set(caches) or len({cache.data_ptr() for cache in caches.values()}) != len(names):
+    groups = model.group_of_layers(cache_config)
+    names = model.layer_order(groups)
+    # Groups may share memory: their blocks are told apart by number. Layers of one group that do would be one layer.
+    places = {(groups[name], cache.data_ptr()) for name, cache in caches.items() if name in groups}
+    if set(names) != set(caches) or len(places) != len(names):
         raise UnsupportedModel(f"{len(names)} layers keep KV, {len(caches)} caches are registered: layers share KV")
-    block_tokens = group.kv_cache_spec.block_size
     for name, layer in zip(names, layout.layers, strict=True):
-        yield _found_pages(name, caches[name], layer, config, block_tokens)
+        group = groups[name]
+        block_tokens = cache_config.kv_cache_groups[group].kv_cache_spec.block_size
+        yield _found_pages(name, caches[name], layer, config, block_tokens, group)
 
 
-def _found_pages(name: str, cache: Tensor, layout: LayerLayout, config: "VllmConfig", block_tokens: int) -> LayerPages:
+def _found_pages(
+    name: str, cache: Tensor, layout: LayerLayout, config: "VllmConfig", block_tokens: int, group: int
+) -> LayerPages:
     layer = config.compilation_config.static_forward_context[name]
     update = getattr(layer.impl, "do_kv_cache_update", None)
     if update is None:
@@ -189,4 +244,4 @@ def _found_pages(name: str, cache: Tensor, layout: LayerLayout, config: "VllmCon
     def write(keys: Tensor, values: Tensor, blocks: Tensor, slots: Tensor) -> None:
         update(layer, keys, values, blocks, slots)
 
-    return find_pages(name, cache, layout, block_tokens, write)
+    return find_pages(name, cache, layout, block_tokens, write, group=group)

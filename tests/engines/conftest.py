@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -84,7 +85,7 @@ class Engine:
             chosen["transfer"] = {
                 "kv_connector": "KvloomConnector",
                 "kv_connector_module_path": "kvloom.clients.vllm",
-                "kv_role": "kv_both",
+                "kv_role": chosen.pop("role", "kv_both"),
                 "kv_load_failure_policy": "recompute",
                 "kv_connector_extra_config": transfer,
             }
@@ -121,16 +122,40 @@ class Engine:
 
         ``after_first`` is called when the first of them has ended.
         """
-        asked = [{"tokens": tokens, "max_tokens": max_tokens, "salt": salt} for tokens in prompts]
+        self.send(prompts, salt=salt, max_tokens=max_tokens, drain_seconds=drain_seconds)
+        return self.receive(len(prompts), after_first)
+
+    def send(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        salt: str = "",
+        max_tokens: int = ANSWER_TOKENS,
+        drain_seconds: float = DRAIN_SECONDS_MAX,
+        transfer: dict[str, Any] | None = None,
+    ) -> None:
+        """Have it begin to compute ``prompts``; ``transfer``: their kv_transfer_params."""
+        asked = [{"tokens": tokens, "max_tokens": max_tokens, "salt": salt, "transfer": transfer} for tokens in prompts]
         self._process.stdin.write(json.dumps({"prompts": asked, "drain_seconds": drain_seconds}) + "\n")
         self._process.stdin.flush()
+
+    def receive(self, count: int, after_first: Callable[[], None] = lambda: None) -> Answers:
+        """What was sent before, answered."""
         answers: dict[int, Answer] = {}
         while "counted" not in (line := self.wait_line(ANSWER_SECONDS_MAX)):
             number = line.pop("index")
             answers[number] = Answer(**line)
             if len(answers) == 1:
                 after_first()
-        return Answers([answers[index] for index in range(len(prompts))], line["counted"])
+        return Answers([answers[index] for index in range(count)], line["counted"])
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether a line waits to be read."""
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def end(self) -> None:
         """Let it end by itself, with all that it saves stored."""
@@ -249,12 +274,21 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def start_engine(model_folder: Path, daemon: Daemon) -> Iterator[Callable[..., Engine]]:
-    """Starts engines over the module's daemon; ``transfer=None`` for one without us."""
+    """Starts engines over the module's daemon; ``transfer=None`` for one without us.
+
+    Unless a test says otherwise, no planner is asked: what is loaded is then known.
+    """
     engines: list[Engine] = []
 
-    def start(transfer: dict[str, Any] | None, environ: dict[str, str] | None = None, **options: Any) -> Engine:
-        given = None if transfer is None else {"address": daemon.address, "ack": "disk", **transfer}
-        engines.append(Engine(model_folder, given, {**daemon.environ, **(environ or {})}, **options))
+    def start(
+        transfer: dict[str, Any] | None,
+        environ: dict[str, str] | None = None,
+        *,
+        model: Path | None = None,
+        **options: Any,
+    ) -> Engine:
+        given = None if transfer is None else {"address": daemon.address, "ack": "disk", "plan": False, **transfer}
+        engines.append(Engine(model or model_folder, given, {**daemon.environ, **(environ or {})}, **options))
         return engines[-1]
 
     try:

@@ -1,8 +1,9 @@
 """A vLLM engine in a process of its own, driven by lines of JSON: ``engine_process.py OPTIONS`` runs in vLLM's venv.
 
-Every line on standard input has ``prompts`` ``{"tokens": [...], "max_tokens": n, "salt": ...}``, which are computed
-together, and ``drain_seconds``, for which storing what is saved of them may take. Answered for each, in the order in
-which they end, with a line with its output; then with one with what the engine has counted.
+Every line on standard input has ``prompts`` ``{"tokens": [...], "max_tokens": n, "salt": ..., "transfer": ...}``
+(``transfer`` being a request's kv_transfer_params), which are computed together, and ``drain_seconds``, for which
+storing what is saved of them may take. Answered for each, in the order in which they end, with a line with its output;
+then with one with what the engine has counted.
 """
 
 import json
@@ -17,6 +18,8 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
     VLLM_LOGGING_LEVEL="WARNING",
     HF_HUB_OFFLINE="1",
+    # Threads that spin until the others are there make a busy machine many times slower than one thread does.
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
 )
 
 
@@ -27,7 +30,13 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
     engine = llm.llm_engine
     began: dict[str, float] = {}
     for index, item in enumerate(question["prompts"]):
-        parameters = SamplingParams(max_tokens=item["max_tokens"], temperature=0.0, logprobs=2, ignore_eos=True)
+        parameters = SamplingParams(
+            max_tokens=item["max_tokens"],
+            temperature=0.0,
+            logprobs=2,
+            ignore_eos=True,
+            extra_args={"kv_transfer_params": item["transfer"]} if item.get("transfer") else None,
+        )
         prompt = TokensPrompt(prompt_token_ids=item["tokens"])
         if item.get("salt"):
             prompt["cache_salt"] = item["salt"]
@@ -61,18 +70,25 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
 
 
 def counted(llm: Any, drain_seconds: float) -> dict[str, float]:
-    """Preemptions, and what the connector loaded and saved since the start, after waiting for what it saves.
+    """Preemptions, and what the connector loaded, saved and asked since the start, after waiting for what it saves.
 
-    Of workers in processes of their own only the preemptions are known here.
+    Of workers in processes of their own only what vLLM's metrics say is known here.
     """
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     found = {item.name: getattr(item, "value", 0) for item in llm.get_metrics()}
     counts = {"preemptions": found.get("vllm:num_preemptions", 0)}
+    ours = "vllm:kvloom_"
+    counts |= {name.removeprefix(ours): value for name, value in found.items() if name.startswith(ours)}
     if not has_kv_transfer_group() or not hasattr(get_kv_transfer_group(), "totals"):
         return counts
     drained = get_kv_transfer_group().drain_saves(drain_seconds)
-    return {**counts, **get_kv_transfer_group().totals().as_dict(), "drained": drained}
+    here = get_kv_transfer_group().totals().as_dict()
+    return {
+        **counts,
+        **{name: value for name, value in here.items() if value or name not in counts},
+        "drained": drained,
+    }
 
 
 def main() -> None:

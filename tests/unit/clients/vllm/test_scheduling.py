@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from kvloom import limits
+from kvloom.clients.vllm.advice import LOAD_ALL, Advice
 from kvloom.clients.vllm.lookup import ChunkLookup
-from kvloom.clients.vllm.plan import StepPlan
+from kvloom.clients.vllm.plan import BlockTables, RequestLoad, StepPlan
 from kvloom.clients.vllm.scheduling import RequestPlanner
 from kvloom.clients.vllm.sequence import SequenceChunks, ShardedChunk
 from kvloom.clients.vllm.settings import ConnectorSettings
@@ -15,7 +16,7 @@ from kvloom.kvstore.key import ContentKey, ModelIdentity
 CHUNK, BLOCK = 64, 16
 IDENTITY = ModelIdentity(blake3(b"model").digest(), blake3(b"layout").digest())
 PROMPT = list(range(1000, 1150))
-TABLE = list(range(50, 80))
+TABLE = BlockTables((list(range(50, 80)),), (BLOCK,))
 
 
 def sequence() -> SequenceChunks:
@@ -26,16 +27,26 @@ def stops(chunks: Sequence[object]) -> list[tuple[int, int]]:
     return [(chunk.start, chunk.start + chunk.tokens) for chunk in chunks]
 
 
+def loaded(load: RequestLoad) -> int:
+    return sum(chunk.loaded_tokens for chunk in load.chunks)
+
+
 class Engine:
     """A planner, the keys a daemon has, and a clock."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, *, keep_last: bool = False, **settings: object) -> None:
+        self.asked: list[tuple[list[tuple[int, int]], int]] = []
+        self.advice = LOAD_ALL
         self.stored: set[ContentKey] = set()
         self.lookups = 0
         self.now = 0.0
         lookup = ChunkLookup(self.exists, 0.05, clock=lambda: self.now)
-        chosen = ConnectorSettings(chunk_tokens=CHUNK, load_tokens_min=1, **settings)
-        self.planner = RequestPlanner(chosen, lookup, BLOCK, clock=lambda: self.now)
+        chosen = ConnectorSettings(**{"chunk_tokens": CHUNK, "load_tokens_min": 1, **settings})
+        self.planner = RequestPlanner(chosen, lookup, advise=self.advise, keep_last=keep_last, clock=lambda: self.now)
+
+    def advise(self, chunks: Sequence[ShardedChunk], prompt_tokens: int) -> Advice:
+        self.asked.append((stops(chunks), prompt_tokens))
+        return self.advice
 
     def exists(self, keys: Sequence[ContentKey]) -> list[bool]:
         self.lookups += 1
@@ -60,7 +71,7 @@ def test_a_new_prompt_is_saved_chunk_by_chunk_as_it_is_computed_and_its_tail_las
     assert stops(engine.step(100).saves) == [(0, 64)]
     plan = engine.step(150)
     assert stops(plan.saves) == [(64, 128), (128, 150)]
-    assert [(span.block, span.offset, span.tokens) for span in plan.saves[1].spans] == [(58, 0, 16), (59, 0, 6)]
+    assert [(span.block, span.offset, span.tokens) for span in plan.saves[1].spans[0]] == [(58, 0, 16), (59, 0, 6)]
     assert engine.step(151, tokens=[*PROMPT, 5]).saves == ()
 
 
@@ -71,7 +82,7 @@ def test_what_is_stored_is_loaded_with_its_tail_and_not_saved() -> None:
     engine.planner.plan_load("a", 150, TABLE)
     plan = engine.step(150)
     assert stops(plan.loads[0].chunks) == [(0, 64), (64, 128), (128, 150)]
-    assert plan.loads[0].tokens == 150
+    assert loaded(plan.loads[0]) == 150
     assert plan.saves == ()
 
 
@@ -98,7 +109,7 @@ def test_tokens_the_engine_has_are_not_written_to() -> None:
     engine.planner.plan_load("a", 32, TABLE)
     load = engine.planner.take().loads[0]
     assert stops(load.chunks) == [(64, 128)]
-    assert [(span.block, span.at, span.tokens) for span in load.chunks[0].spans] == [(56, 32, 16), (57, 48, 16)]
+    assert [(span.block, span.at, span.tokens) for span in load.chunks[0].spans[0]] == [(56, 32, 16), (57, 48, 16)]
 
 
 def test_the_engine_may_take_less_than_was_offered() -> None:
@@ -106,13 +117,13 @@ def test_the_engine_may_take_less_than_was_offered() -> None:
     engine.store(*sequence().full(PROMPT))
     assert engine.begin() == 128
     engine.planner.plan_load("a", 80, TABLE)
-    assert engine.planner.take().loads[0].tokens == 80
+    assert loaded(engine.planner.take().loads[0]) == 80
 
 
 def test_a_hit_too_short_to_be_worth_it_is_computed() -> None:
     engine = Engine()
     engine.planner = RequestPlanner(
-        ConnectorSettings(chunk_tokens=CHUNK), ChunkLookup(engine.exists, 0.05), BLOCK, clock=lambda: 0.0
+        ConnectorSettings(chunk_tokens=CHUNK), ChunkLookup(engine.exists, 0.05), clock=lambda: 0.0
     )
     engine.store(*sequence().full(PROMPT))
     assert engine.begin(computed=128 - limits.ENGINE_LOAD_TOKENS_MIN + 1) == 0
@@ -207,3 +218,77 @@ def test_nothing_is_saved_of_a_request_that_failed_or_where_saving_is_off() -> N
     whole.begin()
     assert stops(whole.step(150).saves) == [(0, 64), (64, 128)]
     assert not whole.planner.finish("a", [*PROMPT, *range(20)], 169, TABLE)
+
+
+def test_what_is_faster_computed_is_not_loaded_and_not_saved_again() -> None:
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 150))
+    engine.advice = Advice(1, ("ssd",), 0.75, b"plan")
+    assert engine.begin() == 64
+    assert engine.asked == [([(0, 64), (64, 128), (128, 150)], 150)]
+    engine.planner.plan_load("a", 64, TABLE)
+    plan = engine.step(150)
+    (load,) = plan.loads
+    assert [(chunk.start, chunk.link) for chunk in load.chunks] == [(0, "ssd")]
+    assert (load.seconds_max, load.awaited) == (0.75, False)
+    assert plan.saves == ()
+    assert engine.planner.plan_of("a") == b"plan"
+
+
+def test_advice_is_about_what_the_engine_has_not_and_links_stay_with_their_chunks() -> None:
+    engine = Engine(load_seconds_max=0.5)
+    engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 150))
+    engine.advice = Advice(1, ("ssd",), 0.75)
+    assert engine.begin(computed=64) == 64
+    assert engine.asked == [([(64, 128), (128, 150)], 150)]
+    engine.planner.plan_load("a", 64, TABLE)
+    (load,) = engine.planner.take().loads
+    assert [(chunk.start, chunk.link) for chunk in load.chunks] == [(64, "ssd")]
+    assert load.seconds_max == 0.5
+
+
+def test_nobody_is_asked_about_what_is_not_there_or_too_short() -> None:
+    engine = Engine(load_tokens_min=100)
+    assert engine.begin("a") == 0
+    engine.store(*sequence().full(PROMPT))
+    assert engine.begin("b", computed=64) == 0
+    assert engine.asked == []
+
+
+def test_what_another_engine_computes_is_awaited_whole_and_not_looked_up() -> None:
+    engine = Engine(await_seconds_max=7.0)
+    engine.planner.begin("a", sequence(), len(PROMPT), awaited=True)
+    assert engine.planner.matched_tokens("a", PROMPT, 0) == 150
+    assert (engine.lookups, engine.asked) == (0, [])
+    engine.planner.plan_load("a", 150, TABLE)
+    plan = engine.step(150)
+    (load,) = plan.loads
+    assert (load.awaited, load.seconds_max, loaded(load)) == (True, 7.0, 150)
+    assert plan.saves == ()
+    engine.planner.load_failed("a", 64, silent=False)
+    assert stops(engine.step(150).saves) == [(64, 128), (128, 150)]
+
+
+def test_a_step_that_reads_what_it_loads_computes_the_last_token_itself() -> None:
+    engine = Engine(keep_last=True, layers_per_part=1, load_by_layer=True)
+    engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 150))
+    assert engine.begin() == 149
+    engine.planner.plan_load("a", 149, TABLE)
+    (load,) = engine.planner.take().loads
+    assert (load.by_layer, loaded(load)) == (True, 149)
+
+
+def test_layers_with_a_short_window_take_only_what_they_have_blocks_for() -> None:
+    windowed = BlockTables((list(range(50, 80)), [0] * 6 + list(range(90, 100))), (BLOCK, BLOCK))
+    engine = Engine()
+    engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 150))
+    engine.begin()
+    engine.planner.plan_load("a", 150, windowed)
+    (load,) = engine.planner.take().loads
+    assert [len(chunk.spans[1]) for chunk in load.chunks] == [0, 2, 2]
+    assert loaded(load) == 150
+    assert 0 not in {block for chunk in load.chunks for block in chunk.blocks}
+    fresh = Engine()
+    fresh.begin()
+    fresh.planner.step("a", PROMPT, 150, lambda: windowed)
+    assert stops(fresh.planner.take().saves) == [(128, 150)]

@@ -39,6 +39,11 @@ def test_settings_are_read_with_and_without_their_prefix() -> None:
         ("fingerprint", "zz"),
         ("fingerprint", "ab"),
         ("address", 7),
+        ("plan", 1),
+        ("engine", ""),
+        ("layers_per_part", -1),
+        ("load_by_layer", True),
+        ("await_seconds_max", 0),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(name: str, value: Any) -> None:

@@ -1,7 +1,8 @@
 """KV out of an engine's blocks and back: whatever order a backend keeps it in, bit for bit, or refused."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from blake3 import blake3  # noqa: E402
 
 from kvloom import codec  # noqa: E402
 from kvloom.clients.vllm.blocks import block_spans  # noqa: E402
-from kvloom.clients.vllm.loading import ChunkLoader, FinishedLoad  # noqa: E402
+from kvloom.clients.vllm.load_job import FinishedLoad  # noqa: E402
+from kvloom.clients.vllm.loading import ChunkLoader  # noqa: E402
 from kvloom.clients.vllm.pages import ChunkArrays, KvPages, find_pages  # noqa: E402
-from kvloom.clients.vllm.plan import PlacedChunk, RequestLoad, place  # noqa: E402
+from kvloom.clients.vllm.parts import LayerPart, parts_of, shard_identities  # noqa: E402
+from kvloom.clients.vllm.plan import BlockTables, PlacedChunk, RequestLoad, place  # noqa: E402
 from kvloom.clients.vllm.saving import ChunkSaver  # noqa: E402
 from kvloom.clients.vllm.sequence import SequenceChunks  # noqa: E402
 from kvloom.codec.container import Container  # noqa: E402
@@ -27,6 +30,11 @@ from kvloom.kvstore.outcome import Hit, Miss, Unavailable  # noqa: E402
 
 HEADS, BLOCK, DIM, BLOCKS = 2, 16, 8, 10
 WAIT_SECONDS = 60.0
+
+
+def whole(start: int, stop: int, table: Sequence[int] | None = None) -> PlacedChunk:
+    """Those tokens as one chunk."""
+    return PlacedChunk((), None, start, stop - start, (tuple(block_spans(table or TABLE, BLOCK, start, stop)),))
 
 
 def keys_transposed(keys: Any, values: Any, cache: Any, slots: Any) -> None:
@@ -69,13 +77,11 @@ def test_tokens_are_found_wherever_the_backend_writes_them(
     slots = torch.tensor([table[token // BLOCK] * BLOCK + token % BLOCK for token in range(3, 43)])
     write(keys, values, cache, slots)
     arrays = ChunkArrays.empty(layout, 40)
-    pages.copy_out(block_spans(table, BLOCK, 3, 43), arrays)
+    pages.copy_out(whole(3, 43, table), arrays)
     assert torch.equal(arrays.keys[0], keys.transpose(0, 1))
     assert torch.equal(arrays.values[0], values.transpose(0, 1))
     other = new_cache(cache.dtype, tokens_first=tokens_first)
-    KvPages([find_pages("layer 0", other, layout.layers[0], BLOCK, write)]).copy_in(
-        block_spans([1, 8, 4], BLOCK, 3, 43), arrays
-    )
+    KvPages([find_pages("layer 0", other, layout.layers[0], BLOCK, write)]).copy_in(whole(3, 43, [1, 8, 4]), arrays)
     expected = other.clone()
     write(
         keys,
@@ -120,14 +126,16 @@ def test_what_is_no_plain_order_is_refused_with_the_reason(
 
 LAYOUT = Layout.uniform(layers=3, kv_heads=HEADS, head_dim=DIM)
 TOKENS = list(range(100))
-TABLE = [9, 1, 6, 3, 8, 0, 4]
+TABLE = [9, 1, 6, 3, 8, 2, 4]
+TABLES = BlockTables((TABLE,), (BLOCK,))
+(PART,) = parts_of(LAYOUT, 0)
 WHO = ModelIdentity(blake3(b"model").digest(), LAYOUT.digest())
 
 
 def placed() -> list[PlacedChunk]:
     """Chunks of 32 tokens and a tail of 4, in blocks of 16."""
     chunks = SequenceChunks([WHO], 32)
-    return [place(chunk, TABLE, BLOCK) for chunk in [*chunks.full(TOKENS), chunks.tail(TOKENS, 100)] if chunk]
+    return [place(chunk, TABLES) for chunk in [*chunks.full(TOKENS), chunks.tail(TOKENS, 100)] if chunk]
 
 
 def new_engine() -> tuple[list[Any], KvPages]:
@@ -152,8 +160,8 @@ class Store(dict[bytes, bytes]):
 
 
 def save_all(pages: KvPages, store: Store, level: Any = EXACT, profile: Any = None) -> None:
-    saver = ChunkSaver(pages, LAYOUT, {level}, store.store, profile=profile)
-    assert all(saver.save(chunk) for chunk in placed())
+    saver = ChunkSaver(pages, [PART], {level}, store.store, profile=profile)
+    assert all(saver.save(chunk, PART) for chunk in placed())
     saver.close(WAIT_SECONDS)
     counts = saver.take_counts()
     assert (counts.saves, counts.saved_tokens, counts.saved_bytes) == (4, 100, sum(map(len, store.values())))
@@ -163,10 +171,24 @@ def nobody(digest: bytes) -> Any:
     raise AssertionError(f"profile {digest.hex()[:16]} was asked for")
 
 
+def new_loader(
+    pages: KvPages,
+    level: Any,
+    get: Callable[[bytes], Any],
+    find_profile: Any = nobody,
+    *,
+    parts: Sequence[LayerPart] = (PART,),
+    exists: Callable[[Sequence[bytes]], list[bool]] = lambda keys: [False] * len(keys),
+    **options: Any,
+) -> ChunkLoader:
+    chosen = {"seconds_max": WAIT_SECONDS, "threads": 2, **options}
+    return ChunkLoader(pages, parts, level, get, find_profile, exists=exists, **chosen)
+
+
 def load_all(
     pages: KvPages, get: Callable[[bytes], Any], level: Any = EXACT, find_profile: Any = nobody
 ) -> FinishedLoad:
-    loader = ChunkLoader(pages, LAYOUT, level, get, find_profile, seconds_max=WAIT_SECONDS, threads=2)
+    loader = new_loader(pages, level, get, find_profile)
     loader.start(RequestLoad("request", tuple(placed())))
     try:
         while not (finished := loader.take_finished()):
@@ -177,7 +199,7 @@ def load_all(
 
 
 def same_tokens(ours: KvPages, theirs: KvPages, tokens: int) -> bool:
-    spans = block_spans(TABLE, BLOCK, 0, tokens)
+    spans = whole(0, tokens)
     one, other = ChunkArrays.empty(LAYOUT, tokens), ChunkArrays.empty(LAYOUT, tokens)
     ours.copy_out(spans, one)
     theirs.copy_out(spans, other)
@@ -196,7 +218,7 @@ def test_what_was_saved_comes_back_bit_for_bit_and_nothing_else_is_touched() -> 
     untouched = [block for block in range(BLOCKS) if block not in TABLE]
     assert all(torch.equal(one[untouched], other[untouched]) for one, other in zip(caches, before, strict=True))
     rest = KvPages([find_pages("layer", cache, LAYOUT.layers[0], BLOCK, keys_transposed) for cache in before])
-    spans, now, then = block_spans(TABLE, BLOCK, 100, 112), *(ChunkArrays.empty(LAYOUT, 12) for _ in range(2))
+    spans, now, then = whole(100, 112), *(ChunkArrays.empty(LAYOUT, 12) for _ in range(2))
     pages.copy_out(spans, now)
     rest.copy_out(spans, then)
     assert all(map(torch.equal, (*now.keys, *now.values), (*then.keys, *then.values)))
@@ -208,7 +230,7 @@ def test_a_lossy_level_comes_back_close_with_the_profile_it_was_coded_with(calib
     profile = None
     if calibrated:
         seen = ChunkArrays.empty(LAYOUT, 100)
-        saved.copy_out(block_spans(TABLE, BLOCK, 0, 100), seen)
+        saved.copy_out(whole(0, 100), seen)
         profile = codec.calibrate([codec.KvSample(*seen.numpy)], LAYOUT, kl_target=1e-3)
     save_all(saved, store, STANDARD, profile)
     used = {Container.parse(data).header.profile_digest for data in store.values()}
@@ -219,7 +241,7 @@ def test_a_lossy_level_comes_back_close_with_the_profile_it_was_coded_with(calib
     if calibrated:
         assert load_all(pages, store.load, STANDARD, lambda _: None).failed_start == 0
     one, other = ChunkArrays.empty(LAYOUT, 100), ChunkArrays.empty(LAYOUT, 100)
-    spans = block_spans(TABLE, BLOCK, 0, 100)
+    spans = whole(0, 100)
     saved.copy_out(spans, one)
     pages.copy_out(spans, other)
     for ours, theirs in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
@@ -233,7 +255,7 @@ def test_a_chunk_that_does_not_come_loses_what_follows_it_and_nothing_before(los
     del store[placed()[lost].keys[0]]
     finished = load_all(pages, store.load)
     assert finished.failed_start == 32 * lost
-    assert finished.failed_blocks == {span.block for chunk in placed()[lost:] for span in chunk.spans}
+    assert finished.failed_blocks == {block for chunk in placed()[lost:] for block in chunk.blocks}
     assert not finished.silent
     assert lost == 0 or same_tokens(saved, pages, 32 * lost)
 
@@ -266,7 +288,7 @@ def test_a_request_whose_time_is_up_is_given_up_and_its_blocks_are_not_written_t
         return store.load(key)
 
     now = [0.0]
-    loader = ChunkLoader(pages, LAYOUT, EXACT, frozen, lambda _: None, seconds_max=5.0, threads=2, clock=lambda: now[0])
+    loader = new_loader(pages, EXACT, frozen, seconds_max=5.0, clock=lambda: now[0])
     loader.start(RequestLoad("request", tuple(placed())))
     assert asked.wait(WAIT_SECONDS)
     assert loader.take_finished() == []
@@ -298,14 +320,149 @@ def test_a_full_queue_drops_and_says_so_and_a_daemon_that_refuses_costs_nothing_
         assert go_on.wait(WAIT_SECONDS)
         raise StorageUnavailable("the tests' daemon has no room")
 
-    saver = ChunkSaver(pages, LAYOUT, {EXACT}, slow, queue_bytes_max=2 * chunk_bytes)
-    assert saver.save(placed()[0])
+    saver = ChunkSaver(pages, [PART], {EXACT}, slow, queue_bytes_max=2 * chunk_bytes)
+    assert saver.save(placed()[0], PART)
     assert begun.wait(WAIT_SECONDS)
-    assert saver.save(placed()[1])
-    assert not saver.save(placed()[2])
+    assert saver.save(placed()[1], PART)
+    assert not saver.save(placed()[2], PART)
     go_on.set()
     assert saver.drain(WAIT_SECONDS)
     counts = saver.take_counts()
     assert (counts.saves, counts.failed_saves, counts.dropped_saves) == (0, 2, 1)
     saver.close(WAIT_SECONDS)
-    assert not saver.save(placed()[0])
+    assert not saver.save(placed()[0], PART)
+
+
+PARTS = parts_of(LAYOUT, 2)
+"""Layers 0 and 1, and layer 2."""
+
+
+def placed_parts() -> list[PlacedChunk]:
+    chunks = SequenceChunks(shard_identities(WHO.fingerprint, [LAYOUT], 2), 32)
+    return [place(chunk, TABLES) for chunk in [*chunks.full(TOKENS), chunks.tail(TOKENS, 100)] if chunk]
+
+
+def save_parts(pages: KvPages, store: Store) -> None:
+    saver = ChunkSaver(pages, PARTS, {EXACT}, store.store)
+    assert all(saver.save(chunk, part) for part in PARTS for chunk in placed_parts())
+    saver.close(WAIT_SECONDS)
+    counts = saver.take_counts()
+    assert (counts.saves, counts.saved_tokens, counts.saved_bytes) == (4, 100, sum(map(len, store.values())))
+
+
+def test_layers_that_are_stored_in_parts_come_back_bit_for_bit() -> None:
+    (_, saved), (_, pages), store = new_engine(), new_engine(), Store()
+    save_parts(saved, store)
+    assert len(store) == 2 * len(placed_parts())
+    loader = new_loader(pages, EXACT, store.load, parts=PARTS)
+    loader.start(RequestLoad("request", tuple(placed_parts())))
+    while not (finished := loader.take_finished()):
+        loader.wait(WAIT_SECONDS)
+    loader.close()
+    assert (finished[0].tokens, finished[0].failed_start) == (100, None)
+    assert same_tokens(saved, pages, 100)
+
+
+def test_a_step_goes_on_as_its_layers_come_and_waits_for_no_other() -> None:
+    (_, saved), (_, pages), store = new_engine(), new_engine(), Store()
+    save_parts(saved, store)
+    last = {chunk.keys[1] for chunk in placed_parts()}
+    go_on = threading.Event()
+
+    def late(key: bytes) -> Any:
+        assert key not in last or go_on.wait(WAIT_SECONDS)
+        return store.load(key)
+
+    loader = new_loader(pages, EXACT, late, parts=PARTS)
+    loader.start(RequestLoad("request", tuple(placed_parts()), by_layer=True))
+    loader.wait_for_layer(0)
+    loader.wait_for_layer(1)
+    assert not go_on.is_set()
+    first, other = (ChunkArrays.empty(PARTS[0].layout, 100) for _ in range(2))
+    pages.copy_out(whole(0, 100), first, PARTS[0].layers)
+    saved.copy_out(whole(0, 100), other, PARTS[0].layers)
+    assert all(map(torch.equal, (*first.keys, *first.values), (*other.keys, *other.values)))
+    go_on.set()
+    loader.wait_for_layer(2)
+    assert same_tokens(saved, pages, 100)
+    (finished,) = loader.take_finished()
+    assert (finished.failed_start, finished.by_layer) == (None, True)
+    loader.close()
+
+
+def test_a_layer_that_does_not_come_fails_its_load_within_the_step_that_reads_it() -> None:
+    (_, saved), (_, pages), store = new_engine(), new_engine(), Store()
+    save_parts(saved, store)
+    del store[placed_parts()[1].keys[1]]
+    loader = new_loader(pages, EXACT, store.load, parts=PARTS)
+    loader.start(RequestLoad("request", tuple(placed_parts()), by_layer=True))
+    for layer in range(3):
+        loader.wait_for_layer(layer)
+    (finished,) = loader.take_finished()
+    assert finished.failed_start == 32
+    assert finished.failed_blocks >= placed_parts()[1].blocks
+    assert not loader.busy
+    loader.close()
+
+
+def test_what_another_engine_is_still_computing_is_awaited() -> None:
+    (_, saved), (_, pages), done, store = new_engine(), new_engine(), Store(), Store()
+    save_parts(saved, done)
+    asked = threading.Event()
+
+    def exists(keys: Sequence[bytes]) -> list[bool]:
+        asked.set()
+        return [key in store for key in keys]
+
+    loader = new_loader(pages, EXACT, store.load, parts=PARTS, exists=exists)
+    loader.start(RequestLoad("request", tuple(placed_parts()), awaited=True))
+    assert asked.wait(WAIT_SECONDS)
+    assert loader.take_finished() == []
+    store.update(done)
+    while not (finished := loader.take_finished()):
+        loader.wait(WAIT_SECONDS)
+    loader.close()
+    assert finished[0].failed_start is None
+    assert same_tokens(saved, pages, 100)
+
+
+def test_what_is_awaited_too_long_is_computed_and_that_is_no_silence() -> None:
+    _, pages = new_engine()
+    asked, now = threading.Event(), [0.0]
+
+    def exists(keys: Sequence[bytes]) -> list[bool]:
+        asked.set()
+        return [False] * len(keys)
+
+    loader = new_loader(pages, EXACT, lambda _: Miss(), parts=PARTS, exists=exists, clock=lambda: now[0])
+    loader.start(RequestLoad("request", tuple(placed_parts()), seconds_max=3.0, awaited=True))
+    assert asked.wait(WAIT_SECONDS)
+    now[0] = 3.0
+    (finished,) = loader.take_finished()
+    assert (finished.failed_start, finished.silent, finished.tokens) == (0, False, 0)
+    loader.close()
+
+
+def test_layers_of_a_group_without_blocks_for_a_chunk_are_left_alone() -> None:
+    caches, pages = new_engine()
+    before = [cache.clone() for cache in caches]
+    grouped = KvPages([replace(layer, group=index % 2) for index, layer in enumerate(pages._layers)])
+    spans = tuple(block_spans(TABLE, BLOCK, 0, 32))
+    chunk = PlacedChunk((), None, 0, 32, (spans, ()))
+    arrays = ChunkArrays.empty(LAYOUT, 32)
+    for array in (*arrays.keys, *arrays.values):
+        array.fill_(7.0)
+    grouped.copy_in(chunk, arrays)
+    assert torch.equal(caches[1], before[1])
+    assert not torch.equal(caches[0], before[0])
+    assert chunk.loaded_tokens == 32
+
+
+def test_what_loads_took_is_told() -> None:
+    (_, saved), (_, pages), store = new_engine(), new_engine(), Store()
+    save_all(saved, store)
+    finished = load_all(pages, store.load)
+    assert sorted(item.size_bytes for item in finished.times) == sorted(map(len, store.values()))
+    assert sum(item.kv_bytes for item in finished.times) == 100 * LAYOUT.bytes_per_token
+    assert all(item.load_seconds >= 0 and item.decode_seconds > 0 for item in finished.times)
+    assert {item.concurrent for item in finished.times} <= {1, 2}

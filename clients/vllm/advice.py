@@ -1,0 +1,131 @@
+"""How far what is stored is worth loading: the planner's word on it, from what this engine's loads and prefills took.
+
+The scheduler asks with every hit, for a bounded time (docs/PLANNER.md); :mod:`.reporting` tells the daemon afterwards
+what came of it. Until this engine has computed enough for its costs to be known, whatever is found is loaded.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ... import limits
+from ...codec.level import EXACT, LOSSY_LEVELS, Level
+from ...errors import KvloomError
+from ..plan_wire import (
+    Ability,
+    ChunkAction,
+    LevelLoss,
+    PlanQuestion,
+    PlanReply,
+    PrefillSample,
+)
+from .sequence import ShardedChunk
+from .stats import Counts
+
+__all__ = ["LOAD_ALL", "Advice", "EngineState", "LoadAdviser"]
+
+_OTHER_LEVELS_LOSS: Final = 1000.0
+"""Of levels that this engine does not load: more than any floor allows."""
+
+Ask = Callable[[PlanQuestion], PlanReply | None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the engine was doing when the last step was scheduled: its requests, and prompt tokens not yet computed."""
+
+    running: int = 0
+    queued_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Load the first ``chunks`` of what was found. ``links``: over which each is expected.
+
+    ``seconds_max``: computing everything takes no longer, so neither must loading. ``plan`` names what was decided.
+    """
+
+    chunks: int
+    links: tuple[str | None, ...] = ()
+    seconds_max: float | None = None
+    plan: bytes | None = None
+
+
+LOAD_ALL: Final = Advice(limits.PLAN_CHUNKS_MAX)
+"""What is done where nobody can say."""
+
+
+class LoadAdviser:
+    """Asks for plans as ``engine``, which takes chunks of ``level`` only. ``seconds_max`` bounds what ``ask`` takes.
+
+    ``state`` is for whoever schedules to keep up to date.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        level: Level,
+        chunk_tokens: int,
+        ask: Ask,
+        *,
+        seconds_max: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._chunk_tokens, self._ask = engine, chunk_tokens, ask
+        self._losses = tuple(
+            LevelLoss(other, 0.0 if other == level else _OTHER_LEVELS_LOSS) for other in (*LOSSY_LEVELS, EXACT)
+        )
+        self._seconds_max, self._clock = seconds_max, clock
+        self._prefills_known = 0
+        self._silent_until = 0.0
+        self._counts = Counts()
+        self.state = EngineState()
+
+    def note_prefills(self, prefills: Sequence[PrefillSample]) -> None:
+        """The engine has computed: after enough of it what the planner says is done."""
+        self._prefills_known += sum(item.tokens >= limits.ENGINE_PLAN_PREFILL_TOKENS_MIN for item in prefills)
+
+    def advise(self, chunks: Sequence[ShardedChunk], prompt_tokens: int) -> Advice:
+        """How much of ``chunks``, which follow each other and are stored, to load for a prompt of so many tokens."""
+        now = self._clock()
+        if not chunks or now < self._silent_until or len(chunks) > limits.PLAN_CHUNKS_MAX:
+            return LOAD_ALL
+        unfinished = chunks[-1].tokens < self._chunk_tokens
+        question = PlanQuestion(
+            self._engine,
+            keys=tuple(chunk.keys[0].hex() for chunk in chunks),
+            chunk_tokens=self._chunk_tokens,
+            first_position=chunks[0].start,
+            # An unfinished chunk would be taken for longer than it is if more of the prompt were known to follow it.
+            prompt_tokens=chunks[-1].stop if unfinished else prompt_tokens,
+            loss_max=0.0,
+            losses=self._losses,
+            ability=Ability.PREFIX_CUT,
+            running=max(1, self.state.running),
+            queued_tokens=self.state.queued_tokens,
+        )
+        try:
+            reply = self._ask(question)
+        except KvloomError:
+            reply = None
+        seconds = self._clock() - now
+        self._counts += Counts(plans=1, plan_seconds=seconds)
+        if reply is None or len(reply.decisions) != len(chunks):
+            self._prefills_known = 0  # a daemon that comes back has forgotten what this engine costs
+            self._silent_until = self._clock() + limits.ENGINE_PAUSE_SECONDS_MIN
+            return LOAD_ALL
+        links = tuple(decision.link for decision in reply.decisions)
+        if self._prefills_known < limits.ENGINE_PLAN_PREFILLS_DEFAULT:
+            return Advice(len(chunks), links)
+        loaded = [decision.action is not ChunkAction.RECOMPUTE for decision in reply.decisions]
+        count = loaded.index(False) if False in loaded else len(loaded)
+        self._counts += Counts(declined_tokens=sum(chunk.tokens for chunk in chunks[count:]))
+        whole = not unfinished or chunks[-1].stop == prompt_tokens
+        seconds_max = max(reply.recompute_seconds, limits.ENGINE_PLANNED_LOAD_SECONDS_MIN)
+        return Advice(count, links, seconds_max, reply.plan if whole else None)
+
+    def take_counts(self) -> Counts:
+        """Plans asked for since the last call, and what they took and declined."""
+        counts, self._counts = self._counts, Counts()
+        return counts
