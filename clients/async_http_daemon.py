@@ -16,6 +16,7 @@ from .access import Access
 from .http_message import Buffer, HttpReply, HttpRequest
 from .naming import NameLookup
 from .protocol import Operation
+from .summed import word_sum_of
 
 __all__ = ["AsyncHttpDaemon"]
 
@@ -94,7 +95,8 @@ class AsyncHttpDaemon:
                 body[position : position + len(part)] = part
                 position += len(part)
             names = {name.lower(): value for name, value in response.headers.items()}
-            return HttpReply(response.status, names, memoryview(body)[:position])
+            total = word_sum_of(names) if self._endpoint.is_near else None
+            return HttpReply(response.status, names, memoryview(body)[:position], word_sum=total)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

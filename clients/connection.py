@@ -14,6 +14,7 @@ from .http_message import HttpReply, HttpRequest
 from .naming import NameLookup
 from .patience import UNBOUNDED, Deadline
 from .protocol import Operation
+from .summed import word_sum_of
 
 if TYPE_CHECKING:
     import ssl
@@ -126,7 +127,8 @@ class Connection:
                 f"the limit is {operation.reply_bytes_max}"
             )
         headers = {name.lower(): value for name, value in response.getheaders()}
-        if length > _PIECE_BYTES and response.status == http.HTTPStatus.OK:
+        total = word_sum_of(headers) if self._endpoint.is_near else None
+        if total is None and length > _PIECE_BYTES and response.status == http.HTTPStatus.OK:
             buffer = bytearray(length)
             following = operation.follow(buffer)
             if following is not None:
@@ -136,7 +138,7 @@ class Connection:
         if len(body) < length:
             raise DaemonUnavailable(f"daemon at {self._endpoint} sent {len(body)} of {length} bytes and closed")
         response.close()
-        return HttpReply(response.status, headers, body)
+        return HttpReply(response.status, headers, body, word_sum=total)
 
     def _fill(self, response: http.client.HTTPResponse, view: memoryview, following: Following) -> None:
         """Read the body a piece at a time; while one is looked at, the next ones come."""

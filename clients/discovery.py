@@ -47,6 +47,11 @@ class Endpoint:
     secure: bool = False
 
     @property
+    def is_near(self) -> bool:
+        """Whether it is on this machine by its name alone: what goes there passes no network."""
+        return is_loopback(self.host)
+
+    @property
     def url(self) -> str:
         """``http://host:port`` or ``https://host:port``."""
         return f"{'https' if self.secure else 'http'}://{self}"

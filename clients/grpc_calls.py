@@ -55,6 +55,8 @@ class GrpcCall(ABC):
         self.bytes_max = operation.reply_bytes_max
         self.follows = False
         """Whether what comes may be verified at once, which takes as long as hashing it."""
+        self.is_near = False
+        """Whether the daemon is on this machine."""
 
     @abstractmethod
     def messages(self) -> Iterator[bytes]:
@@ -109,6 +111,7 @@ class _Download(GrpcCall):
         self._following: Following | None = None
         self._body: bytearray | None = None
         self._position = 0
+        self._word_sum: int | None = None
         self._headers: dict[str, str] = {}
 
     def messages(self) -> Iterator[bytes]:
@@ -135,18 +138,20 @@ class _Download(GrpcCall):
             declared = 0 if self._body is None else len(self._body)
             raise DaemonUnavailable(f"daemon sent {self._position} of {declared} bytes and ended the call")
         verified = None if self._following is None else self._following.verified
-        return HttpReply(200, self._headers, self._body, verified)
+        return HttpReply(200, self._headers, self._body, verified, self._word_sum)
 
     def _begin(self, first: Any) -> None:
         if isinstance(first, pb.ChunkFrame):
             self._headers = {wire.HEADER_TIER.lower(): first.head.tier}
             declared = first.head.total_bytes
+            if self.is_near and first.head.HasField("word_sum"):
+                self._word_sum = first.head.word_sum
         else:
             declared = first.total_bytes
         if declared > self.bytes_max:
             raise DaemonUnavailable(f"daemon declares {declared} bytes, the limit is {self.bytes_max}")
         self._body = bytearray(declared)
-        if self.follows:
+        if self.follows and self._word_sum is None:
             self._following = self._operation.follow(self._body)
 
 

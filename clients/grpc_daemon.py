@@ -90,7 +90,7 @@ class GrpcDaemon:
 
     def _exchange(self, operation: Operation[Any], access: Access, deadline: Deadline) -> HttpReply:
         call: GrpcCall = self._calls.call_of(operation)
-        call.follows = True
+        call.follows, call.is_near = True, self._endpoint.is_near
         method: Any = self._open().stream_stream(call.method)
         progress = _Progress(call.messages(), operation.answer_seconds_max)
         try:
@@ -157,6 +157,7 @@ class AsyncGrpcDaemon:
     async def _exchange(self, call: "GrpcCall", answer_seconds: float, access: Access) -> HttpReply:
         stream: Any = self._open().stream_stream(call.method)(metadata=_metadata(access))
         wait = answer_seconds
+        call.is_near = self._endpoint.is_near
         try:
             for message in call.messages():
                 async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):

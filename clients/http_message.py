@@ -37,3 +37,5 @@ class HttpReply:
     body: Buffer
     verified: ContainerHeader | None = None
     """Of a body that is a container and was verified while it came."""
+    word_sum: int | None = None
+    """What the words of the body must add up to, by the word of a daemon on this machine (:mod:`.summed`)."""

@@ -37,6 +37,7 @@ from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailabl
 from ..kvstore.tier import Ack
 from . import wire
 from .http_message import Buffer, HttpReply, HttpRequest
+from .summed import summed_container
 
 __all__ = [
     "ChunksExist",
@@ -168,15 +169,18 @@ class GetChunk(Operation[Outcome[Container]]):
         tier = reply.headers.get(wire.HEADER_TIER.lower(), DAEMON)
         if reply.verified is not None and reply.verified.content_key == self.key:
             return self.accept(Container(reply.verified, memoryview(reply.body)), tier)
-        return self.judge(reply.body, tier)
+        return self.judge(reply.body, tier, reply.word_sum)
 
     def follow(self, body: bytearray) -> Following | None:
         return Following(body)
 
-    def judge(self, data: Buffer, tier: str) -> Outcome[Container]:
+    def judge(self, data: Buffer, tier: str, word_sum: int | None = None) -> Outcome[Container]:
         """What ``data``, which came from ``tier``, is to who asked: verified and what was asked for, or damage."""
         try:
-            container = Container.parse(data, content_key=self.key)
+            if word_sum is None:
+                container = Container.parse(data, content_key=self.key)
+            else:
+                container = summed_container(data, word_sum, self.key)
         except (InvalidData, KeyMismatch, KvloomError) as error:
             return Corrupt(DAEMON, str(error))
         return self.accept(container, tier)

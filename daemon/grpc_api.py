@@ -292,6 +292,8 @@ class GrpcApi:
     async def _send(self, stream: GrpcStream, chunk: ChunkRead) -> None:
         head = pb.ChunkHead(total_bytes=chunk.total_bytes, tier=chunk.tier, tokens=chunk.header.tokens)
         head.levels.extend(level.name for level in chunk.header.levels)
+        if chunk.word_sum is not None:
+            head.word_sum = chunk.word_sum
         await self._send_frames(stream, pb.ChunkFrame(head=head).SerializeToString(), chunk.parts)
         self._metrics.add_call_sent(chunk.total_bytes)
 

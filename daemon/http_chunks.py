@@ -7,6 +7,7 @@ from aiohttp import web
 
 from .. import limits
 from ..clients import batches, leases, wire
+from ..clients.summed import HEADER_WORD_SUM, format_sum
 from ..codec.container import ContainerHeader
 from ..codec.level import Level, parse_level
 from ..errors import KvloomError, NotFound, PreconditionFailed, RangeNotSatisfiable, TooManyItems
@@ -64,6 +65,8 @@ class ChunkHandlers:
                 return refused
         async with self.service.reading(caller, key, level=level, layers=layers) as chunk:
             headers = _chunk_headers(chunk.header, chunk.tier)
+            if chunk.word_sum is not None:
+                headers[HEADER_WORD_SUM] = format_sum(chunk.word_sum)
             tag = entity_tag(chunk.parts[0])
             return await self._send(request, wire.CONTAINER_TYPE, tag, headers, chunk.parts, chunk.total_bytes)
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from .. import limits
 from ..clients import batches, wire
+from ..clients.summed import HEADER_WORD_SUM
 from ..codec.level import EXACT, LOSSY_LEVELS
 from ..errors import KvloomError
 from ..kvstore.tier import Ack
@@ -115,7 +116,12 @@ LEVELS: Final = Field(wire.HEADER_LEVELS, {"type": "string"}, "The levels that a
 TOKENS: Final = Field(wire.HEADER_TOKENS, {"type": "integer"}, "Tokens of the chunk.")
 TAG: Final = Field("ETag", _TAG, "Names these very bytes.")
 CONTENT_RANGE: Final = Field("Content-Range", {"type": "string"}, "Which bytes of how many.")
-CHUNK_HEADERS: Final = (TAG, TIER, LEVELS, TOKENS)
+WORD_SUM: Final = Field(
+    HEADER_WORD_SUM,
+    {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+    "The little-endian 64-bit words of the whole chunk added up modulo 2^64, where that is known.",
+)
+CHUNK_HEADERS: Final = (TAG, TIER, LEVELS, TOKENS, WORD_SUM)
 CHUNK_ANSWERS: Final = (
     Answer(200, media=wire.CONTAINER_TYPE, headers=CHUNK_HEADERS),
     Answer(206, media=wire.CONTAINER_TYPE, headers=(*CHUNK_HEADERS, CONTENT_RANGE)),

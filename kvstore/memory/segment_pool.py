@@ -114,22 +114,33 @@ class SegmentPool:
     def sparse_segments(self) -> list[Segment]:
         """Sealed segments of one owner, the emptiest first, whose live records fit one segment and leave much of them.
 
-        At least a quarter of each is dead and something in it is resident. Empty where there are none.
+        At least a quarter of each is dead and something in it is resident. Behind them come those of the same owner,
+        full ones too, in which no more is resident than in what stands before: moved alone, records would end in
+        ever more and ever smaller segments, and this way a record that moves is in one at least twice as full as
+        the smallest there were. Empty where nothing is sparse.
         """
-        candidates = [
+        sealed = [
             segment
             for segment in self.segments.values()
-            if 0 < segment.live_bytes <= 3 * segment.size_bytes // 4
-            and not segment.dedicated
-            and self.open.get(segment.owner) is not segment
+            if segment.live_bytes and not segment.dedicated and self.open.get(segment.owner) is not segment
         ]
+        candidates = [segment for segment in sealed if segment.live_bytes <= 3 * segment.size_bytes // 4]
+        if not candidates:
+            return []
         candidates.sort(key=lambda segment: segment.live_bytes / segment.size_bytes)
+        owner = candidates[0].owner
         chosen: list[Segment] = []
-        live_bytes = 0
+        live_bytes, live_bytes_max = 0, 3 * self._segment_bytes // 4
         for segment in candidates:
-            if segment.owner == candidates[0].owner and live_bytes + segment.live_bytes <= 3 * self._segment_bytes // 4:
+            if segment.owner == owner and live_bytes + segment.live_bytes <= live_bytes_max:
                 chosen.append(segment)
                 live_bytes += segment.live_bytes
+        others = [segment for segment in sealed if segment.owner == owner and segment not in chosen]
+        for segment in sorted(others, key=lambda segment: segment.live_bytes):
+            if segment.live_bytes > min(live_bytes, live_bytes_max - live_bytes):
+                break
+            chosen.append(segment)
+            live_bytes += segment.live_bytes
         return chosen
 
     def compacted_size(self, sources: Sequence[Segment], wanted_bytes: int) -> int:

@@ -68,6 +68,8 @@ class ChunkRead:
     tier: str
     info: RecordInfo
     """The record that it was read from."""
+    word_sum: int | None = None
+    """What the words of all parts together add up to, where that is known (:attr:`Slice.word_sum`)."""
 
     @property
     def is_whole(self) -> bool:
@@ -193,6 +195,8 @@ class _Whole:
 
     header: ContainerHeader
     selection: Selection
+    is_as_stored: bool
+    """Whether what is sent is byte for byte what is stored."""
 
 
 async def _read_summed(copy: Copy, found: Slice) -> Outcome[ChunkRead]:
@@ -211,13 +215,15 @@ async def _read_summed(copy: Copy, found: Slice) -> Outcome[ChunkRead]:
     selection = whole.selection
     parts: tuple[Buffer, ...] = tuple(payload[item.start : item.stop] for item in selection.ranges)
     parts = (selection.header, *parts)
-    return Hit(ChunkRead(whole.header, parts, selection.total_bytes, copy.tier, found.info), copy.tier)
+    total = found.word_sum if whole.is_as_stored else None
+    return Hit(ChunkRead(whole.header, parts, selection.total_bytes, copy.tier, found.info, total), copy.tier)
 
 
 def _whole(data: bytes, payload_bytes: int) -> _Whole:
     header = parse_header(data, declared_bytes=payload_bytes)
     selection = select(header)
-    return _Whole(parse_header(selection.header), selection)
+    is_as_stored = selection.header == data and selection.total_bytes == payload_bytes
+    return _Whole(parse_header(selection.header), selection, is_as_stored)
 
 
 _whole_kept = lru_cache(maxsize=_HEADERS_KEPT)(_whole)

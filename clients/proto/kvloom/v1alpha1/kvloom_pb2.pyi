@@ -93,18 +93,20 @@ class BatchQuestion(_message.Message):
     def __init__(self, keys: _Optional[_Iterable[bytes]] = ..., level: _Optional[str] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ...) -> None: ...
 
 class ChunkHead(_message.Message):
-    __slots__ = ("total_bytes", "tier", "levels", "tokens", "failure")
+    __slots__ = ("total_bytes", "tier", "levels", "tokens", "failure", "word_sum")
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    WORD_SUM_FIELD_NUMBER: _ClassVar[int]
     total_bytes: int
     tier: str
     levels: _containers.RepeatedScalarFieldContainer[str]
     tokens: int
     failure: Failure
-    def __init__(self, total_bytes: _Optional[int] = ..., tier: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., tokens: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    word_sum: int
+    def __init__(self, total_bytes: _Optional[int] = ..., tier: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., tokens: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., word_sum: _Optional[int] = ...) -> None: ...
 
 class ChunkFrame(_message.Message):
     __slots__ = ("head", "data")

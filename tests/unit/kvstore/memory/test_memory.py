@@ -1,6 +1,8 @@
 import asyncio
 import gc
+import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from kvloom.kvstore.memory.resident import footprint
 from kvloom.kvstore.memory.segment import Segment
 from kvloom.kvstore.memory.tier import BOOKKEEPING_BYTES, MemoryTier
 from kvloom.kvstore.outcome import Hit, Miss
-from kvloom.kvstore.tier import Buffer, Record
+from kvloom.kvstore.tier import Buffer, OwnerId, Record
 
 MIB = 1024 * 1024
 
@@ -184,3 +186,21 @@ async def test_view_is_readable_after_close() -> None:
     assert isinstance(outcome, Hit)
     await tier.close()
     assert bytes(outcome.value.parts[0]) == record.payload[10:40_000]
+
+
+async def test_several_owners_do_not_end_in_ever_more_and_ever_smaller_segments() -> None:
+    limit_bytes, chance = 4 * MIB, random.Random(5)
+    tier = MemoryTier(limit_bytes)
+    put_bytes, number, most = 0, 0, 0
+    while put_bytes < 5 * limit_bytes:
+        number += 1
+        record = make_record(number, chance.choice((1_000, 2_000, 8_000, 31_000)))
+        await tier.put(replace(record, owner=OwnerId(bytes((number % 3,)) * 16)))
+        put_bytes += len(record.payload)
+        for used in range(max(1, number - 60), number, 7):
+            await tier.get(make_record(used, 1).storage_key)
+        if put_bytes > 2 * limit_bytes:
+            most = max(most, len(tier._pool.segments))
+    assert tier.capacity().evictions > 0
+    assert most < 2 * 32, "three owners' worth of segments at most half full"
+    await tier.close()

@@ -88,7 +88,7 @@ def test_an_open_segment_that_empties_is_filled_from_its_start(pool):
 
 
 def test_what_is_compacted_is_of_one_owner_sealed_and_fits(pool):
-    full = filled(pool, ALICE)
+    full = filled(pool, ALICE, 128 * KIB)
     sparse = [filled(pool, ALICE, live_bytes=size * KIB) for size in (48, 8, 16)]
     other = filled(pool, BOB, live_bytes=20 * KIB)
     pool.open[ALICE] = filled(pool, ALICE, live_bytes=KIB)
@@ -99,6 +99,25 @@ def test_what_is_compacted_is_of_one_owner_sealed_and_fits(pool):
     assert pool.compacted_size(chosen, 0) == 72 * KIB
     assert pool.compacted_size(chosen, KIB) == 192 * KIB
     assert set(sparse) == set(chosen)
+
+
+def test_small_full_segments_move_together_with_a_sparse_one_so_that_they_do_not_pile_up(pool):
+    large = filled(pool, ALICE, 100 * KIB)
+    for size in (40, 20):
+        filled(pool, ALICE, size * KIB)
+    assert pool.sparse_segments() == []
+    filled(pool, ALICE, live_bytes=24 * KIB)
+    filled(pool, BOB, 8 * KIB)
+    chosen = pool.sparse_segments()
+    assert [segment.live_bytes // KIB for segment in chosen] == [24, 20, 40]
+    assert large not in chosen
+
+
+def test_what_moves_together_fits_one_segment(pool):
+    filled(pool, ALICE, 256 * KIB, live_bytes=150 * KIB)
+    for _ in range(3):
+        filled(pool, ALICE, 32 * KIB)
+    assert [segment.live_bytes // KIB for segment in pool.sparse_segments()] == [150, 32]
 
 
 def test_the_emptiest_is_the_owners_own_where_it_has_one(pool):
