@@ -30,7 +30,8 @@ from ...errors import InvalidRequest, KvloomError
 from ...kvstore.key import ChunkRef, ModelIdentity
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
-from ..rag.chunks import ChunkPlace, ChunkTraffic
+from ..rag.arrivals import ChunkPlace
+from ..rag.chunks import ChunkTraffic
 from ..vllm.sequence import SequenceChunks, ShardedChunk
 from .identity import model_identity
 from .probing import model_layout
