@@ -200,7 +200,7 @@ class Arrivals:
             if self._daemon_gone or (left is not None and left <= 0):
                 self._become(order, _State.MISSED)
                 return
-        outcome: Outcome[Container] = Unavailable(DAEMON, "refused")
+        outcome: Outcome[Container] | None = None
         try:
             outcome = self._get(order, left)
         except KvloomError:

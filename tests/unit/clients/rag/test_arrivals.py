@@ -117,12 +117,21 @@ def test_what_is_being_decoded_is_waited_for(begin, link):
         assert came.result(LATE)
 
 
-@pytest.mark.parametrize("wrong", [Unavailable("daemon", "gone"), Forbidden("no"), RuntimeError("a bug")])
+@pytest.mark.parametrize("wrong", [Forbidden("no"), RuntimeError("a bug")])
 def test_whatever_is_wrong_nobody_waits(begin, link, wrong):
     one, two = places(2)
     link.answers[one] = wrong
     result = begin(orders([one, two])).settle()
     assert (result.loaded, result.missed) == ((two,), (one,))
+
+
+def test_a_daemon_that_is_gone_is_waited_for_once(link):
+    one, two = places(2)
+    link.answers[one] = Unavailable("daemon", "gone")
+    with ThreadPoolExecutor(1) as worker:
+        result = Arrivals(orders([one, two]), worker, link.get, link.decode).settle()
+    assert (result.loaded, result.missed) == ((), (one, two))
+    assert [place for place, _ in link.asked] == [one]
 
 
 def test_a_chunk_that_cannot_be_decoded_has_not_come(begin, link):
