@@ -68,12 +68,20 @@ class Subject:
 class Process:
     """An engine; asked one prompt at a time."""
 
-    def __init__(self, model: Path, transfer: dict[str, Any] | None, tokens_max: int, environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        model: Path,
+        transfer: dict[str, Any] | None,
+        tokens_max: int,
+        environ: dict[str, str],
+        **options: Any,
+    ) -> None:
         options = {
             "model": str(model),
             "max_model_len": tokens_max,
             "enable_prefix_caching": False,
             "max_num_batched_tokens": tokens_max,
+            **options,
         }
         if transfer is not None:
             options["transfer"] = transfer
@@ -91,10 +99,22 @@ class Process:
 
     def ask(self, tokens: Sequence[int]) -> tuple[dict[str, Any], dict[str, float]]:
         """The answer to one prompt, and what the engine has counted once its KV is stored."""
-        prompt = {"tokens": list(tokens), "max_tokens": ANSWER_TOKENS}
-        self._process.stdin.write(json.dumps({"prompts": [prompt], "drain_seconds": SILENCE_SECONDS_MAX}) + "\n")
+        self.send(tokens)
+        return self.receive(), self.wait_stored()
+
+    def send(self, tokens: Sequence[int], **prompt: Any) -> None:
+        """Have it begin to compute one prompt."""
+        asked = {"tokens": list(tokens), "max_tokens": ANSWER_TOKENS, **prompt}
+        self._process.stdin.write(json.dumps({"prompts": [asked], "drain_seconds": SILENCE_SECONDS_MAX}) + "\n")
         self._process.stdin.flush()
-        return self._line(), self._line()["counted"]
+
+    def receive(self) -> dict[str, Any]:
+        """The answer to what was sent before."""
+        return self._line()
+
+    def wait_stored(self) -> dict[str, float]:
+        """What the engine has counted, once the KV of what it has answered is stored."""
+        return self._line()["counted"]
 
     def close(self) -> None:
         """Let it end."""
@@ -112,9 +132,9 @@ class Process:
 
 
 @contextmanager
-def running(*arguments: Any) -> Iterator[Process]:
+def running(*arguments: Any, **options: Any) -> Iterator[Process]:
     """A :class:`Process`, ended in any case."""
-    process = Process(*arguments)
+    process = Process(*arguments, **options)
     try:
         yield process
     finally:

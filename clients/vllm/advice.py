@@ -57,7 +57,7 @@ LOAD_ALL: Final = Advice(limits.PLAN_CHUNKS_MAX)
 
 
 class LoadAdviser:
-    """Asks for plans as ``engine``, which takes chunks of ``level`` only. ``seconds_max`` bounds what ``ask`` takes.
+    """Asks for plans as ``engine``, which takes chunks of ``level`` only; ``ask`` takes a bounded time.
 
     ``state`` is for whoever schedules to keep up to date.
     """
@@ -66,17 +66,15 @@ class LoadAdviser:
         self,
         engine: str,
         level: Level,
-        chunk_tokens: int,
         ask: Ask,
         *,
-        seconds_max: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine, self._chunk_tokens, self._ask = engine, chunk_tokens, ask
+        self._engine, self._ask = engine, ask
         self._losses = tuple(
             LevelLoss(other, 0.0 if other == level else _OTHER_LEVELS_LOSS) for other in (*LOSSY_LEVELS, EXACT)
         )
-        self._seconds_max, self._clock = seconds_max, clock
+        self._clock = clock
         self._prefills_known = 0
         self._silent_until = 0.0
         self._counts = Counts()
@@ -91,14 +89,12 @@ class LoadAdviser:
         now = self._clock()
         if not chunks or now < self._silent_until or len(chunks) > limits.PLAN_CHUNKS_MAX:
             return LOAD_ALL
-        unfinished = chunks[-1].tokens < self._chunk_tokens
         question = PlanQuestion(
             self._engine,
             keys=tuple(chunk.keys[0].hex() for chunk in chunks),
-            chunk_tokens=self._chunk_tokens,
+            chunk_lengths=tuple(chunk.tokens for chunk in chunks),
             first_position=chunks[0].start,
-            # An unfinished chunk would be taken for longer than it is if more of the prompt were known to follow it.
-            prompt_tokens=chunks[-1].stop if unfinished else prompt_tokens,
+            prompt_tokens=prompt_tokens,
             loss_max=0.0,
             losses=self._losses,
             ability=Ability.PREFIX_CUT,
@@ -121,9 +117,8 @@ class LoadAdviser:
         loaded = [decision.action is not ChunkAction.RECOMPUTE for decision in reply.decisions]
         count = loaded.index(False) if False in loaded else len(loaded)
         self._counts += Counts(declined_tokens=sum(chunk.tokens for chunk in chunks[count:]))
-        whole = not unfinished or chunks[-1].stop == prompt_tokens
         seconds_max = max(reply.recompute_seconds, limits.ENGINE_PLANNED_LOAD_SECONDS_MIN)
-        return Advice(count, links, seconds_max, reply.plan if whole else None)
+        return Advice(count, links, seconds_max, reply.plan)
 
     def take_counts(self) -> Counts:
         """Plans asked for since the last call, and what they took and declined."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ... import limits
+from ...errors import KvloomError
 from ...kvstore.key import ContentKey
 
 __all__ = ["Awaiting"]
@@ -52,7 +53,10 @@ class Awaiting:
                 if not asked:
                     self._thread = None
                     return
-            stored = self._exists([item.key for item in asked])
+            try:
+                stored = self._exists([item.key for item in asked])
+            except KvloomError:
+                stored = [False] * len(asked)  # whoever waits gives up when its time is up
             ready = [item for item, is_stored in zip(asked, stored, strict=True) if is_stored or not item.wanted()]
             with self._lock:
                 self._awaited = [item for item in self._awaited if not any(item is other for other in ready)]

@@ -79,9 +79,7 @@ class SchedulerHalf:
         self._adviser = LoadAdviser(
             engine,
             settings.level,
-            settings.chunk_tokens,
             lambda question: self._client.plan(question, seconds_max=seconds),
-            seconds_max=seconds,
         )
         self._reporter = Reporter(engine, settings.level, self._client.report, self._probe) if settings.plan else None
         self.planner = RequestPlanner(

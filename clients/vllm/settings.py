@@ -1,5 +1,6 @@
 """What a user may set for the connector: ``kv_connector_extra_config`` of ``--kv-transfer-config``, checked."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -12,6 +13,7 @@ from ...kvstore.tier import Ack
 
 __all__ = ["ConnectorSettings", "parse_fingerprint"]
 
+_NAME = re.compile(f"[!-~]{{1,{limits.ENGINE_NAME_CHARACTERS_MAX}}}")
 _PREFIX = "kvloom_"
 """Settings may be written with it, beside those of other connectors."""
 
@@ -68,9 +70,10 @@ class ConnectorSettings:
             raise ConfigError("load_by_layer needs layers_per_part: whole chunks come with all their layers at once")
         if self.layers_per_part and self.profile is not None:
             raise ConfigError("a profile is of all layers together: layers_per_part and profile exclude each other")
-        if self.engine is not None and not 1 <= len(self.engine) <= limits.ENGINE_NAME_CHARACTERS_MAX:
+        if self.engine is not None and not _NAME.fullmatch(self.engine):
+            most = limits.ENGINE_NAME_CHARACTERS_MAX
             raise ConfigError(
-                f"engine has {len(self.engine)} characters, must have 1 to {limits.ENGINE_NAME_CHARACTERS_MAX}"
+                f"engine is {self.engine[:40]!r}, must be 1 to {most} printable ASCII characters, no space"
             )
         _within("save_queue_bytes", self.save_queue_bytes, 0, limits.ENGINE_SAVE_QUEUE_BYTES_MAX)
         if self.fingerprint is not None:

@@ -26,7 +26,7 @@ from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, 
 
 from kvloom.errors import ConfigError
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 feature = functools.partial(
     pytest.mark.feature,
     "vLLM",

@@ -12,6 +12,7 @@ import pytest
 
 from kvloom import limits
 from kvloom.clients import AsyncKvloomClient, KvloomClient, RetryPolicy, protocol
+from kvloom.clients.plan_wire import PlanQuestion
 from kvloom.codec.level import EXACT
 from kvloom.errors import DaemonSilent, DaemonUnavailable, InvalidData, KvloomError
 from kvloom.kvstore.key import ModelIdentity
@@ -142,6 +143,15 @@ def test_a_lookup_ends_however_a_peer_puts_it_off(ask, kind):
             assert asked.result(timeout=9) == [False]  # the peer would go on for a quarter of an hour
         finally:
             peer.close()
+
+
+def test_a_plan_that_does_not_come_in_time_is_none(peer):
+    """The silence is longer than the test may take: no limit but the question's own ends it."""
+    silent = peer(None, hang=True)
+    question = PlanQuestion("engine", keys=(KEY.hex(),))
+    with KvloomClient(silent.address) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.plan, question, seconds_max=0.3)
+        assert asked.result(timeout=9) is None  # without a limit of its own it would take the client's
 
 
 def test_what_nobody_answers_is_tried_as_often_as_was_said(peer):

@@ -46,7 +46,7 @@ class Planner:
         self.answer: PlanReply | KvloomError | None = reply(LOAD, LOAD, RECOMPUTE)
         self.asked: list[PlanQuestion] = []
         self.now = 100.0
-        self.adviser = LoadAdviser("engine", level, CHUNK, self.ask, seconds_max=0.05, clock=lambda: self.now)
+        self.adviser = LoadAdviser("engine", level, self.ask, clock=lambda: self.now)
 
     def ask(self, question: PlanQuestion) -> PlanReply | None:
         self.asked.append(question)
@@ -80,22 +80,19 @@ def test_the_question_says_what_this_engine_can_do_and_has_to_do() -> None:
     planner.advise(chunks()[1:])
     (question,) = planner.asked
     assert question.keys == tuple(chunk.keys[0].hex() for chunk in chunks()[1:])
-    assert (question.first_position, question.chunk_tokens, question.prompt_tokens) == (64, 64, 150)
+    assert (question.first_position, question.chunk_lengths, question.prompt_tokens) == (64, (64, 22), 150)
     assert (question.ability, question.running, question.queued_tokens) == (Ability.PREFIX_CUT, 3, 700)
     allowed = {item.level for item in question.losses if item.loss <= question.loss_max}
     assert allowed == {STANDARD}
 
 
-def test_a_tail_with_more_of_the_prompt_behind_it_is_not_taken_for_a_longer_one() -> None:
+def test_what_follows_the_last_chunk_is_part_of_the_plan() -> None:
     planner = Planner()
     planner.compute()
     planner.answer = reply(LOAD, LOAD, LOAD)
     advice = planner.adviser.advise(chunks(140), 150)
-    assert planner.asked[0].prompt_tokens == 140
-    assert (advice.chunks, advice.plan) == (3, None)  # what comes of it is not what was asked
-    planner.answer = reply(LOAD, LOAD)
-    assert planner.adviser.advise(chunks(128), 150).plan is not None
-    assert planner.asked[1].prompt_tokens == 150
+    assert (planner.asked[0].chunk_lengths, planner.asked[0].prompt_tokens) == ((64, 64, 12), 150)
+    assert (advice.chunks, advice.plan) == (3, b"p" * 16)
 
 
 def test_until_this_engine_is_known_everything_is_loaded_over_the_links_that_were_told() -> None:

@@ -41,6 +41,8 @@ def test_settings_are_read_with_and_without_their_prefix() -> None:
         ("address", 7),
         ("plan", 1),
         ("engine", ""),
+        ("engine", "my engine"),
+        ("engine", "x" * 129),
         ("layers_per_part", -1),
         ("load_by_layer", True),
         ("await_seconds_max", 0),
