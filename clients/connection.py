@@ -14,7 +14,7 @@ from .http_message import HttpReply, HttpRequest
 from .naming import NameLookup
 from .patience import UNBOUNDED, Deadline
 from .protocol import Operation
-from .summed import word_sum_of
+from .summed import Summing, word_sum_of
 
 if TYPE_CHECKING:
     import ssl
@@ -128,19 +128,24 @@ class Connection:
             )
         headers = {name.lower(): value for name, value in response.getheaders()}
         total = word_sum_of(headers) if self._endpoint.is_near else None
-        if total is None and length > _PIECE_BYTES and response.status == http.HTTPStatus.OK:
+        if length > _PIECE_BYTES and response.status == http.HTTPStatus.OK:
             buffer = bytearray(length)
+            view = memoryview(buffer)
+            if total is not None:
+                summing = Summing(buffer)
+                self._fill(response, view, summing)
+                return HttpReply(response.status, headers, view.toreadonly(), None, total, summing.total)
             following = operation.follow(buffer)
             if following is not None:
-                self._fill(response, memoryview(buffer), following)
-                return HttpReply(response.status, headers, memoryview(buffer).toreadonly(), following.verified)
+                self._fill(response, view, following)
+                return HttpReply(response.status, headers, view.toreadonly(), following.verified)
         body = response.read(length)  # straight into the bytes that are returned, which nobody fills with zeros first
         if len(body) < length:
             raise DaemonUnavailable(f"daemon at {self._endpoint} sent {len(body)} of {length} bytes and closed")
         response.close()
         return HttpReply(response.status, headers, body, word_sum=total)
 
-    def _fill(self, response: http.client.HTTPResponse, view: memoryview, following: Following) -> None:
+    def _fill(self, response: http.client.HTTPResponse, view: memoryview, following: Following | Summing) -> None:
         """Read the body a piece at a time; while one is looked at, the next ones come."""
         position = 0
         while position < len(view):

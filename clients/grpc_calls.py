@@ -37,6 +37,7 @@ from .protocol import (
 from .put_batch import ChunkToPut, PutChunks
 from .reports import CheckHealth, GetStats, GetTenant, ListNamespaces
 from .scrubs import GetScrub, ScrubReport, StartScrub
+from .summed import Summing
 from .tenancy import TenantStats
 from .upkeep import DeleteChunks, EraseNamespace, HintChunks, PinChunks, PrefetchChunks, ReleaseLease
 
@@ -108,7 +109,7 @@ class _Download(GrpcCall):
     def __init__(self, operation: Operation[Any], method: str, question: Message, frame: type[Any]) -> None:
         super().__init__(operation, method)
         self._question, self._frame, self._operation = question, frame, operation
-        self._following: Following | None = None
+        self._following: Following | Summing | None = None
         self._body: bytearray | None = None
         self._position = 0
         self._word_sum: int | None = None
@@ -137,6 +138,8 @@ class _Download(GrpcCall):
         if self._body is None or self._position < len(self._body):
             declared = 0 if self._body is None else len(self._body)
             raise DaemonUnavailable(f"daemon sent {self._position} of {declared} bytes and ended the call")
+        if isinstance(self._following, Summing):
+            return HttpReply(200, self._headers, self._body, None, self._word_sum, self._following.total)
         verified = None if self._following is None else self._following.verified
         return HttpReply(200, self._headers, self._body, verified, self._word_sum)
 
@@ -151,7 +154,9 @@ class _Download(GrpcCall):
         if declared > self.bytes_max:
             raise DaemonUnavailable(f"daemon declares {declared} bytes, the limit is {self.bytes_max}")
         self._body = bytearray(declared)
-        if self.follows and self._word_sum is None:
+        if self._word_sum is not None:
+            self._following = Summing(self._body)
+        elif self.follows:
             self._following = self._operation.follow(self._body)
 
 

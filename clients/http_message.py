@@ -39,3 +39,5 @@ class HttpReply:
     """Of a body that is a container and was verified while it came."""
     word_sum: int | None = None
     """What the words of the body must add up to, by the word of a daemon on this machine (:mod:`.summed`)."""
+    summed: int | None = None
+    """What they do add up to, where that was seen while they came."""

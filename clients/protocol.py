@@ -169,18 +169,20 @@ class GetChunk(Operation[Outcome[Container]]):
         tier = reply.headers.get(wire.HEADER_TIER.lower(), DAEMON)
         if reply.verified is not None and reply.verified.content_key == self.key:
             return self.accept(Container(reply.verified, memoryview(reply.body)), tier)
-        return self.judge(reply.body, tier, reply.word_sum)
+        return self.judge(reply.body, tier, reply.word_sum, summed=reply.summed)
 
     def follow(self, body: bytearray) -> Following | None:
         return Following(body)
 
-    def judge(self, data: Buffer, tier: str, word_sum: int | None = None) -> Outcome[Container]:
+    def judge(
+        self, data: Buffer, tier: str, word_sum: int | None = None, *, summed: int | None = None
+    ) -> Outcome[Container]:
         """What ``data``, which came from ``tier``, is to who asked: verified and what was asked for, or damage."""
         try:
             if word_sum is None:
                 container = Container.parse(data, content_key=self.key)
             else:
-                container = summed_container(data, word_sum, self.key)
+                container = summed_container(data, word_sum, self.key, summed=summed)
         except (InvalidData, KeyMismatch, KvloomError) as error:
             return Corrupt(DAEMON, str(error))
         return self.accept(container, tier)

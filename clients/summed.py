@@ -16,10 +16,11 @@ from ..kvstore.key import ContentKey
 from ..kvstore.sharing import word_sum
 from .http_message import Buffer
 
-__all__ = ["HEADER_WORD_SUM", "format_sum", "summed_container", "word_sum_of"]
+__all__ = ["HEADER_WORD_SUM", "Summing", "format_sum", "summed_container", "word_sum_of"]
 
 HEADER_WORD_SUM: Final = "Kvloom-Word-Sum"
 _SUM: Final = re.compile("[0-9a-f]{16}")
+_WORD_BYTES: Final = 8
 
 
 def format_sum(total: int) -> str:
@@ -33,12 +34,32 @@ def word_sum_of(headers: Mapping[str, str]) -> int | None:
     return int(text, 16) if _SUM.fullmatch(text) else None
 
 
-def summed_container(data: Buffer, total: int, key: ContentKey) -> Container:
+class Summing:
+    """Adds up the words of ``buffer``, which stays the caller's, while they come: what has just come is in the cache."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._view = memoryview(buffer)
+        self._summed_bytes = self._total = 0
+
+    def advance(self, filled_bytes: int) -> None:
+        """The first ``filled_bytes`` of the buffer have come and stay as they are."""
+        stop = filled_bytes if filled_bytes == len(self._view) else filled_bytes - filled_bytes % _WORD_BYTES
+        self._total += word_sum(self._view[self._summed_bytes : stop])
+        self._summed_bytes = stop
+
+    @property
+    def total(self) -> int | None:
+        """The word sum of all of the buffer; None before all of it has come."""
+        return self._total % 2**64 if self._summed_bytes == len(self._view) else None
+
+
+def summed_container(data: Buffer, total: int, key: ContentKey, *, summed: int | None = None) -> Container:
     """``data`` as a container, whose segments need no other check once its words add up to ``total``.
 
-    Raises :class:`InvalidData` where they do not or the header is damaged, :class:`KeyMismatch` for another chunk's.
+    ``summed`` is what they add up to where somebody has done that (:class:`Summing`). Raises :class:`InvalidData` where
+    they do not or the header is damaged, :class:`KeyMismatch` for another chunk's.
     """
-    if word_sum(data) != total:
+    if (word_sum(data) if summed is None else summed) != total:
         raise InvalidData("the bytes do not add up to the word sum that the daemon named")
     if named_key(data) != key:
         raise KeyMismatch(f"asked for chunk {key.hex()[:16]}…, got {named_key(data).hex()[:16]}…")
