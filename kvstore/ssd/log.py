@@ -96,7 +96,7 @@ class SegmentLog:
     @property
     def taken_bytes(self) -> int:
         """What the files take of the quota."""
-        files = [*self._segments, *self._leftovers]
+        files: list[Segment] = [*self._segments, *self._leftovers]
         frames = sum(item.frames for item in files)
         index_bytes = max(frames * limits.SSD_INDEX_FRAME_BYTES, self.index_bytes - limits.SSD_INDEX_BYTES_MIN)
         return sum(item.size_bytes + LIST_HEAD_BYTES for item in files) + frames * LISTED_BYTES + index_bytes
