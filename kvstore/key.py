@@ -8,7 +8,7 @@ The owner comes first, so that a store shared by several daemons can list, count
 keys alone (docs/adr/0010).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -31,6 +31,7 @@ __all__ = [
     "ModelIdentity",
     "OwnerId",
     "StorageKey",
+    "check_count",
     "chunk_refs",
     "content_key",
     "key_from_hex",
@@ -162,6 +163,12 @@ def chunk_refs(
         context = content_key(identity, tokens[start:stop], context)
         refs.append(ChunkRef(context, start, stop, parent))
     return refs
+
+
+def check_count(keys: Sized) -> None:
+    """Raise :class:`TooManyItems` for more keys, or things under a key each, than one call may name."""
+    if len(keys) > limits.KEYS_PER_REQUEST_MAX:
+        raise TooManyItems(f"{len(keys)} keys at once, the limit is {limits.KEYS_PER_REQUEST_MAX}")
 
 
 def storage_key(namespace_secret: bytes, key: ContentKey) -> StorageKey:

@@ -145,6 +145,8 @@ class QuotaPolicy(EvictionPolicy):
         self._make = make
         self._owner_of = owner_of
         self._shares: dict[OwnerId, _Share] = {}
+        self._holding: dict[OwnerId, _Share] = {}
+        """Of all owners ever seen those that have records, so that finding a victim costs nothing for the others."""
         self._total_bytes = 0
 
     def set_quotas(self, quotas: Quotas) -> None:
@@ -169,7 +171,7 @@ class QuotaPolicy(EvictionPolicy):
         before_bytes = share.total_bytes
         share.take_back(key)
         share.policy.record_put(key, size_bytes, attributes)
-        self._total_bytes += share.total_bytes - before_bytes
+        self._note_change(share, before_bytes)
 
     def record_use(self, key: StorageKey) -> None:
         """Tell the owner's policy."""
@@ -184,7 +186,7 @@ class QuotaPolicy(EvictionPolicy):
             before_bytes = share.total_bytes
             share.take_back(key)
             share.policy.record_delete(key)
-            self._total_bytes += share.total_bytes - before_bytes
+            self._note_change(share, before_bytes)
 
     def record_evict(self, key: StorageKey) -> None:
         """Tell the owner's policy, and count."""
@@ -194,7 +196,7 @@ class QuotaPolicy(EvictionPolicy):
             before_bytes = share.total_bytes
             share.take_back(key)
             share.policy.record_evict(key)
-            self._total_bytes += share.total_bytes - before_bytes
+            self._note_change(share, before_bytes)
             self.evicted(key)
 
     def record_hint(self, key: StorageKey, *, discard: bool) -> None:
@@ -260,15 +262,22 @@ class QuotaPolicy(EvictionPolicy):
         return share is not None and key in share
 
     def __len__(self) -> int:
-        return sum(len(share) for share in self._shares.values())
+        return sum(len(share) for share in self._holding.values())
 
     def _givers(self, owner: OwnerId | None) -> Iterator[_Share]:
         """Whom to ask for a victim, in order."""
-        above = [share for share in self._shares.values() if share.surplus_bytes > 0]
+        above = [share for share in self._holding.values() if share.surplus_bytes > 0]
         yield from sorted(above, key=lambda share: share.surplus_bytes, reverse=True)
         own = None if owner is None else self._shares.get(owner)
         if own is not None:
             yield own
+
+    def _note_change(self, share: _Share, before_bytes: int) -> None:
+        self._total_bytes += share.total_bytes - before_bytes
+        if len(share):
+            self._holding[share.owner] = share
+        else:
+            self._holding.pop(share.owner, None)
 
     def _share_of(self, key: StorageKey) -> _Share | None:
         return self._shares.get(self._owner_of(key))

@@ -21,15 +21,13 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from ... import limits
-from ...errors import InvalidData, StorageFull
+from ...errors import KvloomError, StorageFull
 from ..key import OwnerId, owner_of
-from ..record import HEADER_BYTES, check_payload, parse_record_header
 from .disk import Disk, storage_error
-from .extent import BLOCK_BYTES, Extent, NewFrame, extent_of, has_room, laid_out
-from .frame import HEAD_BYTES, TOMBSTONE_BYTES, FrameEntry, FrameKind, aligned
+from .extent import BLOCK_BYTES, Extent, NewFrame, extent_of, has_room, laid_out, read_again
+from .frame import FrameEntry, FrameKind, aligned
+from .leftovers import Leftovers
 from .owner import LogOwner
 from .segment import (
     LIST_HEAD_BYTES,
@@ -79,8 +77,11 @@ class SegmentLog:
         self._segment_bytes = segment_bytes
         self._segments = list(segments)
         self._active: Segment | None = None
-        self._leftovers: list[Segment] = []
-        """Out of the log, closed, and not yet removed: nothing else is reclaimed before they are."""
+        self._appended: list[FrameEntry] = []
+        """Written to the active segment and not synced."""
+        self._broken = False
+        """Whether the active segment could not be written."""
+        self._leftovers = Leftovers(directory, disk)
         self._next_sequence = max((item.sequence for item in segments), default=0) + _SEQUENCE_STEP
         self._next_ordinal = max((item.ordinal for item in segments), default=-1) + 1
         self._changed = threading.Condition()
@@ -95,7 +96,7 @@ class SegmentLog:
     @property
     def taken_bytes(self) -> int:
         """What the files take of the quota."""
-        files = (*self._segments, *self._leftovers)
+        files: list[Segment] = [*self._segments, *self._leftovers]
         frames = sum(item.frames for item in files)
         index_bytes = max(frames * limits.SSD_INDEX_FRAME_BYTES, self.index_bytes - limits.SSD_INDEX_BYTES_MIN)
         return sum(item.size_bytes + LIST_HEAD_BYTES for item in files) + frames * LISTED_BYTES + index_bytes
@@ -107,9 +108,7 @@ class SegmentLog:
 
     @property
     def _reserve_bytes(self) -> int:
-        """What is kept free, so that records of a reclaimed segment find room: as much as the largest may need, and
-        what lists may grow by meanwhile.
-        """
+        """Kept free for the records of a reclaimed segment, the largest, and for what lists may grow by meanwhile."""
         largest_bytes = max((item.size_bytes for item in self._segments), default=0)
         return max(self._segment_bytes, min(largest_bytes, self._capacity_bytes // 4)) + self._segment_bytes // 4
 
@@ -145,30 +144,61 @@ class SegmentLog:
             raise storage_error("make room for records", error) from error
         return extent_of(segment, frames)
 
-    def write(self, extent: Extent) -> list[Place]:
-        """Write the frames and sync them: durable on return. Where that fails, none of them counts.
+    def extension(self, frames: Sequence[NewFrame]) -> Extent | None:
+        """As many of ``frames`` as fit behind what was appended; None where the first of them does not."""
+        segment = self._active
+        if segment is None or self._broken or not frames or not has_room(segment, frames[0].footprint_bytes):
+            return None
+        return extent_of(segment, frames)
 
-        Raises :class:`StorageFull` and :class:`StorageUnavailable`.
-        """
+    def append(self, extent: Extent) -> None:
+        """Write frames behind what was appended; they count when :meth:`commit` has synced them; raises as it does."""
         segment = extent.segment
         entries, buffers = laid_out(segment, extent.frames)
         try:
-            self._disk.write(segment.descriptor, buffers, segment.end)
-            self._disk.sync(segment.descriptor)
+            self._disk.write(segment.descriptor, buffers, segment.reach)
         except OSError as error:
+            self._broken = True
+            raise storage_error("write records", error) from error
+        segment.reach = entries[-1].stop
+        segment.frames += len(entries)
+        self._appended += entries
+
+    def commit(self) -> list[Place]:
+        """Sync what was appended since the last time: durable on return. Where that fails, none of it counts.
+
+        A segment that was not written or synced is left. Raises :class:`StorageFull`, :class:`StorageUnavailable`.
+        """
+        segment, entries, broken = self._active, self._appended, self._broken
+        self._appended, self._broken = [], False
+        assert segment is not None and segment.entries is not None  # noqa: PT018, S101 - it is being written to
+        try:
+            if entries:
+                self._disk.sync(segment.descriptor)
+        except OSError as error:
+            segment.frames -= len(entries)
             self._abandon(segment)
             raise storage_error("write records", error) from error
-        self.written_bytes += entries[-1].stop - segment.end
-        segment.end = entries[-1].stop
-        segment.frames += len(entries)
-        assert segment.entries is not None  # noqa: S101 - known for as long as the segment is written to
+        self.written_bytes += segment.reach - segment.end
+        segment.end = segment.reach
         segment.entries.extend(entries)
+        if broken:
+            self._abandon(segment)
         return [segment.place(entry) for entry in entries]
+
+    def write(self, extent: Extent) -> list[Place]:
+        """:meth:`append` and :meth:`commit`, where nothing else was appended."""
+        try:
+            self.append(extent)
+        except KvloomError:
+            self.commit()
+            raise
+        return self.commit()
 
     def shrink(self) -> None:
         """Give up the oldest segments until the files fit the capacity. At open, before the log is used."""
         while self._segments and self.taken_bytes > self._capacity_bytes + self._segment_bytes // 4:
-            self._discard(self._reclaimed(self._segments[0], None))
+            self._leftovers.discard(self._reclaimed(self._segments[0], None))
 
     def close(self) -> None:
         """Seal the segment being written, close all files. No reader may be left."""
@@ -186,7 +216,7 @@ class SegmentLog:
             if self._active is not None and not has_room(self._active, frame_bytes):
                 self._seal_active()
             if freed is not None and self._active is not None:
-                self._discard(freed)
+                self._leftovers.discard(freed)
                 freed = None
             room_bytes = self._capacity_bytes - self._reserve_bytes - self.taken_bytes
             if self._active is not None and (room_bytes >= 0 or self._segments == [self._active]):
@@ -201,7 +231,7 @@ class SegmentLog:
                     if rounds == 0:
                         self._owner.give_up(size_bytes, owner)
             elif freed is not None:
-                self._discard(freed)
+                self._leftovers.discard(freed)
                 freed = None
             if not self._segments:
                 raise StorageFull(f"no room for a segment of {size_bytes} bytes")
@@ -213,7 +243,7 @@ class SegmentLog:
 
     def _freed(self, owner: OwnerId) -> Segment | None:
         """Reclaim the oldest segment: its file, to be used again or discarded; ``None`` where it stays."""
-        self._clear_leftovers()
+        self._leftovers.clear()
         oldest = self._segments[0]
         entries = segment_entries(self._disk, oldest)
         wanted_bytes = sum(entry.footprint_bytes for entry in entries if self._wanted(oldest, entry))
@@ -251,7 +281,7 @@ class SegmentLog:
         waiting: list[NewFrame] = []
         waiting_bytes = 0
         for entry in wanted:
-            frame = self._read_again(oldest, entry)
+            frame = read_again(self._disk, oldest, entry)
             if frame is None:
                 self._owner.note_lost(entry.key, damaged=True)
                 continue
@@ -280,21 +310,6 @@ class SegmentLog:
                 self._owner.note_move(frame.key, place)
                 self.moved_bytes += frame.footprint_bytes
             frames = frames[len(extent.frames) :]
-
-    def _read_again(self, segment: Segment, entry: FrameEntry) -> NewFrame | None:
-        """The record of ``entry`` as a frame to be written, ``None`` where it is damaged."""
-        assert entry.info is not None  # noqa: S101 - only records are wanted
-        head = bytearray(HEAD_BYTES)
-        payload = np.empty(entry.info.payload_bytes, np.uint8).data
-        self._disk.read(segment.descriptor, [head, payload], entry.offset)
-        record_header = bytes(head[TOMBSTONE_BYTES:])
-        try:
-            header = parse_record_header(record_header, record_bytes=HEADER_BYTES + len(payload))
-            check_payload(header, payload)
-        except InvalidData as error:
-            _log.warning("damaged record in %s at %d: %s", segment.path.name, entry.offset, error)
-            return None
-        return NewFrame(entry.key, header.info, record_header, payload) if header.info == entry.info else None
 
     def _wanted(self, segment: Segment, entry: FrameEntry) -> bool:
         return entry.kind is FrameKind.RECORD and self._owner.holds(entry.key, segment.place(entry))
@@ -333,7 +348,7 @@ class SegmentLog:
                 self._disk.unlink(recycled.list_path)
                 self._disk.rename(recycled.path, path)
             except OSError:
-                self._discard(recycled)
+                self._leftovers.discard(recycled)
                 raise
         segment = Segment(path, self._next_ordinal, sequence, seed, descriptor, size_bytes)
         self._next_sequence += _SEQUENCE_STEP
@@ -370,6 +385,7 @@ class SegmentLog:
         with suppress(OSError):  # the list that follows says where it ends too
             self._disk.truncate(segment.descriptor, segment.end)
             segment.size_bytes = segment.end
+        segment.reach = segment.end
         self._seal_active()
 
     def _drop(self, segment: Segment) -> None:
@@ -378,21 +394,6 @@ class SegmentLog:
             self._segments.remove(segment)
             del self._by_ordinal[segment.ordinal]
         try:
-            self._discard(segment)
+            self._leftovers.discard(segment)
         except OSError as error:
             _log.warning("%s could not be removed: %s", segment.path.name, error.strerror)
-
-    def _discard(self, segment: Segment) -> None:
-        """Close and remove a segment that is out of the log."""
-        self._disk.close(segment.descriptor)
-        self._leftovers.append(segment)
-        self._clear_leftovers()
-
-    def _clear_leftovers(self) -> None:
-        """Remove their files, durably: what is reclaimed next may be the tombstones of their records."""
-        while self._leftovers:
-            segment = self._leftovers[0]
-            self._disk.unlink(segment.list_path)
-            self._disk.unlink(segment.path)
-            self._disk.sync_directory(self._directory)
-            self._leftovers.pop(0)

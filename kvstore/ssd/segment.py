@@ -92,8 +92,9 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """An open segment. ``end`` is where the next frame goes; ``entries`` are known while it is written to.
+    """An open segment. ``end`` is where what is durable ends, ``reach`` where the next frame goes.
 
+    ``entries`` are the durable ones, known while it is written to.
     Changed by the writer only; ``readers`` under the lock of the log.
     """
 
@@ -104,6 +105,7 @@ class Segment:
     descriptor: int
     size_bytes: int
     end: int = 0
+    reach: int = 0
     frames: int = 0
     entries: list[FrameEntry] | None = field(default_factory=list)
     readers: int = 0

@@ -1,7 +1,8 @@
 """The one writer of the SSD tier: a thread that writes whatever has gathered and syncs it once (group commit).
 
-While one group is being synced the next gathers, so many waiting puts share one sync and a single put waits for
-nobody. Records are checksummed before they come here and written from where they lie, without a copy.
+While one group is being synced the next gathers, and what comes while a group is copied joins it, so many waiting puts
+share one sync and a single put waits for nobody. Records are checksummed before they come here and written from where
+they lie, without a copy.
 """
 
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Final
 
 from ... import limits
 from ...errors import KvloomError, Overloaded, StorageFull, StorageUnavailable
@@ -26,6 +28,8 @@ from .segment import Place
 __all__ = ["DeleteWork", "PutWork", "SsdWriter", "Work", "charged_bytes"]
 
 _log = logging.getLogger(__name__)
+_COPY_BYTES_MIN: Final = 128 * 1024
+"""Below this nothing comes while it is copied, and what is written next would begin in a new block all the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +72,8 @@ class SsdWriter:
         self._batch_bytes_max = batch_bytes_max
         self._name = name
         self._queue: deque[Work] = deque()
+        self._taken: list[Work] = []
+        """What the writer has in hand."""
         self._queued_bytes = 0
         self._accepting = True
         self._changed = threading.Condition()
@@ -99,57 +105,105 @@ class SsdWriter:
         self._thread.join()
 
     def _run(self) -> None:
-        batch: list[Work] = []
         try:
             while batch := self._take_batch():
-                running = [work for work in batch if work.done.set_running_or_notify_cancel()]
-                if running:
-                    self._settle(running)
+                self._settle(batch)
+                self._taken.clear()
         finally:
             with self._changed:
                 self._accepting = False
-                abandoned = [work for work in (*batch, *self._queue) if not work.done.done()]
+                abandoned = [work for work in (*self._taken, *self._queue) if not work.done.done()]
                 self._queue.clear()
             for work in abandoned:
                 work.done.set_exception(StorageUnavailable(f"the writer of the {self._name} tier has ended"))
 
     def _take_batch(self) -> list[Work]:
         """What has gathered, within the limits of a batch; empty once stopped and drained."""
+        batch: list[Work] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or not self._accepting)
-            batch: list[Work] = []
-            batch_bytes = 0
-            while self._queue and len(batch) < limits.WRITE_BATCH_RECORDS_MAX:
-                size_bytes = _size_of(self._queue[0])
-                if batch and batch_bytes + size_bytes > self._batch_bytes_max:
-                    break
-                batch.append(self._queue.popleft())
+            while not batch and (self._queue or self._accepting):
+                self._changed.wait_for(lambda: self._queue or not self._accepting)
+                batch = self._take(self._batch_bytes_max)
+        return batch
+
+    def _take(self, bytes_max: int) -> list[Work]:
+        """What has gathered and was not cancelled, up to ``bytes_max`` or one record. With the lock held."""
+        batch: list[Work] = []
+        batch_bytes = 0
+        while self._queue and len(self._taken) < limits.WRITE_BATCH_RECORDS_MAX:
+            size_bytes = _size_of(self._queue[0])
+            if batch and batch_bytes + size_bytes > bytes_max:
+                break
+            work = self._queue.popleft()
+            self._queued_bytes -= size_bytes
+            if work.done.set_running_or_notify_cancel():
+                batch.append(work)
+                self._taken.append(work)
                 batch_bytes += size_bytes
-            self._queued_bytes -= batch_bytes
-            return batch
+        return batch
+
+    def _gathered(self, room_bytes: int) -> list[Work]:
+        """What has come meanwhile and is not more than ``room_bytes``."""
+        with self._changed:
+            return self._take(room_bytes) if self._queue and _size_of(self._queue[0]) <= room_bytes else []
 
     def _settle(self, batch: Sequence[Work]) -> None:
-        """Write the batch, an extent at a time, and tell every waiter as soon as its record is durable."""
-        pending = self._admitted(self._planned(batch))
+        """Write the batch, a group at a time, and tell every waiter as soon as its record is durable."""
+        pending = self._ready(batch, ())
         while pending:
-            count = 1
-            try:
-                extent = self._segment_log.prepare([item.frame for item in pending])
-                count = len(extent.frames)
-                places = self._segment_log.write(extent)
-            except KvloomError as error:
-                _log.warning("%s tier: %s", self._name, error)
-                for item in pending[:count]:
-                    item.work.done.set_exception(type(error)(f"{self._name} tier: {error}"))
-            else:
-                self.groups += 1
-                self._note(pending[:count], extent, places)
-            pending = pending[count:]
+            pending = self._write_group(pending)
 
-    def _planned(self, batch: Sequence[Work]) -> list[_Pending]:
-        """The frames that the batch needs; a deletion of what is not there is answered at once."""
+    def _write_group(self, pending: Sequence[_Pending]) -> Sequence[_Pending]:
+        """Write as many of ``pending`` as one segment has room for, and sync them; the rest.
+
+        What comes while they are copied goes with them: the disk writes meanwhile, and all share the sync.
+        """
+        written: list[_Pending] = []
+        extent = self._prepared(pending)
+        if extent is None:
+            return pending[1:]
+        while extent is not None:
+            count = len(extent.frames)
+            try:
+                self._segment_log.append(extent)
+            except KvloomError as error:
+                self._refuse(pending[:count], error)
+            else:
+                written += pending[:count]
+            pending = pending[count:]
+            if not pending and sum(frame.footprint_bytes for frame in extent.frames) >= _COPY_BYTES_MIN:
+                room_bytes = self._batch_bytes_max - sum(item.frame.footprint_bytes for item in written)
+                pending = self._ready(self._gathered(room_bytes), written)
+            extent = self._segment_log.extension([item.frame for item in pending])
+        try:
+            places = self._segment_log.commit()
+        except KvloomError as error:
+            self._refuse(written, error)
+        else:
+            self.groups += bool(written)
+            self._note(written, places)
+        return pending
+
+    def _prepared(self, pending: Sequence[_Pending]) -> Extent | None:
+        """Room for the first of ``pending`` and more of them; None where there is none, the first being refused."""
+        try:
+            return self._segment_log.prepare([item.frame for item in pending])
+        except KvloomError as error:
+            self._refuse(pending[:1], error)
+            return None
+
+    def _refuse(self, items: Sequence[_Pending], error: KvloomError) -> None:
+        _log.warning("%s tier: %s", self._name, error)
+        for item in items:
+            item.work.done.set_exception(type(error)(f"{self._name} tier: {error}"))
+
+    def _ready(self, batch: Sequence[Work], written: Sequence[_Pending]) -> Sequence[_Pending]:
+        """The frames that the batch needs and has room for, behind ``written``, of which nobody knows yet.
+
+        A deletion of what is not there is answered at once.
+        """
         pending: list[_Pending] = []
-        put: set[StorageKey] = set()
+        put = {item.frame.key for item in written if isinstance(item.work, PutWork)}
         for work in batch:
             if isinstance(work, PutWork):
                 put.add(work.frame.key)
@@ -158,19 +212,18 @@ class SsdWriter:
                 pending.append(_Pending(work, NewFrame(work.key)))
             else:
                 work.done.set_result(False)
-        return pending
+        return self._admitted(pending, written) if pending else pending
 
-    def _admitted(self, pending: Sequence[_Pending]) -> Sequence[_Pending]:
-        """Those for which the catalogue has room, having made it; the others are refused."""
-        charges = {item.frame.key: _charge(item) for item in pending if isinstance(item.work, PutWork)}
+    def _admitted(self, pending: Sequence[_Pending], written: Sequence[_Pending]) -> Sequence[_Pending]:
+        """Those for which the catalogue has room beside ``written``, having made it; the others are refused."""
+        incoming = _charges(written)
         with suppress(StorageFull):
-            self._catalogue.make_room(charges)
+            self._catalogue.make_room(incoming | _charges(pending))
             return pending
         admitted: list[_Pending] = []
-        incoming: dict[StorageKey, int] = {}
         for item in pending:
             if isinstance(item.work, PutWork):
-                wanted = {**incoming, item.frame.key: _charge(item)}
+                wanted = incoming | _charges((item,))
                 try:
                     self._catalogue.make_room(wanted)
                 except StorageFull as error:
@@ -180,7 +233,7 @@ class SsdWriter:
             admitted.append(item)
         return admitted
 
-    def _note(self, written: Sequence[_Pending], extent: Extent, places: Sequence[Place]) -> None:
+    def _note(self, written: Sequence[_Pending], places: Sequence[Place]) -> None:
         existed = []
         for item, place in zip(written, places, strict=True):
             key = item.frame.key
@@ -199,6 +252,11 @@ def _expiry(item: _Pending) -> int:
 
 def _attributes(item: _Pending) -> ChunkAttributes:
     return UNATTRIBUTED if item.frame.info is None else item.frame.info.attributes
+
+
+def _charges(items: Sequence[_Pending]) -> dict[StorageKey, int]:
+    """What each record that is put is charged."""
+    return {item.frame.key: _charge(item) for item in items if isinstance(item.work, PutWork)}
 
 
 def _charge(item: _Pending) -> int:

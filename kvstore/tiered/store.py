@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from ... import limits
 from ...codec.container import ContainerHeader
 from ...codec.level import Level
-from ...errors import LevelNotStored, StorageUnavailable, TooManyItems
+from ...errors import LevelNotStored, StorageUnavailable
 from ..attributes import ChunkAttributes
 from ..concurrency import each_in_order
-from ..key import ContentKey, StorageKey, storage_key, storage_keys
+from ..key import ContentKey, StorageKey, check_count, storage_key, storage_keys
 from ..key_locks import KeyLocks
 from ..namespace import Namespace, check_ttl
 from ..outcome import Hit, Miss, Outcome
@@ -196,7 +196,7 @@ class TieredStore:
 
         The caller holds all that is found: it bounds the number of keys by what it has room for.
         """
-        _check_count(keys)
+        check_count(keys)
 
         async def get(key: ContentKey) -> Outcome[ChunkRead]:
             try:
@@ -244,7 +244,7 @@ class TieredStore:
 
     async def delete_many(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[bool]:
         """:meth:`delete` for each key, in their order; the first failure ends it."""
-        _check_count(keys)
+        check_count(keys)
         return await each_in_order(lambda key: self.delete(namespace, key), keys, at_once=limits.DELETIONS_AT_ONCE_MAX)
 
     async def delete_namespace(self, namespace: Namespace) -> int:
@@ -300,7 +300,7 @@ class TieredStore:
 
     def _places(self, namespace: Namespace, keys: Sequence[ContentKey]) -> list[StorageKey]:
         self._require_running()
-        _check_count(keys)
+        check_count(keys)
         return storage_keys(namespace.secret, keys)
 
     def note_corrupt(self, tier: str, key: ContentKey, detail: str) -> None:
@@ -383,8 +383,3 @@ class TieredStore:
     def _require_running(self) -> None:
         if self._closed or self._runner is None or self._runner.done():
             raise StorageUnavailable("the store is closed" if self._closed else "the store is not running")
-
-
-def _check_count(keys: Sequence[ContentKey]) -> None:
-    if len(keys) > limits.KEYS_PER_REQUEST_MAX:
-        raise TooManyItems(f"{len(keys)} keys at once, the limit is {limits.KEYS_PER_REQUEST_MAX}")

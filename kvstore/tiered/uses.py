@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from ... import limits
-from ...errors import TooManyItems
-from ..key import ContentKey, storage_keys
+from ..key import ContentKey, check_count, storage_keys
 from ..namespace import Namespace
 from ..tier import Tier
 from .lending import LentUses
@@ -27,22 +25,17 @@ class Uses:
 
     def note_elsewhere(self, namespace: Namespace, keys: Sequence[ContentKey]) -> None:
         """``keys`` were used where the store does not see it: in every tier that counts as a use."""
-        _check_count(len(keys))
+        check_count(keys)
         places = storage_keys(namespace.secret, keys)
         for tier in self._roles.all:
             tier.touch(places)
 
     def note_lent(self, namespace: Namespace, uses: Sequence[LentUses]) -> None:
         """Chunks that were lent were read again by whom they were lent to."""
-        _check_count(len(uses))
+        check_count(uses)
         if self._lender is None:
             return
         self._lender.touch(storage_keys(namespace.secret, [item.key for item in uses]))
         tenant = self._tenants.of(namespace)
         for item in uses:
             self._tally.note_hit(tenant, self._lender.name, item.size_bytes, item.reads)
-
-
-def _check_count(count: int) -> None:
-    if count > limits.KEYS_PER_REQUEST_MAX:
-        raise TooManyItems(f"{count} uses at once, the limit is {limits.KEYS_PER_REQUEST_MAX}")

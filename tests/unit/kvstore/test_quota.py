@@ -225,3 +225,29 @@ def test_isolation_holds_whatever_is_put(steps: list[tuple[OwnerId, int, int, bo
             assert holdings is not None
             assert holdings.used_bytes == used(each)
         assert all(item in policy and policy.size_of(item) == size for item, size in held.items())
+
+
+def test_owners_that_have_nothing_any_more_are_not_asked_for_a_victim() -> None:
+    asked: list[LruPolicy] = []
+
+    class Asked(LruPolicy):
+        def victim(self) -> StorageKey | None:
+            asked.append(self)
+            return super().victim()
+
+        @property
+        def total_bytes(self) -> int:
+            asked.append(self)
+            return super().total_bytes
+
+    policy = QuotaPolicy(Asked)
+    owners = [OwnerId(number.to_bytes(OWNER_BYTES, "little")) for number in range(100)]
+    for owner in owners:
+        policy.record_put(key(owner, 1), 10)
+    for owner in owners[:97]:
+        policy.record_evict(key(owner, 1))
+    policy.record_put(key(owners[5], 2), 30)
+    asked.clear()
+    assert policy.victim() == key(owners[5], 2)
+    assert len(set(map(id, asked))) == 4
+    assert len(policy) == 4
