@@ -29,6 +29,9 @@ class Link:
         self.decoding = threading.Event()
         self.may_decode = threading.Event()
         self.may_decode.set()
+        self.may_decode_at_all = threading.Event()
+        self.may_decode_at_all.set()
+        self.has_profile = True
         self.unreadable = False
 
     def get(self, order, seconds_max):
@@ -39,6 +42,10 @@ class Link:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def ready(self, order, container):
+        assert self.may_decode_at_all.wait(LATE)
+        return self.has_profile
 
     def decode(self, order, container):
         self.decoding.set()
@@ -57,7 +64,7 @@ def link(container_bytes):
 @pytest.fixture
 def begin(link):
     with ThreadPoolExecutor(2) as workers:
-        yield lambda orders, **more: Arrivals(orders, workers, link.get, link.decode, **more)
+        yield lambda orders, **more: Arrivals(orders, workers, link.get, link.ready, link.decode, **more)
 
 
 def places(count):
@@ -138,6 +145,17 @@ def test_a_chunk_that_cannot_be_decoded_has_not_come(begin, link):
     (one,) = places(1)
     link.unreadable = True
     assert begin(orders([one])).settle().missed == (one,)
+
+
+def test_a_profile_that_takes_long_keeps_nobody(begin, link):
+    one, two = places(2)
+    link.may_decode_at_all.clear()
+    arrivals = begin(orders([one], until=0.0))
+    assert not arrivals.came(one)
+    link.may_decode_at_all.set()
+    link.has_profile = False
+    assert begin(orders([two])).settle().missed == (two,)
+    assert not link.decoded
 
 
 def test_a_transfer_that_was_cut_off_says_how_slow_the_link_is(begin, link):
