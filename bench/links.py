@@ -7,7 +7,8 @@ path in another; between them a veth pair with ``tc tbf`` on what the daemon sen
 every few seconds, so in mid-stream too, and a proxy that stalls or resets connections. A prompt has 4 chunks of 128
 tokens that are stored at levels ``standard`` and ``exact``, and about 120 tokens behind them. Strategies take turns:
 compute everything, load everything ``exact``, load everything at ``standard``, and kvloom, which asks the planner and
-may load either. On each link kvloom first asks a few times uncounted, for the planner to learn the link.
+may load either. On each link kvloom begins without knowledge of it and first asks a few times uncounted, for the
+planner to learn it.
 
 ``ttft_simulated_s`` is the mean that ``daemon/planner/simulate`` gives for the very requests, at the times when they
 were asked, with prefill measured before and after the link, and sizes, decoding and latency at the beginning of this
@@ -17,6 +18,7 @@ run. It knows no connections that break.
 import argparse
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -315,6 +317,7 @@ def main() -> None:
             prepared = engine.ask(do="prepare")
             prefills = [engine.ask(do="prefills")]
             for kind in kinds:
+                engine.ask(do="forget", name=re.sub(r"[^0-9a-z]+", "-", kind.name.lower()))
                 began, answers = measured(link, kind, engine, asked.rounds, asked.warm_up)
                 prefills.append(engine.ask(do="prefills"))
                 scene = scene_of(prepared, prefills[-2] + prefills[-1])

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -66,6 +67,19 @@ class Engine:
                 (middle, high) if len(tokenise(" ".join(words[:middle]))) <= DOCUMENT_TOKENS else (low, middle - 1)
             )
         return " ".join(words[:low])
+
+    def forget_links(self, name: str) -> None:
+        """Ask the planner as another engine from now on, which knows how the model computes and no link."""
+        known = self.pipelines["kvloom"]
+        settings = replace(SETTINGS["kvloom"], engine=f"links-bench-{name}")
+        fresh = RagPipeline(
+            self.model, known.tokenizer, self.client(self.address), chunk_tokens=CHUNK_TOKENS, planning=settings
+        )
+        fresh.profile = known.profile
+        fresh.use_client(self.client(self.address))
+        known.close()
+        self.pipelines["kvloom"] = fresh
+        self.ask("kvloom", 0, "What is this about?", self.address, strategy=Strategy.RECOMPUTE)
 
     def client(self, address: str) -> KvloomClient:
         """A client of its own."""
@@ -151,6 +165,9 @@ class Engine:
                 reply = self.prepare()
             elif told["do"] == "prefills":
                 reply = self.prefills()
+            elif told["do"] == "forget":
+                self.forget_links(told["name"])
+                reply = None
             else:
                 before, began = int(self.received.read_text()), time.time()
                 answer = self.ask(told["strategy"], told["set"], told["question"], told["address"])
