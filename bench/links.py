@@ -317,18 +317,19 @@ def main() -> None:
             prepared = engine.ask(do="prepare")
             prefills = [engine.ask(do="prefills")]
             for kind in kinds:
+                link.set_rate(None)
                 engine.ask(do="forget", name=re.sub(r"[^0-9a-z]+", "-", kind.name.lower()))
                 began, answers = measured(link, kind, engine, asked.rounds, asked.warm_up)
                 prefills.append(engine.ask(do="prefills"))
                 scene = scene_of(prepared, prefills[-2] + prefills[-1])
                 rows += [row_of(kind, name, answers[name], began, scene, asked.warm_up) for name in STRATEGIES]
                 show(rows[-len(STRATEGIES) :])
+                if asked.json is not None:
+                    record = {"prepared": prepared, "prefills": prefills, "rows": [asdict(row) for row in rows]}
+                    asked.json.write_text(json.dumps(record, indent=1) + "\n")
             engine.close()
     print()
     show(rows)
-    if asked.json is not None:
-        record = {"prepared": prepared, "prefills": prefills, "rows": [asdict(row) for row in rows]}
-        asked.json.write_text(json.dumps(record, indent=1) + "\n")
     if asked.plot is not None:
         plot(rows, asked.plot)
 

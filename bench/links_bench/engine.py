@@ -68,8 +68,16 @@ class Engine:
             )
         return " ".join(words[:low])
 
+    def reach(self, address: str) -> None:
+        """Talk to the daemon straight, or through the proxy."""
+        if address != self.address:
+            for pipeline in self.pipelines.values():
+                pipeline.use_client(self.client(address))
+            self.address = address
+
     def forget_links(self, name: str) -> None:
         """Ask the planner as another engine from now on, which knows how the model computes and no link."""
+        self.reach("direct")
         known = self.pipelines["kvloom"]
         settings = replace(SETTINGS["kvloom"], engine=f"links-bench-{name}")
         fresh = RagPipeline(
@@ -90,10 +98,7 @@ class Engine:
 
     def ask(self, name: str, number: int, question: str, address: str, **more: Any) -> Answer:
         """One answer of one token."""
-        if address != self.address:
-            for pipeline in self.pipelines.values():
-                pipeline.use_client(self.client(address))
-            self.address = address
+        self.reach(address)
         strategy = Strategy.RECOMPUTE if name == "always-recompute" else Strategy.PREFIX
         strategy = more.pop("strategy", strategy)
         return self.pipelines[name].generate(question, self.sets[number], strategy=strategy, tokens_max=1, **more)
