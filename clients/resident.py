@@ -44,6 +44,7 @@ class DaemonSource:
     def __init__(self, client: KvloomClient) -> None:
         self._client = client
         self._profiles: dict[bytes, AnyProfile] = {}
+        self._reading = threading.Lock()
 
     def load(self, keys: Sequence[ContentKey], level: Level) -> Sequence[Outcome[Container]]:
         """As :meth:`ChunkSource.load`."""
@@ -52,11 +53,15 @@ class DaemonSource:
     def profile(self, digest: bytes) -> AnyProfile | None:
         """As :meth:`ChunkSource.profile`."""
         found = self._profiles.get(digest)
-        if found is None:
-            outcome = self._client.get_profile(digest)
-            if isinstance(outcome, Hit):
-                with suppress(InvalidData):
-                    found = self._profiles[digest] = parse_profile(outcome.value)
+        if found is not None:
+            return found
+        with self._reading:  # it is large: nobody reads one that somebody else is reading
+            found = self._profiles.get(digest)
+            if found is None:
+                outcome = self._client.get_profile(digest)
+                if isinstance(outcome, Hit):
+                    with suppress(InvalidData):
+                        found = self._profiles[digest] = parse_profile(outcome.value)
         return found
 
     def add_profile(self, profile: AnyProfile) -> None:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from .documents import Document, DocumentSpan, Prompt, PromptTemplate
 
 if TYPE_CHECKING:
+    from .advice import PlanPreview
     from .async_service import AsyncAnswerStream, AsyncRagService
     from .background import IngestJob
     from .decoding import Decoding, Sampler
     from .library import DocumentVersion, Library
+    from .loading import PlanSettings
     from .metrics import AnswerMetrics
     from .pipeline import Answer, IngestReport, LoadedContext, RagPipeline, Strategy
     from .progress import IngestCancelled, IngestProgress, IngestSummary
@@ -42,6 +44,8 @@ __all__ = [
     "Library",
     "LibraryChange",
     "LoadedContext",
+    "PlanPreview",
+    "PlanSettings",
     "Prompt",
     "PromptTemplate",
     "RagPipeline",
@@ -67,6 +71,8 @@ _MODULES = {
     "Library": "library",
     "LibraryChange": "service",
     "LoadedContext": "pipeline",
+    "PlanPreview": "advice",
+    "PlanSettings": "loading",
     "RagPipeline": "pipeline",
     "RagService": "service",
     "Sampler": "decoding",

@@ -115,9 +115,10 @@ class _State(Enum):
 class Arrivals:
     """Loads under way. ``orders`` are begun in their order, by as many threads as ``workers`` has.
 
-    ``get`` reads a chunk within the seconds it is given, ``decode`` brings a container to its place and says how many
-    bytes of KV that made, ``None`` where it cannot be used. No transfer goes on after ``ends`` (by ``clock``), and none
-    begins once a read has found no daemon: the caller waits for it once, not once for each chunk.
+    ``get`` reads a chunk within the seconds it is given; ``ready`` gets whatever decoding takes, which may be long, and
+    says whether it is there; ``decode`` brings a container to its place and says how many bytes of KV that made, or
+    ``None`` where it cannot be used. No transfer goes on after ``ends`` (by ``clock``), and none begins once
+    a read has found no daemon: the caller waits for it once, not once for each chunk.
     """
 
     def __init__(
@@ -125,12 +126,14 @@ class Arrivals:
         orders: Sequence[LoadOrder],
         workers: ThreadPoolExecutor,
         get: Callable[[LoadOrder, float | None], Outcome[Container]],
+        ready: Callable[[LoadOrder, Container], bool],
         decode: Callable[[LoadOrder, Container], int | None],
         *,
         ends: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._get, self._decode, self._ends, self._clock = get, decode, ends, clock
+        self._get, self._ready, self._decode = get, ready, decode
+        self._ends, self._clock = ends, clock
         self._orders = tuple(orders)
         self._states = dict.fromkeys((order.place for order in orders), _State.ASKED)
         self._changed = threading.Condition()
@@ -192,46 +195,51 @@ class Arrivals:
         return until
 
     def _bring(self, order: LoadOrder) -> None:
-        began = self._clock()
-        left = None if self._ends is None else self._ends - began
-        with self._changed:
-            if self._states[order.place] is not _State.ASKED:
-                return
-            if self._daemon_gone or (left is not None and left <= 0):
-                self._become(order, _State.MISSED)
-                return
-        outcome: Outcome[Container] | None = None
+        """Load one; whatever becomes of it, it is then not asked for any more."""
         try:
-            outcome = self._get(order, left)
+            container = self._transferred(order)
+            if container is not None and self._ready(order, container):
+                self._decoded(order, container)
         except KvloomError:
             pass  # whatever is wrong with the cache, the text is still there
         finally:
-            ended = self._clock()
-            if not isinstance(outcome, Hit):
-                with self._changed:
-                    self._daemon_gone |= isinstance(outcome, Unavailable)
-                    if left is not None and ended - began >= left:
-                        self._transfers.append(Work(order.link, order.level, order.size_bytes, began, ended))
-                    if self._states[order.place] is _State.ASKED:
-                        self._become(order, _State.MISSED)
-        if not isinstance(outcome, Hit):
-            return
+            with self._changed:
+                if self._states[order.place] in (_State.ASKED, _State.DECODING):
+                    self._become(order, _State.MISSED)
+
+    def _transferred(self, order: LoadOrder) -> Container | None:
+        began = self._clock()
+        left = None if self._ends is None else self._ends - began
         with self._changed:
-            size = len(outcome.value.data)
-            link = outcome.tier if outcome.tier != DAEMON else order.link
+            too_late = self._daemon_gone or (left is not None and left <= 0)
+            if too_late or self._states[order.place] is not _State.ASKED:
+                return None
+        outcome = self._get(order, left)
+        ended = self._clock()
+        if isinstance(outcome, Hit):
+            link, size = (outcome.tier if outcome.tier != DAEMON else order.link), len(outcome.value.data)
+        elif left is not None and ended - began >= left:
+            link, size = order.link, order.size_bytes
+        else:
+            with self._changed:
+                self._daemon_gone |= isinstance(outcome, Unavailable)
+            return None
+        with self._changed:
             self._transfers.append(Work(link, order.level, size, began, ended))
+        return outcome.value if isinstance(outcome, Hit) else None
+
+    def _decoded(self, order: LoadOrder, container: Container) -> None:
+        with self._changed:
             if self._states[order.place] is not _State.ASKED:
                 return
             self._become(order, _State.DECODING)
-        made: int | None = None
-        try:
-            made = self._decode(order, outcome.value)
-        finally:
-            with self._changed:
-                if made is not None:
-                    self._bytes += size
-                    self._decodings.append(Work(link, order.level, made, ended, self._clock()))
-                self._become(order, _State.MISSED if made is None else _State.THERE)
+        began = self._clock()
+        made = self._decode(order, container)
+        with self._changed:
+            if made is not None:
+                self._bytes += len(container.data)
+                self._decodings.append(Work(None, order.level, made, began, self._clock()))
+                self._become(order, _State.THERE)
 
     def _become(self, order: LoadOrder, state: _State) -> None:
         self._states[order.place] = state

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from .advice import PlanPreview
 from .background import IngestJob
 from .documents import Document
 from .progress import IngestSummary
@@ -71,6 +72,10 @@ class AsyncRagService:
             return await asyncio.wrap_future(job.ended)
         finally:
             job.cancel()
+
+    async def preview(self, question: str, documents: Sequence[Document], **options: Any) -> PlanPreview | None:
+        """As :meth:`RagService.preview`."""
+        return await _on_thread(self.service.preview, question, documents, **options)
 
     async def warm(self, documents: Sequence[Document]) -> int:
         """As :meth:`RagService.warm`."""

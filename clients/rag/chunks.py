@@ -134,11 +134,14 @@ class ChunkTraffic:
         def get(order: LoadOrder, seconds_max: float | None) -> Outcome[Container]:
             return self._client.get(order.place.ref.key, level=order.level, seconds_max=seconds_max)
 
+        def ready(order: LoadOrder, container: Container) -> bool:
+            return order.level == EXACT or self.profile(container.header.profile_digest) is not None
+
         def decode(order: LoadOrder, container: Container) -> int | None:
             decoded = self._decode(cache, order.place, container, order.level)
             return container.header.tokens * self._layout.bytes_per_token if decoded else None
 
-        return Arrivals(orders, self._workers, get, decode, ends=ends, clock=self._clock)
+        return Arrivals(orders, self._workers, get, ready, decode, ends=ends, clock=self._clock)
 
     def _load_straight(self, cache: KvCache, places: Sequence[ChunkPlace], level: Level) -> LoadResult:
         return self.begin(cache, [LoadOrder(place, level) for place in places]).settle()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .advice import PlanPreview
 from .pipeline import Answer
 
 __all__ = ["AnswerMetrics"]
@@ -14,6 +15,7 @@ class AnswerMetrics:
     ``waited_seconds`` passed until the model was free, ``ttft_seconds`` from then to the first token, ``total_seconds``
     to the last; ``tokens_per_second`` is of the tokens after the first. Of ``prompt_tokens``, ``loaded_tokens`` came
     from the daemon or a pool; ``missed_chunks`` were asked for in vain, ``resident_chunks`` lay decoded already.
+    ``plan`` is what the daemon's planner expected, ``None`` where it was not asked or did not answer in time.
     """
 
     strategy: str
@@ -28,6 +30,7 @@ class AnswerMetrics:
     waited_seconds: float
     ttft_seconds: float
     total_seconds: float
+    plan: PlanPreview | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -52,4 +55,5 @@ class AnswerMetrics:
             waited_seconds=waited_seconds,
             ttft_seconds=answer.ttft_seconds,
             total_seconds=total_seconds,
+            plan=answer.plan,
         )

@@ -136,6 +136,8 @@ class RagPipeline:
         self._traffic = self._connect(client)
         self._loader = PromptLoader(model, self.identity, client, self._traffic, self.planning, clock=clock)
         self._blender = Blender(model, self.layout)
+        prefix = chunk_refs(self.identity, self.template.prefix, chunk_tokens=limits.CHUNK_TOKENS_MAX)[0]
+        self._prefix_place = ChunkPlace(prefix, 0)
         self._held_prefix: _Prefix | None = None
 
     def use_client(self, client: KvloomClient) -> None:
@@ -299,15 +301,15 @@ class RagPipeline:
 
     def _rule(self, advice: Advice | None) -> SelectionRule:
         """The rule, with a larger ratio where loading hides it."""
-        ratio = None if advice is None else advice.reply.recompute_ratio
-        return self.rule if ratio is None or ratio <= self.rule.ratio else replace(self.rule, ratio=min(ratio, 1.0))
+        ratio = (advice.reply.recompute_ratio if advice is not None else None) or 0.0
+        return self.rule if ratio <= self.rule.ratio else replace(self.rule, ratio=min(ratio, 1.0))
 
     def _prefix(self) -> _Prefix:
         """The exact prefix: from memory, from the daemon, or computed."""
         if self._held_prefix is not None:
             return self._held_prefix
         ids = self.template.prefix
-        place = ChunkPlace(chunk_refs(self.identity, ids, chunk_tokens=limits.CHUNK_TOKENS_MAX)[0], 0)
+        place = self._prefix_place
         cache = KvCache(self.layout, len(ids))
         if self._traffic.load(cache, [place], level=EXACT).loaded:
             cache.truncate(len(ids))
@@ -354,7 +356,7 @@ class RagPipeline:
     def _places(self, prompt: Prompt, strategy: Strategy) -> list[ChunkPlace]:
         """The chunks that may be stored of a prompt, in order: its documents', or its own."""
         if strategy is Strategy.BLEND:
-            parent = self._prefix().place.ref.key
+            parent = self._prefix_place.ref.key
             return [
                 ChunkPlace(ref, span.start + ref.start)
                 for span in prompt.spans

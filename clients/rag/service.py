@@ -12,6 +12,7 @@ from types import TracebackType
 from ...errors import InvalidRequest
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
+from .advice import PlanPreview
 from .background import IngestJob, IngestQueue
 from .decoding import GREEDY, Decoding
 from .documents import Document
@@ -136,6 +137,17 @@ class RagService:
     ) -> IngestJob:
         """Ingest on the service's own thread; jobs of smaller ``priority`` go first. Raises :class:`Overloaded`."""
         return self._queue.submit(list(documents), ack, priority)
+
+    def preview(
+        self,
+        question: str,
+        documents: Sequence[Document],
+        *,
+        strategy: Strategy = Strategy.BLEND,
+        prefetch: bool = False,
+    ) -> PlanPreview | None:
+        """As :meth:`RagPipeline.preview`, without a turn: while another question is being answered."""
+        return self.pipeline.preview(question, documents, strategy=strategy, prefetch=prefetch)
 
     def warm(self, documents: Sequence[Document]) -> int:
         """Get ready for questions over ``documents``: their chunks come to the daemon's memory or the pool.

@@ -29,6 +29,9 @@ class Link:
         self.decoding = threading.Event()
         self.may_decode = threading.Event()
         self.may_decode.set()
+        self.may_decode_at_all = threading.Event()
+        self.may_decode_at_all.set()
+        self.has_profile = True
         self.unreadable = False
 
     def get(self, order, seconds_max):
@@ -39,6 +42,10 @@ class Link:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def ready(self, order, container):
+        assert self.may_decode_at_all.wait(LATE)
+        return self.has_profile
 
     def decode(self, order, container):
         self.decoding.set()
@@ -57,7 +64,7 @@ def link(container_bytes):
 @pytest.fixture
 def begin(link):
     with ThreadPoolExecutor(2) as workers:
-        yield lambda orders, **more: Arrivals(orders, workers, link.get, link.decode, **more)
+        yield lambda orders, **more: Arrivals(orders, workers, link.get, link.ready, link.decode, **more)
 
 
 def places(count):
@@ -117,7 +124,7 @@ def test_what_is_being_decoded_is_waited_for(begin, link):
         assert came.result(LATE)
 
 
-@pytest.mark.parametrize("wrong", [Forbidden("no"), RuntimeError("a bug")])
+@pytest.mark.parametrize("wrong", [Miss(), Forbidden("no"), RuntimeError("a bug")])
 def test_whatever_is_wrong_nobody_waits(begin, link, wrong):
     one, two = places(2)
     link.answers[one] = wrong
@@ -125,19 +132,28 @@ def test_whatever_is_wrong_nobody_waits(begin, link, wrong):
     assert (result.loaded, result.missed) == ((two,), (one,))
 
 
-def test_a_daemon_that_is_gone_is_waited_for_once(link):
-    one, two = places(2)
-    link.answers[one] = Unavailable("daemon", "gone")
-    with ThreadPoolExecutor(1) as worker:
-        result = Arrivals(orders([one, two]), worker, link.get, link.decode).settle()
-    assert (result.loaded, result.missed) == ((), (one, two))
-    assert [place for place, _ in link.asked] == [one]
+def test_a_daemon_that_is_gone_is_not_asked_for_every_chunk(begin, link):
+    all_places = places(30)
+    link.answers = dict.fromkeys(all_places, Unavailable("daemon", "gone"))
+    assert begin(orders(all_places)).settle().missed == tuple(all_places)
+    assert 1 <= len(link.asked) <= 2, "by each thread once"
 
 
 def test_a_chunk_that_cannot_be_decoded_has_not_come(begin, link):
     (one,) = places(1)
     link.unreadable = True
     assert begin(orders([one])).settle().missed == (one,)
+
+
+def test_a_profile_that_takes_long_keeps_nobody(begin, link):
+    one, two = places(2)
+    link.may_decode_at_all.clear()
+    arrivals = begin(orders([one], until=0.0))
+    assert not arrivals.came(one)
+    link.may_decode_at_all.set()
+    link.has_profile = False
+    assert begin(orders([two])).settle().missed == (two,)
+    assert not link.decoded
 
 
 def test_a_transfer_that_was_cut_off_says_how_slow_the_link_is(begin, link):
