@@ -26,7 +26,6 @@ __all__ = [
     "Board",
     "LeaseLock",
     "boards_possible",
-    "forks_seen",
     "lock_exclusive",
     "lock_shared",
     "unlock",
@@ -96,11 +95,6 @@ class Board:
     def stands(self, lease: int) -> bool:
         """Whether ``lease`` may be read by, for somebody who holds its lock; never in a fork, which shares the lock."""
         return self.words[lease % limits.LOCAL_BOARD_LEASES_MAX] == lease and self._forks == _forks
-
-
-def forks_seen() -> int:
-    """How many forks lie between the first process and this one: what was taken at another count is the parent's."""
-    return _forks
 
 
 def _count_fork() -> None:

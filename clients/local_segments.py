@@ -12,33 +12,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kvstore.sharing import word_sum
-from .local_board import forks_seen
 from .local_replies import Mapped
 
 __all__ = ["MappedSegments", "take_window"]
 
 
+_ends: dict[int, Callable[[int, int], None]] = {}
+"""What to call when a window is gone, by its identity. It keeps the connection and its board, whoever forgets them."""
+
+# What a fork inherits is its parent's: that it is not read in the child any more ends no lease.
+os.register_at_fork(after_in_child=_ends.clear)
+
+
 class _Window(np.ndarray[Any, np.dtype[np.uint8]]):
     """Notices when nobody reads it any more; a finalizer of the standard library takes ten times as long."""
 
-    __slots__ = ("end_lease", "forks", "lease")
-    end_lease: Callable[[int, int], None]
-    forks: int
+    __slots__ = ("lease",)
     lease: int
 
     def __del__(self) -> None:
-        # What a fork inherits is its parent's: that it is not read in the child any more ends no lease.
-        if self.forks == forks_seen():
-            self.end_lease(self.lease, self.nbytes)
+        end_lease = _ends.pop(id(self), None)
+        if end_lease is not None:
+            end_lease(self.lease, self.nbytes)
 
 
 def take_window(found: "NDArray[np.uint8]", lease: int, end_lease: Callable[[int, int], None]) -> "NDArray[np.uint8]":
-    """A view of ``found``; ``end_lease`` is called when it and all made from it are gone.
-
-    Until then it holds what ``end_lease`` is a method of, whoever else forgets that. Take its ``data``, not views.
-    """
+    """A view of ``found``; ``end_lease`` is called when it and all made from it are gone."""
     window = found.view(_Window)
-    window.end_lease, window.lease, window.forks = end_lease, lease, forks_seen()
+    window.lease = lease
+    _ends[id(window)] = end_lease
     return window
 
 

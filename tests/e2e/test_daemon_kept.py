@@ -163,6 +163,7 @@ def test_reads_are_counted(daemon, connect, chunk):
 def test_a_kept_chunk_whose_bytes_have_changed_is_asked_for(daemon, connect, chunk, questions):
     client = connect(daemon)
     key, data = stored(client, chunk)
+    assert client.get(key).value.data == data
     client._local._kept[key]._sum ^= 1
     asked = len(questions)
     assert client.get(key).value.data == data
