@@ -6,17 +6,29 @@ times the transfers under way. The line is Siegel's repeated median (Biometrika 
 of the samples are wrong, in size, in time, or both.
 """
 
-from dataclasses import dataclass
-from math import isfinite
+from collections import deque
+from dataclasses import dataclass, replace
+from math import exp, hypot, inf, isfinite, sqrt
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .outlook import LinkCost
-from .robust import Window, lognormal_factor, relative_spread, weighted_median
+from .robust import SPREAD_MAX, WINDOW, Window, lognormal_factor, relative_spread, weighted_median
+from .spells import Spells
 
 __all__ = ["LinkEstimate", "LinkModel", "LinkPrior", "RateModel", "believable"]
 
+Floats = NDArray[np.float64]
+
+_LATEST_WEIGHTS: Final = tuple(0.6**place for place in range(8))
+"""Of the latest samples, the newest first: one alone, whatever it says, does not outweigh the others."""
+_REFIT_SAMPLES: Final = 8
+"""A window that is full is fitted anew after so many samples."""
+_LATENCY_SHARE: Final = 1 / 16
+"""Of what transfers of one size take, no more than this is taken for latency, which a row of loads waits for once: what
+that is cannot be told, and most of it may be the bytes."""
 _SIZES_APART: Final = 1.2
 """Transfers whose sizes differ by less than this factor say nothing about latency."""
 _PRIOR_SPREAD: Final = 1.0
@@ -47,6 +59,11 @@ class LinkEstimate:
     byte_seconds: float
     spread: float
     """The standard deviation of the logarithm of what a transfer takes."""
+    typical_byte_seconds: float = 0.0
+    """In the long run, at the mean of the link's speed over time; 0 where nothing else than now is known."""
+    typical_spread: float = 0.0
+    reversion_seconds: float = inf
+    """How soon it takes what it typically does again."""
 
     def cost(self, quantile: float | None, *, ahead_bytes: float = 0.0, path: str = "") -> LinkCost:
         """The cost at a quantile, or the mean (``None``), behind ``ahead_bytes`` that others have under way.
@@ -54,18 +71,41 @@ class LinkEstimate:
         A link that is shared fairly holds a transfer up by no more than a queue of those bytes would.
         """
         factor = lognormal_factor(self.spread, quantile)
-        wait = max(0.0, ahead_bytes) * self.byte_seconds * factor
-        return LinkCost(self.latency_seconds * factor, self.byte_seconds * factor, wait, path)
+        byte_seconds = self.byte_seconds * factor
+        return LinkCost(
+            self.latency_seconds * factor,
+            byte_seconds,
+            max(0.0, ahead_bytes) * byte_seconds,
+            path,
+            self.typical_byte_seconds * lognormal_factor(self.typical_spread, quantile),
+            self.reversion_seconds,
+        )
+
+    def at_least(self, latency_seconds: float, byte_seconds: float) -> "LinkEstimate":
+        """The same behind something that takes so much time more, and at least so much for a byte."""
+        typical = self.typical_byte_seconds
+        return replace(
+            self,
+            latency_seconds=self.latency_seconds + latency_seconds,
+            byte_seconds=max(self.byte_seconds, byte_seconds),
+            typical_byte_seconds=max(typical, byte_seconds) if typical else 0.0,
+        )
 
 
 class LinkModel:
-    """One link: memory, disk, a store that is shared, a peer."""
+    """One link: memory, disk, a store that is shared, a peer.
+
+    A line through all samples says what is latency and what is throughput; how fast the link is now is what the latest
+    samples took of what the line says, and how it comes back from there is seen in spells (:mod:`.spells`).
+    """
 
     def __init__(self, prior: LinkPrior) -> None:
         self._prior = prior
         self._window = Window(2)
         self._fitted_at = -1
-        self._fit = (prior.latency_seconds, prior.byte_seconds, _PRIOR_SPREAD)
+        self._line = _Line(prior.latency_seconds, prior.byte_seconds, _PRIOR_SPREAD)
+        self._latest: deque[tuple[float, float]] = deque(maxlen=len(_LATEST_WEIGHTS))
+        self._spells = Spells()
 
     @property
     def samples(self) -> int:
@@ -79,39 +119,85 @@ class LinkModel:
         """
         if not (isfinite(now_seconds) and 1.0 <= concurrent <= _CONCURRENT_MAX and believable(seconds, size_bytes)):
             return False
-        self._window.add(now_seconds, size_bytes * concurrent, seconds)
+        moved = size_bytes * concurrent
+        self._window.add(now_seconds, moved, seconds)
+        self._latest.appendleft((moved, seconds))
+        self._spells.add(moved, seconds, now_seconds)
         return True
 
-    def estimate(self, *, now_seconds: float) -> "LinkEstimate":
+    def estimate(self, *, now_seconds: float) -> LinkEstimate:
         """What is expected of the link now."""
-        if self._fitted_at != self._window.added:
-            self._fit = self._line()
-            self._fitted_at = self._window.added
-        latency, byte_seconds, spread = self._fit
-        return LinkEstimate(latency, byte_seconds, spread * self._window.staleness(now_seconds))
+        added = self._window.added
+        if not added:
+            return LinkEstimate(self._prior.latency_seconds, self._prior.byte_seconds, _PRIOR_SPREAD)
+        if added - self._fitted_at >= (1 if added < WINDOW else _REFIT_SAMPLES) or self._fitted_at < 0:
+            self._line = self._fitted()
+            self._fitted_at = added
+        line = self._line
+        latest = _latest_factor(
+            [seconds / (line.latency_seconds + line.byte_seconds * moved) for moved, seconds in self._latest]
+        )
+        habit = self._spells.habit(line.latency_seconds, line.byte_seconds)
+        fade = exp(-self._spells.age(now_seconds) / habit.reversion_seconds)
+        speed = habit.speed + (1.0 / latest - habit.speed) * fade
+        spread = hypot(line.spread * self._window.staleness(now_seconds), habit.spread * sqrt(1.0 - fade * fade))
+        return LinkEstimate(
+            line.latency_seconds,
+            line.byte_seconds / speed,
+            min(spread, SPREAD_MAX),
+            line.byte_seconds / habit.speed,
+            min(habit.mean_spread + line.spread / sqrt(added), SPREAD_MAX),
+            habit.reversion_seconds,
+        )
 
-    def _line(self) -> tuple[float, float, float]:
-        if not len(self._window):
-            return self._prior.latency_seconds, self._prior.byte_seconds, _PRIOR_SPREAD
+    def _fitted(self) -> "_Line":
         sizes, seconds = self._window.rows().T
         weights = self._window.weights()
         slope, latency = 0.0, 0.0
-        apart = np.abs(np.log(sizes[:, None] / sizes)) > np.log(_SIZES_APART)
-        telling = apart.any(axis=1)
-        if weights[telling].sum() > weights.sum() / 2:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                slopes = (seconds[:, None] - seconds) / (sizes[:, None] - sizes)
-            medians = np.array(
-                [weighted_median(slopes[row, apart[row]], weights[apart[row]]) for row in np.flatnonzero(telling)]
-            )
-            slope = weighted_median(medians, weights[telling])
-            latency = weighted_median(seconds - slope * sizes, weights)
+        if sizes.max() > _SIZES_APART * sizes.min():
+            slope, latency = _repeated_median(sizes, seconds, weights)
         if slope <= 0.0 or latency < 0.0:
             shortest = weighted_median(seconds, weights)
-            latency = min(self._prior.latency_seconds, shortest / 4)
+            latency = min(self._prior.latency_seconds, shortest * _LATENCY_SHARE)
             slope = weighted_median(np.maximum(seconds - latency, seconds / 4) / sizes, weights)
-        spread = relative_spread(seconds / (latency + slope * sizes), weights, _PRIOR_SPREAD)
-        return latency, slope, spread
+        took = seconds / (latency + slope * sizes)
+        if len(took) > 1:  # from one to the next, so that a link that is slow for long is not one that spreads
+            took, weights = (took[:-1] / took[1:]) ** np.sqrt(0.5), weights[:-1]
+        return _Line(latency, slope, relative_spread(took, weights, _PRIOR_SPREAD))
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    latency_seconds: float
+    byte_seconds: float
+    spread: float
+    """Of what follows each other."""
+
+
+def _repeated_median(sizes: Floats, seconds: Floats, weights: Floats) -> tuple[float, float]:
+    """Slope and latency; 0 and 0 where too few samples differ in size."""
+    apart = np.abs(np.log(sizes[:, None] / sizes)) > np.log(_SIZES_APART)
+    telling = apart.any(axis=1)
+    if weights[telling].sum() <= weights.sum() / 2:
+        return 0.0, 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.where(apart, (seconds[:, None] - seconds) / (sizes[:, None] - sizes), np.inf)[telling]
+    order = np.argsort(slopes, axis=1)
+    reached = np.cumsum(np.where(apart[telling], weights, 0.0)[np.arange(len(slopes))[:, None], order], axis=1)
+    half = (reached < reached[:, -1:] / 2).sum(axis=1)
+    medians = slopes[np.arange(len(slopes)), order[np.arange(len(slopes)), half]]
+    slope = weighted_median(medians, weights[telling])
+    return slope, weighted_median(seconds - slope * sizes, weights)
+
+
+def _latest_factor(factors: list[float]) -> float:
+    """What the latest samples took of what was to be expected, the newest first: a median in which that weighs most."""
+    left = sum(_LATEST_WEIGHTS[: len(factors)]) / 2
+    for factor, weight in sorted(zip(factors, _LATEST_WEIGHTS, strict=False)):
+        left -= weight
+        if left <= 0.0:
+            return factor
+    return 1.0
 
 
 class RateModel:

@@ -1,7 +1,6 @@
 """The daemon's own tiers as links: what reading from each takes, as it is seen from within. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ... import limits
 from ...clients.plan_wire import LinkReport
@@ -35,11 +34,7 @@ class MeasuredLinks:
         found: dict[str, LinkEstimate] = {}
         for tier, model in self._tiers.items():
             estimate = model.estimate(now_seconds=now_seconds)
-            found[tier] = replace(
-                estimate,
-                latency_seconds=estimate.latency_seconds + way.latency_seconds,
-                byte_seconds=max(estimate.byte_seconds, way.byte_seconds),
-            )
+            found[tier] = estimate.at_least(way.latency_seconds, way.byte_seconds)
         return found
 
     def reports(self, now_seconds: float) -> tuple[LinkReport, ...]:

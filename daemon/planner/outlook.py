@@ -6,7 +6,8 @@ has such views: what was learnt (:mod:`.model`), or the truth, in a simulation t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from math import exp, inf
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ __all__ = ["Estimates", "LinkCost", "Outlook", "PrefillCost"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_STEPS_MAX: Final = 12
+"""Newton steps to when a link that changes has delivered so many bytes; five are enough mostly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class PrefillCost:
     """``c``"""
     wait_seconds: float = 0.0
     """How long the engine is busy with others before it begins."""
+    price: float = 1.0
+    """What a second of the engine weighs against one that is only waited for: others wait for it, too."""
 
     def seconds(self, tokens: Ints, starts: Ints) -> Floats:
         """The cost of each of several runs, [runs], without ``c`` and the wait."""
@@ -56,6 +62,35 @@ class LinkCost:
     path: str = ""
     """Links of one path carry one chunk at a time between them, as tiers behind one socket do; by default a link is
     a path of its own."""
+    typical_byte_seconds: float = 0.0
+    """What the link takes in the long run; 0 where that is what it takes now."""
+    reversion_seconds: float = inf
+    """How soon it goes back to that: the difference falls to a third in this time."""
+
+    def over(self, size_bytes: float) -> "LinkCost":
+        """A link of steady speed that takes as long as this one for so many bytes, behind what it waits for."""
+        now, typical = self.byte_seconds, self.typical_byte_seconds
+        if typical <= 0.0 or typical == now or self.reversion_seconds == inf:
+            return self
+        ahead = self.wait_seconds / now
+        wanted = size_bytes + ahead
+        factor = _reverting(wanted, 1 / now, 1 / typical, self.reversion_seconds) / (wanted * now) if wanted else 1.0
+        return LinkCost(self.latency_seconds, now * factor, self.wait_seconds * factor, self.path)
+
+
+def _reverting(wanted: float, rate: float, typical: float, reversion_s: float) -> float:
+    """When ``wanted`` bytes have come at a rate that goes from ``rate`` to ``typical``, as ``exp(-t / reversion_s)``.
+
+    Newton from where the rate as it is would end: on the side from which every step stays there, whichever it is.
+    """
+    seconds, extra = wanted / rate, (rate - typical) * reversion_s
+    for _ in range(_STEPS_MAX):
+        faded = exp(-seconds / reversion_s)
+        missing = wanted - typical * seconds - extra * (1.0 - faded)
+        seconds += missing / (typical + (rate - typical) * faded)
+        if abs(missing) <= 1e-6 * wanted:
+            break
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,16 @@ from .request import BestWithin, Executor, Objective, PlanRequest
 from .search import cut_seconds, search
 from .timeline import losses, ready_at, ttfts
 
-__all__ = ["DECISION_QUANTILE", "REASONS", "make_plan", "reasons_for"]
+__all__ = ["DECISION_QUANTILE", "REASONS", "STOPPING_QUANTILE", "make_plan", "reasons_for"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 DECISION_QUANTILE = 0.8
 """Of what a link may take: a plan is late once in five, and then computes instead."""
+STOPPING_QUANTILE = 0.5
+"""The same for an engine that takes only a prefix and is asked again while it loads: it may stop after any chunk, and
+what it loads says how fast the link is, which an engine that computes at once does not learn."""
 
 
 def make_plan(
@@ -32,13 +35,13 @@ def make_plan(
     *,
     progress: Progress | None = None,
     quantile: float = DECISION_QUANTILE,
-    thorough: bool = True,
 ) -> Plan:
     """Decide for every chunk; with ``progress``, again for what is left of a request under way.
 
-    Ask again after every arrival, and whenever the engine gets to a chunk that should have come. No plan is expected to
-    take longer, with links as slow as the quantile, than computing everything that is left. A plan that is not
-    ``thorough`` takes a fraction of a millisecond, and may be a chunk off where there are few.
+    Ask again after every arrival that was not foreseen, and whenever the engine gets to a chunk that should have come.
+    No plan is expected to take longer, with links as slow as the quantile, than computing everything that is left;
+    where a second of the engine has a price (:attr:`.outlook.PrefillCost.price`) and nothing is computed while chunks
+    come in, no longer than that takes at this price: what others wait for the engine counts.
     """
     loss_max = objective.loss_max * float(request.tokens.sum())
     if progress is not None:
@@ -47,7 +50,7 @@ def make_plan(
             objective = replace(objective, ttft_seconds=objective.ttft_seconds - progress.elapsed_seconds)
     cautious = estimates.at(quantile)
     problem = pose(request, cautious, executor, progress)
-    choice = search(problem, objective, loss_max, thorough=thorough)
+    choice = search(_priced(problem, cautious.prefill.price, objective), objective, loss_max)
     raced = np.zeros(len(problem), dtype=np.bool_)
     ways = choice
     if not problem.serial and len(problem):
@@ -57,6 +60,13 @@ def make_plan(
     mean = estimates.mean()
     expected = problem if mean == cautious else pose(request, mean, executor, progress)
     return _written(request, problem, expected, choice, ways, raced, objective.loss_max)
+
+
+def _priced(problem: Problem, price: float, objective: Objective) -> Problem:
+    """``problem`` as it is to be decided: a prefix is loaded or the engine works, so its seconds can be weighed."""
+    if price <= 1.0 or not problem.prefix_only or isinstance(objective, BestWithin):
+        return problem
+    return replace(problem, compute=problem.compute * price, call_seconds=problem.call_seconds * price)
 
 
 def _raced(problem: Problem, choice: Ints, loss_max: float) -> tuple[Ints, NDArray[np.bool_]]:

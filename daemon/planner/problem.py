@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .outlook import Outlook
+from .outlook import LinkCost, Outlook
 from .plan import Progress
 from .request import Ability, Executor, PlanRequest
 
@@ -54,10 +54,25 @@ class Problem:
         return len(self.compute)
 
 
+def _steady(request: PlanRequest, outlook: Outlook, progress: Progress | None) -> list[LinkCost | None]:
+    """The cost of each way's link, at the speed that it has in the mean while it carries what there is to load."""
+    costs = [outlook.links.get(way.link) for way in request.ways]
+    if all(cost is None or cost.typical_byte_seconds <= 0.0 for cost in costs):
+        return costs
+    sizes = request.size_bytes if progress is None else request.size_bytes[~progress.done]
+    found: dict[str, LinkCost | None] = {}
+    for way, cost in zip(request.ways, costs, strict=True):
+        if way.link not in found:
+            columns = [at for at, other in enumerate(request.ways) if other.link == way.link]
+            least = sizes[:, columns].min(axis=1)
+            found[way.link] = cost and cost.over(float(least[np.isfinite(least)].sum()))
+    return [found[way.link] for way in request.ways]
+
+
 def pose(request: PlanRequest, outlook: Outlook, executor: Executor, progress: Progress | None = None) -> Problem:
     """What is left of ``request`` once ``progress`` is taken off it, at the costs of ``outlook``."""
     prefill = outlook.prefill
-    costs = [outlook.links.get(way.link) for way in request.ways]
+    costs = _steady(request, outlook, progress)
     path_names = [cost.path or way.link if cost else "" for cost, way in zip(costs, request.ways, strict=True)]
     names = list(dict.fromkeys(path_names)) or [""]
     path_seconds = np.zeros(len(names))

@@ -5,6 +5,8 @@ whatever was reported before, twenty good samples hold six sevenths of the weigh
 meanwhile: the medians are theirs.
 """
 
+from functools import lru_cache
+from math import exp
 from statistics import NormalDist
 from typing import Final
 
@@ -89,6 +91,9 @@ def relative_spread(ratios: Floats, weights: Floats, prior: float) -> float:
 def lognormal_factor(spread: float, quantile: float | None) -> float:
     """What a median is multiplied by to have the quantile, or the mean (``None``), of a lognormal of that spread."""
     spread = min(spread, SPREAD_MAX)
-    if quantile is None:
-        return float(np.exp(spread * spread / 2))
-    return float(np.exp(spread * _NORMAL.inv_cdf(min(max(quantile, 0.01), 0.99))))
+    return exp(spread * spread / 2 if quantile is None else spread * _deviations(quantile))
+
+
+@lru_cache(maxsize=64)
+def _deviations(quantile: float) -> float:
+    return _NORMAL.inv_cdf(min(max(quantile, 0.01), 0.99))

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bounded import GAP, Target, completed, within_reach
+from .cut import CUT_CHUNKS_MAX, Stretch, best_cut, least_seconds
 from .problem import RECOMPUTE, Problem
-from .request import BestWithin, Objective
+from .request import BestWithin, Fastest, Objective
 from .timeline import losses, ttfts
 
 __all__ = ["cut_seconds", "search"]
@@ -70,18 +71,22 @@ class _Ladder:
     gain: Floats
 
 
-def search(problem: Problem, objective: Objective, loss_max: float, *, thorough: bool = True) -> Ints:
+def search(problem: Problem, objective: Objective, loss_max: float) -> Ints:
     """A choice for each chunk that is left, [left], whose loss is at most ``loss_max`` nats, summed over tokens.
 
-    Where even nothing lost is too much, everything is computed. Unless ``thorough``, the best of the first candidates.
+    Where even nothing lost is too much, everything is computed.
     """
     goal = _Goal(max(loss_max, 0.0), objective.ttft_seconds if isinstance(objective, BestWithin) else None)
     count, ways = len(problem), problem.transfer.shape[1] - 1
     everything_computed = np.full(count, RECOMPUTE, dtype=np.int64)
     if not count or not np.isfinite(problem.transfer[:, :ways]).any():
         return everything_computed
+    if count <= CUT_CHUNKS_MAX and isinstance(objective, Fastest):
+        cut = _sure_cut(problem, goal)
+        if cut is not None:
+            return cut
     candidates = np.array([everything_computed, *_candidates(problem, goal)])
-    if count > _SMALL_CHUNKS_MAX or not thorough:
+    if count > _SMALL_CHUNKS_MAX:
         return np.asarray(candidates[goal.best_of(problem, candidates)], dtype=np.int64)
     best = _polished(problem, goal, candidates[goal.best_of(problem, candidates)])
     if count > _EXACT_CHUNKS_MAX:
@@ -92,6 +97,44 @@ def search(problem: Problem, objective: Objective, loss_max: float, *, thorough:
         return best
     better = np.concatenate((best[None, :], completed(problem, target, weighting)))
     return np.asarray(better[goal.best_of(problem, better)], dtype=np.int64)
+
+
+def _sure_cut(problem: Problem, goal: _Goal) -> Ints | None:
+    """The best cut of a request with one way worth taking for each chunk, where nothing can be clearly better.
+
+    One way is worth taking where it is the fastest to come and to decode, and nothing else is asked for. ``None`` where
+    that is not so, or where a search may find better.
+    """
+    if len(problem.path_seconds) > 1 or (problem.serial and not problem.prefix_only):
+        return None
+    transfer, decode = problem.transfer[:, :-1], problem.decode[:, :-1]
+    way = int(transfer.min(axis=0).argmin())
+    offered = np.isfinite(transfer)
+    fastest = (transfer[:, way] <= transfer.min(axis=1)) & (
+        decode[:, way] <= np.where(offered, decode, np.inf).min(axis=1)
+    )
+    if not np.all(fastest | ~offered.any(axis=1)):
+        return None
+    competes = problem.executor.decoding_competes and not problem.serial
+    stretch = Stretch(
+        problem.compute.tolist(),
+        transfer[:, way].tolist(),
+        decode[:, way].tolist(),
+        float(problem.path_seconds[0]),
+        problem.wait_seconds,
+        problem.call_seconds,
+        problem.prefix_only,
+        competes,
+    )
+    cut = best_cut(stretch)
+    grid = np.arange(len(problem))
+    loaded = offered[:, way] & ((grid < cut.length) if problem.prefix_only else (grid >= cut.length))
+    choice = np.where(loaded, way, RECOMPUTE)
+    if float(losses(problem, choice[None, :])[0]) > goal.loss_max:
+        return None
+    if not problem.prefix_only and cut.seconds > (1 + GAP) * least_seconds(stretch, cut):
+        return None
+    return choice
 
 
 def _load_seconds(problem: Problem) -> Floats:

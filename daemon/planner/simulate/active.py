@@ -48,11 +48,6 @@ class Scene:
         """What decoding a chunk takes."""
         return tokens * self.engine.values_per_token / self.levels[level].decode_values_per_s
 
-    def compute_s(self, tokens: int, start: int) -> float:
-        """Prefill without what each call costs."""
-        prefill = self.engine.prefill
-        return tokens * (prefill.token_seconds + prefill.token_context_seconds * (start + tokens / 2))
-
 
 @dataclass(slots=True, eq=False)
 class Active:

@@ -108,6 +108,30 @@ class TestPrefill:
         )
         assert ratio[0] > 2
 
+    def test_a_second_of_an_engine_that_is_busy_has_a_price(self):
+        def price(busy):
+            model = PrefillModel(PrefillPrior())
+            for index in range(40):
+                model.add(100, 0, busy, batch=1, now_seconds=float(index))
+            return model.cost().price
+
+        assert price(0.01) == pytest.approx(1.01, rel=0.01)
+        assert price(0.25) == pytest.approx(4 / 3, rel=0.01)
+        assert price(0.9) == price(50.0) == 1.5
+
+    def test_little_known_of_an_engine_or_another_clock_is_no_price(self):
+        model = PrefillModel(PrefillPrior())
+        for index in range(10):
+            model.add(100, 0, 0.9, batch=1, now_seconds=float(index))
+        assert model.cost().price == 1.0
+        for now in (1e9, -1e9):
+            for _ in range(20):
+                model.add(100, 0, 0.5, batch=1, now_seconds=now)
+                now += 2.0
+            assert model.cost().price == pytest.approx(4 / 3, rel=0.01)
+            model.add(100, 0, 0.9, batch=1, now_seconds=now - 5.0)
+            assert model.cost().price == 1.0
+
     def test_what_is_queued_is_computed_first(self):
         cost = PrefillModel(PrefillPrior()).cost(queued_tokens=1000)
         assert cost.wait_seconds == pytest.approx(cost.seconds(np.array([1000]), np.array([0]))[0])

@@ -70,6 +70,38 @@ def test_a_prefix_is_loaded_up_to_where_it_ends():
     assert plan.load_order.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("count", [4, 100])
+def test_an_engine_that_others_wait_for_loads_a_prefix_that_takes_a_little_longer(count):
+    """Short requests and long ones are searched apart; an engine that takes any chunk computes while it loads."""
+    dear = replace(SECOND_A_CHUNK, price=1.2)
+    for executor, price, expected in (
+        (Executor(Ability.PREFIX_CUT), SECOND_A_CHUNK, "c"),
+        (Executor(Ability.PREFIX_CUT), dear, "l"),
+    ):
+        plan = make_plan(request_of(*[100] * count), Views(0.011, prefill=price), Fastest(), executor)
+        assert actions(plan) == expected * count
+        assert plan.ttft_seconds <= price.price * plan.recompute_seconds
+    plans = [
+        make_plan(request_of(*[100] * count), Views(0.011, prefill=p), Fastest(), Executor())
+        for p in (dear, SECOND_A_CHUNK)
+    ]
+    assert actions(plans[0]) == actions(plans[1])
+
+
+def test_a_link_that_is_slow_now_and_mostly_fast_is_worth_a_long_load_and_no_short_one():
+    @dataclass(frozen=True)
+    class Reverting:
+        def mean(self):
+            return Outlook(SECOND_A_CHUNK, {"link": LinkCost(0.0, 0.04, 0.0, "", 0.0025, 5.0)})
+
+        def at(self, quantile):
+            return self.mean()
+
+    prefix = Executor(Ability.PREFIX_CUT)
+    assert actions(make_plan(request_of(100), Reverting(), Fastest(), prefix)) == "c"
+    assert actions(make_plan(request_of(*[100] * 20), Reverting(), Fastest(), prefix)) == "l" * 20
+
+
 def test_what_is_before_a_hole_comes_first():
     plan = make_plan(request_of(100, 100, None, 100, 100), Views(0.002), Fastest(), Executor())
     assert actions(plan) == "llcll"

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kvloom.daemon.planner.request import Ability
+from kvloom.daemon.planner.planner import make_plan
+from kvloom.daemon.planner.request import Ability, Executor, Fastest, PlanRequest, Way
 from kvloom.daemon.planner.simulate import Synthetic, optimum, synthetic
 from kvloom.daemon.planner.simulate.bandwidth import constant, lte, step
 from kvloom.daemon.planner.simulate.planned import Planned
@@ -47,3 +48,42 @@ def test_the_same_run_gives_the_same_plans(workload, scene, simulation):
     results = [simulation(workload, stage, Planned(stage, 1e6), step(4e5, 3e4, 5.0)).run() for _ in range(2)]
     assert results[0].ttft_s.tolist() == results[1].ttft_s.tolist()
     assert results[0].bytes.tolist() == results[1].bytes.tolist()
+
+
+class Doubled(Planned):
+    """Has every first plan made by the planner, too."""
+
+    compared = 0
+
+    def begin(self, request, now_s, ahead):
+        super().begin(request, now_s, ahead)
+        if not request.hits or request.probing:
+            return
+        size_bytes = np.full((len(request.tokens), len(self._scene.levels)), np.inf)
+        decode_s, loss = np.zeros_like(size_bytes), np.zeros_like(size_bytes)
+        for level in range(size_bytes.shape[1]):
+            for chunk in request.hits:
+                size_bytes[chunk, level] = self._scene.size_bytes(request.tokens[chunk], level)
+                decode_s[chunk, level] = self._scene.decode_s(request.tokens[chunk], level)
+        asked = PlanRequest(
+            np.array(request.tokens),
+            np.array(request.starts),
+            tuple(Way("store", level.name) for level in self._scene.levels),
+            size_bytes,
+            decode_s,
+            loss,
+        )
+        executor = Executor(self._scene.ability, decoding_competes=True, step_tokens=self._scene.engine.step_tokens)
+        estimates = self._estimates(request, now_s)
+        plan = make_plan(asked, estimates, Fastest(), executor, quantile=self._quantile)
+        levels = {load.chunk: load.level for load in request.loads}
+        assert [load.chunk for load in request.loads] == plan.load_order.tolist()
+        assert levels == {chunk: int(plan.ways[chunk]) for chunk in plan.load_order.tolist()}
+        self.compared += 1
+
+
+def test_what_is_simulated_is_what_the_planner_decides(workload, scene, simulation):
+    stage = scene(Ability.PREFIX_CUT, levels=scene().levels[:1], competes=True)
+    strategy = Doubled(stage, 1e6)
+    simulation(workload, stage, strategy, step(4e5, 3e4, 20.0)).run()
+    assert strategy.compared > 50
