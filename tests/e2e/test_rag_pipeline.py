@@ -101,7 +101,7 @@ def test_the_ratio_is_what_calibration_found_and_every_process_finds_it(model, c
     with own.start() as fresh, closing(RagPipeline(model, ByteTokenizer(), fresh, **plain)) as first:
         first.use_profile(replace(pipeline.profile, blend_gate=gate_of(pipeline, 0.01)))
         first.ingest(DOCUMENTS)
-        with closing(RagPipeline(model, ByteTokenizer(), fresh, chunk_tokens=100)) as newcomer:
+        with closing(RagPipeline(model, ByteTokenizer(), fresh, **plain)) as newcomer:
             answer = newcomer.generate("what follows?", DOCUMENTS[:4], tokens_max=2)
             assert 0.33 < answer.blend.recompute_ratio < 0.37
             assert (answer.strategy, answer.refusal) == (Strategy.BLEND, "")
