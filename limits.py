@@ -34,6 +34,7 @@ CONTAINER_BYTES_MAX: Final = 256 * 1024 * 1024
 DECODED_BYTES_MAX: Final = 2**32 - 1
 """What a container decodes to; the entropy coder counts symbols in 32 bits."""
 PROFILE_BYTES_MAX: Final = 1024 * 1024 * 1024
+BLEND_GATE_BYTES_MAX: Final = 4096
 
 # Identity
 SALT_BYTES_MAX: Final = 1024
@@ -286,6 +287,8 @@ LOCAL_USES_DEFERRED_MAX: Final = 4096
 """Reads by kept leases after which the daemon is told of them, if no question has done so before."""
 ANSWER_TOKENS_MAX: Final = 1024
 """Tokens of one generated answer; caches are allocated with room for it."""
+BATCH_QUESTIONS_MAX: Final = 4096
+BLEND_TRIALS_MAX: Final = 256
 CALIBRATION_CHARACTERS_MAX: Final = 8 * 1024 * 1024
 """Text that ``kvloom calibrate`` reads, shared out evenly among its files."""
 

@@ -25,6 +25,7 @@ from codec_bench.profiles import Profiles
 from codec_bench.questions import DATASETS, Question, questions_of, scores_of
 from codec_bench.subject import CALIBRATION_TOKENS, CONTEXT_TOKENS, MODELS, Subject
 from codec_bench.texts import cut_all
+from json_lines import append_line, mend, whole_lines
 
 from kvloom.codec import parse_level
 
@@ -71,9 +72,7 @@ def read_answers(options: argparse.Namespace, settings: dict[str, Any]) -> list[
     """The lines of all shards; ends the program where one was made with other settings."""
     lines: list[dict[str, Any]] = []
     for path in sorted(options.json.parent.glob(f"{options.json.name}.*-of-*.jsonl")):
-        # A line that was cut off when a run was stopped is not an answer.
-        whole = path.read_text().rpartition("\n")[0].splitlines()
-        for line in map(json.loads, whole):
+        for line in whole_lines(path):
             if line["settings"] != settings:
                 raise SystemExit(f"{path} holds answers of other settings, {line['settings']}: move it away")
             lines.append(line)
@@ -84,21 +83,17 @@ def answer_all(
     questions: Sequence[Question], answerer: Answerer, path: Path, done: set[str], settings: dict[str, Any]
 ) -> None:
     """Answer the questions that are not ``done`` and append each to ``path``."""
-    cut = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
-    if cut[2]:
-        path.write_bytes(cut[0] + cut[1])
+    mend(path)
     todo = [question for question in questions if question.name not in done]
-    with path.open("a") as file:
-        for number, question in enumerate(todo):
-            answers = {name: asdict(answer) for name, answer in answerer.answers(question).items()}
-            line = {"settings": settings, "question": question.name, "right": question.answers, "answers": answers}
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            if number % 20 == 0:
-                print(
-                    f"  {number + 1} of {len(todo)}: {question.question[:60]} {answers[REFERENCE]['text']!r}",
-                    flush=True,
-                )
+    for number, question in enumerate(todo):
+        answers = {name: asdict(answer) for name, answer in answerer.answers(question).items()}
+        line = {"settings": settings, "question": question.name, "right": question.answers, "answers": answers}
+        append_line(path, line)
+        if number % 20 == 0:
+            print(
+                f"  {number + 1} of {len(todo)}: {question.question[:60]} {answers[REFERENCE]['text']!r}",
+                flush=True,
+            )
 
 
 def rows_of(lines: Sequence[dict[str, Any]], options: argparse.Namespace) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from .realign import rotate_into
 
 __all__ = ["CarryOver"]
 
-SAMPLES_MIN = 32
+SAMPLES_MIN = 20
 """Fewer say too little: on prompts of 300 tokens of a random model carrying over did harm."""
 _PRIOR_TOKENS = 2.0
 """A chunk's mean is drawn to that of all chunks as if so many tokens more had the latter."""

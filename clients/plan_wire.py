@@ -8,6 +8,7 @@ from ..codec.level import STANDARD, Level
 from ..kvstore.key import ModelIdentity
 
 __all__ = [
+    "NO_CHECKS",
     "NO_PLANS",
     "Ability",
     "BlendQuestion",
@@ -25,6 +26,8 @@ __all__ = [
     "PlanReply",
     "PlannerStats",
     "PrefillSample",
+    "QualitySample",
+    "QualityStats",
     "Reason",
     "RecentPlan",
     "ReportReply",
@@ -206,6 +209,19 @@ class PlanOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class QualitySample:
+    """A lossy or blended answer, checked against full prefill: mean KL (nats) of its first tokens, and the first one.
+
+    ``agrees``: full prefill begins with the same token. ``kl_max`` and ``agreement_min`` are what was asked for.
+    """
+
+    kl: float
+    agrees: bool
+    kl_max: float
+    agreement_min: float
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReport:
     """What really happened in ``engine``. What cannot be is ignored."""
 
@@ -214,6 +230,7 @@ class EngineReport:
     loads: tuple[LoadSample, ...] = ()
     decodes: tuple[DecodeSample, ...] = ()
     outcomes: tuple[PlanOutcome, ...] = ()
+    qualities: tuple[QualitySample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +299,24 @@ class PlannerStats:
     links: tuple[LinkReport, ...] = ()
     recent: tuple[RecentPlan, ...] = ()
 
+
+@dataclass(frozen=True, slots=True)
+class QualityStats:
+    """Answers that clients checked against full prefill since the daemon started; ``kl_sum`` in nats.
+
+    The means are over the latest checks; ``alert``: these miss what was asked for (:mod:`.quality`).
+    """
+
+    checked: int = 0
+    agreed: int = 0
+    kl_sum: float = 0.0
+    recent_kl: float = 0.0
+    recent_agreement: float = 0.0
+    alert: bool = False
+
+
+NO_CHECKS = QualityStats()
+"""Of a daemon that was told of none yet."""
 
 NO_PLANS = PlannerStats()
 """Of a daemon that has made none yet."""

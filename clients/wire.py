@@ -18,7 +18,7 @@ from ..errors import InvalidKey, InvalidRequest, KvloomError, TooManyItems
 from ..kvstore.key import ContentKey, ModelIdentity, key_from_hex
 from ..kvstore.tier import Ack
 from .json_bounds import check_json_counts
-from .plan_wire import NO_PLANS, PlannerStats
+from .plan_wire import NO_CHECKS, NO_PLANS, PlannerStats, QualityStats
 from .pool_wire import PoolReport
 from .tenancy import StageStats, TenantStats
 
@@ -244,6 +244,7 @@ class DaemonStats:
     promotions_dropped: int = 0
     pools: tuple[PoolReport, ...] = ()
     planner: PlannerStats = NO_PLANS
+    quality: QualityStats = NO_CHECKS
 
 
 def dump(record: object) -> Json:

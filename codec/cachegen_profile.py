@@ -97,12 +97,13 @@ class CacheGenTables:
 
 @dataclass(frozen=True)
 class CacheGenProfile:
-    """Tables of all layers, keys before values; safe to share between threads."""
+    """Tables of all layers, keys before values; safe to share between threads. ``blend_gate`` as in a ``Profile``."""
 
     codec: ClassVar[LossyCodec] = LossyCodec.CACHEGEN
     layout: Layout
     bin_scales: tuple[float, ...]
     tables: tuple[CacheGenTables, ...]
+    blend_gate: bytes = b""
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -128,7 +129,7 @@ class CacheGenProfile:
             for item in tables.deltas:
                 parts.append(_TABLE.pack(item.bin_size, item.limit))
                 parts.append(item.frequencies.astype("<u2").tobytes())
-        return write_profile(_MAGIC, _FORMAT, self.layout, parts)
+        return write_profile(_MAGIC, _FORMAT, self.layout, parts, blend_gate=self.blend_gate)
 
     @cached_property
     def digest(self) -> bytes:
@@ -146,7 +147,7 @@ class CacheGenProfile:
         scales = tuple(float(item) for item in np.frombuffer(reader.take(4 * levels), "<f4"))
         tables = tuple(_read_tables(reader, spec.width_of(kind), levels) for spec in layout.layers for kind in Kind)
         reader.expect_end()
-        profile = cls(layout, scales, tables)
+        profile = cls(layout, scales, tables, content.blend_gate)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
         return profile
 

@@ -150,13 +150,17 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Blocks of all layers in order; ``refinements`` levels follow the base level."""
+    """Blocks of all layers in order; ``refinements`` levels follow the base level.
+
+    ``blend_gate`` is what was measured of blending on the model (:mod:`kvloom.blend.gate`); empty where nothing was.
+    """
 
     codec: ClassVar[LossyCodec] = LossyCodec.KVLOOM
     layout: Layout
     block_layers: int
     refinements: int
     blocks: tuple[Block, ...]
+    blend_gate: bytes = b""
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -187,7 +191,7 @@ class Profile:
                 parts.append(_PART.pack(item.start, item.width, item.basis is not None, item.adaptive, 0))
                 parts += [array.astype("<f4").tobytes() for array in (item.mean, item.origin_mean, item.scale)]
                 parts += [item.classes.tobytes(), b"" if item.basis is None else item.basis.tobytes()]
-        return write_profile(_MAGIC, _FORMAT, self.layout, parts)
+        return write_profile(_MAGIC, _FORMAT, self.layout, parts, blend_gate=self.blend_gate)
 
     @cached_property
     def digest(self) -> bytes:
@@ -205,7 +209,7 @@ class Profile:
         widths = [block_width(layout, layers) for layers in block_ranges(layout, block_layers)]
         blocks = tuple(_read_block(reader, width) for width in widths)
         reader.expect_end()
-        profile = cls(layout, block_layers, refinements, blocks)
+        profile = cls(layout, block_layers, refinements, blocks, content.blend_gate)
         profile.__dict__["data"] = data  # what was parsed names the profile, whatever zstandard would write today
         return profile
 

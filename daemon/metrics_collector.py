@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .. import limits
-from ..clients.plan_wire import PlannerStats
+from ..clients.plan_wire import PlannerStats, QualityStats
 from ..clients.tenancy import TenantStats, TenantTier
 from ..clients.wire import DaemonStats
 from ..kvstore.tier import UNBOUNDED_BYTES
@@ -54,6 +54,7 @@ class StatsCollector(Collector):
         yield from _stage_metrics(stats)
         yield from _pool_metrics(stats)
         yield from _planner_metrics(stats.planner)
+        yield from _quality_metrics(stats.quality)
         yield from _tenant_metrics(stats)
 
 
@@ -142,6 +143,21 @@ def _planner_metrics(planner: PlannerStats) -> Iterator[Metric]:
     )
     for name, means, value in counters:
         yield CounterMetricFamily(name, means, value=value)
+
+
+def _quality_metrics(quality: QualityStats) -> Iterator[Metric]:
+    """The gauges are there from the first check on: before it there is nothing that they could be."""
+    yield CounterMetricFamily("kvloom_answers_checked", "Answers checked against full prefill.", value=quality.checked)
+    yield CounterMetricFamily("kvloom_answers_agreed", "Those that began with the same token.", value=quality.agreed)
+    yield CounterMetricFamily("kvloom_answers_kl_nats", "KL of their first tokens, summed.", value=quality.kl_sum)
+    if quality.checked:
+        yield GaugeMetricFamily("kvloom_answers_recent_kl_nats", "Mean KL of the latest.", value=quality.recent_kl)
+        yield GaugeMetricFamily(
+            "kvloom_answers_recent_agreement_ratio", "Share of the latest that agreed.", value=quality.recent_agreement
+        )
+    yield GaugeMetricFamily(
+        "kvloom_answers_alert", "1 while the latest miss the quality asked for.", value=float(quality.alert)
+    )
 
 
 def _tenant_metrics(stats: DaemonStats) -> Iterator[Metric]:

@@ -21,6 +21,7 @@ from ..errors import TooManyItems
 from ..kvstore.key import OwnerId
 from ..kvstore.tiered.store import TieredStore
 from ..tracing import span
+from .answer_quality import AnswerQuality
 from .caller import Caller, Scope
 from .plan_offers import ChunkOffers
 from .plan_questions import (
@@ -97,6 +98,7 @@ class Planning:
         self._awaited: OrderedDict[tuple[OwnerId, bytes], _Made] = OrderedDict()
         self._recent: deque[_Made] = deque(maxlen=limits.PLAN_RECENT_MAX)
         self._counts = _Counts()
+        self.quality = AnswerQuality()
 
     async def plan(self, caller: Caller, question: wire.PlanQuestion) -> wire.PlanReply:
         """Decide for each chunk; :class:`InvalidRequest`, :class:`TooManyItems` for a question that makes no sense."""
@@ -137,7 +139,7 @@ class Planning:
         """Learn from what an engine says that things took; what cannot be is counted and changes nothing."""
         caller.require(Scope.READ)
         check_name(report.engine)
-        count = len(report.prefills) + len(report.loads) + len(report.decodes) + len(report.outcomes)
+        count = sum(map(len, (report.prefills, report.loads, report.decodes, report.outcomes, report.qualities)))
         if count > limits.PLAN_SAMPLES_MAX:
             raise TooManyItems(f"report has {count} measurements, the limit is {limits.PLAN_SAMPLES_MAX}")
         for load in report.loads:
@@ -179,6 +181,8 @@ class Planning:
             yield model.note_decode(engine, decode.level.name, decode.kv_bytes, decode.seconds, now_seconds=now)
         for outcome in report.outcomes:
             yield self._note_outcome(caller, outcome)
+        for quality in report.qualities:
+            yield self.quality.note(quality)
 
     def _note_outcome(self, caller: Caller, outcome: wire.PlanOutcome) -> bool:
         seconds = outcome.ttft_seconds

@@ -1,7 +1,7 @@
 """What the store says of itself, as the records that clients read (:mod:`kvloom.clients.wire`)."""
 
 from ..clients import tenancy, wire
-from ..clients.plan_wire import PlannerStats
+from ..clients.plan_wire import PlannerStats, QualityStats
 from ..clients.pool_wire import PoolReport
 from ..codec.container import ContainerHeader
 from ..codec.level import EXACT
@@ -111,6 +111,7 @@ def daemon_stats(
     tenants: tuple[tenancy.TenantStats, ...],
     pools: tuple[PoolReport, ...],
     planner: PlannerStats,
+    quality: QualityStats,
 ) -> wire.DaemonStats:
     """The whole daemon's figures, as whoever asks from ``namespace`` is told them."""
     return wire.DaemonStats(
@@ -142,4 +143,5 @@ def daemon_stats(
         promotions_dropped=store.promotions_dropped,
         pools=pools,
         planner=planner,
+        quality=quality,
     )

@@ -382,4 +382,5 @@ class Service:
             tenants=self.namespaces(caller).namespaces,
             pools=self._pools.reports(),
             planner=self.planning.stats(),
+            quality=self.planning.quality.stats(),
         )

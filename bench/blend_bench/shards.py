@@ -1,9 +1,10 @@
 """What was measured so far, a line of JSON per question and strategy, so that a run can be killed and go on."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from json_lines import append_line, mend, whole_lines
 
 from .strategies import Outcome
 
@@ -31,11 +32,9 @@ def read_shards(paths: Iterable[Path]) -> list[Measured]:
     """Everything in files of any number of runs; a last line cut short by a kill is passed over."""
     found = {}
     for path in paths:
-        for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-            if line.endswith("\n"):
-                fields = json.loads(line)
-                item = Measured(**{**fields, "outcome": Outcome(**fields["outcome"])})
-                found[item.key] = item
+        for fields in whole_lines(path):
+            item = Measured(**{**fields, "outcome": Outcome(**fields["outcome"])})
+            found[item.key] = item
     return list(found.values())
 
 
@@ -44,13 +43,10 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.done = {item.key for item in read_shards([path])}
-        text = path.read_text() if path.exists() else ""
-        if text and not text.endswith("\n"):
-            path.write_text(text[: text.rfind("\n") + 1])
+        mend(path)
         self._path = path
 
     def add(self, item: Measured) -> None:
         """Append one measurement; it is in the file when this returns."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(item)) + "\n")
+        append_line(self._path, asdict(item))
         self.done.add(item.key)

@@ -19,6 +19,7 @@ from kvloom.blend import (
     record_variants,
 )
 from kvloom.blend.select import FirstTokens, KvDeviation, NoTokens, QueryAttention, RecordedNeed
+from kvloom.clients.transformers.running import divergence
 
 from .scores import score
 from .subject import AFTER_PREFIX, STANDALONE, Asked
@@ -95,7 +96,7 @@ def outcome_of(asked: Asked, strategy: Strategy) -> Outcome:
         found = asked.following(result.cache, result.logits, truth.tokens)
         agrees = found.argmax(-1) == torch.tensor(truth.tokens)
         own = truth.tokens if bool(agrees.all()) else _answer(asked, result)
-    kl = (truth.following.exp() * (truth.following - found)).sum(-1)
+    kl = divergence(truth.following, found)
     return Outcome(
         token_layer_cost=result.report.token_layer_cost,
         kl=float(kl.mean()),

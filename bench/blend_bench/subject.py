@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kvloom.blend import Blender, BlendRequest, ChunkVariant, KvCache, PlacedChunk
 from kvloom.clients.rag.documents import Prompt, PromptTemplate
-from kvloom.clients.transformers import extract, load_model, model_layout, prefill
+from kvloom.clients.transformers import extract, load_model, model_layout, next_logits, prefill
+from kvloom.clients.transformers.running import said
 
 from .cases import NEWS, Case
 
@@ -74,12 +75,9 @@ class Asked:
         """Room for the prompt and an answer."""
         return KvCache(self.subject.layout, self.total + self.case.answer_tokens)
 
-    @torch.inference_mode()
     def full(self, cache: KvCache) -> Tensor:
         """Plain Transformers: compute everything; logits ``[vocabulary]`` of the last token."""
-        ids = torch.from_numpy(self.prompt.token_ids)[None]
-        logits: Tensor = self.subject.model(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits[0, -1]
-        return logits
+        return next_logits(self.subject.model, cache, self.prompt.token_ids)
 
     @cached_property
     def truth(self) -> Said:
@@ -100,15 +98,10 @@ class Asked:
             found.append(int(output.logits[0, -1].argmax()))
         return found
 
-    @torch.inference_mode()
     def following(self, cache: KvCache, logits: Tensor, answer: list[int]) -> Tensor:
         """Log-probabilities ``[answer, vocabulary]`` of each token of ``answer`` after those before it."""
         cache.truncate(self.total)
-        rows = logits[None]
-        if len(answer) > 1:
-            more = self.subject.model(input_ids=torch.tensor([answer[:-1]]), past_key_values=cache).logits[0]
-            rows = torch.cat([rows, more])
-        return rows.double().log_softmax(-1)
+        return said(self.subject.model, cache, logits, answer)
 
     def text(self, tokens: list[int]) -> str:
         """Tokens as text, its end not among it."""

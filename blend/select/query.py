@@ -19,25 +19,27 @@ class QueryAttention(SelectionRule):
     """The tokens that the question pays most attention to over all layers; the default (``docs/adr/0017``).
 
     Before all others come the ``sinks`` first tokens of each chunk and tokens at even distances in it, which are the
-    share ``sampled`` of all that ``ratio`` allows; with ``carry`` what these learn moves the tokens that are not
-    computed. No fewer than ``tokens_min`` are computed where there are as many: a forward over so few takes no longer
-    than one over fewer, and of a short text every token matters. Published rules of the kind (ProphetKV, QCFuse) are
-    ``QueryAttention(ratio, 0, 0.0, carry=False)``.
+    share ``sampled`` of all that ``ratio`` allows, and of all tokens ``sampled_max`` at most; with ``carry`` what these
+    learn moves the tokens that are not computed. No fewer than ``tokens_min`` are computed where there are as many: a
+    forward over so few takes no longer than one over fewer, and of a short text every token matters. Published rules
+    of the kind (ProphetKV, QCFuse) are ``QueryAttention(ratio, 0, 0.0, carry=False)``.
     """
 
-    ratio: float = 0.13
+    ratio: float = 0.12
     sinks: int = 4
-    sampled: float = 0.4
+    sampled: float = 0.43
     carry: bool = True
     tokens_min: int = 0
+    sampled_max: float = 0.052
     reads_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         SelectionRule.__post_init__(self)
         if self.sinks < 0:
             raise InvalidRequest(f"sinks is {self.sinks}, must be 0 or more")
-        if not 0.0 <= self.sampled <= 1.0:
-            raise InvalidRequest(f"sampled is {self.sampled}, must be 0 to 1")
+        for name, share in (("sampled", self.sampled), ("sampled_max", self.sampled_max)):
+            if not 0.0 <= share <= 1.0:
+                raise InvalidRequest(f"{name} is {share}, must be 0 to 1")
         if self.tokens_min < 0:
             raise InvalidRequest(f"tokens_min is {self.tokens_min}, must be 0 or more")
 
@@ -61,7 +63,7 @@ class QueryAttention(SelectionRule):
         return self._spread(candidates) & (candidates.offset >= self.sinks)
 
     def _spread(self, candidates: Candidates) -> Tensor:
-        share = self.sampled * self.ratio
+        share = min(self.sampled * self.ratio, self.sampled_max)
         if share * candidates.count < 1.0:
             return torch.zeros_like(candidates.offset, dtype=torch.bool)
         # Multiples of the golden ratio: nearly even distances that no period of the text falls in with.

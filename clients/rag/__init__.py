@@ -10,7 +10,9 @@ Needs the ``[rag]`` extra; importing this package does not load torch until a pi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .batching import BatchQuestion, plan_batch
 from .documents import Document, DocumentSpan, Prompt, PromptTemplate
+from .trials import Trial, read_trials, trials_of
 
 if TYPE_CHECKING:
     from .advice import PlanPreview
@@ -32,6 +34,7 @@ __all__ = [
     "Answered",
     "AsyncAnswerStream",
     "AsyncRagService",
+    "BatchQuestion",
     "Decoding",
     "Document",
     "DocumentSpan",
@@ -52,6 +55,10 @@ __all__ = [
     "RagService",
     "Sampler",
     "Strategy",
+    "Trial",
+    "plan_batch",
+    "read_trials",
+    "trials_of",
 ]
 
 _MODULES = {

@@ -31,6 +31,7 @@ from ..plan_wire import (
     PlanQuestion,
     PlanReply,
     PrefillSample,
+    QualitySample,
     Reason,
 )
 from .arrivals import Arrivals, ChunkPlace, LoadOrder, Work
@@ -44,7 +45,7 @@ _PREFILLS_KEPT: Final = 31
 _FORGOTTEN: Final = 3.0
 """A daemon that is off by more than this factor about computing has been started anew and knows nothing."""
 
-_Noted = PrefillSample | LoadSample | DecodeSample | PlanOutcome
+_Noted = PrefillSample | LoadSample | DecodeSample | PlanOutcome | QualitySample
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,11 @@ class Adviser:
             with self._lock:
                 self._noted.append(PlanOutcome(advice.reply.plan, ttft_seconds))
 
+    def note_quality(self, sample: QualitySample) -> None:
+        """An answer was checked against full prefill."""
+        with self._lock:
+            self._noted.append(sample)
+
     def note_arrivals(self, arrivals: Arrivals) -> None:
         """What loading and decoding took."""
         transfers, decodings = arrivals.measured()
@@ -276,6 +282,7 @@ class Adviser:
             tuple(item for item in noted if isinstance(item, LoadSample)),
             tuple(item for item in noted if isinstance(item, DecodeSample)),
             tuple(item for item in noted if isinstance(item, PlanOutcome)),
+            tuple(item for item in noted if isinstance(item, QualitySample)),
         )
         with suppress(KvloomError):  # what is not heard of is learnt from the next report
             self._client.report(report, seconds_max=limits.PLAN_REPORT_SECONDS_MAX)

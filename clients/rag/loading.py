@@ -15,7 +15,7 @@ from ...blend.request import BlendReport
 from ...codec.level import EXACT, Level
 from ...kvstore.key import ModelIdentity
 from ..client import KvloomClient
-from ..plan_wire import BlendQuestion
+from ..plan_wire import BlendQuestion, QualitySample
 from .advice import Advice, Adviser, engine_name
 from .arrivals import ChunkPlace, Chunks, Loaded, LoadOrder, LoadResult
 from .chunks import ChunkTraffic
@@ -139,6 +139,11 @@ class PromptLoader:
         """A prompt was blended: where nothing of it was stored, that was a prefill like any other."""
         if not report.stored_tokens:
             self._adviser.note_prefill(report.fresh_tokens, report.prefix_tokens, report.seconds.total)
+
+    def note_quality(self, sample: QualitySample) -> None:
+        """Tell the daemon of an answer that was checked, in the background."""
+        self._adviser.note_quality(sample)
+        self._adviser.send()
 
     def report(self) -> None:
         """Tell the planner what was measured so far, in the background."""

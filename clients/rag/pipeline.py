@@ -9,87 +9,40 @@ matter most for the question (``docs/adr/0004``, ``docs/adr/0017``).
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import limits
 from ...blend.cache import BlendCache, KvCache
-from ...blend.executor import Blender
-from ...blend.request import BlendReport, BlendRequest, PlacedChunk
 from ...blend.select.base import SelectionRule
-from ...blend.select.query import QueryAttention
 from ...codec.level import EXACT, STANDARD, Level
 from ...codec.profiles import AnyProfile
 from ...errors import InvalidRequest
-from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
+from ...kvstore.key import ContentKey, ModelIdentity
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
 from ..plan_wire import BlendQuestion
 from ..resident import PoolPlace, ResidentChunks
 from ..transformers import model_identity, model_layout, prefill
 from .advice import Advice, PlanPreview
-from .arrivals import ChunkPlace, LoadResult
+from .answer import Answer, Computed, IngestReport, Strategy
+from .arrivals import ChunkPlace
+from .batching import BYTES_DEFAULT, BatchQuestion
+from .blending import DocumentBlender, LoadedContext, Refused
 from .calibrating import calibrated
+from .canary import EVERY_DEFAULT, Canary, Watch
 from .chunks import ChunkTraffic
 from .decoding import GREEDY, Decoding
 from .documents import Document, Prompt, PromptTemplate
+from .gating import gated
+from .held import HeldChunks
 from .loading import PlanSettings, PromptLoader
+from .placing import Placing
+from .trials import Trial
 
 __all__ = ["Answer", "IngestReport", "LoadedContext", "RagPipeline", "Strategy"]
-
-
-class Strategy(StrEnum):
-    """How the KV of a prompt is come by."""
-
-    RECOMPUTE = "recompute"
-    """Prefill everything, as without a cache."""
-    BLEND = "blend"
-    """Load the documents' KV, wherever they stand, and recompute the tokens that matter."""
-    PREFIX = "prefix"
-    """Load the longest exact prefix of this very prompt and compute the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class IngestReport:
-    """What an ingest did; ``stored_bytes`` and ``stored_tokens`` count what was put, not what was already there."""
-
-    documents: int
-    already_stored: int
-    stored_tokens: int
-    stored_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedContext:
-    """A prompt whose documents' KV lies decoded in ``cache``, ready to be blended; on ``advice``, if there was any."""
-
-    prompt: Prompt
-    cache: BlendCache
-    result: LoadResult
-    advice: Advice | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was generated and how. ``logits`` ``[vocabulary]`` float32 are those of the first token.
-
-    ``ttft_seconds`` runs from the call of :meth:`RagPipeline.generate` to the first token; ``load`` and ``blend`` are
-    None where nothing was loaded or blended. ``plan`` is what was expected of it; None where nobody said.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logits: NDArray[np.float32]
-    ttft_seconds: float
-    strategy: Strategy
-    prompt_tokens: int
-    load: LoadResult | None = None
-    blend: BlendReport | None = None
-    plan: PlanPreview | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +56,11 @@ class _Prefix:
 class RagPipeline:
     """Questions over documents with one model and one daemon. Not safe for use by two threads at once.
 
-    ``level`` is what documents are loaded at, ``rule`` which of their tokens are recomputed, ``pool`` where chunks that
-    were decoded once are kept so. Where the daemon is gone, every strategy still answers, from the text. The
-    daemon's planner is asked first, as ``planning`` says, whether loading is faster than computing.
+    ``level`` is what documents are loaded at, ``pool`` where chunks that were decoded once are kept so, ``rule`` says
+    which tokens are recomputed (default: :class:`DocumentBlender`'s). Where the daemon is gone, or the model cannot be
+    blended, every strategy still answers, from the text. The daemon's planner is asked first, as ``planning`` says,
+    whether loading is faster than computing. One in ``canary_every`` blended answers is checked against full prefill
+    in the background (:attr:`canary`).
     """
 
     def __init__(
@@ -121,6 +76,7 @@ class RagPipeline:
         rule: SelectionRule | None = None,
         pool: PoolPlace | None = None,
         planning: PlanSettings | None = None,
+        canary_every: int = EVERY_DEFAULT,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -128,17 +84,36 @@ class RagPipeline:
         self.identity = identity or model_identity(model, layout=self.layout)
         self.template = template or PromptTemplate(tokenizer)
         self.chunk_tokens, self.level = chunk_tokens, level
-        self.rule = rule or QueryAttention(tokens_min=limits.RECOMPUTED_TOKENS_MIN)
-        self.profile: AnyProfile | None = None
+        self.blending = DocumentBlender(model, self.layout, self.identity.fingerprint, rule)
+        self._profile: AnyProfile | None = None
+        self._placing = Placing(self.identity, self.template, chunk_tokens)
         self._clock = clock
         self.planning = planning or PlanSettings()
         self._connect = partial(ChunkTraffic, layout=self.layout, pool=pool, clock=clock)
         self._traffic = self._connect(client)
         self._loader = PromptLoader(model, self.identity, client, self._traffic, self.planning, clock=clock)
-        self._blender = Blender(model, self.layout)
-        prefix = chunk_refs(self.identity, self.template.prefix, chunk_tokens=limits.CHUNK_TOKENS_MAX)[0]
-        self._prefix_place = ChunkPlace(prefix, 0)
+        self.canary = Canary(model, self.layout, every=canary_every, report=self._loader.note_quality)
         self._held_prefix: _Prefix | None = None
+
+    @property
+    def profile(self) -> AnyProfile | None:
+        """What documents are coded with, and how they are blended where it has a gate; None until one is found."""
+        return self._profile
+
+    @profile.setter
+    def profile(self, profile: AnyProfile | None) -> None:
+        self._profile = profile
+        self.blending.follow(profile)
+
+    @property
+    def rule(self) -> SelectionRule:
+        """Which tokens of blended documents are recomputed."""
+        return self.blending.rule
+
+    def use_profile(self, profile: AnyProfile) -> None:
+        """Code documents with ``profile`` from now on (``kvloom calibrate``); raises :class:`DaemonUnavailable`."""
+        self._traffic.publish_profile(profile)
+        self.profile = profile
 
     def use_client(self, client: KvloomClient) -> None:
         """Talk to another daemon from now on (or to the same one at a new address)."""
@@ -155,19 +130,24 @@ class RagPipeline:
 
     def close(self) -> None:
         """End the worker threads; the client stays the caller's."""
+        self.canary.close()
         self._loader.close()
         self._traffic.close()
 
-    def calibrate(self, texts: Iterable[str]) -> AnyProfile:
+    def calibrate(self, texts: Iterable[str], *, trials: Sequence[Trial] = ()) -> AnyProfile:
         """Learn a profile from ``texts`` (a few thousand tokens of the kind to be stored) and publish it.
+
+        With ``trials`` (:func:`trials_of`) it says, too, how much must be recomputed of blended documents.
 
         It is for the codec that the daemon's namespace keeps; for ours it takes what the model minds into account where
         torch can differentiate it: about the time of prefilling the text three times. Raises
         :class:`DaemonUnavailable`.
         """
-        self.profile = calibrated(self.model, self.layout, self.template, texts, self._traffic.codec())
-        self._traffic.publish_profile(self.profile)
-        return self.profile
+        profile = calibrated(self.model, self.layout, self.template, texts, self._traffic.codec())
+        if trials:
+            profile = gated(profile, self.model, self.template, trials, fingerprint=self.identity.fingerprint)
+        self.use_profile(profile)
+        return profile
 
     def ingest(
         self,
@@ -183,7 +163,7 @@ class RagPipeline:
         """
         prefix = self._prefix()
         profile = self._ensure_profile(documents, prefix)
-        placed = [(item, self._document_places(item, prefix)) for item in documents]
+        placed = [(item, self._placing.document(item)) for item in documents]
         present = iter(self._traffic.exists([place.ref.key for _, places in placed for place in places]))
         already_stored = stored_tokens = stored_bytes = 0
         for document, places in placed:
@@ -200,21 +180,25 @@ class RagPipeline:
 
     def document_keys(self, document: Document) -> list[ContentKey]:
         """The content keys of a document's chunks."""
-        return [place.ref.key for place in self._document_places(document, self._prefix())]
+        return [place.ref.key for place in self._placing.document(document)]
 
     def context(self, documents: Sequence[Document], question: str = "") -> LoadedContext:
         """Load the KV of ``documents`` into a cache, each where the prompt for ``question`` has it.
 
         What the planner says is computed sooner is not loaded.
         """
-        prefix = self._prefix()
-        prompt = self.template.prompt(question, documents)
-        total = len(prompt.token_ids)
-        cache = BlendCache(self.layout, total + limits.ANSWER_TOKENS_MAX)
-        cache.copy_from(prefix.cache, prompt.prefix_tokens)
-        places = self._places(prompt, Strategy.BLEND)
+        return self._load(self.template.prompt(question, documents))
+
+    def _load(self, prompt: Prompt) -> LoadedContext:
+        cache, places, total = self._new_cache(prompt), self._placing.blended(prompt), len(prompt.token_ids)
         result, advice = self._loader.load(cache, places, total, level=self.level, blend=self._blend_question())
         return LoadedContext(prompt, cache, result, advice)
+
+    def _new_cache(self, prompt: Prompt) -> BlendCache:
+        """Room for the prompt and an answer; the exact prefix is there."""
+        cache = BlendCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
+        cache.copy_from(self._prefix().cache, prompt.prefix_tokens)
+        return cache
 
     def preview(
         self,
@@ -250,47 +234,101 @@ class RagPipeline:
         ``remember`` puts the whole prompt's exact KV afterwards, so that :attr:`Strategy.PREFIX` finds it next time; it
         needs a strategy whose KV is exact.
         """
-        if not 1 <= tokens_max <= limits.ANSWER_TOKENS_MAX:
-            raise InvalidRequest(f"tokens_max is {tokens_max}, must be 1 to {limits.ANSWER_TOKENS_MAX}")
+        _check_length(tokens_max)
         if remember and strategy is Strategy.BLEND:
             raise InvalidRequest("blended KV is not exact and cannot be remembered as a prefix")
+        return self._answer(question, documents, strategy, tokens_max, decoding, self._load, remember=remember)
+
+    def generate_batch(
+        self,
+        questions: Sequence[BatchQuestion],
+        *,
+        tokens_max: int = 128,
+        decoding: Decoding = GREEDY,
+        bytes_max: int = BYTES_DEFAULT,
+    ) -> list[Answer]:
+        """Blended answers to all ``questions``, in their order; chunks that they share are decoded once.
+
+        They are answered as :func:`plan_batch` orders them (it says what it raises), holding at most ``bytes_max`` of
+        decoded chunks, without asking the planner. A chunk's bytes count for the first answer that needs it.
+        """
+        _check_length(tokens_max)
+        held = HeldChunks(self._traffic, self.layout, self.level)
+        found: dict[int, Answer] = {}
+        for index in held.hold_for([self._placing.documents(item.documents) for item in questions], bytes_max):
+            asked, load = questions[index], partial(self._held, held)
+            found[index] = self._answer(
+                asked.question, asked.documents, Strategy.BLEND, tokens_max, decoding, load, remember=False
+            )
+        return [found[index] for index in range(len(questions))]
+
+    def _held(self, held: HeldChunks, prompt: Prompt) -> LoadedContext:
+        chunks, result = held.placed(self._placing.blended(prompt))
+        return LoadedContext(prompt, self._new_cache(prompt), result, chunks=chunks)
+
+    def _answer(
+        self,
+        question: str,
+        documents: Sequence[Document],
+        strategy: Strategy,
+        tokens_max: int,
+        decoding: Decoding,
+        load: Callable[[Prompt], LoadedContext],
+        *,
+        remember: bool,
+    ) -> Answer:
         started = self._clock()
-        load: LoadResult | None = None
-        blend: BlendReport | None = None
-        advice: Advice | None = None
-        if strategy is Strategy.BLEND:
-            context = self.context(documents, question)
-            prompt, load, advice = context.prompt, context.result, context.advice
-            blended = self._blender.blend(_blend_request(context), self._rule(advice), cache=context.cache)
-            cache: KvCache = blended.cache
-            logits, blend = blended.logits, blended.report
-            self._loader.note_blend(blend)
-        else:
+        with self.canary.answering() as watched:
             prompt = self.template.prompt(question, documents)
-            cache = KvCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
-            if strategy is Strategy.PREFIX:
-                places = self._places(prompt, strategy)
-                filled = self._loader.fill(cache, prompt.token_ids, places, floor=self._floor(strategy))
-            else:
-                filled = self._loader.compute(cache, prompt.token_ids)
-            logits, load, advice = filled.logits, filled.load, filled.advice
-        first = decoding.choose(logits)
-        ttft = self._clock() - started
-        self._loader.finish(advice, ttft, floor=self._floor(strategy))
-        if remember:
-            self._remember(prompt, cache)
-        token_ids = decoding.go_on(self.model, cache, first, tokens_max)
+            made = self._computed(prompt, strategy, load)
+            watch = Watch(decoding.choose)
+            first = watch.choose(made.logits)
+            ttft = self._clock() - started
+            self._loader.finish(made.advice, ttft, floor=self._floor(strategy))
+            if remember:
+                self._remember(prompt, made.cache)
+            token_ids = replace(decoding, choose=watch.choose).go_on(self.model, made.cache, first, tokens_max)
+        if watched and made.strategy is Strategy.BLEND:
+            self.canary.check(prompt.token_ids, token_ids, watch.logits, self.blending.target)
         return Answer(
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             token_ids=tuple(token_ids),
-            logits=logits.float().numpy(),
+            logits=made.logits.float().numpy(),
             ttft_seconds=ttft,
-            strategy=strategy,
+            strategy=made.strategy,
             prompt_tokens=len(prompt.token_ids),
-            load=load,
-            blend=blend,
-            plan=None if advice is None else advice.preview(),
+            load=made.load,
+            blend=made.blend,
+            plan=None if made.advice is None else made.advice.preview(),
+            refusal=made.refusal,
         )
+
+    def _computed(self, prompt: Prompt, strategy: Strategy, load: Callable[[Prompt], LoadedContext]) -> Computed:
+        """The prompt's KV and what follows it; in full where it was to be blended and cannot be.
+
+        Nothing is loaded for a blend that is refused; whether it is, the profile of the prefix may say first.
+        """
+        refusal = ""
+        if strategy is Strategy.BLEND:
+            self._prefix()
+            refusal = self.blending.refusal
+            if not refusal:
+                context = load(prompt)
+                blended = self.blending.blend(context, self._rule(context.advice))
+                if not isinstance(blended, Refused):
+                    self._loader.note_blend(blended.report)
+                    return Computed(
+                        strategy, blended.cache, blended.logits, context.result, context.advice, blended.report
+                    )
+                refusal = blended.reason
+            strategy = Strategy.RECOMPUTE
+        cache = KvCache(self.layout, len(prompt.token_ids) + limits.ANSWER_TOKENS_MAX)
+        if strategy is Strategy.PREFIX:
+            places = self._places(prompt, strategy)
+            filled = self._loader.fill(cache, prompt.token_ids, places, floor=self._floor(strategy))
+        else:
+            filled = self._loader.compute(cache, prompt.token_ids)
+        return Computed(strategy, cache, filled.logits, filled.load, filled.advice, refusal=refusal)
 
     def _floor(self, strategy: Strategy) -> Level:
         """The coarsest level that may be loaded."""
@@ -308,11 +346,12 @@ class RagPipeline:
         """The exact prefix: from memory, from the daemon, or computed."""
         if self._held_prefix is not None:
             return self._held_prefix
-        ids = self.template.prefix
-        place = self._prefix_place
+        ids, place = self.template.prefix, self._placing.prefix
         cache = KvCache(self.layout, len(ids))
         if self._traffic.load(cache, [place], level=EXACT).loaded:
             cache.truncate(len(ids))
+            if self.profile is None:
+                self.profile = self._traffic.profile_of(place.ref.key)
         else:
             cache = prefill(self.model, ids, cache=cache)
         self._held_prefix = _Prefix(place, cache)
@@ -345,25 +384,9 @@ class RagPipeline:
             self._traffic.store(cache, place, levels=(self.level,), profile=profile, ack=ack) for place in places
         )
 
-    def _document_places(self, document: Document, prefix: _Prefix) -> list[ChunkPlace]:
-        ids = self.template.document_tokens(document)
-        start = len(self.template.prefix)
-        return [ChunkPlace(ref, start + ref.start) for ref in self._document_refs(ids, prefix.place.ref.key)]
-
-    def _document_refs(self, ids: NDArray[np.int64], parent: ContentKey) -> list[ChunkRef]:
-        return chunk_refs(self.identity, ids, chunk_tokens=self.chunk_tokens, context=parent)
-
     def _places(self, prompt: Prompt, strategy: Strategy) -> list[ChunkPlace]:
         """The chunks that may be stored of a prompt, in order: its documents', or its own."""
-        if strategy is Strategy.BLEND:
-            parent = self._prefix_place.ref.key
-            return [
-                ChunkPlace(ref, span.start + ref.start)
-                for span in prompt.spans
-                for ref in self._document_refs(prompt.tokens_of(span), parent)
-            ]
-        refs = chunk_refs(self.identity, prompt.token_ids, chunk_tokens=self.chunk_tokens)
-        return [ChunkPlace(ref, ref.start) for ref in refs]
+        return self._placing.blended(prompt) if strategy is Strategy.BLEND else self._placing.exact(prompt)
 
     def _remember(self, prompt: Prompt, cache: KvCache) -> None:
         exact_only = self.profile is None or self.planning.prefix_level == EXACT
@@ -372,24 +395,6 @@ class RagPipeline:
             self._traffic.remember(cache, place, levels=levels, profile=profile)
 
 
-def _blend_request(context: LoadedContext) -> BlendRequest:
-    """The prefix and every loaded chunk, already in the cache at their places; what was missed is computed.
-
-    A document that comes first follows the very tokens it was computed after: it belongs to the exact prefix (exact but
-    for its level) and nothing of it is recomputed.
-    """
-    prompt, cache = context.prompt, context.cache
-    arrays = [cache.layer_arrays(layer) for layer in range(len(cache.layout.layers))]
-
-    def placed(start: int, stop: int) -> PlacedChunk:
-        keys = [item.keys[:, start:stop] for item in arrays]
-        values = [item.values[:, start:stop] for item in arrays]
-        return PlacedChunk(start, stop - start, keys, values, first_position=start)
-
-    exact_tokens = prompt.prefix_tokens
-    first_document_stop = prompt.spans[0].stop if prompt.spans else exact_tokens
-    for place in context.result.loaded:
-        if place.start == exact_tokens and place.stop <= first_document_stop:
-            exact_tokens = place.stop
-    chunks = (placed(0, prompt.prefix_tokens), *(placed(place.start, place.stop) for place in context.result.loaded))
-    return BlendRequest(prompt.token_ids, exact_tokens, chunks)
+def _check_length(tokens_max: int) -> None:
+    if not 1 <= tokens_max <= limits.ANSWER_TOKENS_MAX:
+        raise InvalidRequest(f"tokens_max is {tokens_max}, must be 1 to {limits.ANSWER_TOKENS_MAX}")

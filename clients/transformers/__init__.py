@@ -9,7 +9,7 @@ from .identity import model_identity
 from .kvloom_cache import CacheReport, KvloomCache, ModelKv
 from .loading import LoadedModel, load_gemma3, load_gguf_model, load_model, load_smollm2
 from .probing import model_layout
-from .running import extract, greedy, prefill
+from .running import extract, greedy, next_logits, prefill
 from .sensitivity import SequencePlan, calibration_samples
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "load_smollm2",
     "model_identity",
     "model_layout",
+    "next_logits",
     "opening_tokens",
     "prefill",
 ]

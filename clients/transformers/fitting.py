@@ -10,21 +10,21 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ... import codec
 from ...blend.cache import KvCache
-from ...codec import KvSample, Layout, Profile
+from ...codec import Profile
 from ...codec.calibration import KL_TARGET
-from ...codec.level import STANDARD
+from ...codec.container import Container
+from ...codec.level import STANDARD, Level
+from ...codec.profiles import AnyProfile
 from ...errors import InvalidRequest
 from .probing import model_layout
-from .running import extract, prefill
+from .running import divergence, extract, log_probabilities, prefill
 from .sensitivity import SequencePlan
 
-__all__ = ["fitted", "measured_kl"]
+__all__ = ["fitted", "measured_kl", "pass_through"]
 
 UNSEEN = 2.0
 """By what the divergence of the 128 tokens after a context of other text exceeds what is measured here, of the tokens
@@ -77,32 +77,22 @@ def measured_kl(
             raise InvalidRequest(f"a sequence has {len(ids)} tokens, {plan.tokens} are needed")
         cache = KvCache(layout, plan.tokens, model.device)
         prefill(model, ids[: plan.context_tokens], cache=cache)
-        keys, values = extract(cache, 0, plan.context_tokens)
-        context = KvSample([np.array(item) for item in keys], [np.array(item) for item in values])
-        expected = _following(model, cache, ids[plan.context_tokens :])
+        expected = log_probabilities(model, cache, ids[plan.context_tokens :])
         cache.truncate(plan.context_tokens)
-        _pass_through(cache, context, own, layout)
-        found = _following(model, cache, ids[plan.context_tokens :])
-        total += float((expected.exp() * (expected - found)).sum(-1).mean())
+        pass_through(cache, range(plan.context_tokens), own)
+        found = log_probabilities(model, cache, ids[plan.context_tokens :])
+        total += float(divergence(expected, found).mean())
     return total / len(sequences)
 
 
-@torch.inference_mode()
-def _following(model: Any, cache: KvCache, ids: NDArray[np.int64]) -> Tensor:
-    """Log-probabilities ``[len(ids), vocabulary]`` after each of ``ids`` on top of ``cache``."""
-    tokens = torch.from_numpy(ids).to(model.device)
-    logits: Tensor = model(input_ids=tokens[None], past_key_values=cache, use_cache=True).logits[0]
-    return logits.double().log_softmax(-1)
+def pass_through(cache: KvCache, tokens: range, profile: AnyProfile, *, level: Level = STANDARD) -> None:
+    """Put into these ``tokens`` of ``cache`` what a reader of ``level`` gets of them, in chunks of ``CHUNK_TOKENS``.
 
-
-def _pass_through(cache: KvCache, context: KvSample, profile: Profile, layout: Layout) -> None:
-    """Put into the first tokens of ``cache`` what a reader of ``standard`` gets of ``context``."""
-    tokens = context.keys[0].shape[1]
-    for start in range(0, tokens, CHUNK_TOKENS):
-        chunk = slice(start, min(start + CHUNK_TOKENS, tokens))
-        kinds = ([np.ascontiguousarray(item[:, chunk]) for item in kind] for kind in (context.keys, context.values))
-        blob = codec.encode(*kinds, layout=layout, profile=profile, first_position=start)
-        keys, values = codec.decode(blob, profile=profile, level=STANDARD)
-        for layer in range(len(layout.layers)):
-            room = cache.layer_arrays(layer)
-            room.keys[:, chunk], room.values[:, chunk] = keys[layer], values[layer]
+    ``profile`` is of the cache's layout.
+    """
+    for start in tokens[::CHUNK_TOKENS]:
+        places = slice(start, min(start + CHUNK_TOKENS, tokens.stop))
+        rooms = extract(cache, places.start, places.stop)
+        kinds = ([np.ascontiguousarray(item) for item in kind] for kind in rooms)
+        blob = codec.encode(*kinds, layout=cache.layout, profile=profile, first_position=start, levels=(level,))
+        codec.decode_into(Container.parse(blob), *rooms, profile=profile, level=level)

@@ -23,6 +23,7 @@ from ...errors import InvalidRequest, MissingDependency
 from ...kvstore.atomic_file import replace_file
 from ...kvstore.profiles import ProfileShelf
 from ..config import format_size
+from .calibrate_blend import BlendOptions, BlendRecord, add_blend_row, blend_option, gated_profile, trials_for
 from .console import address_option, examples, json_option, print_json
 from .tables import print_table, since
 
@@ -53,6 +54,7 @@ class _Calibration:
     share_of_model: float
     file: str
     put_to: str | None
+    blend: BlendRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class _Learnt:
         "kvloom calibrate ./Llama-3.2-1B --text docs.jsonl --dtype bfloat16",
         "kvloom calibrate model.gguf --text *.py --out code.kvlp --put",
         "kvloom calibrate smollm2 --text notes.md --codec cachegen",
+        "kvloom calibrate smollm2 --text docs.jsonl --blend --put",
     )
 )
 @click.argument("model")
@@ -106,6 +109,7 @@ class _Learnt:
     show_default=True,
     help="What lossy levels are coded with; cachegen measures no gradients.",
 )
+@blend_option
 @click.option("--no-gradients", is_flag=True, help="Faster and coarser: do not measure what the model minds.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File or folder.  [default: where this user's daemon finds it]"
@@ -120,6 +124,11 @@ def calibrate(
     tokens_max: int,
     dtype: str,
     lossy_codec: str,
+    blend: bool,
+    questions: Path | None,
+    trials: int,
+    blend_kl: float,
+    agreement: float,
     no_gradients: bool,
     out: Path | None,
     put: bool,
@@ -131,6 +140,9 @@ def calibrate(
     MODEL is a Transformers folder, a GGUF file, or smollm2 or gemma3 (from
     their packages). A profile is named by the digest of its bytes. SmolLM2
     takes a few minutes on two cores.
+
+    With --blend it says, too, how many of the tokens of documents that stand
+    anywhere in a prompt must be recomputed, or that this model is none for it.
     """
     # What can be wrong with the arguments is found before minutes are spent.
     texts = _read_texts((*text, *more))
@@ -138,12 +150,16 @@ def calibrate(
     if put:
         with KvloomClient(address) as client:
             client.stats()
+    blending = BlendOptions(questions, trials, blend_kl, agreement) if blend or questions else None
+    tried = trials_for(blending, texts) if blending else []
     loaded = _load(model)
     started = time.perf_counter()
     mode = LossyCodec(lossy_codec)
     gradients = mode is LossyCodec.KVLOOM and not no_gradients
     learnt = _calibrate(loaded, texts, tokens_max, KvDtype(dtype), mode, gradients)
-    profile = learnt.profile
+    profile, blended = learnt.profile, None
+    if blending:
+        profile, blended = gated_profile(profile, loaded, tried, blending)
     seconds = time.perf_counter() - started
     file = _write(profile, out)
     put_to = None
@@ -165,6 +181,7 @@ def calibrate(
         share_of_model=len(profile.data) / model_bytes,
         file=str(file),
         put_to=put_to,
+        blend=blended,
     )
     if as_json:
         print_json(record)
@@ -302,6 +319,8 @@ def _report(record: _Calibration) -> None:
     table.add_row("time", since(record.seconds))
     share = f"{record.share_of_model:.2%} of the model's {format_size(record.model_bytes)} in {record.dtype}"
     table.add_row("size", f"{format_size(record.profile_bytes)}, {share}")
+    if record.blend is not None:
+        add_blend_row(table, record.blend)
     table.add_row("file", record.file)
     if record.put_to is not None:
         table.add_row("put to", record.put_to)

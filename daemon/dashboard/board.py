@@ -23,6 +23,7 @@ from .records import (
     Load,
     NetworkRow,
     PlannerRow,
+    QualityRow,
     RecentChunk,
     SegmentCell,
     SlowRow,
@@ -96,6 +97,7 @@ class Board:
             tiers=_own_tiers(tenants[0]) if stats is None else self._tiers(stats),
             network=None if stats is None else self._network(stats),
             planner=None if stats is None or not stats.planner.plans else _planner(stats.planner),
+            quality=None if stats is None or not stats.quality.checked else _quality(stats.quality),
             namespaces=tuple(namespaces[:_NAMESPACES_SHOWN]),
             namespaces_more=max(0, len(namespaces) - _NAMESPACES_SHOWN),
             slowest=tuple(self._slow(request) for request in journal.requests.slowest(_SLOW_SHOWN, tenant=tenant)),
@@ -171,6 +173,17 @@ def _planner(stats: plan_wire.PlannerStats) -> PlannerRow:
     decisions = tuple(sorted(stats.decisions, key=lambda item: (-item.chunks, item.action, item.reason)))
     return PlannerRow(
         stats.plans, stats.outcomes, stats.slower, stats.regret_seconds, decisions, stats.recent[:_PLANS_SHOWN]
+    )
+
+
+def _quality(stats: plan_wire.QualityStats) -> QualityRow:
+    return QualityRow(
+        stats.checked,
+        stats.agreed,
+        stats.kl_sum / stats.checked,
+        stats.recent_kl,
+        stats.recent_agreement,
+        stats.alert,
     )
 
 

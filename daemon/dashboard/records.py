@@ -161,6 +161,18 @@ class PlannerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class QualityRow:
+    """Answers that clients checked against full prefill: all so far, and means over the latest, in nats."""
+
+    checked: int
+    agreed: int
+    kl: float
+    recent_kl: float
+    recent_agreement: float
+    alert: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TierHistory:
     """One tier over the samples of :class:`History`."""
 
@@ -196,9 +208,9 @@ class RecentChunk:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that the page shows but a chunk; ``load``, ``network`` and ``planner`` are for scope ``admin``.
+    """All that the page shows but a chunk; ``load``, ``network``, ``planner`` and ``quality`` are for scope ``admin``.
 
-    ``planner`` is ``None``, too, where nobody has asked for a plan.
+    ``planner`` is ``None``, too, where nobody has asked for a plan, and ``quality`` where no answer was checked.
     """
 
     version: str
@@ -213,6 +225,7 @@ class State:
     tiers: tuple[TierRow, ...]
     network: tuple[NetworkRow, ...] | None
     planner: PlannerRow | None
+    quality: QualityRow | None
     namespaces: tuple[NamespaceRow, ...]
     namespaces_more: int
     slowest: tuple[SlowRow, ...]

@@ -20,6 +20,7 @@ from kvloom.clients.plan_wire import (
     PlanOutcome,
     PlanQuestion,
     PrefillSample,
+    QualitySample,
     Reason,
 )
 from kvloom.codec.container import Container
@@ -463,6 +464,14 @@ async def test_a_plan_says_what_to_load_and_learns_from_what_came_of_it(served, 
         (ChunkAction.RECOMPUTE, Reason.NOT_OFFERED, 2),
     }
     assert [item.real_seconds for item in planner.recent] == [None, plan.ttft_seconds]
+
+
+async def test_answers_that_were_checked_are_counted(served):
+    good, impossible = QualitySample(0.25, True, 0.05, 0.5), QualitySample(-1.0, False, 0.05, 0.5)
+    assert await served.client.report(EngineReport("rag", qualities=(good, impossible, good))) == 2
+    quality = (await served.client.stats()).quality
+    assert (quality.checked, quality.agreed, quality.kl_sum, quality.alert) == (2, 2, 0.5, False)
+    assert (quality.recent_kl, quality.recent_agreement) == (0.25, 1.0)
 
 
 async def test_what_is_wrong_with_a_plan_is_said_alike_and_without_a_daemon_there_is_none(served, key):

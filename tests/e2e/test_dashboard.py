@@ -196,6 +196,29 @@ async def test_what_the_planner_chose_and_why_is_shown_once_it_was_asked(page, s
         assert await page.evaluate(CONTRAST) == []
 
 
+async def test_answers_that_were_checked_are_shown_and_those_that_miss_their_target(page, start_daemon):
+    daemon = await asyncio.to_thread(start_daemon, *FLAGS)
+    await enter(page, daemon)
+    await page.wait("document.querySelector('#tiers tbody tr') !== null")
+    assert await page.evaluate("document.querySelector('#quality-panel').hidden")
+
+    async def report(**check):
+        body = {"engine": "rag", "qualities": [{"kl_max": 0.05, "agreement_min": 0.5, **check}] * 8}
+        answer = await asyncio.to_thread(daemon.ask, "POST", "/report", json.dumps(body).encode())
+        assert (answer.status, answer.json()["accepted"]) == (200, 8), answer.body
+
+    await report(kl=0.02, agrees=True)
+    await page.wait("document.querySelector('#quality-sum').innerText === '8 answers'")
+    assert "0.0200 nats" in await page.text("#quality tbody")
+    await report(kl=0.3, agrees=False)
+    await page.wait("document.querySelector('#quality-sum').innerText.includes('miss the quality')")
+    assert "50.0 %" in await page.text("#quality tbody")
+    for width in (1280, 400):
+        await page.show(width=width)
+        assert await page.evaluate(CUT_OFF) == []
+        assert await page.evaluate(CONTRAST) == []
+
+
 async def test_a_page_opened_later_shows_what_was_before(page, start_daemon, container_bytes):
     daemon = await asyncio.to_thread(start_daemon, *FLAGS)
     await asyncio.to_thread(use, daemon, container_bytes)

@@ -7,6 +7,7 @@ import { History } from "./history.js";
 import { Inspector } from "./inspector.js";
 import { Figures, Links, Namespaces, Network, Slow, Tiers, Trends } from "./panels.js";
 import { Planner } from "./planner.js";
+import { Quality } from "./quality.js";
 
 const EVERY_MS = 2_000;
 const AWAY_MS_MAX = 30_000;
@@ -14,7 +15,7 @@ const AWAY_MS_MAX = 30_000;
 const history = new History();
 const inspector = new Inspector();
 const panels = [
-  new Figures(), new Trends(), new Tiers(), new Links(), new Network(), new Namespaces(), new Planner(), new Slow(), inspector,
+  new Figures(), new Trends(), new Tiers(), new Links(), new Network(), new Namespaces(), new Planner(), new Quality(), new Slow(), inspector,
 ];
 let timer = null;
 let failures = 0;

@@ -284,7 +284,10 @@ def test_carrying_over_moves_what_is_not_computed_and_nothing_else(any_model, to
     layout = model_layout(any_model)
     request = request_of(any_model, layout, tokens)
     blender = Blender(any_model, layout)
-    plain, carried = (blender.blend(request, QueryAttention(0.5, sampled=0.5, carry=carry)) for carry in (False, True))
+    plain, carried = (
+        blender.blend(request, QueryAttention(0.5, sampled=0.5, sampled_max=1.0, carry=carry))
+        for carry in (False, True)
+    )
     assert plain.report.layer_tokens == carried.report.layer_tokens
     _, theirs = full_prefill(any_model, tokens)
     moved = 0

@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,3 +185,24 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
     bomb[:] = frame[:4] + bytes([0xE0]) + declared.to_bytes(8, "little") + b"\x01\x00\x00"
     with pytest.raises(InvalidData, match=str(declared)):
         Profile.from_bytes(small().data[:HEAD_BYTES] + bytes(bomb))
+
+
+def test_what_blending_left_in_a_profile_is_kept_and_changes_its_name():
+    plain, gated = small(), replace(small(), blend_gate=b"what was measured")
+    read = Profile.from_bytes(gated.data)
+    assert (read.blend_gate, read.digest) == (b"what was measured", gated.digest)
+    assert read.scaled(2.0).blend_gate == b"what was measured"
+    assert Profile.from_bytes(plain.data).blend_gate == b""
+    assert gated.digest != plain.digest
+
+
+def test_a_gate_that_is_too_long_or_empty_is_refused():
+    with pytest.raises(InvalidData, match="4097 bytes of a blend gate"):
+        _ = replace(small(), blend_gate=bytes(limits.BLEND_GATE_BYTES_MAX + 1)).data
+    data = bytearray(small().data)
+    data[6] = 1  # says that there is one: what stands there is a number of layers and of refinements
+    with pytest.raises(InvalidData, match="bytes of a blend gate"):
+        Profile.from_bytes(bytes(data))
+    data[6] = 2
+    with pytest.raises(InvalidData, match="profile starts with"):
+        Profile.from_bytes(bytes(data))

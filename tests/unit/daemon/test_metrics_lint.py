@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from kvloom.clients import tenancy, wire
-from kvloom.clients.plan_wire import ChunkAction, DecisionCount, PlannerStats, Reason
+from kvloom.clients.plan_wire import ChunkAction, DecisionCount, PlannerStats, QualityStats, Reason
 from kvloom.clients.pool_wire import PoolReport
 from kvloom.daemon.metrics import Metrics
 
@@ -105,6 +105,7 @@ def metrics():
         stats,
         pools=tuple(PoolReport("cuda:0", pid, 9, 8, 7, 6, 5, 4, 3, 2) for pid in (1, 1, 2)),
         planner=PlannerStats(plans=1, decisions=(DecisionCount(ChunkAction.LOAD, Reason.LOAD_FASTER, 3),)),
+        quality=QualityStats(checked=3, agreed=2, kl_sum=0.5, recent_kl=0.2, recent_agreement=0.5),
         stages=(tenancy.StageStats("ssd", 1, 9, 1, 5, 6, 0, 7),),
         tenants=tuple(tenancy.TenantStats(f"tenant-{number}", 1, 10, 2, 20, 3, 30, held) for number in range(100)),
     )

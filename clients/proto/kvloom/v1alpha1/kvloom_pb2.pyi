@@ -411,7 +411,7 @@ class NamespaceList(_message.Message):
     def __init__(self, namespaces: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ...) -> None: ...
 
 class DaemonStats(_message.Message):
-    __slots__ = ("version", "pid", "phase", "uptime_seconds", "namespace", "requests_inflight", "bytes_inflight", "bytes_inflight_max", "dirty_bytes", "dirty_bytes_max", "hits", "misses", "puts", "put_bytes", "write_behind_failures", "profiles", "tiers", "codec", "stages", "tenants", "expired", "pinned_bytes", "leases", "admitted", "deferred", "promotions_dropped", "pools", "planner")
+    __slots__ = ("version", "pid", "phase", "uptime_seconds", "namespace", "requests_inflight", "bytes_inflight", "bytes_inflight_max", "dirty_bytes", "dirty_bytes_max", "hits", "misses", "puts", "put_bytes", "write_behind_failures", "profiles", "tiers", "codec", "stages", "tenants", "expired", "pinned_bytes", "leases", "admitted", "deferred", "promotions_dropped", "pools", "planner", "quality")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -440,6 +440,7 @@ class DaemonStats(_message.Message):
     PROMOTIONS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
     PLANNER_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     phase: str
@@ -468,7 +469,24 @@ class DaemonStats(_message.Message):
     promotions_dropped: int
     pools: _containers.RepeatedCompositeFieldContainer[PoolReport]
     planner: PlannerStats
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., requests_inflight: _Optional[int] = ..., bytes_inflight: _Optional[int] = ..., bytes_inflight_max: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., write_behind_failures: _Optional[int] = ..., profiles: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., codec: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ..., expired: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., leases: _Optional[int] = ..., admitted: _Optional[int] = ..., deferred: _Optional[int] = ..., promotions_dropped: _Optional[int] = ..., pools: _Optional[_Iterable[_Union[PoolReport, _Mapping]]] = ..., planner: _Optional[_Union[PlannerStats, _Mapping]] = ...) -> None: ...
+    quality: QualityStats
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., namespace: _Optional[str] = ..., requests_inflight: _Optional[int] = ..., bytes_inflight: _Optional[int] = ..., bytes_inflight_max: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., dirty_bytes_max: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., puts: _Optional[int] = ..., put_bytes: _Optional[int] = ..., write_behind_failures: _Optional[int] = ..., profiles: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., codec: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStats, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStats, _Mapping]]] = ..., expired: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., leases: _Optional[int] = ..., admitted: _Optional[int] = ..., deferred: _Optional[int] = ..., promotions_dropped: _Optional[int] = ..., pools: _Optional[_Iterable[_Union[PoolReport, _Mapping]]] = ..., planner: _Optional[_Union[PlannerStats, _Mapping]] = ..., quality: _Optional[_Union[QualityStats, _Mapping]] = ...) -> None: ...
+
+class QualityStats(_message.Message):
+    __slots__ = ("checked", "agreed", "kl_sum", "recent_kl", "recent_agreement", "alert")
+    CHECKED_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
+    KL_SUM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_KL_FIELD_NUMBER: _ClassVar[int]
+    RECENT_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    ALERT_FIELD_NUMBER: _ClassVar[int]
+    checked: int
+    agreed: int
+    kl_sum: float
+    recent_kl: float
+    recent_agreement: float
+    alert: bool
+    def __init__(self, checked: _Optional[int] = ..., agreed: _Optional[int] = ..., kl_sum: _Optional[float] = ..., recent_kl: _Optional[float] = ..., recent_agreement: _Optional[float] = ..., alert: _Optional[bool] = ...) -> None: ...
 
 class LevelLoss(_message.Message):
     __slots__ = ("level", "loss")
@@ -621,18 +639,32 @@ class PlanOutcome(_message.Message):
     def __init__(self, plan: _Optional[bytes] = ..., ttft_seconds: _Optional[float] = ...) -> None: ...
 
 class EngineReport(_message.Message):
-    __slots__ = ("engine", "prefills", "loads", "decodes", "outcomes")
+    __slots__ = ("engine", "prefills", "loads", "decodes", "outcomes", "qualities")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     PREFILLS_FIELD_NUMBER: _ClassVar[int]
     LOADS_FIELD_NUMBER: _ClassVar[int]
     DECODES_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    QUALITIES_FIELD_NUMBER: _ClassVar[int]
     engine: str
     prefills: _containers.RepeatedCompositeFieldContainer[PrefillSample]
     loads: _containers.RepeatedCompositeFieldContainer[LoadSample]
     decodes: _containers.RepeatedCompositeFieldContainer[DecodeSample]
     outcomes: _containers.RepeatedCompositeFieldContainer[PlanOutcome]
-    def __init__(self, engine: _Optional[str] = ..., prefills: _Optional[_Iterable[_Union[PrefillSample, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadSample, _Mapping]]] = ..., decodes: _Optional[_Iterable[_Union[DecodeSample, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[PlanOutcome, _Mapping]]] = ...) -> None: ...
+    qualities: _containers.RepeatedCompositeFieldContainer[QualitySample]
+    def __init__(self, engine: _Optional[str] = ..., prefills: _Optional[_Iterable[_Union[PrefillSample, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[LoadSample, _Mapping]]] = ..., decodes: _Optional[_Iterable[_Union[DecodeSample, _Mapping]]] = ..., outcomes: _Optional[_Iterable[_Union[PlanOutcome, _Mapping]]] = ..., qualities: _Optional[_Iterable[_Union[QualitySample, _Mapping]]] = ...) -> None: ...
+
+class QualitySample(_message.Message):
+    __slots__ = ("kl", "agrees", "kl_max", "agreement_min")
+    KL_FIELD_NUMBER: _ClassVar[int]
+    AGREES_FIELD_NUMBER: _ClassVar[int]
+    KL_MAX_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_MIN_FIELD_NUMBER: _ClassVar[int]
+    kl: float
+    agrees: bool
+    kl_max: float
+    agreement_min: float
+    def __init__(self, kl: _Optional[float] = ..., agrees: _Optional[bool] = ..., kl_max: _Optional[float] = ..., agreement_min: _Optional[float] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("accepted", "ignored")
