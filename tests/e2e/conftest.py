@@ -8,10 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny_rag import ByteTokenizer, tiny_llama
 
 from kvloom.clients import KvloomClient
 from kvloom.clients.access import TOKEN_NAME
@@ -147,3 +150,17 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(daemon: DaemonProcess) -> Iterator[Any]:
+    """A :class:`RagPipeline` over the shared daemon that loads all there is, with a profile of its own."""
+    from kvloom.clients.rag import RagPipeline
+    from kvloom.clients.rag.loading import PlanSettings
+
+    load_all = PlanSettings(enabled=False)
+    with closing(
+        RagPipeline(tiny_llama(), ByteTokenizer(), daemon.client(), chunk_tokens=100, planning=load_all)
+    ) as pipeline:
+        pipeline.calibrate(["Number 7 follows number 6, as all of them do. " * 80])
+        yield pipeline

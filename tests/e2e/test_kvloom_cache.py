@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tiny_rag import tiny_llama
+from transformers import LlamaForCausalLM
 
 from kvloom import limits
 from kvloom.clients.transformers import KvloomCache, ModelKv
@@ -23,20 +24,7 @@ CHUNK = 64
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
-    return model
+    return tiny_llama()
 
 
 @pytest.fixture(scope="module")
