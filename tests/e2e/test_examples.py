@@ -12,6 +12,7 @@ TUTORIAL = Path(__file__).parents[2] / "examples" / "tutorial.py"
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_tutorial_and_that_the_second_time_nothing_is_prefilled(start_daemon, smollm2, tmp_path):
     daemon = start_daemon()
     environ = {**os.environ, "KVLOOM_ADDRESS": str(daemon.endpoint), "KVLOOM_DATA_DIR": str(daemon.data_dir)}
@@ -22,7 +23,7 @@ def test_the_tutorial_and_that_the_second_time_nothing_is_prefilled(start_daemon
             capture_output=True,
             text=True,
             env=environ,
-            timeout=280,
+            timeout=550,
         )
         assert found.returncode == 0, found.stderr[-2000:]
         return found.stdout
