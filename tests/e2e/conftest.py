@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_rag import ByteTokenizer, tiny_llama
 
 from kvloom.clients import KvloomClient
 from kvloom.clients.access import TOKEN_NAME
@@ -155,12 +154,12 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
 @pytest.fixture(scope="session")
 def tiny_pipeline(daemon: DaemonProcess) -> Iterator[Any]:
     """A :class:`RagPipeline` over the shared daemon that loads all there is, with a profile of its own."""
-    from kvloom.clients.rag import RagPipeline
-    from kvloom.clients.rag.loading import PlanSettings
+    from tiny_rag import LOAD_ALL, ByteTokenizer, tiny_model
 
-    load_all = PlanSettings(enabled=False)
+    from kvloom.clients.rag import RagPipeline
+
     with closing(
-        RagPipeline(tiny_llama(), ByteTokenizer(), daemon.client(), chunk_tokens=100, planning=load_all)
+        RagPipeline(tiny_model(), ByteTokenizer(), daemon.client(), chunk_tokens=100, planning=LOAD_ALL)
     ) as pipeline:
         pipeline.calibrate(["Number 7 follows number 6, as all of them do. " * 80])
         yield pipeline

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_rag import tiny_llama
+from tiny_rag import tiny_model
 from transformers import LlamaForCausalLM
 
 from kvloom import limits
@@ -29,7 +29,7 @@ feature = functools.partial(
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_llama()
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
