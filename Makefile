@@ -143,7 +143,7 @@ $(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.torch
-	$(PIP) --group test --editable '.[cachegen,demo,encryption,grpc,mooncake,network,otel]'
+	$(PIP) --group test --editable '.[cachegen,demo,encryption,grpc,langchain,llama-index,mooncake,network,otel]'
 	@touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.python

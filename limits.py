@@ -298,6 +298,15 @@ DOCUMENT_NAME_CHARACTERS_MAX: Final = 256
 DOCUMENT_VERSIONS_DEFAULT: Final = 3
 """Versions of one document that a library keeps."""
 LIBRARY_DOCUMENTS_MAX: Final = 1_000_000
+CHAT_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""A chat request or a document as it is sent: JSON may take several bytes for one of its text."""
+CHAT_REQUESTS_MAX: Final = 64
+"""Requests inside a model server or a proxy at once; those beyond are refused."""
+CHAT_DOCUMENTS_MAX: Final = 256
+"""Documents of one chat request."""
+CHAT_QUESTION_CHARACTERS_MAX: Final = 1024 * 1024
+CHAT_UPSTREAM_SECONDS_MAX: Final = 600.0
+"""How long a proxy waits for the next bytes of the engine behind it."""
 INGESTS_QUEUED_MAX: Final = 1024
 """Ingests in the background that wait for one another."""
 

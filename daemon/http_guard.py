@@ -44,7 +44,7 @@ from .http_route import Route
 from .journal.slow_requests import SlowRequests
 from .metrics import Metrics
 
-__all__ = ["OPEN", "Guard", "current_caller", "stamp"]
+__all__ = ["OPEN", "Guard", "current_caller", "names_this_machine", "stamp"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.REQUEST_ID_CHARACTERS_MAX}}}")
@@ -190,7 +190,7 @@ def _check_headers(request: web.Request, route: Route | None, *, loopback: bool)
     if header_bytes > limits.REQUEST_HEADER_BYTES_MAX:
         raise InvalidRequest(f"headers have {header_bytes} bytes, the limit is {limits.REQUEST_HEADER_BYTES_MAX}")
     hosts = request.headers.getall("Host", [])
-    if len(hosts) != 1 or (loopback and not _names_this_machine(hosts[0])):
+    if len(hosts) != 1 or (loopback and not names_this_machine(hosts[0])):
         raise Forbidden(f"Host is {', '.join(hosts)[:80]!r}, must be localhost or a loopback address")
     if "Origin" in request.headers and not (route is not None and _is_of_own_page(request, route, hosts[0])):
         raise Forbidden(f"Origin is {request.headers['Origin'][:80]!r}, web pages may not use this daemon")
@@ -215,7 +215,8 @@ def _follows_a_link(request: web.Request, route: Route) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _names_this_machine(host: str) -> bool:
+def names_this_machine(host: str) -> bool:
+    """Whether a Host header is a loopback address or localhost, with or without a port."""
     name = re.sub(r":\d{1,5}$", "", host, flags=re.ASCII)
     if name.lower() == "localhost":
         return True

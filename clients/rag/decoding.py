@@ -61,6 +61,11 @@ class Decoding:
     choose: Callable[[Tensor], int] = most_likely
     on_token: Callable[[int], None] = _nobody
 
+    @classmethod
+    def at(cls, temperature: float, *, top_p: float = 1.0, seed: int | None = None) -> "Decoding":
+        """Greedy at temperature 0, else by a :class:`Sampler`; raises :class:`InvalidRequest`."""
+        return cls(Sampler(temperature=temperature, top_p=top_p, seed=seed)) if temperature else GREEDY
+
     def go_on(self, model: Any, cache: KvCache, first: int, tokens_max: int) -> list[int]:
         """The answer that begins with ``first``: at most ``tokens_max`` tokens, up to one that ends the turn."""
         ends = model.generation_config.eos_token_id

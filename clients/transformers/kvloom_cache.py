@@ -9,7 +9,8 @@ the prompt has been computed its chunks are stored behind the caller's back, und
 Transformers gives them. A daemon that is gone, slow or full costs a bounded wait, and what was generated is the same.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from ...errors import InvalidRequest, KvloomError
 from ...kvstore.key import ChunkRef, ModelIdentity
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
-from ..rag.arrivals import ChunkPlace
+from ..rag.arrivals import ChunkPlace, LoadOrder
 from ..rag.chunks import ChunkTraffic
 from ..vllm.sequence import SequenceChunks, ShardedChunk
 from .identity import model_identity
@@ -92,6 +93,7 @@ class KvloomCache(KvCache):
         profile: AnyProfile | None = None,
         ack: Ack = Ack.MEMORY,
         store: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._prompt = _token_ids(input_ids)
         known = known or ModelKv.of(model)
@@ -100,7 +102,8 @@ class KvloomCache(KvCache):
             raise InvalidRequest(f"chunk_tokens is {chunk_tokens}, must be 1 to {limits.CHUNK_TOKENS_MAX}")
         self._chunk_tokens, self._level, self._profile, self._ack = chunk_tokens, level, profile, ack
         self._chunks = SequenceChunks([known.identity], chunk_tokens)
-        self._traffic = ChunkTraffic(client, known.layout)
+        self._traffic = ChunkTraffic(client, known.layout, clock=clock)
+        self._clock = clock
         self._storing: list[Future[None]] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kvloom-store")
         self._report = CacheReport(len(self._prompt))
@@ -191,7 +194,9 @@ class KvloomCache(KvCache):
         if not places:
             return
         room = self if self.device_is_host else KvCache(self.layout, places[-1].stop)
-        result = self._traffic.load(room, places, level=self._level)
+        orders = [LoadOrder(place, self._level) for place in places]
+        ends = self._clock() + limits.ENGINE_LOAD_SECONDS_DEFAULT
+        result = self._traffic.begin(room, orders, ends=ends).settle()
         reached = 0
         for place in result.loaded:
             if place.start != reached:

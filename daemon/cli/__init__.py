@@ -15,7 +15,7 @@ __all__ = ["VERBS", "Verb", "main"]
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A command: its name is its module's and its function's name; ``line`` is what ``kvloom --help`` says of it."""
+    """A command: its name (_ for -) is its module's and its function's; ``line`` is what ``kvloom --help`` says."""
 
     name: str
     line: str
@@ -34,6 +34,8 @@ VERBS = (
     Verb("get", "Read a chunk into a file."),
     Verb("put", "Store a container file."),
     Verb("rm", "Forget chunks."),
+    Verb("serve-model", "Serve a model over your documents, as OpenAI's API does."),
+    Verb("proxy", "Put documents by name in front of a vLLM."),
     Verb("calibrate", "Learn a codec profile for a model from text."),
     Verb("bench", "Measure your daemon and its disk."),
     Verb("simulate", "Compare loading, recomputing and planning on traces and links."),
@@ -53,7 +55,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
+        module = cmd_name.replace("-", "_")
+        command = getattr(import_module(f".{module}", __name__), module)
         assert isinstance(command, click.Command), cmd_name  # noqa: S101 - a verb's module must define it
         return command
 

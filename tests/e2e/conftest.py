@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +149,17 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(daemon: DaemonProcess) -> Iterator[Any]:
+    """A :class:`RagPipeline` over the shared daemon that loads all there is, with a profile of its own."""
+    from tiny_rag import LOAD_ALL, ByteTokenizer, tiny_model
+
+    from kvloom.clients.rag import RagPipeline
+
+    with closing(
+        RagPipeline(tiny_model(), ByteTokenizer(), daemon.client(), chunk_tokens=100, planning=LOAD_ALL)
+    ) as pipeline:
+        pipeline.calibrate(["Number 7 follows number 6, as all of them do. " * 80])
+        yield pipeline

@@ -1,5 +1,6 @@
 """``generate`` over a real daemon: what one process has computed, another loads, and nothing changes but the time."""
 
+import functools
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tiny_rag import tiny_model
+from transformers import LlamaForCausalLM
 
 from kvloom import limits
 from kvloom.clients.transformers import KvloomCache, ModelKv
@@ -20,23 +22,14 @@ from kvloom.errors import InvalidRequest, LayoutMismatch
 NEW_TOKENS = 12
 CHUNK = 64
 
+feature = functools.partial(
+    pytest.mark.feature, "Transformers", package="transformers", how="generate on a CPU, real daemons"
+)
+
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
-    return model
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +56,9 @@ def make(daemon, model, prompt, known, **options):
     return KvloomCache(daemon.client(), model, prompt, known=known, chunk_tokens=CHUNK, **options)
 
 
+@feature(
+    "`KvloomCache` in `generate`: the longest stored prefix is loaded, new chunks are stored, outputs are the same"
+)
 def test_a_prompt_is_stored_and_its_longest_prefix_loaded(daemon, model, known, prompt):
     plain = generate(model, prompt)
     with make(daemon, model, prompt, known) as first:
@@ -87,6 +83,7 @@ def test_a_prompt_is_stored_and_its_longest_prefix_loaded(daemon, model, known, 
     assert make(daemon, model, parting, known).report.loaded_tokens == 192
 
 
+@feature("`KvloomCache`: a next turn loads the answer's KV, too")
 def test_a_next_turn_goes_on_from_the_answer(daemon, model, known, prompt):
     with make(daemon, model, prompt, known) as cache:
         output = generate(model, prompt, cache, tokens=40)
@@ -109,6 +106,7 @@ def test_without_a_with_block_all_is_stored_by_the_end(daemon, model, known, pro
     assert silent.finish().stored_chunks == 0
 
 
+@feature("`KvloomCache` at a lossy level")
 def test_a_lossy_level_is_smaller_and_near(daemon, model, known, prompt):
     with make(daemon, model, prompt, known, level=STANDARD) as first:
         generate(model, prompt, first)
@@ -147,6 +145,7 @@ def test_a_damaged_chunk_ends_the_prefix(daemon, model, known, prompt):
     assert cache.report.stored_chunks == 1, "only what was missing"
 
 
+@feature("`KvloomCache`: a dead or frozen daemon costs a bounded wait and no output")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "frozen"])
 def test_without_a_daemon_everything_is_computed_in_bounded_time(
     start_daemon, model, known, prompt, ending, monkeypatch
@@ -184,8 +183,10 @@ for text in given["prompts"]:
 """
 
 
+@feature("`KvloomCache` with SmolLM2: another process over a restarted daemon gives the same greedy output")
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smollm2_says_the_same_in_another_process_and_after_a_restart(start_daemon, smollm2):
     daemon = start_daemon()
     context = Path(limits.__file__).read_text()[:1500]
@@ -201,7 +202,7 @@ def test_smollm2_says_the_same_in_another_process_and_after_a_restart(start_daem
             text=True,
             check=True,
             env={**os.environ, **environ},
-            timeout=240,
+            timeout=400,
         )
         return [json.loads(line) for line in found.stdout.splitlines()]
 

@@ -6,8 +6,6 @@ import time
 from contextlib import closing
 
 import pytest
-import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from kvloom.clients.rag import (
     AsyncRagService,
@@ -15,7 +13,6 @@ from kvloom.clients.rag import (
     Document,
     IngestCancelled,
     Library,
-    RagPipeline,
     RagService,
     Sampler,
     Strategy,
@@ -26,39 +23,6 @@ WAIT_SECONDS = 120
 QUESTION = "which number follows?"
 
 
-class ByteTokenizer:
-    """One token a byte: enough for a model that has never learnt anything."""
-
-    chat_template = None
-    bos_token = "\x01"
-
-    def __call__(self, text, *, add_special_tokens, verbose):
-        return {"input_ids": list(text.encode())}
-
-    def decode(self, ids, *, skip_special_tokens):
-        return bytes(token % 256 for token in ids).decode(errors="replace")
-
-
-@pytest.fixture(scope="module")
-def pipeline(daemon):
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=12,
-        max_position_embeddings=2048,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.generation_config = GenerationConfig(eos_token_id=None)
-    with closing(RagPipeline(model, ByteTokenizer(), daemon.client(), chunk_tokens=100)) as pipeline:
-        pipeline.calibrate(["Number 7 follows number 6, as all of them do. " * 80])
-        yield pipeline
-
-
 @pytest.fixture
 def library(tmp_path):
     with closing(Library(tmp_path / "library", clock=time.time, versions_max=1)) as library:
@@ -66,8 +30,8 @@ def library(tmp_path):
 
 
 @pytest.fixture
-def service(pipeline, daemon, library):
-    with RagService(pipeline, daemon.client(), library=library) as service:
+def service(tiny_pipeline, daemon, library):
+    with RagService(tiny_pipeline, daemon.client(), library=library) as service:
         yield service
 
 

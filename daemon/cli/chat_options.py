@@ -1,0 +1,62 @@
+"""What ``kvloom serve-model`` and ``kvloom proxy`` have in common: a port, a key, a library."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...clients.discovery import data_directory
+from .console import say
+
+__all__ = ["chat_options", "library_path", "ready_line", "server_key"]
+
+KEY_NAME = "chat.key"
+LIBRARY_NAME = "library.sqlite"
+
+
+def chat_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of both."""
+    options = [
+        click.option(
+            "--port", type=click.IntRange(0, 65535), default=7119, show_default=True, help="0 takes a free one."
+        ),
+        click.option(
+            "--key-file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="The key that callers need, on its first line.  [default: a new one]",
+        ),
+        click.option(
+            "--library",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Where documents are kept by name.  [default: in the data directory]",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def server_key(key_file: Path | None) -> str:
+    """The key of the file given, or a new one in this user's data directory; where it is, is said."""
+    from ..chat.server import own_key, read_key
+
+    if key_file is not None:
+        return read_key(key_file)
+    path = data_directory(os.environ) / KEY_NAME
+    key = own_key(path)
+    say(f"key: {path}")
+    return key
+
+
+def library_path(given: Path | None) -> Path:
+    """The library's file; its folder is there."""
+    path = given or data_directory(os.environ) / LIBRARY_NAME
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def ready_line(port: int) -> None:
+    """Say where to ask."""
+    say(f"ready: http://127.0.0.1:{port}/v1")
