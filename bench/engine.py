@@ -68,20 +68,12 @@ class Subject:
 class Process:
     """An engine; asked one prompt at a time."""
 
-    def __init__(
-        self,
-        model: Path,
-        transfer: dict[str, Any] | None,
-        tokens_max: int,
-        environ: dict[str, str],
-        **options: Any,
-    ) -> None:
+    def __init__(self, model: Path, transfer: dict[str, Any] | None, tokens_max: int, environ: dict[str, str]) -> None:
         options = {
             "model": str(model),
             "max_model_len": tokens_max,
             "enable_prefix_caching": False,
             "max_num_batched_tokens": tokens_max,
-            **options,
         }
         if transfer is not None:
             options["transfer"] = transfer
@@ -99,22 +91,10 @@ class Process:
 
     def ask(self, tokens: Sequence[int]) -> tuple[dict[str, Any], dict[str, float]]:
         """The answer to one prompt, and what the engine has counted once its KV is stored."""
-        self.send(tokens)
-        return self.receive(), self.wait_stored()
-
-    def send(self, tokens: Sequence[int], **prompt: Any) -> None:
-        """Have it begin to compute one prompt."""
-        asked = {"tokens": list(tokens), "max_tokens": ANSWER_TOKENS, **prompt}
-        self._process.stdin.write(json.dumps({"prompts": [asked], "drain_seconds": SILENCE_SECONDS_MAX}) + "\n")
+        prompt = {"tokens": list(tokens), "max_tokens": ANSWER_TOKENS}
+        self._process.stdin.write(json.dumps({"prompts": [prompt], "drain_seconds": SILENCE_SECONDS_MAX}) + "\n")
         self._process.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        """The answer to what was sent before."""
-        return self._line()
-
-    def wait_stored(self) -> dict[str, float]:
-        """What the engine has counted, once the KV of what it has answered is stored."""
-        return self._line()["counted"]
+        return self._line(), self._line()["counted"]
 
     def close(self) -> None:
         """Let it end."""
@@ -132,9 +112,9 @@ class Process:
 
 
 @contextmanager
-def running(*arguments: Any, **options: Any) -> Iterator[Process]:
+def running(*arguments: Any) -> Iterator[Process]:
     """A :class:`Process`, ended in any case."""
-    process = Process(*arguments, **options)
+    process = Process(*arguments)
     try:
         yield process
     finally:

@@ -45,7 +45,6 @@ class Answer:
     gaps: list[float]
     cached: int
     ttft_s: float
-    ended_s: float
 
 
 @dataclass(frozen=True)

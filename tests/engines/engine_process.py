@@ -63,7 +63,6 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
                     "gaps": [high - low for low, high in best],
                     "cached": cached[output.request_id],
                     "ttft_s": first[output.request_id],
-                    "ended_s": now - began[output.request_id],
                 }
                 print(json.dumps(line), file=lines, flush=True)
     line = {"counted": counted(llm, question["drain_seconds"]), "longest_step_s": longest_step}
