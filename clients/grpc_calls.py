@@ -8,7 +8,7 @@ declares are bounded before they are allocated.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from google.protobuf.message import Message
 
@@ -51,6 +51,9 @@ _SERVICE: Final = pb.DESCRIPTOR.services_by_name["Kvloom"].full_name
 class GrpcCall(ABC):
     """One call, from its messages to its reply."""
 
+    asks_once: ClassVar[bool] = False
+    """Whether it sends one message, which takes no thread of its own."""
+
     def __init__(self, operation: Operation[Any], method: str) -> None:
         self.method = f"/{_SERVICE}/{method}"
         self.bytes_max = operation.reply_bytes_max
@@ -74,6 +77,8 @@ class GrpcCall(ABC):
 
 class _Question(GrpcCall):
     """A call of one message each way; ``convert`` makes the record of HTTP out of the record that comes."""
+
+    asks_once = True
 
     def __init__(
         self,
@@ -105,6 +110,8 @@ class _Question(GrpcCall):
 
 class _Download(GrpcCall):
     """A call whose answer is a chunk or a profile in frames, gathered in one buffer."""
+
+    asks_once = True
 
     def __init__(self, operation: Operation[Any], method: str, question: Message, frame: type[Any]) -> None:
         super().__init__(operation, method)
@@ -161,6 +168,8 @@ class _Download(GrpcCall):
 
 
 class _PutChunk(_Question):
+    asks_once = False
+
     def __init__(self, operation: PutChunk) -> None:
         operation.request()  # the checks that every put passes
         super().__init__(operation, "Put", pb.NoQuestion(), pb.PutReply, wire.PutReply)
@@ -198,6 +207,8 @@ class _PutMany(GrpcCall):
 
 
 class _PutProfile(_Question):
+    asks_once = False
+
     def __init__(self, operation: PutProfile) -> None:
         digest = bytes.fromhex(operation.request().target.rpartition("/")[2])
         super().__init__(operation, "PutProfile", pb.NoQuestion(), pb.ProfileReply, wire.ProfileReply)

@@ -91,13 +91,15 @@ class GrpcDaemon:
     def _exchange(self, operation: Operation[Any], access: Access, deadline: Deadline) -> HttpReply:
         call: GrpcCall = self._calls.call_of(operation)
         call.follows, call.is_near = True, self._endpoint.is_near
-        method: Any = self._open().stream_stream(call.method)
         progress = _Progress(call.messages(), operation.answer_seconds_max)
         try:
             timeout = deadline.left(limits.LOOKUP_SECONDS_MAX) if deadline.bounded else None
         except TimeoutError as error:
             raise self._silent() from error
-        answers = method(progress, metadata=_metadata(access), timeout=timeout)
+        channel: Any = self._open()
+        method = channel.unary_stream(call.method) if call.asks_once else channel.stream_stream(call.method)
+        asked = next(progress) if call.asks_once else progress
+        answers = method(asked, metadata=_metadata(access), timeout=timeout)
         progress.watch(answers.cancel)
         try:
             for message in answers:

@@ -35,7 +35,7 @@ def word_sum_of(headers: Mapping[str, str]) -> int | None:
 
 
 class Summing:
-    """Adds up the words of ``buffer``, which stays the caller's, while they come: what has just come is in the cache."""
+    """Adds up the words of ``buffer``, the caller's, while they come: what has just come is in the cache."""
 
     def __init__(self, buffer: Buffer) -> None:
         self._view = memoryview(buffer)

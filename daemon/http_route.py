@@ -31,6 +31,8 @@ class Field:
     name: str
     schema: Schema = field(hash=False)
     means: str
+    always: bool = True
+    """Of a header of an answer: whether every such answer has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ WORD_SUM: Final = Field(
     HEADER_WORD_SUM,
     {"type": "string", "pattern": "^[0-9a-f]{16}$"},
     "The little-endian 64-bit words of the whole chunk added up modulo 2^64, where that is known.",
+    always=False,
 )
 CHUNK_HEADERS: Final = (TAG, TIER, LEVELS, TOKENS, WORD_SUM)
 CHUNK_ANSWERS: Final = (

@@ -112,7 +112,7 @@ def _answer(item: Answer, schemas: dict[str, Schema]) -> Schema:
     answer: Schema = {"description": "As asked."}
     if item.headers:
         answer["headers"] = {
-            header.name: {"description": header.means, "schema": header.schema, "required": True}
+            header.name: {"description": header.means, "schema": header.schema, "required": header.always}
             for header in item.headers
         }
     if item.media is not None:

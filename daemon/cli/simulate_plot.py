@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from ...errors import ConfigError, MissingDependency
+from ..figure import figure_saved_to
 from ..planner.simulate import Row
 
 __all__ = ["plot_rows"]
@@ -21,17 +21,13 @@ _RATIO_SHOWN_MAX: Final = 4.0
 
 
 def plot_rows(rows: Sequence[Row], path: Path) -> None:
-    """Draw ``rows`` to ``path`` (``.svg`` or ``.png``). Raises :class:`MissingDependency` without matplotlib."""
-    if path.suffix not in {".svg", ".png"}:
-        raise ConfigError(f"plot file {path.name!r} must end in .svg or .png")
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency("plots need matplotlib: pip install 'kvloom[plot]'") from error
-    mpl.rcParams["svg.hashsalt"] = "kvloom"
+    """Draw ``rows`` to ``path`` (``.svg`` or ``.png``). Raises as :func:`figure_saved_to` does."""
     panels = list(dict.fromkeys((row.trace, row.engine, row.ability) for row in rows))
-    figure = Figure(figsize=(9.5, 0.6 + 2.1 * len(panels)), layout="constrained")
+    with figure_saved_to(path, width_in=9.5, height_in=0.6 + 2.1 * len(panels)) as figure:
+        _draw(figure, rows, panels)
+
+
+def _draw(figure: Any, rows: Sequence[Row], panels: Sequence[tuple[str, str, str]]) -> None:
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for panel, where in zip(axes, panels, strict=True):
         here = [row for row in rows if (row.trace, row.engine, row.ability) == where]
@@ -57,4 +53,3 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
     figure.supylabel("mean TTFT over the optimum's", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=144, metadata={"Date": None} if path.suffix == ".svg" else None)
