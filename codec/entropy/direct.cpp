@@ -10,11 +10,17 @@
 
 namespace {
 
-enum { SYMBOL_ZERO = 128, AHEAD = 8 };
+enum { SYMBOL_ZERO = 128, LINE = 64 };
 
 inline void prefetch([[maybe_unused]] const void* place) {
 #if defined(__GNUC__)
     __builtin_prefetch(place);
+#endif
+}
+
+inline void prefetch_to_write([[maybe_unused]] const void* place) {
+#if defined(__GNUC__)
+    __builtin_prefetch(place, 1);
 #endif
 }
 
@@ -47,22 +53,31 @@ RowKernel row_kernel([[maybe_unused]] uint32_t path) {
     if (path >= AVX2 && !kernel) kernel = row_kernel_avx2();
 #endif
     if (kernel) return kernel;
-    return [](const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t count,
-              float scale, float mean, float* out) {
-        take_row_plainly(symbols, levels, halved, factors, 0, count, scale, mean, out);
+    return [](const Row* rows, uint32_t count, uint32_t levels, bool halved, const float* factors, uint32_t first,
+              uint32_t tokens, float* out) {
+        for (uint32_t row = 0; row < count; row++)
+            take_row_plainly(rows[row], levels, halved, factors, first, tokens, out + row * TILE);
     };
+}
+
+// Room for `count` numbers that starts where a line does: a vector of 64 bytes across two lines takes twice the time.
+template <class Number>
+Number* line_aligned(std::vector<Number>& room, size_t count) {
+    if (room.size() < count + LINE / sizeof(Number)) room.resize(count + LINE / sizeof(Number));
+    const uintptr_t at = reinterpret_cast<uintptr_t>(room.data());
+    return room.data() + (LINE - at % LINE) % LINE / sizeof(Number);
 }
 
 uint64_t padded(uint64_t count) { return (count + TURN - 1) / TURN * TURN; }
 
 }  // namespace
 
-void take_row_plainly(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t first,
-                      uint32_t count, float scale, float mean, float* out) {
-    for (uint32_t t = first; t < count; t++) {
-        int32_t number = symbols[0][t] - SYMBOL_ZERO;
-        for (uint32_t level = 1; level < levels; level++) number = joined(number, symbols[level][t]);
-        out[t] = static_cast<float>(reconstructed(number, halved)) * (factors[t] * scale) + mean;
+void take_row_plainly(const Row& row, uint32_t levels, bool halved, const float* factors, uint32_t first,
+                      uint32_t tokens, float* out) {
+    for (uint32_t t = 0; t < tokens; t++) {
+        int32_t number = row.symbols[0][first + t] - SYMBOL_ZERO;
+        for (uint32_t level = 1; level < levels; level++) number = joined(number, row.symbols[level][first + t]);
+        out[t] = static_cast<float>(reconstructed(number, halved)) * (factors[first + t] * row.scale) + row.mean;
     }
 }
 
@@ -82,7 +97,7 @@ void turn_plainly(const float* rows, uint64_t stride, uint32_t first, uint32_t d
 void Direct::begin(const Restore& job) {
     job_ = &job;
     turn_ = turn_kernel(job.path);
-    row_ = row_kernel(job.path);
+    take_rows_ = row_kernel(job.path);
     angles_of_ = nullptr;
     owners_.assign(job.width, NOBODY);
     escapes_.resize(std::max<size_t>(escapes_.size(), job.part_count));
@@ -121,10 +136,10 @@ void Direct::take_angles(const Tensor& tensor) {
     if (angles_of_ == tensor.cosines) return;
     const uint32_t tokens = job_->tokens, pairs = tensor.pairs;
     angle_stride_ = padded(tokens);
-    cosines_.resize(pairs * angle_stride_);
-    sines_.resize(pairs * angle_stride_);
+    cosines_ = line_aligned(cosine_room_, pairs * angle_stride_);
+    sines_ = line_aligned(sine_room_, pairs * angle_stride_);
     const bool whole = tokens % TURN == 0 && pairs % TURN == 0;
-    for (const auto& [from, to] : {std::pair(tensor.cosines, cosines_.data()), std::pair(tensor.sines, sines_.data())}) {
+    for (const auto& [from, to] : {std::pair(tensor.cosines, cosines_), std::pair(tensor.sines, sines_)}) {
         uint8_t* bytes = reinterpret_cast<uint8_t*>(to);
         const int64_t stride = static_cast<int64_t>(sizeof(float) * angle_stride_);
         if (whole)
@@ -135,53 +150,99 @@ void Direct::take_angles(const Tensor& tensor) {
     angles_of_ = tensor.cosines;
 }
 
-// One channel's numbers of `tokens` tokens from `token` on.
-void Direct::take_row(uint32_t channel, uint32_t token, uint32_t tokens, float* out) {
-    const uint32_t index = owners_[channel];
-    const Part& part = job_->parts[index];
-    const uint32_t row = channel - part.start;
-    const uint8_t* symbols[LEVELS_MAX] = {};
-    for (uint32_t level = 0; level < part.levels; level++) {
-        const uint8_t* idle = level ? zeros_.data() : zero_symbols_.data();
-        // Symbols of several megabytes have left the near caches; rows are read one after the other.
-        if (row < part.rows[level])
-            for (uint32_t at = 0; at < tokens; at += 64) prefetch(part.symbols[level] + static_cast<uint64_t>(row + AHEAD) * job_->tokens + token + at);
-        symbols[level] = (row < part.rows[level] ? part.symbols[level] + static_cast<uint64_t>(row) * job_->tokens : idle) + token;
+// The rows of the head whose first channel is `channel`.
+void Direct::describe_head(const Tensor& tensor, uint32_t channel) {
+    rows_.resize(tensor.dim), coming_.resize(tensor.dim);
+    const size_t tile = static_cast<size_t>(tensor.dim) * TILE;
+    numbers_ = line_aligned(number_room_, tile), turned_ = line_aligned(turned_room_, sizeof(float) * tile);
+    runs_.clear();
+    const uint64_t tokens = job_->tokens;
+    for (uint32_t d = 0; d < tensor.dim; d++) {
+        const uint32_t index = owners_[channel + d];
+        const Part& part = job_->parts[index];
+        const uint32_t row = channel + d - part.start;
+        for (uint32_t level = 0; level < part.levels; level++) {
+            const uint8_t* idle = level ? zeros_.data() : zero_symbols_.data();
+            rows_[d].symbols[level] = row < part.rows[level] ? part.symbols[level] + row * tokens : idle;
+        }
+        rows_[d].scale = part.scale[row];
+        rows_[d].mean = part.mean[row], rows_[d].first_mean = part.first_mean[row];
+        if (runs_.empty() || runs_.back().part != index) runs_.push_back({index, d, 0, false});
+        Run& run = runs_.back();
+        run.count++;
+        const std::vector<Escaped>& escapes = escapes_[index];
+        coming_[d] = {escapes.data(), escapes.data()};
+        if (part.escape_count == 0) continue;
+        const auto before = [](const Escaped& escaped, uint32_t bound) { return escaped.row < bound; };
+        const Escaped* end = escapes.data() + escapes.size();
+        const Escaped* first = std::lower_bound(escapes.data(), end, row, before);
+        coming_[d] = {first, std::lower_bound(first, end, row + 1, before)};
+        run.escaped = run.escaped || coming_[d].next != coming_[d].end;
     }
-    const float scale = part.scale[row];
-    row_(symbols, part.levels, part.left > 0, part.factors + token, tokens, scale, part.mean[row], out);
-    const auto number_at = [&](uint32_t t, int32_t number) {
-        const float mean = t == 0 ? part.first_mean[row] : part.mean[row];
-        out[t - token] = static_cast<float>(number) * (part.factors[t] * scale) + mean;
-    };
-    if (token == 0) {
-        int32_t number = symbols[0][0] - SYMBOL_ZERO;
-        for (uint32_t level = 1; level < part.levels; level++) number = joined(number, symbols[level][0]);
-        number_at(0, reconstructed(number, part.left));
-    }
-    const std::vector<Escaped>& escapes = escapes_[index];
-    if (part.escape_count == 0) return;
-    auto at = std::lower_bound(escapes.begin(), escapes.end(), row, [](const Escaped& e, uint32_t r) { return e.row < r; });
-    for (; at != escapes.end() && at->row == row; ++at)
-        if (at->token - token < tokens) number_at(at->token, at->number);
 }
 
-void Direct::write_head(const Tensor& tensor, uint32_t channel, uint32_t token, uint32_t tokens, uint8_t* to) {
-    for (uint32_t d = 0; d < tensor.dim; d++) take_row(channel + d, token, tokens, rows_.data() + d * TILE);
+// What no kernel writes right: escapes, and the first token where it has means of its own.
+void Direct::put_right(const Run& run, uint32_t token, uint32_t tokens) {
+    const Part& part = job_->parts[run.part];
+    const bool begins = token == 0 && part.first_mean != part.mean;
+    if (!begins && !run.escaped) return;
+    for (uint32_t d = run.first; d < run.first + run.count; d++) {
+        const Row& row = rows_[d];
+        const auto write = [&](uint32_t at, int32_t number) {
+            const float mean = at == 0 ? row.first_mean : row.mean;
+            numbers_[d * TILE + at - token] = static_cast<float>(number) * (part.factors[at] * row.scale) + mean;
+        };
+        if (begins) {
+            int32_t number = row.symbols[0][0] - SYMBOL_ZERO;
+            for (uint32_t level = 1; level < part.levels; level++) number = joined(number, row.symbols[level][0]);
+            write(0, reconstructed(number, part.left));
+        }
+        for (Coming& at = coming_[d]; at.next != at.end && at.next->token < token + tokens; at.next++)
+            write(at.next->token, at.next->number);
+    }
+}
+
+// Where a tile goes, and what the next head is made of, most often, have left the near caches: called before they are
+// needed, they come meanwhile.
+void Direct::call(const Tensor& tensor, uint32_t token, uint32_t tokens, const uint8_t* to, uint64_t bytes) const {
+    for (uint32_t t = 0; t < tokens; t++)
+        for (uint64_t at = 0; at < bytes; at += LINE) prefetch_to_write(to + t * tensor.token_stride + at);
+    for (const Run& run : runs_)
+        for (uint32_t d = run.first; d < run.first + run.count; d++)
+            for (uint32_t level = 0; level < job_->parts[run.part].levels; level++)
+                prefetch(rows_[d].symbols[level] + static_cast<uint64_t>(tensor.dim) * job_->tokens + token);
+}
+
+void Direct::write_tile(const Tensor& tensor, uint32_t token, uint32_t tokens, uint8_t* to) {
+    const uint64_t bytes = (tensor.element == ELEMENT_FLOAT32 ? 4ull : 2ull) * tensor.dim;
+    call(tensor, token, tokens, to, bytes);
+    for (const Run& run : runs_) {
+        const Part& part = job_->parts[run.part];
+        take_rows_(rows_.data() + run.first, run.count, part.levels, part.left > 0, part.factors, token, tokens,
+                   numbers_ + run.first * TILE);
+        put_right(run, token, tokens);
+    }
     for (uint32_t i = 0; i < tensor.pairs; i++) {
         const uint32_t real = tensor.first_dim + (tensor.interleaved ? 2 * i : i);
         const uint32_t imaginary = real + (tensor.interleaved ? 1 : tensor.pairs);
-        rotate_rows(rows_.data() + real * TILE, rows_.data() + imaginary * TILE,
-                    cosines_.data() + i * angle_stride_ + token, sines_.data() + i * angle_stride_ + token, tokens);
+        rotate_rows(numbers_ + real * TILE, numbers_ + imaginary * TILE,
+                    cosines_ + i * angle_stride_ + token, sines_ + i * angle_stride_ + token, tokens);
     }
-    turn_(rows_.data(), TILE, tensor.dim, tokens, to, tensor.token_stride, tensor.element);
+    // Not straight to the tensor: pieces of many rows, and not on the borders of lines, take twice the time.
+    turn_(numbers_, TILE, tensor.dim, tokens, turned_, static_cast<int64_t>(bytes), tensor.element);
+    if (tensor.token_stride == static_cast<int64_t>(bytes)) {
+        std::memcpy(to, turned_, tokens * bytes);
+        return;
+    }
+    for (uint32_t t = 0; t < tokens; t++) std::memcpy(to + t * tensor.token_stride, turned_ + t * bytes, bytes);
 }
 
 void Direct::write(const Tensor& tensor) {
     if (tensor.pairs) take_angles(tensor);
-    rows_.resize(std::max<size_t>(rows_.size(), static_cast<size_t>(tensor.dim) * TILE));
-    for (uint32_t head = 0; head < tensor.heads; head++)
+    for (uint32_t head = 0; head < tensor.heads; head++) {
+        describe_head(tensor, tensor.start + head * tensor.dim);
+        uint8_t* to = tensor.data + head * tensor.head_stride;
         for (uint32_t token = 0; token < job_->tokens; token += TILE)
-            write_head(tensor, tensor.start + head * tensor.dim, token, std::min<uint32_t>(TILE, job_->tokens - token),
-                       tensor.data + head * tensor.head_stride + token * tensor.token_stride);
+            write_tile(tensor, token, std::min<uint32_t>(TILE, job_->tokens - token), to + token * tensor.token_stride);
+    }
 }

@@ -11,7 +11,7 @@
 
 namespace {
 
-enum { SIDE = 8 };
+enum { SIDE = 8, STEP = 32 };
 
 KVL_STEP void transpose(__m256 (&r)[8]) {
     __m256 a[8];
@@ -83,48 +83,80 @@ void turn(const float* rows, uint64_t stride, uint32_t dim, uint32_t tokens, uin
 }
 
 // Below 2^10 in magnitude: words are wide enough. Escapes come out wrong, and are put right by who asks.
+// What a row's symbols of STEP tokens stand for, in words: all are below 2^10 in magnitude. Magnitudes are summed as
+// bytes; a sign, once a level has one, stays.
+struct Numbers {
+    __m256i low, high;
+};
+
 template <int LEVELS>
-KVL_TARGET void take_row_of(const uint8_t* const* symbols, bool halved, const float* factors, uint32_t count,
-                            float scale, float mean, float* out) {
-    const __m256i none = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
-    const __m256 scales = _mm256_set1_ps(scale), means = _mm256_set1_ps(mean);
-    const auto words = [&](int level, uint32_t t) KVL_TARGET {
-        return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(symbols[level] + t)));
+KVL_STEP Numbers numbers_of(const Row& row, uint32_t token, bool halved) {
+    const auto bytes = [&](int level) KVL_TARGET {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.symbols[level] + token));
     };
-    for (uint32_t t = 0; t + 16 <= count; t += 16) {
-        __m256i number = _mm256_sub_epi16(words(0, t), _mm256_set1_epi16(128));
-        for (int level = 1; level < LEVELS; level++) {
-            const __m256i finer = words(level, t), sign = _mm256_srai_epi16(number, 15);
-            const __m256i away = _mm256_sub_epi16(_mm256_xor_si256(finer, sign), sign);
-            // All ones, which is -1, where the refinement is 2; a coarse zero with it would have come to 2.
-            const __m256i negative = _mm256_cmpgt_epi16(finer, one);
-            number = _mm256_blendv_epi8(_mm256_add_epi16(_mm256_add_epi16(number, number), away), negative, negative);
+    const __m256i one = _mm256_set1_epi8(1);
+    const __m256i base = _mm256_sub_epi8(bytes(0), _mm256_set1_epi8(-128)), coarse = _mm256_abs_epi8(base);
+    Numbers all{_mm256_cvtepu8_epi16(_mm256_castsi256_si128(coarse)),
+                _mm256_cvtepu8_epi16(_mm256_extracti128_si256(coarse, 1))};
+    __m256i negative = base;
+    if constexpr (LEVELS > 1) {
+        const __m256i first = bytes(1);
+        __m256i finer = _mm256_min_epu8(first, one), any = first;
+        for (int level = 2; level < LEVELS; level++) {
+            const __m256i next = bytes(level);
+            finer = _mm256_add_epi8(_mm256_add_epi8(finer, finer), _mm256_min_epu8(next, one));
+            any = _mm256_or_si256(any, next);
         }
-        if (halved) {
-            const __m256i above = _mm256_cmpgt_epi16(number, none), below = _mm256_srai_epi16(number, 15);
-            number = _mm256_add_epi16(_mm256_sub_epi16(_mm256_slli_epi16(number, 2), above), below);
+        // A refinement of 2 is the sign of what was zero before: to the top of its byte.
+        negative = _mm256_or_si256(base, _mm256_slli_epi16(any, 6));
+        const __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(finer));
+        const __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(finer, 1));
+        all.low = _mm256_add_epi16(_mm256_slli_epi16(all.low, LEVELS - 1), low);
+        all.high = _mm256_add_epi16(_mm256_slli_epi16(all.high, LEVELS - 1), high);
+    }
+    if (halved) {
+        const __m256i unit = _mm256_set1_epi16(1);
+        all.low = _mm256_add_epi16(_mm256_slli_epi16(all.low, 2), _mm256_min_epu16(all.low, unit));
+        all.high = _mm256_add_epi16(_mm256_slli_epi16(all.high, 2), _mm256_min_epu16(all.high, unit));
+    }
+    // A word is negated where one that is negative stands beside it, and zero where a zero does: one never does.
+    const __m256i odd = _mm256_or_si256(negative, one);
+    all.low = _mm256_sign_epi16(all.low, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(odd)));
+    all.high = _mm256_sign_epi16(all.high, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(odd, 1)));
+    return all;
+}
+
+template <int LEVELS>
+KVL_TARGET void take_rows_of(const Row* rows, uint32_t count, bool halved, const float* factors, uint32_t first,
+                             uint32_t tokens, float* out) {
+    const uint32_t whole = tokens / STEP * STEP;
+    for (const Row* row = rows; row < rows + count; row++, out += TILE) {
+        const __m256 scale = _mm256_set1_ps(row->scale), mean = _mm256_set1_ps(row->mean);
+        for (uint32_t t = 0; t < whole; t += STEP) {
+            const Numbers all = numbers_of<LEVELS>(*row, first + t, halved);
+            for (int quarter = 0; quarter < 4; quarter++) {
+                const __m256i half = quarter / 2 ? all.high : all.low;
+                const __m128i eight = quarter % 2 ? _mm256_extracti128_si256(half, 1) : _mm256_castsi256_si128(half);
+                const __m256 unit = _mm256_mul_ps(_mm256_loadu_ps(factors + first + t + 8 * quarter), scale);
+                const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight)), unit);
+                _mm256_storeu_ps(out + t + 8 * quarter, _mm256_add_ps(product, mean));
+            }
         }
-        for (int half = 0; half < 2; half++) {
-            const __m128i eight = half ? _mm256_extracti128_si256(number, 1) : _mm256_castsi256_si128(number);
-            const __m256 whole = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight));
-            const __m256 factor = _mm256_mul_ps(_mm256_loadu_ps(factors + t + 8 * half), scales);
-            _mm256_storeu_ps(out + t + 8 * half, _mm256_add_ps(_mm256_mul_ps(whole, factor), means));
-        }
+        if (whole < tokens) take_row_plainly(*row, LEVELS, halved, factors, first + whole, tokens - whole, out + whole);
     }
 }
 
-void take_row(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t count,
-              float scale, float mean, float* out) {
-    decltype(&take_row_of<1>) const of[] = {take_row_of<1>, take_row_of<2>, take_row_of<3>, take_row_of<4>};
-    of[levels - 1](symbols, halved, factors, count, scale, mean, out);
-    take_row_plainly(symbols, levels, halved, factors, count / 16 * 16, count, scale, mean, out);
+void take_rows(const Row* rows, uint32_t count, uint32_t levels, bool halved, const float* factors, uint32_t first,
+               uint32_t tokens, float* out) {
+    decltype(&take_rows_of<1>) const of[] = {take_rows_of<1>, take_rows_of<2>, take_rows_of<3>, take_rows_of<4>};
+    of[levels - 1](rows, count, halved, factors, first, tokens, out);
 }
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
 
 }  // namespace
 
-RowKernel row_kernel_avx2() { return has_avx2() ? take_row : nullptr; }
+RowKernel row_kernel_avx2() { return has_avx2() ? take_rows : nullptr; }
 
 TurnKernel turn_kernel_avx2() { return has_avx2() ? turn : nullptr; }
 #endif

@@ -15,6 +15,8 @@
 
 namespace {
 
+enum { STEP = 64 };
+
 KVL_STEP void transpose(__m512 (&r)[16]) {
     __m512 a[16];
     for (int i = 0; i < 16; i += 2) {
@@ -91,42 +93,70 @@ void turn(const float* rows, uint64_t stride, uint32_t dim, uint32_t tokens, uin
 }
 
 // Below 2^10 in magnitude: words are wide enough. Escapes come out wrong, and are put right by who asks.
+// What a row's symbols of STEP tokens stand for. `sums` of refinements and base symbols are magnitudes, as bytes: a sign,
+// once a level has one, stays. Below 2^10 in magnitude, so words are wide enough.
+struct Magnitudes {
+    __m512i low, high;
+    __mmask64 negative;
+};
+
 template <int LEVELS>
-KVL_TARGET void take_row_of(const uint8_t* const* symbols, bool halved, const float* factors, uint32_t count,
-                            float scale, float mean, float* out) {
-    const __m512i none = _mm512_setzero_si512(), one = _mm512_set1_epi16(1), minus_one = _mm512_set1_epi16(-1);
-    const __m512 scales = _mm512_set1_ps(scale), means = _mm512_set1_ps(mean);
-    const auto words = [&](int level, uint32_t t) KVL_TARGET {
-        return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(symbols[level] + t)));
-    };
-    for (uint32_t t = 0; t + ROW <= count; t += ROW) {
-        __m512i number = _mm512_sub_epi16(words(0, t), _mm512_set1_epi16(128));
-        for (int level = 1; level < LEVELS; level++) {
-            const __m512i finer = words(level, t), sign = _mm512_srai_epi16(number, 15);
-            const __m512i away = _mm512_sub_epi16(_mm512_xor_si512(finer, sign), sign);
-            const __mmask32 negative = _mm512_cmpgt_epi16_mask(finer, one);
-            number = _mm512_mask_mov_epi16(_mm512_add_epi16(_mm512_add_epi16(number, number), away), negative, minus_one);
+KVL_STEP Magnitudes magnitudes_of(const Row& row, uint32_t token, bool halved) {
+    const auto bytes = [&](int level) KVL_TARGET { return _mm512_loadu_si512(row.symbols[level] + token); };
+    const __m512i one = _mm512_set1_epi8(1), two = _mm512_set1_epi8(2);
+    const __m512i base = _mm512_sub_epi8(bytes(0), _mm512_set1_epi8(-128)), coarse = _mm512_abs_epi8(base);
+    Magnitudes all{_mm512_cvtepu8_epi16(_mm512_castsi512_si256(coarse)),
+                   _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(coarse, 1)), _mm512_movepi8_mask(base)};
+    if constexpr (LEVELS > 1) {
+        const __m512i first = bytes(1);
+        __m512i finer = _mm512_min_epu8(first, one), any = first;
+        for (int level = 2; level < LEVELS; level++) {
+            const __m512i next = bytes(level);
+            finer = _mm512_add_epi8(_mm512_add_epi8(finer, finer), _mm512_min_epu8(next, one));
+            any = _mm512_or_si512(any, next);
         }
-        if (halved) {
-            const __mmask32 above = _mm512_cmpgt_epi16_mask(number, none), below = _mm512_movepi16_mask(number);
-            number = _mm512_slli_epi16(number, 2);
-            number = _mm512_mask_add_epi16(number, above, number, one);
-            number = _mm512_mask_sub_epi16(number, below, number, one);
+        all.negative |= _mm512_test_epi8_mask(any, two);
+        const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(finer));
+        const __m512i high = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(finer, 1));
+        all.low = _mm512_add_epi16(_mm512_slli_epi16(all.low, LEVELS - 1), low);
+        all.high = _mm512_add_epi16(_mm512_slli_epi16(all.high, LEVELS - 1), high);
+    }
+    if (halved) {
+        const __m512i unit = _mm512_set1_epi16(1);
+        all.low = _mm512_add_epi16(_mm512_slli_epi16(all.low, 2), _mm512_min_epu16(all.low, unit));
+        all.high = _mm512_add_epi16(_mm512_slli_epi16(all.high, 2), _mm512_min_epu16(all.high, unit));
+    }
+    return all;
+}
+
+template <int LEVELS>
+KVL_TARGET void take_rows_of(const Row* rows, uint32_t count, bool halved, const float* factors, uint32_t first,
+                             uint32_t tokens, float* out) {
+    const uint32_t whole = tokens / STEP * STEP;
+    const __m512i none = _mm512_setzero_si512();
+    for (const Row* row = rows; row < rows + count; row++, out += TILE) {
+        const __m512 scale = _mm512_set1_ps(row->scale), mean = _mm512_set1_ps(row->mean);
+        for (uint32_t t = 0; t < whole; t += STEP) {
+            const Magnitudes all = magnitudes_of<LEVELS>(*row, first + t, halved);
+            const __mmask32 signs[] = {static_cast<__mmask32>(all.negative), static_cast<__mmask32>(all.negative >> 32)};
+            const __m512i words[] = {_mm512_mask_sub_epi16(all.low, signs[0], none, all.low),
+                                     _mm512_mask_sub_epi16(all.high, signs[1], none, all.high)};
+            for (int quarter = 0; quarter < 4; quarter++) {
+                const __m512i half = words[quarter / 2];
+                const __m256i sixteen = quarter % 2 ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
+                const __m512 unit = _mm512_mul_ps(_mm512_loadu_ps(factors + first + t + 16 * quarter), scale);
+                const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sixteen)), unit);
+                _mm512_storeu_ps(out + t + 16 * quarter, _mm512_add_ps(product, mean));
+            }
         }
-        for (int half = 0; half < 2; half++) {
-            const __m256i sixteen = half ? _mm512_extracti64x4_epi64(number, 1) : _mm512_castsi512_si256(number);
-            const __m512 whole = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sixteen));
-            const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(factors + t + 16 * half), scales);
-            _mm512_storeu_ps(out + t + 16 * half, _mm512_add_ps(_mm512_mul_ps(whole, factor), means));
-        }
+        if (whole < tokens) take_row_plainly(*row, LEVELS, halved, factors, first + whole, tokens - whole, out + whole);
     }
 }
 
-void take_row(const uint8_t* const* symbols, uint32_t levels, bool halved, const float* factors, uint32_t count,
-              float scale, float mean, float* out) {
-    decltype(&take_row_of<1>) const of[] = {take_row_of<1>, take_row_of<2>, take_row_of<3>, take_row_of<4>};
-    of[levels - 1](symbols, halved, factors, count, scale, mean, out);
-    take_row_plainly(symbols, levels, halved, factors, count / ROW * ROW, count, scale, mean, out);
+void take_rows(const Row* rows, uint32_t count, uint32_t levels, bool halved, const float* factors, uint32_t first,
+               uint32_t tokens, float* out) {
+    decltype(&take_rows_of<1>) const of[] = {take_rows_of<1>, take_rows_of<2>, take_rows_of<3>, take_rows_of<4>};
+    of[levels - 1](rows, count, halved, factors, first, tokens, out);
 }
 
 bool has_avx512() {
@@ -136,7 +166,7 @@ bool has_avx512() {
 
 }  // namespace
 
-RowKernel row_kernel_avx512() { return has_avx512() ? take_row : nullptr; }
+RowKernel row_kernel_avx512() { return has_avx512() ? take_rows : nullptr; }
 
 TurnKernel turn_kernel_avx512() {
     return has_avx512() ? turn : nullptr;

@@ -102,22 +102,128 @@ struct VectorDecoder {
             const __m256i bytes = _mm256_shuffle_epi8(slot, low_bytes);
             _mm_storel_epi64(reinterpret_cast<__m128i*>(symbols + 8 * v),
                              _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
-            const __m256i frequency = _mm256_and_si256(_mm256_srli_epi32(slot, 8), twelve_bits);
-            const __m256i quotient = _mm256_srli_epi32(x[v], KVL_PROBABILITY_BITS);
-            const __m256i next =
-                _mm256_add_epi32(_mm256_mullo_epi32(frequency, quotient), _mm256_srli_epi32(slot, 20));
-            const __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(next, 16), _mm256_setzero_si256());
-            const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low)));
-            const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-            const __m256i order = lane_order(REFILL_ORDER.of_mask[mask]);
-            const __m256i refilled =
-                _mm256_or_si256(_mm256_slli_epi32(next, 16), _mm256_permutevar8x32_epi32(words, order));
-            x[v] = _mm256_blendv_epi8(next, refilled, low);
-            at += 2 * _mm_popcnt_u32(mask);
+            take(v, _mm256_and_si256(_mm256_srli_epi32(slot, 8), twelve_bits), _mm256_srli_epi32(slot, 20));
         }
+        step();
+    }
+
+    // Takes a symbol of each lane out of a vector of states, and gives those below their range words from `at` on.
+    KVL_STEP void take(int v, __m256i frequency, __m256i bias) {
+        const __m256i quotient = _mm256_srli_epi32(x[v], KVL_PROBABILITY_BITS);
+        const __m256i next = _mm256_add_epi32(_mm256_mullo_epi32(frequency, quotient), bias);
+        const __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(next, 16), _mm256_setzero_si256());
+        const uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low)));
+        const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+        const __m256i order = lane_order(REFILL_ORDER.of_mask[mask]);
+        const __m256i refilled =
+            _mm256_or_si256(_mm256_slli_epi32(next, 16), _mm256_permutevar8x32_epi32(words, order));
+        x[v] = _mm256_blendv_epi8(next, refilled, low);
+        at += 2 * _mm_popcnt_u32(mask);
+    }
+
+    KVL_STEP void step() {
         symbols += 8 * VECTORS;
         if (contexts) contexts += 8 * VECTORS;
         if (shifts.at) shifts.advance(8 * VECTORS);
+    }
+};
+
+// 32 lanes whose slots are looked at 16 together, as words in the order that packing leaves: lanes 0-3, 8-11, 4-7, 12-15.
+struct SearchingDecoder : VectorDecoder<4> {
+    const uint16_t* search;
+
+    KVL_STEP void enter(const RunCursor& runs) {
+        VectorDecoder<4>::enter(runs);
+        search = runs.search();
+    }
+
+    static KVL_STEP uint32_t place_of(uint32_t lane) { return (lane & 19) | (lane & 8) >> 1 | (lane & 4) << 1; }
+
+    KVL_STEP __m256i packed_slots(int half) const {
+        const __m256i twelve_bits = _mm256_set1_epi32(KVL_SLOTS - 1);
+        return _mm256_packus_epi32(_mm256_and_si256(x[2 * half], twelve_bits),
+                                   _mm256_and_si256(x[2 * half + 1], twelve_bits));
+    }
+
+    // Writes the symbols, and takes them out of the states: `biases` are the slots less their symbol's first.
+    KVL_STEP void finish(const __m256i (&numbers)[2], const __m256i (&frequencies)[2], const __m256i (&biases)[2]) {
+        const __m256i none = _mm256_setzero_si256(), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(numbers[0], numbers[1]), order);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(symbols), bytes);
+        for (int half = 0; half < 2; half++) {
+            take(2 * half, _mm256_unpacklo_epi16(frequencies[half], none), _mm256_unpacklo_epi16(biases[half], none));
+            take(2 * half + 1, _mm256_unpackhi_epi16(frequencies[half], none), _mm256_unpackhi_epi16(biases[half], none));
+        }
+        step();
+    }
+};
+
+// Symbols of a refinement: two comparisons. What they are with depends on contexts alone, which no symbol waits for.
+struct RefinementDecoder : SearchingDecoder {
+    enum { NEAR = 8 };  // entries that one shuffle reaches: those of tokens with small shifts
+    using VectorDecoder<4>::group;
+
+    static KVL_STEP __m256i near_entries(const uint16_t* from) {
+        return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+
+    // Which bytes of the near entries a lane's 16 bits are.
+    static KVL_STEP __m256i entries_of(__m128i context) {
+        const __m256i doubled = _mm256_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 8, 8, 9, 9, 10, 10, 11, 11,  //
+                                                 4, 4, 5, 5, 6, 6, 7, 7, 12, 12, 13, 13, 14, 14, 15, 15);
+        const __m256i entry = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(context), doubled);
+        return _mm256_or_si256(_mm256_add_epi8(entry, entry), _mm256_set1_epi16(0x0100));
+    }
+
+    // Puts right the borders of lanes whose entries are not near.
+    KVL_STEP void take_far(uint32_t far, __m256i context, __m256i (&first)[2], __m256i (&second)[2]) const {
+        alignas(32) uint8_t entries[KVL_LANES_MAX];
+        alignas(32) uint16_t borders[2][KVL_LANES_MAX];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(entries), context);
+        for (int half = 0; half < 2; half++) {
+            _mm256_store_si256(reinterpret_cast<__m256i*>(borders[0]) + half, first[half]);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(borders[1]) + half, second[half]);
+        }
+        for (; far; far &= far - 1) {
+            const uint32_t lane = static_cast<uint32_t>(__builtin_ctz(far)), place = place_of(lane);
+            borders[0][place] = search[entries[lane]];
+            borders[1][place] = search[SEARCH_ENTRIES + entries[lane]];
+        }
+        for (int half = 0; half < 2; half++) {
+            first[half] = _mm256_load_si256(reinterpret_cast<const __m256i*>(borders[0]) + half);
+            second[half] = _mm256_load_si256(reinterpret_cast<const __m256i*>(borders[1]) + half);
+        }
+    }
+
+    KVL_STEP void group() {
+        __m256i context = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(contexts));
+        uint32_t far = 0;
+        if (shifts.at) {
+            context = _mm256_or_si256(
+                context, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(shifts.at + shifts.other)));
+            far = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpgt_epi8(context, _mm256_set1_epi8(NEAR - 1))));
+        }
+        const __m256i firsts = near_entries(search), seconds = near_entries(search + SEARCH_ENTRIES);
+        const __m256i entries[] = {entries_of(_mm256_castsi256_si128(context)),
+                                   entries_of(_mm256_extracti128_si256(context, 1))};
+        __m256i first[] = {_mm256_shuffle_epi8(firsts, entries[0]), _mm256_shuffle_epi8(firsts, entries[1])};
+        __m256i second[] = {_mm256_shuffle_epi8(seconds, entries[0]), _mm256_shuffle_epi8(seconds, entries[1])};
+        if (far) take_far(far, context, first, second);
+        const __m256i all = _mm256_set1_epi16(KVL_SLOTS);
+        __m256i numbers[2], frequencies[2], biases[2];
+        for (int half = 0; half < 2; half++) {
+            const __m256i slot = packed_slots(half);
+            const __m256i before_first = _mm256_cmpgt_epi16(first[half], slot);
+            const __m256i before_second = _mm256_cmpgt_epi16(second[half], slot);
+            numbers[half] = _mm256_add_epi16(_mm256_add_epi16(before_first, before_second), _mm256_set1_epi16(2));
+            const __m256i start = _mm256_max_epi16(_mm256_andnot_si256(before_first, first[half]),
+                                                   _mm256_andnot_si256(before_second, second[half]));
+            const __m256i end = _mm256_min_epi16(_mm256_blendv_epi8(all, first[half], before_first),
+                                                 _mm256_blendv_epi8(all, second[half], before_second));
+            frequencies[half] = _mm256_sub_epi16(end, start);
+            biases[half] = _mm256_sub_epi16(slot, start);
+        }
+        finish(numbers, frequencies, biases);
     }
 };
 
@@ -191,9 +297,10 @@ struct VectorEncoder {
 
 }  // namespace
 
-bool searches_avx2(uint32_t, Form) { return false; }
+bool searches_avx2(uint32_t lanes, Form form) { return lanes == 32 && form == FORM_REFINEMENT; }
 
-DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight, Form) {
+DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight, Form form) {
+    if (lanes == 32 && form == FORM_REFINEMENT) return decode_groups_of<RefinementDecoder, 2>(in_flight);
     if (lanes == 32) return decode_groups_of<VectorDecoder<4>, 1>(in_flight);
     if (lanes == 16) return decode_groups_of<VectorDecoder<2>, 2>(in_flight);
     if (lanes == 8) return decode_groups_of<VectorDecoder<1>, 4>(in_flight);
