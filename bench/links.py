@@ -5,7 +5,7 @@
 A real daemon (TLS, keys) in one network namespace; SmolLM2 in float32 on one thread with the RAG pipeline's prefix
 path in another; between them a veth pair with ``tc tbf`` on what the daemon sends: constant rates, a step between two
 every few seconds, so in mid-stream too, and a proxy that stalls or resets connections. A prompt has 4 chunks of 128
-tokens that are stored at levels ``standard`` and ``exact``, and about 120 tokens behind them. Strategies take turns:
+tokens that are stored at levels ``standard`` and ``exact``, and about 60 tokens behind them. Strategies take turns:
 compute everything, load everything ``exact``, load everything at ``standard``, and kvloom, which asks the planner and
 may load either. On each link kvloom begins without knowledge of it and first asks a few times uncounted, for the
 planner to learn it.

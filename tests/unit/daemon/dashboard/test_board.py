@@ -5,6 +5,7 @@ import os
 import pytest
 from blake3 import blake3
 
+from kvloom.clients.plan_wire import EngineReport, PlanOutcome, PlanQuestion
 from kvloom.codec.level import DRAFT, ECONOMY, EXACT
 from kvloom.daemon.admission import Admission
 from kvloom.daemon.caller import ALL_SCOPES, Caller, Scope
@@ -93,3 +94,16 @@ async def test_a_chunk_is_shown_with_all_its_bytes_by_level_and_layer(service, b
     assert shown.detail.chunk.tiers == ("memory",)
     with pytest.raises(NotFound):
         await board.chunk(READER, key)
+
+
+async def test_what_came_of_plans_is_shown_with_what_it_cost(service, board):
+    sample(service)
+    assert board.state(ME, 0).planner is None
+    plan = await service.planning.plan(ME, PlanQuestion("engine", keys=(os.urandom(32).hex(),)))
+    late = EngineReport("engine", outcomes=(PlanOutcome(plan.plan, plan.recompute_seconds + 2.0),))
+    assert service.planning.report(ME, late).accepted == 1
+    sample(service)
+    shown = board.state(ME, 0).planner
+    assert (shown.plans, shown.outcomes, shown.slower) == (1, 1, 1)
+    assert shown.regret_seconds == pytest.approx(2.0)
+    assert [item.chunks for item in shown.decisions] == [1]

@@ -197,6 +197,13 @@ class TestBlending:
         )
         assert plan.recompute_ratio == 0.15
 
+    @pytest.mark.parametrize(("load", "ratio"), [(0.3, 0.15), (0.7, 0.15), (0.9, 1.0)])
+    def test_what_is_loaded_before_anything_is_computed_hides_nothing(self, load, ratio):
+        asked = {"prefill_seconds": 1.0, "suffix_seconds": 0.0, "layers": 32, "whole_layers": 0, "ratio_min": 0.15}
+        plan = plan_blend(load_seconds=load, **asked, side_by_side=False)
+        assert plan.recompute_ratio == ratio
+        assert plan.ttft_seconds == pytest.approx(min(1.0, load + 0.15))
+
     def test_where_loading_is_slower_than_computing_everything_is_computed(self):
         plan = plan_blend(
             load_seconds=2.0, prefill_seconds=1.0, suffix_seconds=0.1, layers=32, whole_layers=1, ratio_min=0.15
