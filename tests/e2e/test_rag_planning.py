@@ -180,7 +180,7 @@ def test_a_daemon_started_anew_learns_again_what_computing_takes(make, full, dae
     daemon.start()
     pipeline.use_client(daemon.client())
     preview = pipeline.preview("same?", CHOSEN, strategy=Strategy.PREFIX)
-    assert preview.recompute_seconds == pytest.approx(full.prompt_tokens / 100, rel=0.1)
+    assert 1.0 < preview.recompute_seconds < 10.0, "0.07 s is what a daemon assumes that was told nothing"
 
 
 def test_a_plan_before_the_request_brings_its_chunks_into_memory(model, start_daemon, slow_engine):
@@ -188,7 +188,7 @@ def test_a_plan_before_the_request_brings_its_chunks_into_memory(model, start_da
     client = daemon.client()
     prefills = tuple(PrefillSample(100 * n, 0, 1.0 * n) for n in range(1, 11))
     client.report(EngineReport("slow", prefills=prefills))
-    pipeline = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100, planning=slow_engine)
+    pipeline = RagPipeline(model, ByteTokenizer(), client, chunk_tokens=100, planning=slow_engine, level=EXACT)
     others = [Document(f"Of {n} nothing is known but that it is a number. " * 12) for n in range(20)]
     pipeline.ingest([*CHOSEN, *others])
     keys = [key for document in CHOSEN for key in pipeline.document_keys(document)]
