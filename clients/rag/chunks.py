@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ... import codec
 from ...blend.cache import KvCache
-from ...codec.container import NO_PROFILE, Container
+from ...codec.container import NO_PROFILE, Container, generic_digest
 from ...codec.entropy.native import THREADS
 from ...codec.layout import Layout
 from ...codec.level import EXACT, Level, LossyCodec
@@ -48,6 +48,7 @@ class ChunkTraffic:
         self._client = client
         self._clock = clock
         self._layout = layout
+        self._generic = generic_digest(layout)  # of the profile that everybody has
         self._source = DaemonSource(client)
         self.resident = None if pool is None else ResidentChunks(pool, layout, client, source=self._source)
         """The pool, where there is one."""
@@ -135,7 +136,8 @@ class ChunkTraffic:
             return self._client.get(order.place.ref.key, level=order.level, seconds_max=seconds_max)
 
         def ready(order: LoadOrder, container: Container) -> bool:
-            return order.level == EXACT or self.profile(container.header.profile_digest) is not None
+            digest = container.header.profile_digest
+            return order.level == EXACT or digest == self._generic or self.profile(digest) is not None
 
         def decode(order: LoadOrder, container: Container) -> int | None:
             decoded = self._decode(cache, order.place, container, order.level)
@@ -179,7 +181,8 @@ class ChunkTraffic:
         return True
 
     def _decode(self, cache: KvCache, place: ChunkPlace, container: Container, level: Level) -> bool:
-        profile = None if level == EXACT else self.profile(container.header.profile_digest)
+        digest = container.header.profile_digest
+        profile = None if level == EXACT or digest == self._generic else self.profile(digest)
         if container.header.tokens != place.ref.tokens:
             return False
         keys, values = self._room(cache, place)

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from ...clients.discovery import data_directory
-from .console import say
+from .console import json_option, print_json
 
-__all__ = ["chat_options", "library_path", "ready_line", "server_key"]
+__all__ = ["announcer", "chat_options", "library_path", "server_key"]
 
 KEY_NAME = "chat.key"
 LIBRARY_NAME = "library.sqlite"
@@ -32,6 +32,7 @@ def chat_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(dir_okay=False, path_type=Path),
             help="Where documents are kept by name.  [default: in the data directory]",
         ),
+        json_option,
     ]
     for option in reversed(options):
         function = option(function)
@@ -39,15 +40,12 @@ def chat_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def server_key(key_file: Path | None) -> str:
-    """The key of the file given, or a new one in this user's data directory; where it is, is said."""
+    """The key of the file given, or a new one in this user's data directory."""
     from ..chat.server import own_key, read_key
 
     if key_file is not None:
         return read_key(key_file)
-    path = data_directory(os.environ) / KEY_NAME
-    key = own_key(path)
-    say(f"key: {path}")
-    return key
+    return own_key(data_directory(os.environ) / KEY_NAME)
 
 
 def library_path(given: Path | None) -> Path:
@@ -57,6 +55,14 @@ def library_path(given: Path | None) -> Path:
     return path
 
 
-def ready_line(port: int) -> None:
-    """Say where to ask."""
-    say(f"ready: http://127.0.0.1:{port}/v1")
+def announcer(key_file: Path | None, *, as_json: bool) -> Callable[[int], None]:
+    """Says, once there is a port, where to ask and where the key is."""
+
+    def announce(port: int) -> None:
+        url, key = f"http://127.0.0.1:{port}/v1", str(key_file or data_directory(os.environ) / KEY_NAME)
+        if as_json:
+            print_json({"url": url, "key_file": key})
+        else:
+            click.echo(f"key: {key}\nready: {url}")
+
+    return announce

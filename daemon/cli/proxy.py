@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .chat_options import chat_options, library_path, ready_line, server_key
+from .chat_options import announcer, chat_options, library_path, server_key
 from .console import examples
 
 __all__ = ["proxy"]
@@ -27,7 +27,7 @@ __all__ = ["proxy"]
 )
 @chat_options
 def proxy(
-    upstream: str, upstream_key_file: Path | None, port: int, key_file: Path | None, library: Path | None
+    upstream: str, upstream_key_file: Path | None, port: int, key_file: Path | None, library: Path | None, as_json: bool
 ) -> None:
     """Serve the /v1 interface of the engine at UPSTREAM to this machine, until
     told to stop. Documents are put once, PUT /v1/documents/NAME {"text": ...},
@@ -43,4 +43,4 @@ def proxy(
     with closing(Library(library_path(library), clock=time.time)) as known:
         guard = ChatGuard(server_key(key_file))
         api = ProxyApi(known, guard, upstream=upstream, upstream_key=upstream_key)
-        asyncio.run(run_chat(api.application(), port, ready_line))
+        asyncio.run(run_chat(api.application(), port, announcer(key_file, as_json=as_json)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ...errors import MissingDependency
-from .chat_options import chat_options, library_path, ready_line, server_key
+from .chat_options import announcer, chat_options, library_path, server_key
 from .console import address_option, examples
 
 __all__ = ["serve_model"]
@@ -26,7 +26,13 @@ __all__ = ["serve_model"]
 @chat_options
 @address_option
 def serve_model(
-    model: str, name: str | None, port: int, key_file: Path | None, library: Path | None, address: str | None
+    model: str,
+    name: str | None,
+    port: int,
+    key_file: Path | None,
+    library: Path | None,
+    as_json: bool,
+    address: str | None,
 ) -> None:
     """Serve MODEL (smollm2, a Transformers folder or a GGUF file) to this machine,
     as OpenAI's chat API does, until it is told to stop.
@@ -56,4 +62,4 @@ def serve_model(
         RagService(pipeline, client, library=known) as service,
     ):
         api = ModelApi(service, known, guard, name=name or model)
-        asyncio.run(run_chat(api.application(), port, ready_line))
+        asyncio.run(run_chat(api.application(), port, announcer(key_file, as_json=as_json)))
