@@ -13,7 +13,6 @@ from ..codec.container import Container, parse_header
 from ..codec.header import named_key
 from ..errors import InvalidData, KeyMismatch
 from ..kvstore.key import ContentKey
-from ..kvstore.sharing import word_sum
 from .http_message import Buffer
 
 __all__ = ["HEADER_WORD_SUM", "Summing", "format_sum", "summed_container", "word_sum_of"]
@@ -34,6 +33,12 @@ def word_sum_of(headers: Mapping[str, str]) -> int | None:
     return int(text, 16) if _SUM.fullmatch(text) else None
 
 
+def _added(data: Buffer) -> int:
+    from ..kvstore.sharing import word_sum  # with numpy, which not every client needs
+
+    return word_sum(data)
+
+
 class Summing:
     """Adds up the words of ``buffer``, the caller's, while they come: what has just come is in the cache."""
 
@@ -44,7 +49,7 @@ class Summing:
     def advance(self, filled_bytes: int) -> None:
         """The first ``filled_bytes`` of the buffer have come and stay as they are."""
         stop = filled_bytes if filled_bytes == len(self._view) else filled_bytes - filled_bytes % _WORD_BYTES
-        self._total += word_sum(self._view[self._summed_bytes : stop])
+        self._total += _added(self._view[self._summed_bytes : stop])
         self._summed_bytes = stop
 
     @property
@@ -59,7 +64,7 @@ def summed_container(data: Buffer, total: int, key: ContentKey, *, summed: int |
     ``summed`` is what they add up to where somebody has done that (:class:`Summing`). Raises :class:`InvalidData` where
     they do not or the header is damaged, :class:`KeyMismatch` for another chunk's.
     """
-    if (word_sum(data) if summed is None else summed) != total:
+    if (_added(data) if summed is None else summed) != total:
         raise InvalidData("the bytes do not add up to the word sum that the daemon named")
     if named_key(data) != key:
         raise KeyMismatch(f"asked for chunk {key.hex()[:16]}…, got {named_key(data).hex()[:16]}…")

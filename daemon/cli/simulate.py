@@ -9,7 +9,6 @@ from typing import Final
 import click
 from rich.table import Table
 
-from ... import limits
 from ...errors import ConfigError, InvalidData, InvalidRequest
 from ...kvstore.atomic_file import replace_file
 from ...kvstore.eviction_choice import DEFAULT_POLICY, PolicyName
@@ -27,6 +26,7 @@ from ..planner.simulate import (
     Workload,
     engine_figures,
     goals,
+    limits,
     strategies_for,
     synthetic,
     utilisation,

@@ -2,6 +2,7 @@
 
 import re
 import struct
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,15 +11,16 @@ from kvloom import limits
 from kvloom.codec.container import ContainerWriter, Kind, parse_header
 from kvloom.codec.layout import LayerLayout, Layout, Rope
 from kvloom.codec.level import EXACT, LOSSY_LEVELS
+from kvloom.daemon.planner.simulate import limits as simulated
 from kvloom.errors import LayoutMismatch
 
-NAMES = [name for name in vars(limits) if name.isupper()]
+NAMES = [(module, name) for module in (limits, simulated) for name in vars(module) if name.isupper()]
 UNITS = ("BYTES", "TOKENS", "SECONDS", "LAYERS", "HEADS", "MAX", "DEFAULT")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_limit_is_a_positive_number_whose_name_says_what_it_counts(name: str) -> None:
-    value = getattr(limits, name)
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_a_limit_is_a_positive_number_whose_name_says_what_it_counts(module: ModuleType, name: str) -> None:
+    value = getattr(module, name)
     assert isinstance(value, int | float)
     assert value > 0
     assert re.search(rf"_({'|'.join(UNITS)})(_|$)", name), name

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .... import limits
 from ....errors import InvalidData, TooManyItems
+from . import limits
 
 __all__ = ["Bandwidth", "congested", "constant", "lte", "recorded", "saw", "step"]
 
@@ -34,7 +34,7 @@ class Bandwidth:
     """Bytes per second, constant between edges; after the last edge it begins again.
 
     ``edges_s``: [segments + 1], ascending from 0. ``bytes_per_s``: [segments], at least 0, not all of them. Raises
-    :class:`InvalidData` for others and :class:`TooManyItems` for more than ``limits.SIMULATED_SEGMENTS_MAX``.
+    :class:`InvalidData` for others and :class:`TooManyItems` for more than :data:`~.limits.SIMULATED_SEGMENTS_MAX`.
     """
 
     __slots__ = ("_edges", "_rates", "_sums", "cycle_bytes", "cycle_s", "edges_s", "sums_bytes")

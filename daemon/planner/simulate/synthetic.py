@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .... import limits
 from ....errors import InvalidData, TooManyItems
+from ....limits import CHUNK_TOKENS_DEFAULT
+from . import limits
 from .workload import NO_BLOCK, Workload
 
 __all__ = ["Synthetic", "synthetic"]
@@ -26,7 +27,7 @@ class Synthetic:
     prefix_chunks: int = 4
     again: float = 0.4
     new_chunks: float = 3.0
-    chunk_tokens: int = limits.CHUNK_TOKENS_DEFAULT
+    chunk_tokens: int = CHUNK_TOKENS_DEFAULT
     prompt_chunks_max: int = 64
 
 

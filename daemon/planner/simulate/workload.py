@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .... import limits
 from ....errors import InvalidData, TooManyItems
+from . import limits
 
 __all__ = ["NO_BLOCK", "RequestClass", "Workload", "WorkloadBuilder", "classify"]
 
