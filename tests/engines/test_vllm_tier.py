@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kvloom.errors import ConfigError
+
+pytest.importorskip("vllm", reason="runs where vLLM is installed: make test-vllm")
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
 from vllm.v1.kv_offload.config import (
     OffloadingCacheConfig,
@@ -23,8 +26,6 @@ from vllm.v1.kv_offload.config import (
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, TieringOffloadingManager
-
-from kvloom.errors import ConfigError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 feature = functools.partial(
