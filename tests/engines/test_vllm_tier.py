@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kvloom.errors import ConfigError
 
 pytest.importorskip("vllm", reason="runs where vLLM is installed: make test-vllm")
