@@ -39,6 +39,7 @@ __all__ = [
 _FORMAT = b"kvloom vllm 1"
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 _WEIGHT_FILES = ("*.safetensors", "*.gguf", "*.bin", "*.pt")
+_WHOLE = "full_attention"
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 
 
@@ -71,7 +72,10 @@ def layouts_of(kv_cache_config: Any, config: Any) -> list[Layout]:
     """The layout of each rank's KV, of all groups; :class:`UnsupportedModel` for caches of other things."""
     specs = _specs(kv_cache_config)
     names = layer_order(specs)
-    layers = [_layer(name, specs[name], config) for name in names]
+    types = getattr(config.model_config.hf_text_config, "layer_types", None) or ()
+    # Where all layers are kept in one group vLLM names the window of the short ones for each of them.
+    whole = {name for name, kind in zip(names, types, strict=False) if len(types) == len(names) and kind == _WHOLE}
+    layers = [_layer(name, specs[name], config, whole=name in whole) for name in names]
     dtypes = {str(spec.dtype).removeprefix("torch.") for spec in specs.values()}
     held = {KvDtype.FLOAT32.value, KvDtype.FLOAT16.value, KvDtype.BFLOAT16.value}
     if len(dtypes) != 1 or not dtypes <= held:
@@ -120,11 +124,11 @@ def _specs(kv_cache_config: Any) -> dict[str, Any]:
     return found
 
 
-def _layer(name: str, spec: Any, config: Any) -> LayerLayout:
+def _layer(name: str, spec: Any, config: Any, *, whole: bool) -> LayerLayout:
     kind = type(spec).__name__
     if kind not in ("FullAttentionSpec", "SlidingWindowSpec") or spec.head_size != spec.head_size_v:
         raise UnsupportedModel(f"{name} has a KV cache of kind {kind}, keys and values of every token are supported")
-    window = spec.sliding_window or 0
+    window = 0 if whole else spec.sliding_window or 0
     attention = AttentionKind.SLIDING if window else AttentionKind.FULL
     rope = _rope(config.model_config.hf_text_config, spec.head_size)
     return LayerLayout(spec.num_kv_heads, spec.head_size, rope, attention, window)

@@ -52,6 +52,7 @@ def config(folder: Path, *, rope: Any = None, hf: Any = None, **fields: Any) -> 
         "tensor": 1,
         "pipeline": 1,
         "method": None,
+        "layer_types": None,
         **fields,
     }
     return Namespace(
@@ -59,7 +60,7 @@ def config(folder: Path, *, rope: Any = None, hf: Any = None, **fields: Any) -> 
             model=str(folder),
             revision=None,
             hf_config=Namespace(to_dict=lambda: described),
-            hf_text_config=Namespace(rope_parameters=rope),
+            hf_text_config=Namespace(rope_parameters=rope, layer_types=told["layer_types"]),
             dtype=told["dtype"],
             quantization=told["quantization"],
             max_model_len=told["max_model_len"],
@@ -147,6 +148,13 @@ def test_groups_of_layers_make_one_layout_in_the_order_of_layers(tmp_path: Path)
     assert [layer.window_tokens for layer in layout.layers] == [0, 512, 0]
     assert model.group_of_layers(mixed()) == {"layers.0.attn": 0, "layers.2.attn": 0, "layers.1.attn": 1}
     assert model.block_tokens_of(mixed(), 256) == (16, 32)
+
+
+def test_one_group_of_all_layers_keeps_the_same_kv(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    one = caches(FullAttentionSpec(sliding_window=512), names=tuple(f"layers.{number}.attn" for number in range(3)))
+    told = config(tmp_path, layer_types=kinds)
+    assert model.layouts_of(one, told) == model.layouts_of(mixed(), told) == model.layouts_of(mixed(), config(tmp_path))
 
 
 def test_a_window_shorter_than_a_chunk_is_refused_where_blocks_leave_it(tmp_path: Path) -> None:
