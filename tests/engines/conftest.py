@@ -186,11 +186,14 @@ class Daemon:
         """Where its clients find it."""
         return {"KVLOOM_DATA_DIR": str(self.data_dir), "KVLOOM_LOOKUP_SECONDS": "20"}
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         port = self.address.rpartition(":")[2]
         command = [sys.executable, "-m", "kvloom.daemon.cli", "serve", "--port", port, "--log-format", "json"]
         self._process = subprocess.Popen(
-            [*command, "--data-dir", str(self.data_dir)], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            [*command, "--data-dir", str(self.data_dir), *options],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
         )
         seen = threading.Event()
         threading.Thread(target=self._read, args=(self._process.stderr, seen), daemon=True).start()

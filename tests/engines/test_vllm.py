@@ -362,7 +362,7 @@ def test_layers_in_groups_with_windows_share_kv_with_an_engine_that_has_one_grou
     check_groups(start_engine, model, prompts)
     daemon.stop()
     assert daemon.damage() > 0
-    daemon.start()
+    daemon.start("--memory", "1MiB")  # too small to be warmed, which would find the damage first
     options = {"model": model, "skip_tokenizer_init": True, "enable_prefix_caching": False}
     damaged = start_engine(SETTINGS, **options)
     ours = damaged.ask(prompts)
