@@ -3,6 +3,7 @@
 No answer hangs on it: a plan that does not come in time is none, and what was measured is sent in the background.
 """
 
+import math
 import platform
 import re
 import threading
@@ -16,10 +17,11 @@ from statistics import median
 from typing import Final
 
 from ... import limits
+from ...codec.container import Container
 from ...codec.level import Level
 from ...errors import KvloomError
 from ...kvstore.key import ModelIdentity
-from ...kvstore.outcome import Hit
+from ...kvstore.outcome import Hit, Outcome
 from ..client import KvloomClient
 from ..plan_wire import (
     BlendQuestion,
@@ -239,6 +241,8 @@ class Adviser:
         if advice is not None and floor is not None and advice.loads_nothing:
             with self._lock:
                 due = self._clock() >= self._probe_at
+                if due:
+                    self._probe_at = math.inf  # until this one has ended: a slow link is not read over and over
             if due:
                 self._sender.submit(self._probe, advice.places[0], floor)
 
@@ -258,10 +262,11 @@ class Adviser:
 
     def _probe(self, place: ChunkPlace, floor: Level) -> None:
         began = self._clock()
+        found: Outcome[Container] | None
         try:
             found = self._client.get(place.ref.key, level=floor, layers=range(1), seconds_max=_PROBE_SECONDS_MAX)
         except KvloomError:
-            return
+            found = None
         seconds = self._clock() - began
         with self._lock:
             if isinstance(found, Hit):

@@ -175,6 +175,24 @@ def test_where_nothing_is_loaded_the_link_is_looked_at_now_and_then(container_by
     assert client.reports[-1].loads[-1].size_bytes == len(container.data)
 
 
+def test_a_link_that_is_slow_to_look_at_is_looked_at_once_at_a_time():
+    client, looked_at = Planner(replace(PLAN, decisions=(COMPUTE,) * 3, load_order=())), threading.Event()
+
+    def get(key, **options):
+        client.reads.append(key)
+        assert looked_at.wait(60)
+        raise Overloaded("too much to do")
+
+    client.get = get
+    asking = adviser(client, clock=lambda: 50.0)
+    advice = asking.ask(PLACES, 240, floor=EXACT)
+    for _ in range(5):
+        asking.send(advice, floor=EXACT)
+    looked_at.set()
+    asking.close()
+    assert len(client.reads) == 1
+
+
 def test_an_engine_is_named_after_model_and_machine(monkeypatch):
     identity = ModelIdentity(b"\xab" * 32, bytes(32))
     monkeypatch.setattr("platform.node", lambda: "a machine ü" + "x" * 200)
