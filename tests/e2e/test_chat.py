@@ -164,6 +164,17 @@ async def guarded(request, stack, service, library):
     return await client_of(stack, application), guard
 
 
+async def raw_status(client, header):
+    """The status of a request with a header that no client of ours sends."""
+    port = URL(client._base_url).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /v1/documents HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + header + b"\r\n\r\n")
+    line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return int(line.split()[1])
+
+
 async def test_nobody_without_a_key_no_web_page_and_not_too_many(guarded):
     client, guard = guarded
     async with client.get("/v1/documents") as answer:
@@ -171,6 +182,7 @@ async def test_nobody_without_a_key_no_web_page_and_not_too_many(guarded):
     for headers in ({"Authorization": "Bearer other"}, {"Authorization": "Basic x"}, {"Authorization": ""}):
         async with client.get("/v1/documents", headers=headers) as answer:
             assert answer.status == 401
+    assert await raw_status(client, b"Authorization: Bearer \xff") == 401
     for headers in ({"Host": "evil.example"}, {"Origin": "http://localhost"}, {"Sec-Fetch-Site": "cross-site"}):
         async with client.get("/v1/documents", headers=headers) as answer:
             assert answer.status == 403
