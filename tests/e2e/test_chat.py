@@ -133,6 +133,8 @@ async def test_what_a_model_server_refuses(model):
     assert "no_such" in (await post(model, {**ASKED, "model": "no_such"}, status=404))["error"]["message"]
     assert (await post(model, {**ASKED, "tools": [{}]}, status=400))["error"]["type"] == "invalid_request_error"
     await post(model, {**ASKED, "stream": True, "max_tokens": 0.5}, status=400)
+    nothing = await post(model, {**ASKED, "temperature": 1.0, "top_p": 0}, status=400)
+    assert "top_p is 0" in nothing["error"]["message"]
     async with model.post("/v1/chat/completions", data=b"{") as answer:
         assert answer.status == 400
     async with model.get("/v1/documents?limit=x") as answer:
