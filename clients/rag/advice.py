@@ -22,6 +22,7 @@ from ...codec.level import Level
 from ...errors import KvloomError
 from ...kvstore.key import ModelIdentity
 from ...kvstore.outcome import Hit, Outcome
+from ..arrivals import Arrivals, ChunkPlace, LoadOrder, Work
 from ..client import KvloomClient
 from ..plan_wire import (
     BlendQuestion,
@@ -36,7 +37,6 @@ from ..plan_wire import (
     QualitySample,
     Reason,
 )
-from .arrivals import Arrivals, ChunkPlace, LoadOrder, Work
 
 __all__ = ["Advice", "Adviser", "PlanPreview", "engine_name"]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 
 from ... import limits
 from ...kvstore.key import ContentKey
+from ..sequence import SequenceChunks, ShardedChunk
 from .advice import LOAD_ALL, Advice
 from .lookup import ChunkLookup
 from .plan import BlockTables, PlacedChunk, RequestLoad, StepPlan, StepPrefill, place
-from .sequence import SequenceChunks, ShardedChunk
 from .settings import ConnectorSettings
 
 __all__ = ["RequestPlanner"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kvloom import limits
+from kvloom.clients.arrivals import ChunkPlace, Work
 from kvloom.clients.plan_wire import (
     ChunkAction,
     ChunkDecision,
@@ -18,7 +19,6 @@ from kvloom.clients.plan_wire import (
     Reason,
 )
 from kvloom.clients.rag.advice import Adviser, PlanPreview, engine_name
-from kvloom.clients.rag.arrivals import ChunkPlace, Work
 from kvloom.codec.container import Container
 from kvloom.codec.level import EXACT, STANDARD
 from kvloom.errors import Overloaded

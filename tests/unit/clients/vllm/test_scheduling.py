@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from kvloom import limits
+from kvloom.clients.sequence import SequenceChunks, ShardedChunk
 from kvloom.clients.vllm.advice import LOAD_ALL, Advice
 from kvloom.clients.vllm.lookup import ChunkLookup
 from kvloom.clients.vllm.plan import BlockTables, RequestLoad, StepPlan, StepPrefill
 from kvloom.clients.vllm.scheduling import RequestPlanner
-from kvloom.clients.vllm.sequence import SequenceChunks, ShardedChunk
 from kvloom.clients.vllm.settings import ConnectorSettings
 from kvloom.kvstore.key import ContentKey, ModelIdentity
 
