@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ... import limits
 from ...codec.container import Container
 from ...codec.level import Level
@@ -47,6 +50,7 @@ _PREFILLS_KEPT: Final = 31
 _FORGOTTEN: Final = 3.0
 """A daemon that is off by more than this factor about computing has been started anew and knows nothing."""
 
+Floats = NDArray[np.float64]
 _Noted = PrefillSample | LoadSample | DecodeSample | PlanOutcome | QualitySample
 
 
@@ -301,9 +305,26 @@ def engine_name(identity: ModelIdentity) -> str:
 
 def _concurrent(works: Sequence[Work]) -> list[float]:
     """For each, how many were under way on average while it was, itself included."""
-    found = []
-    for item in works:
-        seconds = item.ended - item.began
-        shared = sum(max(0.0, min(item.ended, other.ended) - max(item.began, other.began)) for other in works)
-        found.append(max(1.0, shared / seconds) if seconds > 0 else 1.0)
+    if not works:
+        return []
+    began, ended = np.array([(item.began, item.ended) for item in works]).T
+    shared = _worked(began, ended, ended) - _worked(began, ended, began)
+    seconds = ended - began
+    lasting = seconds > 0.0
+    found: list[float] = np.maximum(1.0, np.where(lasting, shared, 1.0) / np.where(lasting, seconds, 1.0)).tolist()
+    return found
+
+
+def _worked(began: Floats, ended: Floats, moments: Floats) -> Floats:
+    """The seconds that all have worked together, up to each of ``moments``."""
+    return _since(began, moments) - _since(ended, moments)
+
+
+def _since(starts: Floats, moments: Floats) -> Floats:
+    """For each of ``moments``, the sum of what has passed since those of ``starts`` that were before it."""
+    first = starts.min()
+    ordered = np.sort(starts - first)
+    before = np.searchsorted(ordered, moments - first)
+    sums = np.concatenate(([0.0], np.cumsum(ordered)))
+    found: Floats = before * (moments - first) - sums[before]
     return found

@@ -5,6 +5,8 @@ import threading
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvloom import limits
 from kvloom.clients.arrivals import ChunkPlace, Work
@@ -143,6 +145,26 @@ def test_what_was_measured_is_sent_once():
         loads=(LoadSample("ssd", 1000, 2.0, 1.5), LoadSample("ssd", 3000, 2.0, 1.5)),
         decodes=(DecodeSample(EXACT, 5000, 0.5),) * 2,
     )
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 2**10)), max_size=12), st.integers(0, 2**20))
+def test_how_many_worked_at_once_is_what_their_times_have_in_common(spans, offset):
+    works = [Work("ssd", EXACT, 1, (offset + at) / 64, (offset + at + length) / 64) for at, length in spans]
+
+    class Timed:
+        def measured(self):
+            return works, []
+
+    client = Planner()
+    asking = adviser(client)
+    asking.note_arrivals(Timed())
+    asking.send()
+    asking.close()
+    reported = [load.concurrent for report in client.reports for load in report.loads]
+    for item, found in zip(works, reported, strict=True):
+        both = [min(item.ended, other.ended) - max(item.began, other.began) for other in works]
+        seconds = item.ended - item.began
+        assert found == pytest.approx(max(1.0, sum(map(max, both, [0.0] * len(both))) / seconds) if seconds else 1.0)
 
 
 def test_no_report_is_longer_than_a_daemon_takes():
