@@ -37,7 +37,11 @@ class _Window(np.ndarray[Any, np.dtype[np.uint8]]):
 
 
 def take_window(found: "NDArray[np.uint8]", lease: int, end_lease: Callable[[int, int], None]) -> "NDArray[np.uint8]":
-    """A view of ``found``; ``end_lease`` is called when it and all made from it are gone."""
+    """A view of ``found``; ``end_lease`` is called when it and all memoryviews and slices of it are gone.
+
+    A plain array made of it directly does not count: NumPy takes that for a view of ``found``. One made of its
+    memoryview does.
+    """
     window = found.view(_Window)
     window.lease = lease
     _ends[id(window)] = end_lease

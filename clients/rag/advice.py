@@ -3,6 +3,7 @@
 No answer hangs on it: a plan that does not come in time is none, and what was measured is sent in the background.
 """
 
+import math
 import platform
 import re
 import threading
@@ -15,11 +16,16 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ... import limits
+from ...codec.container import Container
 from ...codec.level import Level
 from ...errors import KvloomError
 from ...kvstore.key import ModelIdentity
-from ...kvstore.outcome import Hit
+from ...kvstore.outcome import Hit, Outcome
+from ..arrivals import Arrivals, ChunkPlace, LoadOrder, Work
 from ..client import KvloomClient
 from ..plan_wire import (
     BlendQuestion,
@@ -34,7 +40,6 @@ from ..plan_wire import (
     QualitySample,
     Reason,
 )
-from .arrivals import Arrivals, ChunkPlace, LoadOrder, Work
 
 __all__ = ["Advice", "Adviser", "PlanPreview", "engine_name"]
 
@@ -45,6 +50,7 @@ _PREFILLS_KEPT: Final = 31
 _FORGOTTEN: Final = 3.0
 """A daemon that is off by more than this factor about computing has been started anew and knows nothing."""
 
+Floats = NDArray[np.float64]
 _Noted = PrefillSample | LoadSample | DecodeSample | PlanOutcome | QualitySample
 
 
@@ -239,6 +245,8 @@ class Adviser:
         if advice is not None and floor is not None and advice.loads_nothing:
             with self._lock:
                 due = self._clock() >= self._probe_at
+                if due:
+                    self._probe_at = math.inf  # until this one has ended: a slow link is not read over and over
             if due:
                 self._sender.submit(self._probe, advice.places[0], floor)
 
@@ -258,10 +266,11 @@ class Adviser:
 
     def _probe(self, place: ChunkPlace, floor: Level) -> None:
         began = self._clock()
+        found: Outcome[Container] | None
         try:
             found = self._client.get(place.ref.key, level=floor, layers=range(1), seconds_max=_PROBE_SECONDS_MAX)
         except KvloomError:
-            return
+            found = None
         seconds = self._clock() - began
         with self._lock:
             if isinstance(found, Hit):
@@ -296,9 +305,26 @@ def engine_name(identity: ModelIdentity) -> str:
 
 def _concurrent(works: Sequence[Work]) -> list[float]:
     """For each, how many were under way on average while it was, itself included."""
-    found = []
-    for item in works:
-        seconds = item.ended - item.began
-        shared = sum(max(0.0, min(item.ended, other.ended) - max(item.began, other.began)) for other in works)
-        found.append(max(1.0, shared / seconds) if seconds > 0 else 1.0)
+    if not works:
+        return []
+    began, ended = np.array([(item.began, item.ended) for item in works]).T
+    shared = _worked(began, ended, ended) - _worked(began, ended, began)
+    seconds = ended - began
+    lasting = seconds > 0.0
+    found: list[float] = np.maximum(1.0, np.where(lasting, shared, 1.0) / np.where(lasting, seconds, 1.0)).tolist()
+    return found
+
+
+def _worked(began: Floats, ended: Floats, moments: Floats) -> Floats:
+    """The seconds that all have worked together, up to each of ``moments``."""
+    return _since(began, moments) - _since(ended, moments)
+
+
+def _since(starts: Floats, moments: Floats) -> Floats:
+    """For each of ``moments``, the sum of what has passed since those of ``starts`` that were before it."""
+    first = starts.min()
+    ordered = np.sort(starts - first)
+    before = np.searchsorted(ordered, moments - first)
+    sums = np.concatenate(([0.0], np.cumsum(ordered)))
+    found: Floats = before * (moments - first) - sums[before]
     return found

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...blend.cache import KvCache
 from ...blend.request import BlendReport
+from ..arrivals import LoadResult
 from .advice import Advice, PlanPreview
-from .arrivals import LoadResult
 
 __all__ = ["Answer", "Computed", "IngestReport", "Strategy"]
 

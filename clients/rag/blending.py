@@ -11,8 +11,8 @@ from ...blend.select.base import SelectionRule
 from ...codec.layout import Layout
 from ...codec.profiles import AnyProfile
 from ...errors import InvalidData, UnsupportedModel
+from ..arrivals import LoadResult
 from .advice import Advice
-from .arrivals import LoadResult
 from .documents import Prompt
 from .gating import default_rule
 

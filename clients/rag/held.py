@@ -8,9 +8,9 @@ from ...blend.request import PlacedChunk
 from ...codec.layout import Layout
 from ...codec.level import Level
 from ...kvstore.key import ChunkRef, ContentKey
-from .arrivals import ChunkPlace, LoadResult
+from ..arrivals import ChunkPlace, LoadResult
+from ..chunk_traffic import ChunkTraffic
 from .batching import plan_batch
-from .chunks import ChunkTraffic
 
 __all__ = ["HeldChunks"]
 

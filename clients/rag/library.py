@@ -32,7 +32,7 @@ _WAIT_SECONDS_MAX = 30.0
 
 @dataclass(frozen=True, slots=True)
 class DocumentVersion:
-    """One version of a document: ``number`` counts from 1 and is never used again; ``made_seconds`` is Unix time.
+    """One version of a document: ``number`` counts up from 1 until the name is deleted; ``made_seconds`` is Unix time.
 
     ``is_new`` says that putting it has changed something.
     """

@@ -14,11 +14,11 @@ from ...blend.cache import KvCache
 from ...blend.request import BlendReport
 from ...codec.level import EXACT, Level
 from ...kvstore.key import ModelIdentity
+from ..arrivals import ChunkPlace, Chunks, Loaded, LoadOrder, LoadResult
+from ..chunk_traffic import ChunkTraffic
 from ..client import KvloomClient
 from ..plan_wire import BlendQuestion, QualitySample
 from .advice import Advice, Adviser, engine_name
-from .arrivals import ChunkPlace, Chunks, Loaded, LoadOrder, LoadResult
-from .chunks import ChunkTraffic
 
 __all__ = ["Filled", "PlanSettings", "PromptLoader"]
 

@@ -22,18 +22,18 @@ from ...codec.profiles import AnyProfile
 from ...errors import InvalidRequest
 from ...kvstore.key import ContentKey, ModelIdentity
 from ...kvstore.tier import Ack
+from ..arrivals import ChunkPlace
+from ..chunk_traffic import ChunkTraffic
 from ..client import KvloomClient
 from ..plan_wire import BlendQuestion
 from ..resident import PoolPlace, ResidentChunks
 from ..transformers import model_identity, model_layout, prefill
 from .advice import Advice, PlanPreview
 from .answer import Answer, Computed, IngestReport, Strategy
-from .arrivals import ChunkPlace
 from .batching import BYTES_DEFAULT, BatchQuestion
 from .blending import DocumentBlender, LoadedContext, Refused
 from .calibrating import calibrated
 from .canary import EVERY_DEFAULT, Canary, Watch
-from .chunks import ChunkTraffic
 from .decoding import GREEDY, Decoding
 from .documents import Document, Prompt, PromptTemplate
 from .gating import gated

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ... import limits
 from ...kvstore.key import ChunkRef, ContentKey, ModelIdentity, chunk_refs
-from .arrivals import ChunkPlace
+from ..arrivals import ChunkPlace
 from .documents import Document, Prompt, PromptTemplate
 
 __all__ = ["Placing"]

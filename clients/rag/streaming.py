@@ -65,7 +65,7 @@ class AnswerStream:
     """
 
     def __init__(self, tokenizer: Any, run: Callable[[Callable[[int], None]], Answered]) -> None:
-        self._pieces: queue.SimpleQueue[str | Answered | BaseException] = queue.SimpleQueue()
+        self._pieces: queue.SimpleQueue[str | Answered | BaseException | None] = queue.SimpleQueue()
         self._texts, self._run = TextPieces(tokenizer), run
         self._abandoned = threading.Event()
         self._answered: Answered | None = None
@@ -98,6 +98,7 @@ class AnswerStream:
         """Stop the model at its next token and wait for that, for a bounded time. Idempotent."""
         self._abandoned.set()
         self._ended = True
+        self._pieces.put(None)  # whoever reads in another thread would wait for a piece that does not come
         self._thread.join(limits.ENGINE_CLOSE_SECONDS_MAX)
 
     def __enter__(self) -> "AnswerStream":

@@ -30,10 +30,10 @@ from ...codec.profiles import AnyProfile
 from ...errors import InvalidRequest, KvloomError
 from ...kvstore.key import ChunkRef, ModelIdentity
 from ...kvstore.tier import Ack
+from ..arrivals import ChunkPlace, LoadOrder
+from ..chunk_traffic import ChunkTraffic
 from ..client import KvloomClient
-from ..rag.arrivals import ChunkPlace, LoadOrder
-from ..rag.chunks import ChunkTraffic
-from ..vllm.sequence import SequenceChunks, ShardedChunk
+from ..sequence import SequenceChunks, ShardedChunk
 from .identity import model_identity
 from .probing import model_layout
 

@@ -20,7 +20,7 @@ from ..plan_wire import (
     PlanReply,
     PrefillSample,
 )
-from .sequence import ShardedChunk
+from ..sequence import ShardedChunk
 from .stats import Counts
 
 __all__ = ["LOAD_ALL", "Advice", "EngineState", "LoadAdviser"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ... import limits
 from ...kvstore.key import ContentKey
-from .sequence import ShardedChunk
+from ..sequence import ShardedChunk
 from .stats import Counts
 
 __all__ = ["ChunkLookup"]

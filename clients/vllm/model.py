@@ -19,7 +19,7 @@ from ...codec.level import EXACT, Level
 from ...errors import ConfigError, UnsupportedModel
 from ...kvstore.atomic_file import replace_file
 from ...kvstore.key import ModelIdentity
-from .sequence import Feature
+from ..sequence import Feature
 
 __all__ = [
     "adapter_name",

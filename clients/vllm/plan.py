@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...kvstore.key import ContentKey
+from ..sequence import ShardedChunk
 from .blocks import BlockSpan, block_spans
-from .sequence import ShardedChunk
 
 __all__ = ["BlockTables", "PlacedChunk", "RequestLoad", "StepPlan", "StepPrefill", "place"]
 

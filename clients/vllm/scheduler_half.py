@@ -17,6 +17,7 @@ from ...kvstore.outcome import Hit
 from ..client import KvloomClient
 from ..patience import RetryPolicy, find_lookup_seconds
 from ..plan_wire import LoadSample, PrefillSample
+from ..sequence import SequenceChunks, ShardedChunk
 from . import model
 from .advice import LOAD_ALL, Advice, EngineState, LoadAdviser
 from .load_job import FinishedLoad
@@ -25,7 +26,6 @@ from .parts import shard_identities
 from .plan import BlockTables, StepPlan, StepPrefill
 from .reporting import Reporter
 from .scheduling import RequestPlanner
-from .sequence import SequenceChunks, ShardedChunk
 from .settings import ConnectorSettings
 from .stats import Counts
 

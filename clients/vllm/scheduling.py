@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 
 from ... import limits
 from ...kvstore.key import ContentKey
+from ..sequence import SequenceChunks, ShardedChunk
 from .advice import LOAD_ALL, Advice
 from .lookup import ChunkLookup
 from .plan import BlockTables, PlacedChunk, RequestLoad, StepPlan, StepPrefill, place
-from .sequence import SequenceChunks, ShardedChunk
 from .settings import ConnectorSettings
 
 __all__ = ["RequestPlanner"]
@@ -174,8 +174,12 @@ class RequestPlanner:
         return True
 
     def take(self, prefill: StepPrefill | None = None) -> StepPlan:
-        """What was planned since the last call, for a step with that ``prefill``."""
-        plan = StepPlan(tuple(self._loads), tuple(self._saves), tuple(self._released), prefill)
+        """What was planned since the last call, for a step with that ``prefill``.
+
+        A step that waits for what it loads says nothing of computing, and its prefill is left out.
+        """
+        told = None if any(load.by_layer for load in self._loads) else prefill
+        plan = StepPlan(tuple(self._loads), tuple(self._saves), tuple(self._released), told)
         self._loads, self._saves, self._released = [], [], []
         return plan
 

@@ -72,7 +72,8 @@ class ChatGuard:
             return
         given = request.headers.getall("Authorization", [])
         scheme, _, text = (given[0] if len(given) == 1 else "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(text.strip().encode(), self.key.encode()):
+        text = text.strip()
+        if scheme.lower() != "bearer" or not text.isascii() or not hmac.compare_digest(text, self.key):
             raise Unauthenticated("a key that holds is needed: Authorization: Bearer …")
         if self._inside >= self.requests_max:
             raise Overloaded(f"{self._inside} requests are being answered, the limit is {self.requests_max}")

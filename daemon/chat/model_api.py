@@ -71,7 +71,7 @@ class ModelApi:
         options = {
             "strategy": Strategy(question.strategy),
             "tokens_max": question.tokens_max,
-            "decoding": Decoding.at(question.temperature, top_p=question.top_p or 1.0, seed=question.seed),
+            "decoding": Decoding.at(question.temperature, top_p=question.top_p, seed=question.seed),
         }
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(self._clock()), "model": self._name}
         if question.stream:

@@ -75,7 +75,7 @@ def parse_question(body: Mapping[str, Any]) -> ChatQuestion:
     strategy = body.get("strategy", STRATEGIES[0])
     if strategy not in STRATEGIES:
         raise InvalidRequest(f"strategy is {str(strategy)[:40]!r}, must be one of {', '.join(STRATEGIES)}")
-    tokens = body.get("max_completion_tokens") or body.get("max_tokens") or TOKENS_DEFAULT
+    tokens = _given(body, "max_completion_tokens", _given(body, "max_tokens", TOKENS_DEFAULT))
     model = body.get("model")
     if model is not None and not isinstance(model, str):
         raise InvalidRequest("model must be a string")
@@ -176,7 +176,7 @@ def _documents(given: object) -> tuple[Document, ...]:
     return tuple(parse_document(item) for item in given)
 
 
-def _given(body: Mapping[str, Any], name: str, default: float) -> object:
+def _given(body: Mapping[str, Any], name: str, default: object) -> object:
     value = body.get(name)
     return default if value is None else value
 

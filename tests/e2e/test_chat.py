@@ -133,6 +133,8 @@ async def test_what_a_model_server_refuses(model):
     assert "no_such" in (await post(model, {**ASKED, "model": "no_such"}, status=404))["error"]["message"]
     assert (await post(model, {**ASKED, "tools": [{}]}, status=400))["error"]["type"] == "invalid_request_error"
     await post(model, {**ASKED, "stream": True, "max_tokens": 0.5}, status=400)
+    nothing = await post(model, {**ASKED, "temperature": 1.0, "top_p": 0}, status=400)
+    assert "top_p is 0" in nothing["error"]["message"]
     async with model.post("/v1/chat/completions", data=b"{") as answer:
         assert answer.status == 400
     async with model.get("/v1/documents?limit=x") as answer:
@@ -164,6 +166,17 @@ async def guarded(request, stack, service, library):
     return await client_of(stack, application), guard
 
 
+async def raw_status(client, header):
+    """The status of a request with a header that no client of ours sends."""
+    port = URL(client._base_url).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /v1/documents HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + header + b"\r\n\r\n")
+    line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return int(line.split()[1])
+
+
 async def test_nobody_without_a_key_no_web_page_and_not_too_many(guarded):
     client, guard = guarded
     async with client.get("/v1/documents") as answer:
@@ -171,6 +184,7 @@ async def test_nobody_without_a_key_no_web_page_and_not_too_many(guarded):
     for headers in ({"Authorization": "Bearer other"}, {"Authorization": "Basic x"}, {"Authorization": ""}):
         async with client.get("/v1/documents", headers=headers) as answer:
             assert answer.status == 401
+    assert await raw_status(client, b"Authorization: Bearer \xff") == 401
     for headers in ({"Host": "evil.example"}, {"Origin": "http://localhost"}, {"Sec-Fetch-Site": "cross-site"}):
         async with client.get("/v1/documents", headers=headers) as answer:
             assert answer.status == 403

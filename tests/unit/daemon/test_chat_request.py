@@ -68,6 +68,8 @@ def test_a_question_with_all_it_may_have():
         ({"document_ids": "a"}, "list of names"),
         ({"document_ids": [""]}, "0 characters"),
         ({"max_tokens": 10**6}, "max_tokens is 1000000"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_completion_tokens": 0, "max_tokens": 5}, "max_tokens is 0"),
         ({"max_tokens": 1.5}, "max_tokens is 1.5"),
         ({"temperature": True}, "temperature is True"),
         ({"temperature": 3}, "temperature is 3"),

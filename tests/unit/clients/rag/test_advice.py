@@ -5,8 +5,11 @@ import threading
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvloom import limits
+from kvloom.clients.arrivals import ChunkPlace, Work
 from kvloom.clients.plan_wire import (
     ChunkAction,
     ChunkDecision,
@@ -18,7 +21,6 @@ from kvloom.clients.plan_wire import (
     Reason,
 )
 from kvloom.clients.rag.advice import Adviser, PlanPreview, engine_name
-from kvloom.clients.rag.arrivals import ChunkPlace, Work
 from kvloom.codec.container import Container
 from kvloom.codec.level import EXACT, STANDARD
 from kvloom.errors import Overloaded
@@ -145,6 +147,26 @@ def test_what_was_measured_is_sent_once():
     )
 
 
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 2**10)), max_size=12), st.integers(0, 2**20))
+def test_how_many_worked_at_once_is_what_their_times_have_in_common(spans, offset):
+    works = [Work("ssd", EXACT, 1, (offset + at) / 64, (offset + at + length) / 64) for at, length in spans]
+
+    class Timed:
+        def measured(self):
+            return works, []
+
+    client = Planner()
+    asking = adviser(client)
+    asking.note_arrivals(Timed())
+    asking.send()
+    asking.close()
+    reported = [load.concurrent for report in client.reports for load in report.loads]
+    for item, found in zip(works, reported, strict=True):
+        both = [min(item.ended, other.ended) - max(item.began, other.began) for other in works]
+        seconds = item.ended - item.began
+        assert found == pytest.approx(max(1.0, sum(map(max, both, [0.0] * len(both))) / seconds) if seconds else 1.0)
+
+
 def test_no_report_is_longer_than_a_daemon_takes():
     client = Planner()
     asking = adviser(client)
@@ -173,6 +195,24 @@ def test_where_nothing_is_loaded_the_link_is_looked_at_now_and_then(container_by
     reads = [(key, options["level"], options["layers"]) for key, options in client.reads]
     assert set(reads) == {(PLACES[0].ref.key, EXACT, range(1))}, "a part of a chunk"
     assert client.reports[-1].loads[-1].size_bytes == len(container.data)
+
+
+def test_a_link_that_is_slow_to_look_at_is_looked_at_once_at_a_time():
+    client, looked_at = Planner(replace(PLAN, decisions=(COMPUTE,) * 3, load_order=())), threading.Event()
+
+    def get(key, **options):
+        client.reads.append(key)
+        assert looked_at.wait(60)
+        raise Overloaded("too much to do")
+
+    client.get = get
+    asking = adviser(client, clock=lambda: 50.0)
+    advice = asking.ask(PLACES, 240, floor=EXACT)
+    for _ in range(5):
+        asking.send(advice, floor=EXACT)
+    looked_at.set()
+    asking.close()
+    assert len(client.reads) == 1
 
 
 def test_an_engine_is_named_after_model_and_machine(monkeypatch):

@@ -1,4 +1,7 @@
-"""Tokens into text: whole characters, nothing twice."""
+"""Tokens into text: whole characters, nothing twice; a stream that is closed lets go of whoever reads it."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -6,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="the pipeline's answers hold logits of torch models")
 
-from kvloom.clients.rag.streaming import TextPieces
+from kvloom.clients.rag.streaming import AnswerStream, TextPieces
 
 pytestmark = pytest.mark.model
 
@@ -27,3 +30,26 @@ def test_bytes_that_are_no_text_come_at_the_end():
     pieces = TextPieces(ByteTokenizer())
     assert [pieces.add(byte) for byte in b"a\xe2\x82"] == ["a", "", ""]
     assert pieces.end() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_closing_a_stream_lets_go_of_a_thread_that_waits_for_its_next_piece():
+    begun, closing = threading.Event(), threading.Event()
+
+    def run(tell):
+        begun.set()
+        assert closing.wait(60)
+        while True:
+            tell(ord("a"))
+
+    with ThreadPoolExecutor(1) as readers:
+        stream = AnswerStream(ByteTokenizer(), run)
+        assert begun.wait(60)
+        read = readers.submit(list, stream)
+        stream._abandoned.set()
+        closing.set()
+        stream._thread.join(60)
+        try:
+            stream.close()
+            assert read.result(60) == []
+        finally:
+            stream._pieces.put(None)  # else a reader that is not let go of holds up the whole run

@@ -15,8 +15,8 @@ from kvloom.clients.plan_wire import (
     PrefillSample,
     Reason,
 )
+from kvloom.clients.sequence import SequenceChunks, ShardedChunk
 from kvloom.clients.vllm.advice import LOAD_ALL, EngineState, LoadAdviser
-from kvloom.clients.vllm.sequence import SequenceChunks, ShardedChunk
 from kvloom.codec.level import EXACT, STANDARD
 from kvloom.errors import KvloomError, StorageUnavailable
 from kvloom.kvstore.key import ModelIdentity

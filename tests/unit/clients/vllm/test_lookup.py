@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from kvloom import limits
+from kvloom.clients.sequence import ShardedChunk
 from kvloom.clients.vllm.lookup import ChunkLookup
-from kvloom.clients.vllm.sequence import ShardedChunk
 from kvloom.kvstore.key import ContentKey
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 from kvloom import limits
+from kvloom.clients.sequence import SequenceChunks, ShardedChunk
 from kvloom.clients.vllm.advice import LOAD_ALL, Advice
 from kvloom.clients.vllm.lookup import ChunkLookup
-from kvloom.clients.vllm.plan import BlockTables, RequestLoad, StepPlan
+from kvloom.clients.vllm.plan import BlockTables, RequestLoad, StepPlan, StepPrefill
 from kvloom.clients.vllm.scheduling import RequestPlanner
-from kvloom.clients.vllm.sequence import SequenceChunks, ShardedChunk
 from kvloom.clients.vllm.settings import ConnectorSettings
 from kvloom.kvstore.key import ContentKey, ModelIdentity
 
@@ -276,6 +276,16 @@ def test_a_step_that_reads_what_it_loads_computes_the_last_token_itself() -> Non
     engine.planner.plan_load("a", 149, TABLE)
     (load,) = engine.planner.take().loads
     assert (load.by_layer, loaded(load)) == (True, 149)
+
+
+def test_a_step_that_waits_for_what_it_loads_says_nothing_of_computing() -> None:
+    prefill = StepPrefill(1, 149, 1)
+    for by_layer in (True, False):
+        engine = Engine(keep_last=True, layers_per_part=1, load_by_layer=by_layer)
+        engine.store(*sequence().full(PROMPT), sequence().tail(PROMPT, 150))
+        engine.planner.plan_load("a", engine.begin(), TABLE)
+        assert engine.planner.take(prefill).prefill == (None if by_layer else prefill)
+        assert engine.planner.take(prefill).prefill == prefill
 
 
 def test_layers_with_a_short_window_take_only_what_they_have_blocks_for() -> None:

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.model
 from blake3 import blake3  # noqa: E402
 
 from kvloom import codec  # noqa: E402
+from kvloom.clients.sequence import SequenceChunks  # noqa: E402
 from kvloom.clients.vllm.blocks import block_spans  # noqa: E402
 from kvloom.clients.vllm.load_job import FinishedLoad  # noqa: E402
 from kvloom.clients.vllm.loading import ChunkLoader  # noqa: E402
@@ -20,7 +21,6 @@ from kvloom.clients.vllm.pages import ChunkArrays, KvPages, find_pages  # noqa: 
 from kvloom.clients.vllm.parts import LayerPart, parts_of, shard_identities  # noqa: E402
 from kvloom.clients.vllm.plan import BlockTables, PlacedChunk, RequestLoad, place  # noqa: E402
 from kvloom.clients.vllm.saving import ChunkSaver  # noqa: E402
-from kvloom.clients.vllm.sequence import SequenceChunks  # noqa: E402
 from kvloom.codec.container import Container  # noqa: E402
 from kvloom.codec.layout import KvDtype, Layout  # noqa: E402
 from kvloom.codec.level import EXACT, STANDARD  # noqa: E402

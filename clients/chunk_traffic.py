@@ -11,22 +11,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ... import codec
-from ...blend.cache import KvCache
-from ...codec.container import NO_PROFILE, Container, generic_digest
-from ...codec.entropy.native import THREADS
-from ...codec.layout import Layout
-from ...codec.level import EXACT, Level, LossyCodec
-from ...codec.profiles import AnyProfile
-from ...errors import InvalidData, LayoutMismatch, Overloaded, ProfileMismatch, StorageFull
-from ...kvstore.gpu.lease import PoolLease
-from ...kvstore.gpu.source import ChunkWanted, Encoding
-from ...kvstore.key import ContentKey
-from ...kvstore.outcome import Hit, Outcome, Throttled
-from ...kvstore.tier import Ack
-from ..client import KvloomClient
-from ..resident import DaemonSource, PoolPlace, ResidentChunks
+from .. import codec
+from ..blend.cache import KvCache
+from ..codec.container import NO_PROFILE, Container, generic_digest
+from ..codec.entropy.native import THREADS
+from ..codec.layout import Layout
+from ..codec.level import EXACT, Level, LossyCodec
+from ..codec.profiles import AnyProfile
+from ..errors import InvalidData, LayoutMismatch, Overloaded, ProfileMismatch, StorageFull
+from ..kvstore.gpu.lease import PoolLease
+from ..kvstore.gpu.source import ChunkWanted, Encoding
+from ..kvstore.key import ContentKey
+from ..kvstore.outcome import Hit, Outcome, Throttled
+from ..kvstore.tier import Ack
 from .arrivals import Arrivals, ChunkPlace, LoadOrder, LoadResult
+from .client import KvloomClient
+from .resident import DaemonSource, PoolPlace, ResidentChunks
 
 __all__ = ["ChunkTraffic"]
 

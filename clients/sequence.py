@@ -1,4 +1,4 @@
-"""The chunks of one request's tokens, named for every shard of the engine. Pure: keys come from ``kvstore/key.py``.
+"""The chunks of one sequence of tokens, named for every shard of a model. Pure: keys come from ``kvstore/key.py``.
 
 With tensor parallelism every rank holds some heads of each token, under a key of its own; a chunk is there when all
 of its shards are. Images and sounds belong to the chunks whose tokens stand for them.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kvstore.key import ContentKey, ContextMarker, ModelIdentity, content_key
+from ..kvstore.key import ContentKey, ContextMarker, ModelIdentity, content_key
 
 __all__ = ["Feature", "SequenceChunks", "ShardedChunk"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from blake3 import blake3
 
-from kvloom.clients.vllm.sequence import Feature, SequenceChunks
+from kvloom.clients.sequence import Feature, SequenceChunks
 from kvloom.kvstore.key import ModelIdentity, chunk_refs
 
 TOKENS = list(range(100, 175))

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from ...codec.container import Container
-from ...codec.level import Level
-from ...errors import KvloomError
-from ...kvstore.key import ChunkRef
-from ...kvstore.outcome import Hit, Outcome, Unavailable
-from ..protocol import DAEMON
+from ..codec.container import Container
+from ..codec.level import Level
+from ..errors import KvloomError
+from ..kvstore.key import ChunkRef
+from ..kvstore.outcome import Hit, Outcome, Unavailable
+from .protocol import DAEMON
 
 __all__ = ["Arrivals", "ChunkPlace", "Chunks", "LoadOrder", "LoadResult", "Loaded", "Work"]
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kvloom.clients.rag.arrivals import Arrivals, ChunkPlace, Loaded, LoadOrder
+from kvloom.clients.arrivals import Arrivals, ChunkPlace, Loaded, LoadOrder
 from kvloom.codec.container import Container
 from kvloom.codec.level import EXACT
 from kvloom.errors import Forbidden
