@@ -11,7 +11,7 @@ __all__ = ["check_within", "read_settings"]
 
 
 def read_settings(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` as the fields of ``settings``, a dataclass; :class:`ConfigError` for any other name or kind of value."""
+    """``given`` as the fields of ``settings``, a dataclass; :class:`ConfigError` for any other name or kind."""
     kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(settings).items()}
     chosen: dict[str, Any] = {}
     for name, value in given.items():
