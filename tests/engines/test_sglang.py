@@ -21,7 +21,7 @@ if find_spec("sglang") is None:
 
 import torch
 
-# torchvision's wheels are built for CUDA; beside a CPU build of torch they lack their operators, and cannot be imported.
+# torchvision's wheels are built for CUDA: beside a CPU build of torch it lacks its operators, and importing it fails.
 # SGLang imports it for image models; nothing here runs it.
 if torch.version.cuda is None:
     OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
@@ -44,7 +44,6 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.storage import StorageBackendFactory
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 
-from kvloom.clients import KvloomClient
 from kvloom.errors import ConfigError
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
@@ -304,10 +303,10 @@ def test_single_calls_take_tensors_and_refuse_what_is_no_page(backend: Callable[
     stores = backend(pool, interface_v1=0)
     page = pool.get_data_page(0)
     assert stores.set(keys[0], page)
-    assert torch.equal(stores.get(keys[0]), page)
+    assert stores.get(keys[0]).view(torch.uint8).equal(page.view(torch.uint8))
     target = torch.zeros_like(page)
     assert stores.get(keys[0], target) is target
-    assert torch.equal(target, page)
+    assert target.view(torch.uint8).equal(page.view(torch.uint8))
     assert not stores.set(keys[1], page[1:])
     assert not stores.set(keys[1])
     assert stores.get(keys[0], page[1:].clone()) is None
@@ -378,14 +377,11 @@ def test_weights_that_are_nowhere_have_to_be_named_and_settings_are_checked(
     assert other.batch_exists(keys) == 0
 
 
-def test_a_full_batch_of_sglangs_is_taken_at_once(
-    backend: Callable[..., Any], daemon: Any, rng: np.random.Generator
-) -> None:
+def test_a_full_batch_of_sglangs_is_taken_at_once(backend: Callable[..., Any], rng: np.random.Generator) -> None:
     pool = mha_pool()
     chain = get_storage_hash_str(rng.integers(0, 2**31, 128 * PAGE).tolist(), None, page_size=PAGE)
     stores = backend(pool, kvloom={"load_seconds_max": 60.0})
     indices = slots()[:PAGE].repeat(128)
     assert all(stores.batch_set_v1(chain, indices))
     assert all(stores.batch_get_v1(chain, indices))
-    with KvloomClient(daemon.address, data_dir=daemon.data_dir) as client:
-        assert client.tenant().chunks >= 128
+    assert stores.batch_exists(chain) == 128
