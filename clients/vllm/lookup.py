@@ -7,15 +7,12 @@ not answer within that is not asked again for a while, so that it costs one such
 import time
 from collections.abc import Callable, Sequence
 
-from ... import limits
 from ...kvstore.key import ContentKey
 from ..sequence import ShardedChunk
+from ..silence import SILENT_SHARE, Silence
 from .stats import Counts
 
 __all__ = ["ChunkLookup"]
-
-_SILENT_SHARE = 0.9
-"""A look-up that took this much of its time was not answered."""
 
 
 class ChunkLookup:
@@ -31,20 +28,17 @@ class ChunkLookup:
         self._exists = exists
         self._seconds_max = seconds_max
         self._clock = clock
-        self._pause_seconds = 0.0
-        self._paused_until = 0.0
+        self._silence = Silence(clock=clock)
         self._counts = Counts()
 
     @property
     def paused(self) -> bool:
         """Whether the daemon is not asked at the moment."""
-        return self._clock() < self._paused_until
+        return self._silence.lasts
 
     def pause(self) -> None:
         """Do not ask for a while: the daemon kept silent."""
-        doubled = max(limits.ENGINE_PAUSE_SECONDS_MIN, 2 * self._pause_seconds)
-        self._pause_seconds = min(limits.ENGINE_PAUSE_SECONDS_MAX, doubled)
-        self._paused_until = self._clock() + self._pause_seconds
+        self._silence.note()
 
     def stored(self, chunks: Sequence[ShardedChunk]) -> list[bool] | None:
         """For each chunk, whether all of its shards are stored; None where that could not be found out."""
@@ -56,10 +50,10 @@ class ChunkLookup:
         found = self._exists([key for chunk in chunks for key in chunk.keys])
         seconds = self._clock() - began
         self._counts += Counts(lookups=1, lookup_seconds=seconds)
-        if seconds >= _SILENT_SHARE * self._seconds_max and not any(found):
+        if seconds >= SILENT_SHARE * self._seconds_max and not any(found):
             self.pause()
             return None
-        self._pause_seconds = 0.0
+        self._silence.end()
         shards = len(chunks[0].keys)
         return [all(found[at : at + shards]) for at in range(0, len(found), shards)]
 

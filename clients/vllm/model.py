@@ -10,16 +10,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from blake3 import blake3
 
 from ... import limits
 from ...codec.layout import AttentionKind, KvDtype, LayerLayout, Layout, Rope
 from ...codec.level import EXACT, Level
 from ...errors import ConfigError, UnsupportedModel
-from ...kvstore.atomic_file import replace_file
 from ...kvstore.key import ModelIdentity
 from ..sequence import Feature
+from ..weights import weights_digest
 
 __all__ = [
     "adapter_name",
@@ -32,13 +31,11 @@ __all__ = [
     "layouts_of",
     "model_fingerprint",
     "salt_bytes",
-    "weights_digest",
     "with_request",
 ]
 
 _FORMAT = b"kvloom vllm 1"
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "architectures", "use_cache")
-_WEIGHT_FILES = ("*.safetensors", "*.gguf", "*.bin", "*.pt")
 _WHOLE = "full_attention"
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
 
@@ -223,30 +220,3 @@ def _weights_folder(model: Any) -> Path:
             f"the weights of {model.model!r} are in no folder here, so they cannot be told from others: "
             "say which they are with the setting fingerprint (64 hexadecimal digits of your choice)"
         ) from error
-
-
-def weights_digest(folder: Path) -> bytes:
-    """BLAKE3 of the files with weights in ``folder``, remembered in the user's cache while they are unchanged."""
-    files = (
-        [folder]
-        if folder.is_file()
-        else next((found for pattern in _WEIGHT_FILES if (found := sorted(folder.glob(pattern)))), [])
-    )
-    if not files:
-        raise ConfigError(f"{folder} holds no weights ({', '.join(_WEIGHT_FILES)})")
-    state = blake3()
-    for file in files:
-        stat = file.stat()
-        state.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\0".encode())
-    kept = Path(platformdirs.user_cache_dir("kvloom", appauthor=False)) / "weights" / state.hexdigest()
-    try:
-        return bytes.fromhex(kept.read_text())
-    except (OSError, ValueError):
-        pass  # not hashed yet
-    hasher = blake3(max_threads=blake3.AUTO)
-    for file in files:
-        hasher.update(f"{file.name} {file.stat().st_size}\0".encode())
-        hasher.update_mmap(file)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(kept, hasher.hexdigest().encode())
-    return hasher.digest()

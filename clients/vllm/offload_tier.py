@@ -5,18 +5,15 @@ All of it runs in the scheduler's process, which never waits: look-ups and trans
 daemon does not answer in time is a miss. Rows come and go as they are (:mod:`.opaque`); their names say what they hold.
 """
 
-import json
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 from vllm.v1.kv_offload.base import (
     LookupResult,
@@ -30,15 +27,13 @@ from vllm.v1.kv_offload.tiering.async_lookup import AsyncLookupManager
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 
 from ... import limits
-from ...codec.layout import KvDtype
 from ...errors import ConfigError, KvloomError
 from ...kvstore.key import ContentKey, ContextMarker, ModelIdentity, content_key
 from ...kvstore.outcome import Hit
 from ..client import KvloomClient
+from ..opaque import OpaqueRows, opaque_dtype
 from ..patience import RetryPolicy
-from .model import weights_digest
-from .opaque import OpaqueRows
-from .settings import parse_fingerprint
+from ..weights import opaque_fingerprint
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingSpec
@@ -89,7 +84,7 @@ class KvloomTier(SecondaryTierManager):  # type: ignore[misc]
         if not 1 <= threads <= limits.ENGINE_LOAD_THREADS_MAX:
             raise ConfigError(f"threads is {threads}, must be 1 to {limits.ENGINE_LOAD_THREADS_MAX}")
         config = offloading_spec.config
-        self._rows = OpaqueRows.of(self.block_size_bytes, _dtype(config.model.dtype))
+        self._rows = OpaqueRows.of(self.block_size_bytes, opaque_dtype(str(config.model.dtype)))
         self._identity = ModelIdentity(_named(config, fingerprint), self._rows.layout.digest())
         self._client = KvloomClient(
             address, api_key=api_key, lookup_seconds=lookup_seconds_max, retries=RetryPolicy(tries_max=1)
@@ -203,7 +198,7 @@ class KvloomTier(SecondaryTierManager):  # type: ignore[misc]
                 yield key, 0
                 continue
             named = self._key(key)
-            blob = self._rows.encode(self._memory[chunk_id], named)
+            blob = self._rows.encode([self._memory[chunk_id]], named)
             self._client.put(named, blob)
             yield key, len(blob)
 
@@ -212,18 +207,12 @@ class KvloomTier(SecondaryTierManager):  # type: ignore[misc]
             outcome = self._client.get(self._key(key))
             if not isinstance(outcome, Hit) or outcome.value.header.tokens != self._rows.tokens:
                 return
-            self._rows.decode_into(outcome.value, self._memory[chunk_id])
+            self._rows.decode_into(outcome.value, [self._memory[chunk_id]])
             yield key, len(outcome.value.data)
 
     def _key(self, key: OffloadKey) -> ContentKey:
         """The name of a row: vLLM's own, of its tokens and all before them, takes the place of the tokens."""
         return content_key(self._identity, np.frombuffer(key, np.uint8), ContextMarker.START)
-
-
-def _dtype(name: str) -> KvDtype:
-    """The engine's; where it is none of ours, one of the same bits: rows are coded exactly either way."""
-    plain = name.removeprefix("torch.")
-    return KvDtype(plain) if plain in {item.value for item in KvDtype} else KvDtype.FLOAT8_E4M3FN
 
 
 def _named(config: Any, fingerprint: str | None) -> bytes:
@@ -237,19 +226,4 @@ def _named(config: Any, fingerprint: str | None) -> bytes:
         "ranks": [parallel.tp_size, parallel.pp_size, parallel.pcp_size, parallel.dcp_size],
         "layout": [config.kv_cache_layout, config.canonical_layout, config.replicated_layout],
     }
-    hasher = blake3(_FORMAT)
-    parts = [json.dumps(described, sort_keys=True).encode()]
-    if fingerprint is not None:
-        parts.append(parse_fingerprint(fingerprint))
-    else:
-        model = Path(config.model.name)
-        if not model.exists():
-            raise ConfigError(
-                f"the model is {config.model.name!r}, whose weights are in no folder of that name: "
-                "say which they are with fingerprint (64 hexadecimal digits of your choice)"
-            )
-        described_by = model / "config.json"
-        parts += [weights_digest(model), described_by.read_bytes() if described_by.exists() else b""]
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "little") + part)
-    return hasher.digest()
+    return opaque_fingerprint(_FORMAT, described, config.model.name, fingerprint)

@@ -3,15 +3,16 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from ... import limits
-from ...codec.level import EXACT, Level, parse_level
-from ...errors import ConfigError, UnknownLevel
-from ...kvstore.key import KEY_BYTES
+from ...codec.level import EXACT, Level
+from ...errors import ConfigError
 from ...kvstore.tier import Ack
+from ..engine_settings import check_within, read_settings
+from ..weights import parse_fingerprint
 
-__all__ = ["ConnectorSettings", "parse_fingerprint"]
+__all__ = ["ConnectorSettings"]
 
 _NAME = re.compile(f"[!-~]{{1,{limits.ENGINE_NAME_CHARACTERS_MAX}}}")
 _PREFIX = "kvloom_"
@@ -59,13 +60,13 @@ class ConnectorSettings:
     ack: Ack = Ack.MEMORY
 
     def __post_init__(self) -> None:
-        _within("chunk_tokens", self.chunk_tokens, 1, limits.CHUNK_TOKENS_MAX)
+        check_within("chunk_tokens", self.chunk_tokens, 1, limits.CHUNK_TOKENS_MAX)
         if self.lookup_seconds_max is not None:
-            _within("lookup_seconds_max", self.lookup_seconds_max, 0.001, limits.LOOKUP_SECONDS_MAX)
-        _within("load_seconds_max", self.load_seconds_max, 0.001, limits.ENGINE_LOAD_SECONDS_MAX)
-        _within("load_tokens_min", self.load_tokens_min, 1, limits.PREFIX_TOKENS_MAX)
-        _within("await_seconds_max", self.await_seconds_max, 0.001, limits.ENGINE_LOAD_SECONDS_MAX)
-        _within("layers_per_part", self.layers_per_part, 0, limits.LAYERS_MAX)
+            check_within("lookup_seconds_max", self.lookup_seconds_max, 0.001, limits.LOOKUP_SECONDS_MAX)
+        check_within("load_seconds_max", self.load_seconds_max, 0.001, limits.ENGINE_LOAD_SECONDS_MAX)
+        check_within("load_tokens_min", self.load_tokens_min, 1, limits.PREFIX_TOKENS_MAX)
+        check_within("await_seconds_max", self.await_seconds_max, 0.001, limits.ENGINE_LOAD_SECONDS_MAX)
+        check_within("layers_per_part", self.layers_per_part, 0, limits.LAYERS_MAX)
         if self.load_by_layer and not self.layers_per_part:
             raise ConfigError("load_by_layer needs layers_per_part: whole chunks come with all their layers at once")
         if self.layers_per_part and self.profile is not None:
@@ -75,55 +76,11 @@ class ConnectorSettings:
             raise ConfigError(
                 f"engine is {self.engine[:40]!r}, must be 1 to {most} printable ASCII characters, no space"
             )
-        _within("save_queue_bytes", self.save_queue_bytes, 0, limits.ENGINE_SAVE_QUEUE_BYTES_MAX)
+        check_within("save_queue_bytes", self.save_queue_bytes, 0, limits.ENGINE_SAVE_QUEUE_BYTES_MAX)
         if self.fingerprint is not None:
             parse_fingerprint(self.fingerprint.hex())
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> "ConnectorSettings":
         """The settings in ``given``; :class:`ConfigError` for a name there is not, and a value that it cannot have."""
-        kinds = {name: (get_args(hint) or (hint,))[0] for name, hint in get_type_hints(cls).items()}
-        chosen: dict[str, Any] = {}
-        for written, value in given.items():
-            name = written.removeprefix(_PREFIX)
-            if name not in kinds:
-                raise ConfigError(f"kvloom has no setting {written!r}; there are {', '.join(kinds)}")
-            chosen[name] = _read(name, value, kinds[name])
-        return cls(**chosen)
-
-
-def parse_fingerprint(digits: str) -> bytes:
-    """What stands for a model's weights, from hexadecimal digits."""
-    try:
-        fingerprint = bytes.fromhex(digits)
-    except ValueError as error:
-        raise ConfigError(f"fingerprint is {digits[:80]!r}: {error}") from error
-    if len(fingerprint) != KEY_BYTES:
-        raise ConfigError(f"fingerprint has {len(fingerprint)} bytes, must have {KEY_BYTES}, in hexadecimal")
-    return fingerprint
-
-
-def _read(name: str, value: Any, kind: type) -> Any:
-    if kind is bool or kind is int:
-        if type(value) is not kind:
-            raise ConfigError(f"{name} is {value!r}, must be {'true or false' if kind is bool else 'a whole number'}")
-        return value
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{name} is {value!r}, must be a number of seconds")
-        return float(value)
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} is {value!r}, must be text")
-    try:
-        if kind is Level:
-            return parse_level(value)
-        if kind is Ack:
-            return Ack(value)
-        return bytes.fromhex(value) if kind is bytes else value
-    except (UnknownLevel, ValueError) as error:
-        raise ConfigError(f"{name} is {value[:80]!r}: {error}") from error
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, must be {low} to {high}")
+        return cls(**read_settings(cls, {name.removeprefix(_PREFIX): value for name, value in given.items()}))

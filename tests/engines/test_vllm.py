@@ -359,10 +359,10 @@ def test_layers_in_groups_with_windows_share_kv_with_an_engine_that_has_one_grou
 ) -> None:
     prompts = [[(7 * place + 13 * number) % 1000 + 10 for place in range(700 + 9 * number)] for number in range(4)]
     model = sliding_model(tmp_path / "model")
-    check_groups(start_engine, model, prompts)
     daemon.stop()
+    daemon.start("--memory", "1MiB")  # too small for a chunk: all are read from the disk
+    check_groups(start_engine, model, prompts)
     assert daemon.damage() > 0
-    daemon.start("--memory", "1MiB")  # too small to be warmed, which would find the damage first
     options = {"model": model, "skip_tokenizer_init": True, "enable_prefix_caching": False}
     damaged = start_engine(SETTINGS, **options)
     ours = damaged.ask(prompts)
