@@ -92,7 +92,7 @@ test-vllm: $(VLLM)/.made ## the vLLM connector in the real engine: vLLM's CPU bu
 # SGLang asks for CUDA's builds of torch and its kernels; what its host pools import of the rest is named here.
 SGLANG := build/sglang
 SGLANG_PACKAGE := sglang==0.5.23
-SGLANG_IMPORTS := apache-tvm-ffi==0.1.11 compressed-tensors dill einops fastapi ipython loguru msgspec openai orjson \
+SGLANG_IMPORTS := apache-tvm-ffi==0.1.11 compressed-tensors dill einops fastapi gguf ipython loguru msgspec openai orjson \
 	pillow pybase64 python-multipart pyzmq requests sentencepiece setproctitle tqdm uvicorn uvloop
 test-sglang: $(SGLANG)/.made ## the SGLang backend in SGLang's own factory and host pools, on a CPU
 	$(SGLANG)/bin/pytest -m sglang tests/engines --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
