@@ -150,9 +150,10 @@ def test_documents_are_loaded_for_a_slow_engine_and_computed_for_a_fast_one(make
     assert not blended.load.missed
     assert blended.plan.recompute_ratio == pytest.approx(pipeline.rule.ratio), "nothing is hidden by loading yet"
     assert (blended.plan.loaded, blended.plan.recomputed) == (len(blended.load.loaded), 0)
-    loads = tuple(LoadSample("memory", size, size * 1.0) for size in range(1000, 1300, 10))
-    client.report(EngineReport("slow", loads=loads))
-    full = pipeline.generate("what follows?", chosen, tokens_max=1)
+    prefills = tuple(PrefillSample(100 * n, 0, 1e-7 * n) for n in range(1, 11))
+    assert client.report(EngineReport("fast", prefills=prefills)) == 10
+    fast = make(planning=replace(slow_engine, engine="fast"))
+    full = fast.generate("what follows?", chosen, tokens_max=1)
     assert not full.load.loaded
     assert full.plan.recompute_ratio == 1.0
     expected = pipeline.generate("what follows?", chosen, strategy=Strategy.RECOMPUTE, tokens_max=1)
