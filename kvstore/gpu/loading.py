@@ -11,7 +11,7 @@ from ... import limits
 from ...codec.level import Level
 from ...errors import KvloomError, StorageFull, StorageUnavailable
 from ..key import StorageKey
-from ..outcome import Corrupt, Hit, Outcome, Throttled
+from ..outcome import Corrupt, Hit, Miss, Outcome, Throttled
 from .filling import TIER, Arrival, Filler, Refused, outcome_of
 from .flights import until_done
 from .lease import PoolLease
@@ -52,18 +52,26 @@ class Loading:
     async def bring(self, wanted: Sequence[ChunkWanted]) -> list[Got]:
         """Move or load distinct chunks; a lease of each, in their order."""
         found: dict[ChunkWanted, Got] = {}
+        crowded: set[ChunkWanted] = set()
+        """Resident elsewhere, without room beside it: once loaded, what is there may give way to it."""
         try:
             for item in wanted:
-                moved = await self._move(item)
-                if moved is not None:
-                    found[item] = moved
+                try:
+                    moved = await self._move(item)
+                except StorageFull:
+                    crowded.add(item)
+                else:
+                    if moved is not None:
+                        found[item] = moved
             by_level: dict[Level, list[ChunkWanted]] = {}
             for item in wanted:
                 if item not in found:
                     by_level.setdefault(item.level, []).append(item)
             for level, items in by_level.items():
                 read = await self._call(partial(self._read, items, level))
-                found.update({item: it for item, it in zip(items, read, strict=True) if not isinstance(it, Arrival)})
+                for item, outcome in zip(items, read, strict=True):
+                    if not isinstance(outcome, Arrival):
+                        found[item] = self._no_room() if item in crowded and isinstance(outcome, Miss) else outcome
                 await self._decode([item for item in read if isinstance(item, Arrival)], found)
         except BaseException:
             for outcome in found.values():
@@ -111,17 +119,17 @@ class Loading:
         await asyncio.to_thread(self._callers.shutdown)
 
     async def _move(self, wanted: ChunkWanted) -> Got | None:
-        """The chunk rotated from where it is resident; None where it is nowhere, or no rotation does that."""
+        """The chunk rotated from where it is resident; None where it is nowhere, or no rotation does that.
+
+        Raises :class:`StorageFull`.
+        """
         position = wanted.first_position
         source = None if position is None or not self._arena.movable else self._residency.find_original(wanted)
         if position is None or source is None:
             return None
         with source:
             work = partial(self._filler.move, source.chunk)
-            try:
-                lease = await self.fill(wanted, position, source.tokens, work, original=False)
-            except StorageFull as error:
-                return self._no_room(error)
+            lease = await self.fill(wanted, position, source.tokens, work, original=False)
             self.moves += 1
             return Hit(lease, TIER)
 
@@ -156,8 +164,8 @@ class Loading:
                 if outcomes[index] is None:
                     try:
                         chunks[index] = self._reserve(item)
-                    except StorageFull as error:
-                        outcomes[index] = self._no_room(error)
+                    except StorageFull:
+                        outcomes[index] = self._no_room()
             works = self._works([(arrivals[index], chunk) for index, chunk in chunks.items()])
             failures = [failure for batch in await self._filled(works) for failure in batch]
         except BaseException:
@@ -197,7 +205,7 @@ class Loading:
         """The same outcome with a lease of its own."""
         return Hit(self._residency.share(outcome.value), TIER) if isinstance(outcome, Hit) else outcome
 
-    def _no_room(self, error: StorageFull) -> Throttled:
+    def _no_room(self) -> Throttled:
         self.refused += 1
         return Throttled(TIER, _RETRY_SECONDS)
 

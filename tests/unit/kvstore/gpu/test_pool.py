@@ -116,6 +116,25 @@ async def test_another_position_is_a_rotation_of_what_is_resident(open_pool):
             assert content(pool, lease, 40).same_as(source.decoded(key, first_position=40)), "rotated while copied out"
 
 
+async def test_what_has_no_room_beside_itself_gives_way_to_itself_at_another_position(open_pool):
+    source = Shelf()
+    key = source.add(1, tokens=6, first_position=3)
+    async with open_pool(source, pages=3) as pool:
+        await touch(pool, ChunkWanted(key))
+        with await leased(pool, ChunkWanted(key, first_position=40)) as lease:
+            assert content(pool, lease).same_as(source.decoded(key, first_position=40))
+            assert isinstance(await pool.get(ChunkWanted(key)), Throttled), "read at 40 now"
+        assert (pool.stats().moves, pool.stats().chunks, pool.stats().refused) == (0, 1, 1)
+
+
+async def test_what_is_resident_only_and_has_no_room_is_no_miss(open_pool):
+    kv = draw_kv(PLAIN, 2 * PAGE_TOKENS, 1)
+    async with open_pool(Shelf(), pages=3) as pool:
+        assert await pool.put(ChunkWanted(key_of(1), first_position=3), kv.keys, kv.values)
+        assert isinstance(await pool.get(ChunkWanted(key_of(1), first_position=40)), Throttled)
+        assert pool.longest_prefix([ChunkWanted(key_of(1), first_position=3)]) == 1
+
+
 async def test_keys_that_were_turned_are_not_turned_again(open_pool):
     source = Shelf()
     exact, lossy = source.add(1, first_position=1), source.add(2, first_position=1, level=STANDARD)
