@@ -1,6 +1,7 @@
-"""Every limit of kvloom in one place: counts, sizes and waits. Units come last in the names.
+"""The limits of kvloom in one place: counts, sizes and waits. Units come last in the names.
 
-A limit is checked before the memory it guards is allocated, and the error that reports it names both numbers.
+A limit is checked before the memory it guards is allocated, and the error that reports it names both numbers. Network
+stores (``kvstore/network_limits.py``) and simulations (``daemon/planner/simulate/limits.py``) have their own.
 """
 
 from typing import Final
@@ -166,7 +167,7 @@ METRIC_TENANTS_MAX: Final = 64
 EVENTS_QUEUED_MAX: Final = 4096
 """KV events that wait for one subscriber; what comes past that is counted as lost."""
 EVENT_NAMES_MAX: Final = 131_072
-"""Chunks whose hashes are remembered to tell of their removal: about 30 MiB."""
+"""Chunks whose hashes are remembered to tell of their removal: 6 MiB."""
 EVENT_SUBSCRIBERS_MAX: Final = 256
 EVENT_SUBSCRIBERS_PER_TENANT_MAX: Final = 16
 EVENT_HEARTBEAT_SECONDS: Final = 15.0
@@ -198,6 +199,8 @@ LOGIN_WINDOW_SECONDS: Final = 60.0
 LOGIN_PEERS_MAX: Final = 1024
 """Addresses whose failures are counted."""
 DRAIN_SECONDS_MAX: Final = 30.0
+MEMORY_GIVEN_BACK_SECONDS: Final = 30.0
+"""How often a daemon gives memory that it has freed back to the system."""
 STREAM_FRAME_BYTES: Final = 1024 * 1024
 GRPC_FRAME_BYTES_MAX: Final = 2 * STREAM_FRAME_BYTES
 """A frame of a chunk or a profile, as it is accepted; those that are sent have :data:`STREAM_FRAME_BYTES` of data."""
@@ -302,6 +305,8 @@ CHAT_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 """A chat request or a document as it is sent: JSON may take several bytes for one of its text."""
 CHAT_REQUESTS_MAX: Final = 64
 """Requests inside a model server or a proxy at once; those beyond are refused."""
+CHAT_THREADS_MAX: Final = CHAT_REQUESTS_MAX + 8
+"""Threads of such a server: each request inside may wait in one, and what ends streams finds one beside them."""
 CHAT_DOCUMENTS_MAX: Final = 256
 """Documents of one chat request."""
 CHAT_QUESTION_CHARACTERS_MAX: Final = 1024 * 1024
@@ -309,27 +314,6 @@ CHAT_UPSTREAM_SECONDS_MAX: Final = 600.0
 """How long a proxy waits for the next bytes of the engine behind it."""
 INGESTS_QUEUED_MAX: Final = 1024
 """Ingests in the background that wait for one another."""
-
-# Network tiers
-NETWORK_INFLIGHT_BYTES_MAX: Final = 512 * 1024 * 1024
-"""Bytes of records on their way to or from the network store; a single record may be as large as its own limit."""
-NETWORK_REQUESTS_MAX: Final = 64
-"""Operations under way at the network store."""
-NETWORK_WAITING_MAX: Final = 1024
-"""Operations that wait for one of those to end; past this they are refused."""
-NETWORK_WAIT_SECONDS_MAX: Final = 5.0
-NETWORK_TRIES_MAX: Final = 3
-NETWORK_BYTES_PER_SECOND_MIN: Final = 8 * 1024 * 1024
-"""A transfer slower than this is given up: computing the KV again is faster."""
-VALKEY_VALUE_BYTES_MAX: Final = 1024 * 1024
-"""One value of Valkey, and so the longest that one command holds up its server."""
-VALKEY_CONNECTIONS_MAX: Final = 16
-"""Connections to one Valkey node."""
-S3_PART_BYTES: Final = 8 * 1024 * 1024
-"""A larger object is put in parts of this size, and read in ranges of it."""
-S3_REQUESTS_PER_OBJECT_MAX: Final = 4
-MOONCAKE_THREADS_MAX: Final = 16
-"""Threads that wait in Mooncake's client; one that never comes back is lost to the pool."""
 
 # GPU tier
 POOL_PAGE_TOKENS_DEFAULT: Final = 16
@@ -379,6 +363,8 @@ ENGINE_PLAN_PREFILL_TOKENS_MIN: Final = 32
 """A shorter one says little of what tokens cost."""
 ENGINE_PLANNED_LOAD_SECONDS_MIN: Final = 0.05
 """A load is given this long even where computing takes less."""
+ENGINE_DOCUMENTS_MAX: Final = 256
+"""Documents that one request to an engine marks."""
 ENGINE_TIER_JOBS_MAX: Final = 256
 """Transfers of vLLM's own offloading under way; what comes on top of them is not stored, and computed."""
 ENGINE_REPORT_SECONDS: Final = 1.0

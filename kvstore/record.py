@@ -27,9 +27,10 @@ record, never another tenant's bytes. The checksums are against damage, not agai
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xxhash import xxh3_64_digest
+from xxhash import xxh3_64, xxh3_64_digest
 
 from .. import limits
 from ..errors import InvalidData
@@ -41,6 +42,7 @@ __all__ = [
     "HEADER_BYTES",
     "RecordHeader",
     "check_payload",
+    "check_payload_parts",
     "encode_record",
     "encode_record_header",
     "parse_record_header",
@@ -121,5 +123,14 @@ def parse_record_header(data: Buffer, *, record_bytes: int) -> RecordHeader:
 
 def check_payload(header: RecordHeader, payload: Buffer) -> None:
     """Raise :class:`InvalidData` unless ``payload`` is the whole payload that the header describes."""
-    if len(payload) != header.info.payload_bytes or xxh3_64_digest(payload) != header.payload_checksum:
+    check_payload_parts(header, (payload,))
+
+
+def check_payload_parts(header: RecordHeader, parts: Iterable[Buffer]) -> None:
+    """:func:`check_payload` of a payload in parts, each of which is looked at before the next is asked for."""
+    found, size_bytes = xxh3_64(), 0
+    for part in parts:
+        found.update(part)
+        size_bytes += len(part)
+    if size_bytes != header.info.payload_bytes or found.digest() != header.payload_checksum:
         raise InvalidData("record payload does not match its checksum")

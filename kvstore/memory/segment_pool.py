@@ -82,11 +82,6 @@ class SegmentPool:
             self.give_back_if_dead(sealed)
         return sealed is not None
 
-    def seal_any(self) -> bool:
-        """Seal an open segment in which nothing is resident; whether there was one."""
-        owner = next((owner for owner, segment in self.open.items() if not segment.live_bytes), None)
-        return owner is not None and self.seal(owner)
-
     def give_back_if_dead(self, segment: Segment) -> None:
         """Let go of a segment that nothing lies in: now, or once it is not read any more. An open one stays open."""
         self._dead.discard(segment)
@@ -122,7 +117,8 @@ class SegmentPool:
         sealed = [
             segment
             for segment in self.segments.values()
-            if segment.live_bytes and not segment.dedicated and self.open.get(segment.owner) is not segment
+            if segment.live_bytes and not (segment.dedicated or segment.is_written)
+            if self.open.get(segment.owner) is not segment
         ]
         candidates = [segment for segment in sealed if segment.live_bytes <= 3 * segment.size_bytes // 4]
         if not candidates:
@@ -152,12 +148,6 @@ class SegmentPool:
         live_bytes = sum(segment.live_bytes for segment in sources) + wanted_bytes
         kept_bytes = min(self._segment_bytes, sum(segment.size_bytes for segment in sources)) if wanted_bytes else 0
         return -(-max(live_bytes, kept_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-
-    def emptiest(self, owner: OwnerId) -> Segment | None:
-        """The segment in which least is resident, of ``owner`` where it has one."""
-        occupied = [segment for segment in self.segments.values() if segment.live_bytes]
-        own = [segment for segment in occupied if segment.owner == owner]
-        return min(own or occupied, key=lambda segment: segment.live_bytes, default=None)
 
     def close(self) -> None:
         """Unmap what is not read, and forget the rest: it goes when its last view goes."""

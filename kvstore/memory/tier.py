@@ -84,12 +84,12 @@ class MemoryTier(Tier):
             total = await copy_in(segment.writable(offset + HEADER_BYTES, len(record.payload)), record.payload)
             self._require_open()
             self._keep_to_quota(record, size_bytes)
+            self._vacate(record.storage_key)
+            slot = self._table.add(record.storage_key, Place(segment.number, offset), record.attributes)
         except BaseException:
             segment.release(size_bytes)
             self._pool.give_back_if_dead(segment)
             raise
-        self._vacate(record.storage_key)
-        slot = self._table.add(record.storage_key, Place(segment.number, offset), record.attributes)
         write_header(segment, offset, record, slot=slot, total=total)
         self._policy.record_put(record.storage_key, size_bytes, self._table.attributes_of(slot))
         self._expiry.note(record.storage_key, record.expires_at_ms)
@@ -262,9 +262,11 @@ class MemoryTier(Tier):
         """A segment of ``need_bytes``, or a used one with room for ``size_bytes``, after evicting what that takes.
 
         Victims are the policy's, until twice the need has gone without progress: then fragmentation is what is in
-        the way, and the emptiest segment goes whole.
+        the way, and the emptiest segment goes whole. Where compaction leaves a segment that is live, it is tried
+        again only once something was evicted: puts that are still copying do not move.
         """
         evicted_bytes = 0
+        stays = False
         while True:
             self._pool.reclaim()
             if self._occupied_bytes() <= self._usable_bytes:
@@ -280,16 +282,18 @@ class MemoryTier(Tier):
             wanted_bytes = size_bytes if follows and self._occupied_bytes() <= self._usable_bytes else 0
             target_bytes = self._pool.compacted_size(sources, wanted_bytes)
             gains = wanted_bytes > 0 or target_bytes < sum(segment.size_bytes for segment in sources)
-            if sources and gains and self._occupied_bytes() + target_bytes <= self._limit_bytes:
+            if sources and gains and not stays and self._occupied_bytes() + target_bytes <= self._limit_bytes:
                 target = await self._compact(sources, target_bytes)
                 if wanted_bytes:
                     return target
                 self._pool.give_back_if_dead(target)
+                stays = any(source.live_bytes for source in sources)
                 continue
             if evicted_bytes < 2 * need_bytes:
                 freed_bytes = self._evict_victim(record.owner)
             else:
                 freed_bytes = self._evict_emptiest_segment(record)
+            stays = False
             if freed_bytes == 0:
                 raise StorageFull(
                     f"{self.name} tier has {self._occupied_bytes()} of {self._limit_bytes} "
@@ -331,8 +335,8 @@ class MemoryTier(Tier):
                 continue
             source = self._pool.segments[move.source.segment]
             self._table.move(slot, move.target)
-            source.leave(move.source.offset + HEADER_BYTES)
             source.release(move.size_bytes)
+            source.leave(move.source.offset + HEADER_BYTES)
         for source in sources:
             self._pool.give_back_if_dead(source)
         return target
@@ -367,8 +371,8 @@ class MemoryTier(Tier):
         segment = self._pool.segments[place.segment]
         self._expiry.forget(key)
         self._table.remove(key)
-        segment.leave(place.offset + HEADER_BYTES)
         segment.release(footprint(read_header(segment, place.offset).payload_bytes))
+        segment.leave(place.offset + HEADER_BYTES)
         self._pool.give_back_if_dead(segment)
         return True
 

@@ -19,6 +19,7 @@ import aiohttp
 from ... import limits
 from ...codec.container import ByteRange
 from ...errors import InvalidData, StorageFull, StorageUnavailable
+from .. import network_limits
 from ..key import KEY_BYTES, OWNER_BYTES, OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import HEADER_BYTES, check_payload, encode_record_header, parse_record_header
@@ -66,7 +67,7 @@ class MooncakeTier(SharedTier):
         self._inflight = inflight or InflightBytes()
         self._clock_ms = clock_ms
         self._connect_seconds_max = connect_seconds_max
-        self._threads = BlockingCalls(limits.MOONCAKE_THREADS_MAX, name=f"kvloom-{name}")
+        self._threads = BlockingCalls(network_limits.MOONCAKE_THREADS_MAX, name=f"kvloom-{name}")
         self._client = client
         self._setting_up: asyncio.Task[Client] | None = None
         self._tried_at = float("-inf")

@@ -22,6 +22,7 @@ from obstore.store import S3Store
 from ... import limits
 from ...codec.container import ByteRange
 from ...errors import InvalidData, StorageUnavailable
+from .. import network_limits
 from ..key import KEY_BYTES, OwnerId, StorageKey
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import HEADER_BYTES, RecordHeader, check_payload, encode_record_header, parse_record_header
@@ -74,7 +75,7 @@ class S3Tier(SharedTier):
         options: Mapping[str, Any] | None = None,
         connect_seconds_max: float = 2.0,
         request_seconds_max: float = 60.0,
-        part_bytes: int = limits.S3_PART_BYTES,
+        part_bytes: int = network_limits.S3_PART_BYTES,
         name: str = "s3",
     ) -> None:
         super().__init__(name, durable=True)
@@ -113,7 +114,7 @@ class S3Tier(SharedTier):
                 tags=self._tags(record),
                 use_multipart=not whole,
                 chunk_size=self._part_bytes,
-                max_concurrency=limits.S3_REQUESTS_PER_OBJECT_MAX,
+                max_concurrency=network_limits.S3_REQUESTS_PER_OBJECT_MAX,
             )
         )
         self._versions.pop(record.storage_key, None)

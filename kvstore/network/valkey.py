@@ -17,9 +17,9 @@ from typing import Final
 
 from valkey.exceptions import OutOfMemoryError, ResponseError
 
-from ... import limits
 from ...codec.container import ByteRange
 from ...errors import InvalidData, StorageFull, StorageUnavailable
+from .. import network_limits as limits
 from ..key import OwnerId, StorageKey
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..record import check_payload

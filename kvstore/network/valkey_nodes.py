@@ -22,8 +22,8 @@ from valkey.exceptions import (
 )
 from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
-from ... import limits
 from ...errors import StorageUnavailable
+from .. import network_limits as limits
 from .address import HostPort, ValkeyAddress
 
 __all__ = ["Command", "Reply", "ValkeyNode", "ValkeyNodes"]

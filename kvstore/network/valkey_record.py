@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ... import limits
 from ...codec.container import ByteRange, checksum
 from ...errors import InvalidData
+from .. import network_limits as limits
 from ..key import KEY_BYTES, OWNER_BYTES, OwnerId, StorageKey
 from ..record import HEADER_BYTES, RecordHeader, encode_record_header, parse_record_header
 from ..tier import Buffer, Record

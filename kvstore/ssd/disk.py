@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, cast
@@ -75,6 +76,15 @@ class Disk:
         if done_bytes != wanted_bytes:
             raise BlockingIOError
         return done_bytes
+
+    def read_ahead(self, descriptor: int, buffers: Sequence[bytearray | memoryview], offset: int, stop: int) -> int:
+        """Like :meth:`read`; where the disk is asked, it also begins with what follows, up to ``stop``."""
+        try:
+            return self.read_cached(descriptor, buffers, offset)
+        except BlockingIOError:
+            with suppress(OSError):  # a hint: what is really wrong, the reads will tell
+                os.posix_fadvise(descriptor, offset, stop - offset, os.POSIX_FADV_WILLNEED)
+            return self.read(descriptor, buffers, offset)
 
     def sync(self, descriptor: int) -> None:
         """Make what was written to the file durable. After a failure nothing written since the last one is sure."""

@@ -33,7 +33,7 @@ from .files import DirectoryLock, check_format, prepare_directory
 from .frame import HEAD_BYTES, FrameEntry, aligned
 from .index import SsdIndex
 from .log import SegmentLog
-from .reading import Read, asked_bytes, read_slice
+from .reading import Read, ReadAhead, asked_bytes, read_slice
 from .recovery import recover, verify_record
 from .segment import segment_entries
 from .writer import DeleteWork, PutWork, SsdWriter, Work, charged_bytes
@@ -217,7 +217,8 @@ class SsdTier(Tier):
                 outcome = self._read(key, ranges, self._disk.read_cached)
         if outcome is None:
             loop = asyncio.get_running_loop()
-            outcome = await loop.run_in_executor(self._readers, self._read, key, ranges, self._disk.read)
+            disk = self._disk
+            outcome = await loop.run_in_executor(self._readers, self._read, key, ranges, disk.read, disk.read_ahead)
         if isinstance(outcome, Hit):
             self._catalogue.note_use(key)
         return outcome
@@ -319,7 +320,9 @@ class SsdTier(Tier):
         self._writer.submit(work)
         return await asyncio.wrap_future(work.done)
 
-    def _read(self, key: StorageKey, ranges: Sequence[ByteRange] | None, read: Read) -> Outcome[Slice]:
+    def _read(
+        self, key: StorageKey, ranges: Sequence[ByteRange] | None, read: Read, read_ahead: ReadAhead | None = None
+    ) -> Outcome[Slice]:
         for _ in range(_LOOKUPS_MAX):
             place = self._catalogue.place_of(key)
             if place is None:
@@ -328,7 +331,7 @@ class SsdTier(Tier):
                 if segment is None:
                     continue  # the record has moved: look it up again
                 try:
-                    return Hit(read_slice(read, segment, key, place, ranges), self.name)
+                    return Hit(read_slice(read, segment, key, place, ranges, read_ahead), self.name)
                 except InvalidData as error:
                     return Corrupt(self.name, str(error))
                 except BlockingIOError:

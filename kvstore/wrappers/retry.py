@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, TypeVar
 
-from ... import limits
 from ...errors import StorageUnavailable
+from .. import network_limits as limits
 from ..tier import Tier
 from .around import AroundTier, Operation
 

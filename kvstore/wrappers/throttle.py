@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
-from ... import limits
 from ...errors import Overloaded
+from .. import network_limits as limits
 from ..tier import Tier
 from .around import AroundTier, Operation
 

@@ -3,9 +3,9 @@
 import pytest
 from network_servers import S3_BUCKET, MooncakeServers, S3Server, ValkeyServer, free_ports
 
-from kvloom import limits
 from kvloom.codec.container import ByteRange
 from kvloom.errors import StorageFull, StorageUnavailable
+from kvloom.kvstore import network_limits as limits
 from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.network import parse_network
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss, Unavailable

@@ -180,7 +180,7 @@ async def _listed(store: TieredStore):
 
 
 async def test_cancelled_operations_leave_no_bytes_tasks_or_connections(valkey_server: ValkeyServer) -> None:
-    from kvloom import limits
+    from kvloom.kvstore import network_limits as limits
     from kvloom.kvstore.conformance.tier import make_record
     from kvloom.kvstore.network import guarded, parse_network
     from kvloom.kvstore.network.valkey import ValkeyTier

@@ -13,8 +13,9 @@ from kvloom.codec.layout import LayerLayout, Layout, Rope
 from kvloom.codec.level import EXACT, LOSSY_LEVELS
 from kvloom.daemon.planner.simulate import limits as simulated
 from kvloom.errors import LayoutMismatch
+from kvloom.kvstore import network_limits as network
 
-NAMES = [(module, name) for module in (limits, simulated) for name in vars(module) if name.isupper()]
+NAMES = [(module, name) for module in (limits, network, simulated) for name in vars(module) if name.isupper()]
 UNITS = ("BYTES", "TOKENS", "SECONDS", "LAYERS", "HEADS", "MAX", "DEFAULT")
 
 

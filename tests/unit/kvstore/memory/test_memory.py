@@ -12,6 +12,7 @@ from kvloom.codec.container import ByteRange
 from kvloom.errors import ConfigError, StorageFull
 from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.eviction import LruPolicy
+from kvloom.kvstore.memory import tier as memory_tier
 from kvloom.kvstore.memory.resident import footprint
 from kvloom.kvstore.memory.segment import Segment
 from kvloom.kvstore.memory.tier import BOOKKEEPING_BYTES, MemoryTier
@@ -167,6 +168,49 @@ async def test_cancelled_put_gives_its_bytes_back() -> None:
     for number in range(6):
         await tier.put(make_record(10 + number, 1_000_000))
     assert tier.capacity().records == 6
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["being written", "reserved only"])
+async def test_a_put_that_does_not_end_holds_up_no_other(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+    go_on = asyncio.Event()
+    copy_in = memory_tier.copy_in
+
+    async def copy_late(target: memoryview, source: Buffer) -> int:
+        if len(source) != 3001:
+            return await copy_in(target, source)
+        with target if held else contextlib.nullcontext():
+            if not held:
+                del target
+            await go_on.wait()
+        return 0
+
+    monkeypatch.setattr(memory_tier, "copy_in", copy_late)
+    tier = MemoryTier(MIB)
+    putting = asyncio.create_task(tier.put(make_record(9999, 3001)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        for number in range(1000):
+            await tier.put(make_record(number, 3000))
+    go_on.set()
+    await putting
+    assert tier.capacity().records > 200
+
+
+async def test_a_put_that_fails_at_the_end_gives_its_bytes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("the board")
+
+    tier = MemoryTier(MIB)
+    old = make_record(1, 3000)
+    await tier.put(old)
+    lease = tier.lease(old.storage_key)
+    assert lease is not None
+    lease.segment.watch(lease.offset, fail)
+    with pytest.raises(OSError, match="the board"):
+        await tier.put(old)
+    assert lease.segment.live_bytes == 0
+    await tier.put(old)
+    assert lease.segment.live_bytes == footprint(3000)
 
 
 async def test_what_is_used_elsewhere_is_used_here() -> None:

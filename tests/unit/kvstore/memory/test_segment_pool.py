@@ -120,8 +120,8 @@ def test_what_moves_together_fits_one_segment(pool):
     assert [segment.live_bytes // KIB for segment in pool.sparse_segments()] == [150, 32]
 
 
-def test_the_emptiest_is_the_owners_own_where_it_has_one(pool):
-    filled(pool, BOB, live_bytes=KIB)
-    own = filled(pool, ALICE)
-    assert pool.emptiest(ALICE) is own
-    assert pool.emptiest(OwnerId(b"c" * 16)).owner == BOB
+def test_what_a_put_still_copies_into_does_not_move(pool):
+    segment = filled(pool, ALICE, live_bytes=8 * KIB)
+    with segment.writable(0, 8 * KIB):
+        assert pool.sparse_segments() == []
+    assert pool.sparse_segments() == [segment]

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvloom import limits
 from kvloom.codec.container import ByteRange, checksum
 from kvloom.errors import InvalidData
+from kvloom.kvstore import network_limits as limits
 from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.key import StorageKey
 from kvloom.kvstore.network.valkey_record import (
