@@ -15,8 +15,12 @@ from setuptools.command.build_py import build_py
 ENTROPY = "codec/entropy"
 LOSSY = ("segments", "synthesis", "synthesis_avx2", "synthesis_avx512", "rotation", "quantise")
 DIRECT = ("direct", "direct_avx2", "direct_avx512")
-SOURCES = ("module", "rans", "rans_avx2", "rans_avx512", "planes", "clusters", "tables", *LOSSY, *DIRECT)
-HEADERS = ("coder", "direct", "groups", "jobs", "planes", "rans", "rounding", "segments", "spread", "synthesis")
+RANS = ("rans", "rans_avx2", "rans_avx512", "rans_avx512_vbmi2")
+SOURCES = ("module", *RANS, "planes", "clusters", "tables", *LOSSY, *DIRECT)
+HEADERS = (
+    *("coder", "direct", "groups", "jobs", "planes", "rans", "rans_words"),
+    *("rounding", "segments", "spread", "synthesis"),
+)
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # CPython has no stable ABI there
 FLAGS_UNIX = ["-std=c++17", "-O3", "-g0", "-fno-rtti", "-fvisibility=hidden", "-pthread", "-ffp-contract=off"]
 FLAGS_MSVC = ["/std:c++17", "/O2", "/EHsc"]

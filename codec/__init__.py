@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .level import DRAFT, ECONOMY, EXACT, FINE, LOSSY_LEVELS, STANDARD, Level, LossyCodec, parse_level
     from .profile import Profile
     from .profiles import AnyProfile, parse_profile
+    from .views import exact_views
 
 __all__ = [
     "DRAFT",
@@ -54,6 +55,7 @@ __all__ = [
     "decode",
     "decode_into",
     "encode",
+    "exact_views",
     "generic_profile",
     "info",
     "parse_level",
@@ -71,6 +73,7 @@ _HOMES = {
     "level": ("DRAFT", "ECONOMY", "EXACT", "FINE", "LOSSY_LEVELS", "STANDARD", "Level", "LossyCodec", "parse_level"),
     "profile": ("Profile",),
     "profiles": ("AnyProfile", "parse_profile"),
+    "views": ("exact_views",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -24,12 +24,12 @@ from ..errors import (
 )
 from ..tracing import traced
 from .cachegen import CacheGenProfile, cachegen_overhead_bytes, decode_cachegen, encode_cachegen
-from .channels import Angles, KvArrays, gather_channels, rooms_of
+from .channels import Angles, KvArrays, empty_tensors, gather_channels
 from .container import NO_PROFILE, UNKEYED, Buffer, Container, ContainerHeader, ContainerWriter, Kind, select
 from .entropy import native_lossy
 from .fallback import CodedChunk, encode_channels
 from .generic import generic_profile
-from .layout import KeyCoding, LayerLayout, Layout, Rope
+from .layout import KeyCoding, KvDtype, LayerLayout, Layout, Rope
 from .level import EXACT, LOSSY_LEVELS, Level, LossyCodec, parse_level, parse_lossy_codec, require_level
 from .lossless import decode_exact, encode_exact
 from .lossy import decode_lossy
@@ -70,6 +70,7 @@ def encode(
     first_position: int = 0,
     levels: Collection[Level] | None = None,
     content_key: bytes = UNKEYED,
+    exact_packed: bool | None = None,
 ) -> bytes:
     """Encode one chunk: per layer ``[kv_heads, tokens, head_dim]``, keys rotated as engines keep them.
 
@@ -77,6 +78,8 @@ def encode(
     given is no better than the generic one is coded with that (:mod:`.fallback`). ``levels`` defaults to all lossy
     levels of the profile, else ``exact``; lossy ones without a profile are coded with the generic one (CacheGen has
     none). Lossy levels stand on each other: those asked for and all coarser ones are coded; CacheGen's stand alone.
+    ``exact_packed`` says whether ``exact`` is entropy-coded (:mod:`.lossless`) or holds the values as they are; by
+    default float32 is not, whose sixth less takes longer to decode than any link above 1.4 Gb/s takes to bring it.
     Raises :class:`InvalidTensor` (shape, dtype), :class:`EmptyChunk`, :class:`ChunkTooLong`, :class:`NonFiniteTensor`
     (lossy only), :class:`ProfileMismatch`, :class:`ConfigError` for a codec there is not, :class:`MissingDependency`
     (CacheGen).
@@ -115,7 +118,8 @@ def encode(
         for layer, kind in set(places) - set(held):
             writer.put(EXACT, layer, kind, b"")
         tensors = [(keys, values)[kind][layer] for layer, kind in held]
-        for (layer, kind), payload in zip(held, encode_exact(tensors, layout.dtype), strict=True):
+        packed = layout.dtype is not KvDtype.FLOAT32 if exact_packed is None else exact_packed
+        for (layer, kind), payload in zip(held, encode_exact(tensors, layout.dtype, packed=packed), strict=True):
             writer.put(EXACT, layer, kind, payload)
     return writer.commit()
 
@@ -140,19 +144,9 @@ def decode(
     container = Container.parse(blob, content_key=content_key)
     header = container.header
     _check_decoded_bytes(header.layout, header.tokens, InvalidData)
-    layers = [header.layout.layers[index] for index in header.layers]
-    dtype = header.layout.dtype.numpy
-    outputs: list[KvArrays] = []
-    for kind in Kind:
-        shapes = [(layer.kv_heads, header.tokens, layer.head_dim_of(kind)) for layer in layers]
-        if len(set(shapes)) == 1:
-            outputs.append(np.empty((len(layers), *shapes[0]), dtype))
-        else:
-            outputs.append([np.empty(shape, dtype) for shape in shapes])
-    decode_into(
-        container, outputs[0], outputs[1], profile=profile, level=level, layout=layout, first_position=first_position
-    )
-    return outputs[0], outputs[1]
+    keys, values = empty_tensors(header.layout, header.layers, header.tokens)
+    decode_into(container, keys, values, profile=profile, level=level, layout=layout, first_position=first_position)
+    return keys, values
 
 
 @traced("codec.decode")
@@ -165,10 +159,12 @@ def decode_into(
     level: Level | str | None = None,
     layout: Layout | None = None,
     first_position: int | None = None,
+    layers: range | None = None,
 ) -> None:
     """As :func:`decode`, into arrays of the caller's (slices of a longer cache are fine), one per layer held.
 
-    Where it raises, some of them may have been written to.
+    With ``layers`` only these are decoded of those held: whole blocks of a lossy level, and all of CacheGen's. Where it
+    raises, some of them may have been written to.
     """
     header = container.header
     if layout is not None and header.layout != layout:
@@ -180,45 +176,52 @@ def decode_into(
     held = list(header.layers)
     for kind, arrays in zip(Kind, (keys, values), strict=True):
         _check_outputs(arrays, [header.layout.layers[index] for index in held], header, kind)
+    if layers is not None:
+        some = slice(layers.start - held[0], layers.stop - held[0])
+        held, keys, values = held[some], keys[some], values[some]
     position = header.first_position if first_position is None else first_position
-    layers = header.layout.layers
-    places = [(layer, kind) for layer in held for kind in Kind if layers[layer].width_of(kind)]
-    outputs = [(keys, values)[kind][layer - held[0]] for layer, kind in places]
-    if position != header.first_position and any(layers[layer].rope is None for layer in held):
+    specs = header.layout.layers
+    if position != header.first_position and any(specs[layer].rope is None for layer in held):
         raise LayoutMismatch("keys without a known RoPE cannot be moved to another position")
     if chosen == EXACT or header.codec is LossyCodec.CACHEGEN:
+        places = [(layer, kind) for layer in held for kind in Kind if specs[layer].width_of(kind)]
+        outputs = [(keys, values)[kind][layer - held[0]] for layer, kind in places]
         if chosen == EXACT:
             decode_exact([container.segment(EXACT, *place) for place in places], outputs, header.layout.dtype)
         else:
             _decode_cachegen(container, chosen, profile, keys, values)
         if position != header.first_position:
-            ropes = [layers[layer].rope_of(kind) for layer, kind in places]
+            ropes = [specs[layer].rope_of(kind) for layer, kind in places]
             _move(outputs, ropes, position - header.first_position)
         return
     profile = profile_for(header, profile)
     if chosen.code > profile.refinements:
         raise InvalidData(f"container has level {chosen}, its profile has {profile.refinements + 1} levels")
-    blocks = [block for block in block_ranges(header.layout, profile.block_layers) if block.start in header.layers]
+    first, last = held[0] // profile.block_layers, held[-1] // profile.block_layers
     read = LOSSY_LEVELS[: chosen.code + 1]
-    angles = Angles(position, header.tokens)
     # What the compiled core cannot write to goes through an array of its own.
-    written = [
-        out if native_lossy.can_write(out) else np.empty(out.shape, np.float32) for out in map(np.asarray, outputs)
-    ]
-    by_place = dict(zip(places, written, strict=True))
+    wide_keys, wide_values = native_lossy.writable(keys), native_lossy.writable(values)
     decode_lossy(
         profile,
-        [block.start // profile.block_layers for block in blocks],
-        container.blocks(read, [block.start for block in blocks]),
-        [rooms_of(header.layout, block, angles, by_place) for block in blocks],
+        range(first, last + 1),
+        container.blocks(read, range(held[0], held[-1] + 1, profile.block_layers)),
+        wide_keys,
+        wide_values,
+        Angles(position, header.tokens),
         tokens=header.tokens,
         first_position=header.first_position,
     )
-    for out, array in zip(outputs, written, strict=True):
-        if array is not out:
-            # Half a step past the largest number of a narrow dtype must not become infinity or NaN.
-            largest = np.float32(header.layout.dtype.largest)
-            out[...] = np.clip(array, -largest, largest)
+    for wide, narrow in ((wide_keys, keys), (wide_values, values)):
+        if wide is not narrow:
+            _narrow(wide, narrow, header.layout.dtype)
+
+
+def _narrow(wide: KvArrays, out: KvArrays, dtype: KvDtype) -> None:
+    # Half a step past the largest number of a narrow dtype must not become infinity or NaN.
+    largest = np.float32(dtype.largest)
+    for array, room in zip(wide, out, strict=True):
+        if array is not room:
+            room[...] = np.clip(array, -largest, largest)
 
 
 def _encode_lossy(
@@ -370,8 +373,12 @@ def _check_outputs(arrays: KvArrays, layers: Sequence[LayerLayout], header: Cont
     name = kind.name.lower()
     if len(arrays) != len(layers):
         raise InvalidTensor(f"{len(arrays)} layers of room for {name}, the container holds {len(layers)}")
+    first = 0
     for index, spec in enumerate(layers):
-        _check_array(arrays[index], spec, kind, header.tokens, header.layout, f"room for {name} of layer {index}")
+        # One array's layers are alike: it is enough to look at those whose layouts differ.
+        if not isinstance(arrays, np.ndarray) or index == 0 or spec is not layers[first]:
+            first = index
+            _check_array(arrays[index], spec, kind, header.tokens, header.layout, f"room for {name} of layer {index}")
 
 
 def _check_array(

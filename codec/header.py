@@ -8,8 +8,10 @@ Checksums are the first 8 bytes of BLAKE3: they find accidents. Forgery is preve
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from itertools import accumulate, groupby
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 import zstandard
 from blake3 import blake3
@@ -48,10 +50,12 @@ _FIXED = struct.Struct("<4sHHIIIHBBII32s32s")
 _CACHEGEN_FLAG = 1
 _BLOCK_KIND = 2
 _ENTRY = struct.Struct("<BBHI8s")
+_ENTRY_CONTENT = struct.Struct("<4xI8s")
 _CHECKSUM_BYTES = 8
 _GENERIC_NAME = b"kvloom generic profile 4"
 Buffer = bytes | bytearray | memoryview
 _KINDS = tuple(Kind)
+_LEVEL_OF = attrgetter("level")
 _HEADER_LENGTH = slice(8, 12)
 _CONTENT_KEY = slice(32, 64)
 _EXACT_PLACES: dict[tuple[int, int], tuple[Level, Kind | None]] = {
@@ -119,7 +123,8 @@ class ContainerHeader:
     @property
     def levels(self) -> tuple[Level, ...]:
         """Levels whose segments are listed, coarse to fine, ``exact`` last."""
-        return tuple(sorted({segment.level for segment in self.segments}))
+        # They stand level-major, and hashing sixty levels takes ten times as long.
+        return tuple(level for level, _ in groupby(self.segments, _LEVEL_OF))
 
     @property
     def layers(self) -> range:
@@ -209,18 +214,19 @@ def parse_header(data: Buffer, *, declared_bytes: int | None = None) -> Containe
     if checksum(view[: header_bytes - _CHECKSUM_BYTES]) != view[header_bytes - _CHECKSUM_BYTES : header_bytes]:
         raise MalformedContainer("container header does not match its checksum")
     check_tokens(tokens, first_position)
-    layout = _layout(bytes(view[_FIXED.size : _FIXED.size + layout_bytes]))
+    table_start = _FIXED.size + layout_bytes
+    packed, table = bytes(view[_FIXED.size : table_start]), bytes(view[table_start : header_bytes - _CHECKSUM_BYTES])
+    layout = _layout(packed)
     if layers != len(layout.layers) or levels > limits.LOSSY_LEVELS_MAX:
         raise MalformedContainer(
             f"container declares {layers} layers and {levels} levels, its layout has {len(layout.layers)}"
         )
-    segments = _segments(view, _FIXED.size + layout_bytes, count, header_bytes, codec)
-    check_table(segments, len(layout.layers), levels, block_layers, codec)
-    _check_empty(segments, layout)
+    shape = _shape(tuple(table[start :: _ENTRY.size] for start in range(4)), packed, levels, block_layers, codec)
+    segments = _segments(table, shape, layout, header_bytes)
     header = ContainerHeader(key, profile, layout, tokens, first_position, block_layers, segments, header_bytes, codec)
     if header.total_bytes > limits.CONTAINER_BYTES_MAX:
         raise BodyTooLarge(f"container declares {header.total_bytes} bytes, the limit is {limits.CONTAINER_BYTES_MAX}")
-    if profile == NO_PROFILE and any(segment.level != EXACT for segment in segments):
+    if profile == NO_PROFILE and shape.lossy:
         raise MalformedContainer("container has lossy segments but names no profile")
     return header if declared_bytes is None else _cut(header, declared_bytes)
 
@@ -235,18 +241,56 @@ def check_tokens(tokens: int, first_position: int) -> None:
         raise MalformedContainer(f"first position is {first_position}, the limit is {limits.POSITION_MAX - tokens}")
 
 
-def _segments(view: memoryview, start: int, count: int, offset: int, codec: LossyCodec) -> tuple[Segment, ...]:
-    places = _CACHEGEN_PLACES if codec is LossyCodec.CACHEGEN else _BLOCK_PLACES
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What stands where in a segment table, which is alike for all chunks of a model: checked, lengths apart."""
+
+    levels: tuple[Level, ...]
+    kinds: tuple[Kind | None, ...]
+    layers: tuple[int, ...]
+    widthless: tuple[int, ...]
+    """The segments of what their layer does not have: nobody would ever read them, so they take no bytes."""
+    lossy: bool
+
+
+def _new_shape(
+    columns: tuple[bytes, ...], packed_layout: bytes, lossy_levels: int, block_layers: int, codec: LossyCodec
+) -> _Shape:
+    """Of the first four bytes of each entry, by columns; raises :class:`MalformedContainer`."""
+    layout = _layout(packed_layout)
+    known = _CACHEGEN_PLACES if codec is LossyCodec.CACHEGEN else _BLOCK_PLACES
     segments: list[Segment] = []
-    for level_code, kind_code, layer, length, digest in _ENTRY.iter_unpack(view[start : start + count * _ENTRY.size]):
-        place = places.get((level_code, kind_code))
+    for level_code, kind_code, low, high in zip(*columns, strict=True):
+        place = known.get((level_code, kind_code))
         if place is None:
             raise MalformedContainer(
                 f"segment {len(segments)} has level code {level_code} and kind {kind_code}, neither is known"
             )
-        segments.append(Segment(place[0], place[1], layer, offset, length, digest))
-        offset += length
-    return tuple(segments)
+        segments.append(Segment(*place, low | high << 8, 0, 0, b""))
+    check_table(segments, len(layout.layers), lossy_levels, block_layers, codec)
+    levels, kinds, layers, *_ = zip(*segments, strict=True)
+    places = enumerate(zip(kinds, layers, strict=True))
+    widthless = tuple(
+        index for index, (kind, layer) in places if kind is not None and not layout.layers[layer].width_of(kind)
+    )
+    return _Shape(levels, kinds, layers, widthless, any(level != EXACT for level in levels))
+
+
+_shape: Callable[..., _Shape] = lru_cache(maxsize=64)(_new_shape)
+_new_segment: Final[Callable[[tuple[object, ...]], Segment]] = partial(tuple.__new__, Segment)
+"""Of its fields, in C: a chunk has sixty segments and more."""
+
+
+def _segments(table: bytes, shape: _Shape, layout: Layout, offset: int) -> tuple[Segment, ...]:
+    """The entries of ``table``, the first of whose segments lies at ``offset``."""
+    lengths, checksums = zip(*_ENTRY_CONTENT.iter_unpack(table), strict=True)
+    for index in shape.widthless:
+        if lengths[index]:
+            what = _KINDS[shape.kinds[index] or 0].name.lower()
+            raise MalformedContainer(f"layer {shape.layers[index]} has no {what} but {lengths[index]} bytes of them")
+    offsets = accumulate(lengths[:-1], initial=offset)
+    fields = zip(shape.levels, shape.kinds, shape.layers, offsets, lengths, checksums, strict=True)
+    return tuple(map(_new_segment, fields))
 
 
 def check_table(
@@ -286,15 +330,6 @@ def check_table(
     found = [(segment.level, segment.layer, segment.kind) for segment in segments]
     if found != expected:
         raise MalformedContainer("segments are missing, doubled or out of order")
-
-
-def _check_empty(segments: Sequence[Segment], layout: Layout) -> None:
-    """What a layer does not have takes no bytes: nobody would ever read them."""
-    for item in segments:
-        if item.kind is not None and item.length and not layout.layers[item.layer].width_of(item.kind):
-            raise MalformedContainer(
-                f"layer {item.layer} has no {item.kind.name.lower()} but {item.length} bytes of them"
-            )
 
 
 def _cut(header: ContainerHeader, present_bytes: int) -> ContainerHeader:

@@ -20,10 +20,11 @@ bytes      field of a coded segment
 rest       entropy stream: symbols of the channels that use table 0, then of those that use table 1, ...
 =========  ============================================================================================
 
-Mode 0 is a segment that would not get smaller: four bytes of zero,
-then the values as they are.
+Mode 0 is a segment that would not get smaller, or was not to be packed: four bytes of zero, then the values as they
+are.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from .entropy.stream import LANES_MAX
 from .layout import KvDtype
 from .planes import BASE_MAX, FORMS, MAGNITUDE_MAX, Form, JoinJob, SplitResult, join, split
 
-__all__ = ["decode_exact", "encode_exact"]
+__all__ = ["decode_exact", "encode_exact", "view_exact"]
 
 _HEAD = struct.Struct("<BBBBHxxI")
 _RAW_HEAD = bytes(4)
@@ -53,9 +54,14 @@ SYMBOLS_MAX = 2**32 - 1
 """Values of one segment; the coder counts in 32 bits."""
 
 
-def encode_exact(tensors: Sequence[NDArray[np.generic]], dtype: KvDtype) -> list[bytes]:
-    """Encode each tensor ``[kv_heads, tokens, head_dim]`` of ``dtype`` as the payload of one segment."""
+def encode_exact(tensors: Sequence[NDArray[np.generic]], dtype: KvDtype, *, packed: bool = True) -> list[bytes]:
+    """Encode each tensor ``[kv_heads, tokens, head_dim]`` of ``dtype`` as the payload of one segment.
+
+    Where not ``packed``, in mode 0.
+    """
     form = FORMS[dtype]
+    if not packed:
+        return [_raw(tensor, form) for tensor in tensors]
     return [payload for start in _batches(len(tensors)) for payload in _encode(tensors[start], form)]
 
 
@@ -69,6 +75,17 @@ def decode_exact(payloads: Sequence[memoryview], outputs: Sequence[NDArray[np.ge
     form = FORMS[dtype]
     for batch in _batches(len(payloads)):
         _decode(payloads[batch], outputs[batch], form)
+
+
+def view_exact(payload: memoryview, shape: tuple[int, int, int], dtype: KvDtype) -> NDArray[np.generic] | None:
+    """The values ``shape`` of a payload in mode 0 where they lie, read-only; None where they have to be decoded."""
+    form = FORMS[dtype]
+    size_bytes = len(_RAW_HEAD) + math.prod(shape) * form.word.itemsize
+    if payload[: len(_RAW_HEAD)] != _RAW_HEAD or len(payload) != size_bytes or _little(form) != form.word:
+        return None
+    words = np.frombuffer(payload, form.word, offset=len(_RAW_HEAD))
+    words.flags.writeable = False
+    return words.view(dtype.numpy).reshape(shape)
 
 
 def _batches(count: int) -> Iterator[slice]:
@@ -92,8 +109,13 @@ def _encode(tensors: Sequence[NDArray[np.generic]], form: Form) -> list[bytes]:
         if coded_bytes < len(_RAW_HEAD) + tensor.nbytes:
             payloads.append(b"".join([head, item.data, plane.rest.data, escapes, stream]))
         else:
-            payloads.append(_RAW_HEAD + np.ascontiguousarray(tensor).view(form.word).astype(_little(form)).tobytes())
+            payloads.append(_raw(tensor, form))
     return payloads
+
+
+def _raw(tensor: NDArray[np.generic], form: Form) -> bytes:
+    values = np.ascontiguousarray(tensor).view(form.word).astype(_little(form), copy=False)
+    return b"".join((_RAW_HEAD, values.data.cast("B")))
 
 
 def _escapes(tensor: NDArray[np.generic], plane: SplitResult, packed: PackedTables, form: Form) -> bytes:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidData
 from .blas import one_thread
-from .channels import Room
+from .channels import Angles, KvArrays, rooms_of
 from .entropy import native, native_segments
 from .entropy.model import CLASSES_PER_OCTAVE, GAIN_MAX, SCALE_LOW
-from .layout import Layout
+from .layout import Kind, Layout
 from .profile import FINE_CLASSES, Block, Part, Profile, block_range
 from .quantise import ESCAPE_MAX, gain_factors, largest_gains, quantise, reconstruct, symbols_of, unit
 from .segment import BlockSymbols, DecodedBlock, Offset, joined_symbols
@@ -56,28 +56,40 @@ def restored_channels(block: Block, symbols: BlockSymbols, left: int, first_posi
 
 def decode_lossy(
     profile: Profile,
-    blocks: Sequence[int],
+    blocks: range,
     payloads: Sequence[Sequence[memoryview]],
-    rooms: Sequence[Sequence[Room]],
+    keys: KvArrays,
+    values: KvArrays,
+    angles: Angles,
     *,
     tokens: int,
     first_position: int,
 ) -> None:
-    """Write the tensors of the blocks numbered ``blocks`` to ``rooms``, from as many levels as there are payloads.
+    """Write ``keys`` and ``values``, from the first of the blocks on, from as many levels as there are payloads.
 
-    ``first_position`` is where the chunk was computed; where its keys go, the rooms' angles say.
+    ``blocks`` are numbered in the profile, and the arrays of all their layers, as :func:`.native_lossy.writable` gives
+    them. ``first_position`` is where the chunk was computed; where its keys go,
+    ``angles`` says.
     """
-    chosen = [profile.blocks[index] for index in blocks]
     left = profile.refinements + 1 - len(payloads[0])
+    first_layer = blocks.start * profile.block_layers
     if native.AVAILABLE:
-        _decode_native(profile, blocks, payloads, rooms, tokens, first_position)
+        tensors = profile.rooms.fill(blocks, keys, values, first_layer, angles)
+        _decode_native(profile, blocks, payloads, tensors, tokens, first_position)
         return
+    chosen = [profile.blocks[index] for index in blocks]
     decoded = decode_blocks(chosen, payloads, tokens=tokens, refinements=profile.refinements)
     # Damage that its checksum hides may ask for numbers that no float32 holds.
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-        for block, found, wanted in zip(chosen, decoded, rooms, strict=True):
-            channels = restore(block, found, left, first_position)
-            for room in wanted:
+        for index, found in zip(blocks, decoded, strict=True):
+            channels = restore(profile.blocks[index], found, left, first_position)
+            layers = block_range(profile.layout, index * profile.block_layers, profile.block_layers)
+            outputs = {
+                (layer, kind): arrays[layer - first_layer]
+                for layer in layers
+                for kind, arrays in zip(Kind, (keys, values), strict=True)
+            }
+            for room in rooms_of(profile.layout, layers, angles, outputs):
                 room.fill(channels)
 
 
@@ -85,7 +97,7 @@ def _decode_native(
     profile: Profile,
     blocks: Sequence[int],
     payloads: Sequence[Sequence[memoryview]],
-    rooms: Sequence[Sequence[Room]],
+    tensors: Sequence[NDArray[np.void]],
     tokens: int,
     first_position: int,
 ) -> None:
@@ -93,8 +105,8 @@ def _decode_native(
     factors = np.float32(unit(refinements + 1 - levels)) / gain_factors(np.arange(GAIN_MAX + 1, dtype=np.uint8))
     chunk = native_segments.Chunk(levels, refinements, tokens, first_position == 0, factors)
     jobs = [
-        native_segments.BlockJob(profile.blocks[index].table, item, [room.job() for room in wanted])
-        for index, item, wanted in zip(blocks, payloads, rooms, strict=True)
+        native_segments.BlockJob(profile.blocks[index].table, item, wanted)
+        for index, item, wanted in zip(blocks, payloads, tensors, strict=True)
     ]
     for place in native_segments.decode(chunk, jobs):
         # What is wrong with it, the reader in NumPy can say.

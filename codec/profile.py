@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import InvalidData
 from .blas import one_thread
+from .channels import RoomTable
 from .entropy import native_lossy
 from .entropy.model import CLASSES, CLASSES_PER_OCTAVE, REFINEMENTS_MAX
 from .entropy.native_segments import BlockTable, KnownPart
@@ -166,6 +167,11 @@ class Profile:
     def levels(self) -> tuple[Level, ...]:
         """The lossy levels that can be coded, coarse to fine."""
         return LOSSY_LEVELS[: self.refinements + 1]
+
+    @cached_property
+    def rooms(self) -> RoomTable:
+        """The tensors of all blocks as the compiled core is told of them."""
+        return RoomTable.of(self.layout, block_ranges(self.layout, self.block_layers))
 
     @property
     def multiply_adds_per_value(self) -> float:

@@ -139,7 +139,7 @@ struct Ascent {
     alignas(64) uint32_t states[KVL_LANES_MAX];
 };
 
-enum Path : uint32_t { SCALAR = 0, AVX2 = 1, AVX512 = 2 };
+enum Path : uint32_t { SCALAR = 0, AVX2 = 1, AVX512 = 2, AVX512_VBMI2 = 3 };
 enum { IN_FLIGHT_MAX = 5 };
 
 // Decodes streams on this thread whose descriptions nobody has to check: all but their bytes is the caller's own doing.
@@ -155,6 +155,7 @@ using EncodeKernel = void (*)(Ascent& ascent);
 // there is none.
 DecodeKernel decode_kernel_avx2(uint32_t lanes, uint32_t in_flight, Form form);
 DecodeKernel decode_kernel_avx512(uint32_t lanes, uint32_t in_flight, Form form);
+DecodeKernel decode_kernel_vbmi2(uint32_t lanes, uint32_t in_flight, Form form);
 // Whether the path has kernels for a form besides those for any.
 bool searches_avx2(uint32_t lanes, Form form);
 bool searches_avx512(uint32_t lanes, Form form);

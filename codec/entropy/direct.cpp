@@ -7,10 +7,13 @@
 
 #include "coder.h"
 #include "rounding.h"
+#if KVL_X86
+#include <emmintrin.h>
+#endif
 
 namespace {
 
-enum { SYMBOL_ZERO = 128, LINE = 64 };
+enum { SYMBOL_ZERO = 128, LINE = 64, STREAM_BYTES_MIN = 4 * LINE };
 
 inline void prefetch([[maybe_unused]] const void* place) {
 #if defined(__GNUC__)
@@ -18,9 +21,30 @@ inline void prefetch([[maybe_unused]] const void* place) {
 #endif
 }
 
-inline void prefetch_to_write([[maybe_unused]] const void* place) {
-#if defined(__GNUC__)
-    __builtin_prefetch(place, 1);
+// A copy that leaves the caches as they are: whole lines go to memory without being read from there first. Others may
+// look only after `written_out`.
+void write_out(uint8_t* to, const uint8_t* from, uint64_t bytes) {
+#if KVL_X86
+    const uint64_t before = (LINE - reinterpret_cast<uintptr_t>(to) % LINE) % LINE;
+    if (bytes >= STREAM_BYTES_MIN) {
+        std::memcpy(to, from, before);
+        to += before, from += before, bytes -= before;
+        for (; bytes >= LINE; to += LINE, from += LINE, bytes -= LINE) {
+            const __m128i* line = reinterpret_cast<const __m128i*>(from);
+            __m128i* place = reinterpret_cast<__m128i*>(to);
+            const __m128i a = _mm_loadu_si128(line), b = _mm_loadu_si128(line + 1);
+            const __m128i c = _mm_loadu_si128(line + 2), d = _mm_loadu_si128(line + 3);
+            _mm_stream_si128(place, a), _mm_stream_si128(place + 1, b);
+            _mm_stream_si128(place + 2, c), _mm_stream_si128(place + 3, d);
+        }
+    }
+#endif
+    std::memcpy(to, from, bytes);
+}
+
+void written_out() {
+#if KVL_X86
+    _mm_sfence();
 #endif
 }
 
@@ -202,11 +226,8 @@ void Direct::put_right(const Run& run, uint32_t token, uint32_t tokens) {
     }
 }
 
-// Where a tile goes, and what the next head is made of, most often, have left the near caches: called before they are
-// needed, they come meanwhile.
-void Direct::call(const Tensor& tensor, uint32_t token, uint32_t tokens, const uint8_t* to, uint64_t bytes) const {
-    for (uint32_t t = 0; t < tokens; t++)
-        for (uint64_t at = 0; at < bytes; at += LINE) prefetch_to_write(to + t * tensor.token_stride + at);
+// What the next head is made of, most often, has left the near caches: called before it is needed, it comes meanwhile.
+void Direct::call(const Tensor& tensor, uint32_t token) const {
     for (const Run& run : runs_)
         for (uint32_t d = run.first; d < run.first + run.count; d++)
             for (uint32_t level = 0; level < job_->parts[run.part].levels; level++)
@@ -215,7 +236,7 @@ void Direct::call(const Tensor& tensor, uint32_t token, uint32_t tokens, const u
 
 void Direct::write_tile(const Tensor& tensor, uint32_t token, uint32_t tokens, uint8_t* to) {
     const uint64_t bytes = (tensor.element == ELEMENT_FLOAT32 ? 4ull : 2ull) * tensor.dim;
-    call(tensor, token, tokens, to, bytes);
+    call(tensor, token);
     for (const Run& run : runs_) {
         const Part& part = job_->parts[run.part];
         take_rows_(rows_.data() + run.first, run.count, part.levels, part.left > 0, part.factors, token, tokens,
@@ -230,11 +251,8 @@ void Direct::write_tile(const Tensor& tensor, uint32_t token, uint32_t tokens, u
     }
     // Not straight to the tensor: pieces of many rows, and not on the borders of lines, take twice the time.
     turn_(numbers_, TILE, tensor.dim, tokens, turned_, static_cast<int64_t>(bytes), tensor.element);
-    if (tensor.token_stride == static_cast<int64_t>(bytes)) {
-        std::memcpy(to, turned_, tokens * bytes);
-        return;
-    }
-    for (uint32_t t = 0; t < tokens; t++) std::memcpy(to + t * tensor.token_stride, turned_ + t * bytes, bytes);
+    if (tensor.token_stride == static_cast<int64_t>(bytes)) return write_out(to, turned_, tokens * bytes);
+    for (uint32_t t = 0; t < tokens; t++) write_out(to + t * tensor.token_stride, turned_ + t * bytes, bytes);
 }
 
 void Direct::write(const Tensor& tensor) {
@@ -245,4 +263,5 @@ void Direct::write(const Tensor& tensor) {
         for (uint32_t token = 0; token < job_->tokens; token += TILE)
             write_tile(tensor, token, std::min<uint32_t>(TILE, job_->tokens - token), to + token * tensor.token_stride);
     }
+    written_out();
 }

@@ -74,7 +74,7 @@ private:
     void take_angles(const Tensor& tensor);
     void describe_head(const Tensor& tensor, uint32_t channel);
     void put_right(const Run& run, uint32_t token, uint32_t tokens);
-    void call(const Tensor& tensor, uint32_t token, uint32_t tokens, const uint8_t* to, uint64_t bytes) const;
+    void call(const Tensor& tensor, uint32_t token) const;
     void write_tile(const Tensor& tensor, uint32_t token, uint32_t tokens, uint8_t* to);
 
     const Restore* job_ = nullptr;

@@ -144,7 +144,7 @@ def _load() -> ctypes.CDLL | None:
 
 _library = _load()
 AVAILABLE = _library is not None
-_PATHS = {"scalar": 0, "avx2": 1, "avx512": 2}  # `Path` in coder.h
+_PATHS = {"scalar": 0, "avx2": 1, "avx512": 2, "avx512vbmi2": 3}  # `Path` in coder.h
 PATHS = tuple(name for name, bit in _PATHS.items() if _library is not None and _library.kvl_paths() >> bit & 1)
 """The executions of the entropy coder that this CPU has, the fastest last; empty without the compiled core."""
 
@@ -200,7 +200,7 @@ def encode_streams(jobs: Sequence[EncodeJob], *, threads: int = THREADS, path: s
 
 def address_of(array: NDArray[np.generic]) -> int:
     """Where the first item of ``array`` lies."""
-    # Far cheaper than `array.ctypes.data`, of which a chunk asks hundreds.
+    # Far cheaper than `array.ctypes.data`, of which a chunk asks hundreds; records are viewed as bytes first.
     address: int = array.__array_interface__["data"][0]
     return address
 

@@ -18,14 +18,17 @@ from .native import THREADS, loaded
 from .native import address_of as _address
 
 __all__ = [
+    "TENSOR",
     "TensorJob",
     "can_reach",
     "can_write",
     "gather",
     "pack_basis",
+    "place",
     "quantise",
     "tensor_row",
     "tensor_rows",
+    "writable",
 ]
 
 LEVELS_MAX = 4
@@ -33,9 +36,11 @@ _ELEMENTS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtype
 
 ByteArray = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
+Arrays = Sequence[NDArray[np.generic]] | NDArray[np.generic]
+"""One for each layer, or all in one."""
 
 
-_TENSOR = np.dtype(
+TENSOR = np.dtype(
     [
         ("cosines", np.uint64),
         ("sines", np.uint64),
@@ -105,6 +110,27 @@ def can_reach(array: NDArray[np.generic]) -> bool:
     return array.dtype in _ELEMENTS and dense and array.flags.aligned
 
 
+def writable(arrays: Arrays) -> Arrays:
+    """``arrays``, with float32 ones of their own shapes in the place of those that the core cannot write to."""
+    if isinstance(arrays, np.ndarray):
+        return arrays if can_write(arrays) else np.empty(arrays.shape, np.float32)
+    return [item if can_write(item) else np.empty(item.shape, np.float32) for item in map(np.asarray, arrays)]
+
+
+def place(rows: NDArray[np.void], which: NDArray[np.intp], arrays: Arrays, layers: NDArray[np.int64]) -> None:
+    """Note in ``rows[which]`` of :data:`TENSOR` where the ``layers`` of ``arrays`` lie, which :func:`writable` gave."""
+    if isinstance(arrays, np.ndarray):
+        rows["data"][which] = np.uint64(_address(arrays)) + (layers * arrays.strides[0]).view(np.uint64)
+        rows["head_stride"][which], rows["token_stride"][which] = arrays.strides[1:3]
+        rows["element"][which] = _ELEMENTS[arrays.dtype]
+        return
+    wanted = [arrays[layer] for layer in layers.tolist()]
+    rows["data"][which] = [_address(item) for item in wanted]
+    rows["head_stride"][which] = [item.strides[0] for item in wanted]
+    rows["token_stride"][which] = [item.strides[1] for item in wanted]
+    rows["element"][which] = [_ELEMENTS[item.dtype] for item in wanted]
+
+
 def pack_basis(basis: NDArray[np.int8], *, path: str = "auto") -> ByteArray:
     """A basis ``[width, width]`` in the order that the product of ``path`` reads it."""
     number, width = native.path_number(path), len(basis)
@@ -157,7 +183,7 @@ def quantise(
 
 def tensor_rows(rows: Sequence[tuple[int, ...]]) -> NDArray[np.void]:
     """The tensors ``[n]`` as the core is told of them, of what :func:`tensor_row` says."""
-    return np.array(rows, _TENSOR)
+    return np.array(rows, TENSOR)
 
 
 def tensor_row(job: TensorJob, tokens: int) -> tuple[int, ...]:

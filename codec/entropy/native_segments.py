@@ -16,7 +16,7 @@ from . import native
 from .model import base_tables, refinement_tables
 from .native import THREADS, loaded
 from .native import address_of as _address
-from .native_lossy import TensorJob, tensor_row, tensor_rows
+from .native_lossy import TENSOR
 
 __all__ = ["BlockJob", "BlockTable", "Chunk", "KnownPart", "decode"]
 
@@ -111,11 +111,11 @@ class BlockTable:
 
 @dataclass(frozen=True, slots=True)
 class BlockJob:
-    """A block's segments, base first, and the tensors that are wanted of it."""
+    """A block's segments, base first, and the tensors that are wanted of it (rows of :data:`.native_lossy.TENSOR`)."""
 
     table: BlockTable
     payloads: Sequence[memoryview]
-    tensors: Sequence[TensorJob]
+    tensors: NDArray[np.void]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +140,27 @@ def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, 
     fastest, for which bases are packed.
     """
     rows = np.zeros(len(blocks), _BLOCK)
-    payloads = [np.frombuffer(item, np.uint8) for block in blocks for item in block.payloads]
+    payloads = [item for block in blocks for item in block.payloads]
     if len(payloads) != chunk.levels * len(blocks):
         raise ValueError(f"{len(payloads)} segments of {len(blocks)} blocks of {chunk.levels} levels")
-    described = np.array([(_address(item), len(item)) for item in payloads], _PAYLOAD)
-    counts = np.array([len(block.tensors) for block in blocks], np.uint64)
-    tensors = tensor_rows([tensor_row(item, chunk.tokens) for block in blocks for item in block.tensors])
+    described = np.zeros(len(payloads), _PAYLOAD)
+    described["data"] = [_address(np.frombuffer(item, np.uint8)) for item in payloads]
+    described["bytes"] = [len(item) for item in payloads]
+    for block in blocks:
+        if block.tensors.dtype != TENSOR or not block.tensors.flags.c_contiguous:
+            raise ValueError(f"tensors {block.tensors.dtype}, must be rows of tensors")
     rows["parts"] = [block.table.address for block in blocks]
     rows["part_count"] = [len(block.table.rows) for block in blocks]
     rows["width"] = [block.table.width for block in blocks]
-    rows["payloads"] = described.ctypes.data + chunk.levels * _PAYLOAD.itemsize * np.arange(
-        len(blocks), dtype=np.uint64
-    )
-    rows["tensors"] = tensors.ctypes.data + tensors.itemsize * (counts.cumsum() - counts)
-    rows["tensor_count"] = counts
+    per_block = np.uint64(chunk.levels * _PAYLOAD.itemsize)
+    rows["payloads"] = _address(described.view(np.uint8)) + per_block * np.arange(len(blocks), dtype=np.uint64)
+    rows["tensors"] = [_address(block.tensors.view(np.uint8)) for block in blocks]
+    rows["tensor_count"] = [len(block.tensors) for block in blocks]
     sets = _table_sets(chunk.levels, chunk.refinements)
     if chunk.gain_factors.dtype != np.float32 or not chunk.gain_factors.flags.c_contiguous:
         raise ValueError(f"gain factors {chunk.gain_factors.dtype}, must be float32")
     common = _Chunk(
-        sets.rows.ctypes.data,
+        sets.address,
         _address(chunk.gain_factors),
         chunk.levels,
         chunk.refinements,
@@ -168,7 +170,10 @@ def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, 
         native.path_number("auto"),
     )
     loaded().kvl_decode_blocks(
-        ctypes.c_void_p(rows.ctypes.data), ctypes.c_uint32(len(blocks)), ctypes.byref(common), ctypes.c_uint32(threads)
+        ctypes.c_void_p(_address(rows.view(np.uint8))),
+        ctypes.c_uint32(len(blocks)),
+        ctypes.byref(common),
+        ctypes.c_uint32(threads),
     )
     if (rows["status"] == _NO_ROOM).any():
         raise MemoryError(f"no room for the symbols of {chunk.tokens} tokens")
@@ -179,6 +184,7 @@ def decode(chunk: Chunk, blocks: Sequence[BlockJob], *, threads: int = THREADS, 
 @dataclass(frozen=True, slots=True)
 class _TableSets:
     rows: NDArray[np.void]
+    address: int
     held: list[NDArray[np.generic]]
 
 
@@ -194,4 +200,4 @@ def _table_sets(levels: int, refinements: int) -> _TableSets:
         held += [slots] if search is None else [slots, search]
         row["slots"], row["count"], row["form"] = _address(slots), len(slots), item.form
         row["search"] = 0 if search is None else _address(search)
-    return _TableSets(rows, held)
+    return _TableSets(rows, rows.ctypes.data, held)

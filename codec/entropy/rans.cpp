@@ -95,10 +95,22 @@ bool form_holds(const Stream& s) {
 }
 
 // Base symbols are searched for with one table for all lanes: not worth it where many tokens have another.
-bool mostly_shifted(const Stream& s) {
+[[maybe_unused]] bool mostly_shifted(const Stream& s) {
     uint32_t shifted = 0;
     for (uint32_t i = 0; s.shifts && i < s.period; i++) shifted += s.shifts[i] != 0;
     return 8 * shifted > s.period;
+}
+
+// Nor where many lie beyond the symbols searched for: more than BEYOND_MAX of a table's slots.
+[[maybe_unused]] bool mostly_near(const Stream& s) {
+    enum { BEYOND_MAX = 400 };
+    uint64_t beyond = 0;
+    for (uint32_t r = 0; r < s.runs; r++) {
+        const uint64_t table = std::min<uint32_t>(s.run_tables[r], SEARCH_CLASSES - 1);
+        const uint16_t* starts = s.search + table * 2 * SEARCH_ENTRIES;
+        beyond += static_cast<uint64_t>(s.run_lengths[r]) * (starts[1] + KVL_SLOTS - starts[SEARCH_ENTRIES - 1]);
+    }
+    return beyond <= BEYOND_MAX * s.symbol_count;
 }
 
 bool has_code(uint32_t entry) { return (entry & 0xFFFFu) - 1 < KVL_SLOTS - 1; }
@@ -218,7 +230,14 @@ bool cpu_has(Path path) {
                              __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
     static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    return path == SCALAR || (path == AVX2 && avx2) || (path == AVX512 && avx512);
+    static const bool vbmi2 = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+    switch (path) {
+        case AVX2: return avx2;
+        case AVX512: return avx512;
+        case AVX512_VBMI2: return vbmi2;
+        case SCALAR: break;
+    }
+    return true;
 #else
     return path == SCALAR;
 #endif
@@ -226,7 +245,7 @@ bool cpu_has(Path path) {
 
 // The execution asked for, or the best one below it that this CPU has.
 Path usable(uint32_t path) {
-    for (Path found : {AVX512, AVX2})
+    for (Path found : {AVX512_VBMI2, AVX512, AVX2})
         if (path >= found && cpu_has(found)) return found;
     return SCALAR;
 }
@@ -235,7 +254,8 @@ DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t 
                            [[maybe_unused]] Form form) {
     DecodeKernel kernel = nullptr;
 #if KVL_X86
-    if (path == AVX512) kernel = decode_kernel_avx512(lanes, in_flight, form);
+    if (path == AVX512_VBMI2) kernel = decode_kernel_vbmi2(lanes, in_flight, form);
+    if (path >= AVX512 && !kernel) kernel = decode_kernel_avx512(lanes, in_flight, form);
     if (path >= AVX2 && !kernel) kernel = decode_kernel_avx2(lanes, in_flight, form);
 #endif
     if (kernel) return kernel;
@@ -246,8 +266,8 @@ DecodeKernel decode_kernel([[maybe_unused]] Path path, uint32_t lanes, uint32_t 
 Form form_of([[maybe_unused]] Path path, [[maybe_unused]] const Stream& s) {
 #if KVL_X86
     const Form form = static_cast<Form>(s.form);
-    const bool searched = path == AVX512 ? searches_avx512(s.lanes, form) : path == AVX2 && searches_avx2(s.lanes, form);
-    if (searched && !(form == FORM_BASE && mostly_shifted(s))) return form;
+    const bool searched = path >= AVX512 ? searches_avx512(s.lanes, form) : path == AVX2 && searches_avx2(s.lanes, form);
+    if (searched && !(form == FORM_BASE && (mostly_shifted(s) || !mostly_near(s)))) return form;
 #endif
     return FORM_ANY;
 }
@@ -349,7 +369,7 @@ Status encode_one(Ascent& a) {
 EncodeKernel encode_kernel([[maybe_unused]] Path path, [[maybe_unused]] uint32_t lanes) {
     EncodeKernel kernel = nullptr;
 #if KVL_X86
-    if (path == AVX512) kernel = encode_kernel_avx512(lanes);
+    if (path >= AVX512) kernel = encode_kernel_avx512(lanes);
     if (path >= AVX2 && !kernel) kernel = encode_kernel_avx2(lanes);
 #endif
     return kernel ? kernel : encode_groups<ScalarEncoder>;
@@ -402,7 +422,7 @@ void decode_sound(Stream* streams, uint32_t count, uint32_t path) {
 // The executions that this CPU has: bit n for `Path` n.
 KVL_EXPORT uint32_t kvl_paths() {
     uint32_t paths = 0;
-    for (Path path : {SCALAR, AVX2, AVX512}) paths |= static_cast<uint32_t>(cpu_has(path)) << path;
+    for (Path path : {SCALAR, AVX2, AVX512, AVX512_VBMI2}) paths |= static_cast<uint32_t>(cpu_has(path)) << path;
     return paths;
 }
 

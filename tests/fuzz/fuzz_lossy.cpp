@@ -335,7 +335,7 @@ void fuzz_restore(Input& in) {
     const bool spoilt = in.one_in(8);
     const Input choices = in;
     std::vector<std::vector<uint8_t>> first;
-    for (uint32_t path = SCALAR; path <= AVX512; path++) {
+    for (uint32_t path = SCALAR; path <= AVX512_VBMI2; path++) {
         std::vector<Restore> jobs;
         for (JobBlocks& item : blocks) item.describe(path);
         Input same = choices;

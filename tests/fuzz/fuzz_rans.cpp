@@ -122,7 +122,7 @@ std::vector<uint8_t> encode_alike(Job& job, Tables& tables, Input& in) {
     const size_t room = in.one_in(16) ? in.below(200) : 2 * job.symbols.count + 8 * KVL_LANES_MAX;
     std::vector<uint8_t> first;
     int32_t status = OK;
-    for (uint32_t path = 0; path <= AVX512; path++) {
+    for (uint32_t path = 0; path <= AVX512_VBMI2; path++) {
         if (!(kvl_paths() >> path & 1)) continue;
         Block<uint8_t> buffer(room), symbols(job.symbols.count);
         if (symbols.count) std::memcpy(symbols.data(), job.symbols.data(), symbols.count);
@@ -182,7 +182,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
     std::vector<std::vector<uint8_t>> first;
     std::vector<int32_t> statuses;
-    for (uint32_t path = 0; path <= AVX512; path++) {
+    for (uint32_t path = 0; path <= AVX512_VBMI2; path++) {
         if (!(kvl_paths() >> path & 1)) continue;
         std::vector<Block<uint8_t>> outputs;
         std::vector<Stream> batch;

@@ -302,7 +302,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::vector<float> ones(GAIN_MAX + 1, 1.0f);
     std::vector<int32_t> statuses;
     std::vector<std::vector<float>> first;
-    for (uint32_t path = SCALAR; path <= AVX512; path++) {
+    for (uint32_t path = SCALAR; path <= AVX512_VBMI2; path++) {
         if (!(kvl_paths() >> path & 1)) continue;
         const Chunk chunk{sets.data(), ones.data(), levels, refinements, tokens, in.end > in.at, path, path};
         std::vector<BlockJob> jobs;

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kvloom.codec import Kind, KvDtype, LayerLayout, Layout, Rope
-from kvloom.codec.channels import Angles, gather_channels, rooms_of
+from kvloom.codec.channels import Angles, RoomTable, empty_tensors, gather_channels, rooms_of
+from kvloom.codec.entropy.native_lossy import tensor_row
 from kvloom.codec.rope import rotate
 from kvloom.errors import NonFiniteTensor
 
@@ -97,3 +98,54 @@ def test_what_a_narrow_dtype_cannot_hold_becomes_its_largest_number_not_infinity
     assert (outputs[0, Kind.VALUES][0, 0].astype(float) == largest).all()
     assert (outputs[0, Kind.VALUES][0, 1].astype(float) == -largest).all()
     assert np.isfinite(outputs[0, Kind.KEYS].astype(float)).all()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "wanted"),
+    [([range(2), range(2, 3)], range(2)), ([range(1), range(1, 3)], range(1, 2)), ([range(3)], range(1))],
+)
+def test_a_table_of_rooms_tells_the_core_what_each_room_would(kv, blocks, wanted):
+    layers = range(blocks[wanted.start].start, blocks[wanted.stop - 1].stop)
+    longer = [[np.zeros((len(item), TOKENS + 3, item.shape[2]), np.float32) for item in own] for own in kv]
+    held = [[item[:, 1 : TOKENS + 1] for item in own] for own in longer]
+    keys, values = ([own[layer] for layer in layers] for own in held)
+    angles = Angles(FIRST, TOKENS)
+    found = RoomTable.of(LAYOUT, blocks).fill(wanted, keys, values, layers.start, angles)
+    outputs = {(layer, kind): (keys, values)[kind][layer - layers.start] for layer in layers for kind in Kind}
+    for index, rows in zip(wanted, found, strict=True):
+        rooms = rooms_of(LAYOUT, blocks[index], angles, outputs)
+        assert [tuple(row) for row in rows.tolist()] == [tensor_row(room.job(), TOKENS) for room in rooms]
+
+
+def test_a_table_of_rooms_takes_all_layers_in_one_array():
+    layout = Layout.uniform(layers=3, kv_heads=2, head_dim=4, rope=ROPE)
+    cache = np.zeros((2, 3, 2, 9, 4), np.float32)
+    keys, values = cache[0, :, :, 2:7], cache[1, ::-1, :, 1:6]
+    table = RoomTable.of(layout, [range(2), range(2, 3)])
+    together = table.fill(range(2), keys, values, 0, Angles(0, 5))
+    apart = table.fill(range(2), list(keys), list(values), 0, Angles(0, 5))
+    assert all(np.array_equal(one, other) for one, other in zip(together, apart, strict=True))
+
+
+def test_room_for_tensors_starts_where_lines_do_and_nothing_overlaps():
+    for layout in (LAYOUT, Layout.uniform(layers=3, kv_heads=2, head_dim=5, dtype=KvDtype.BFLOAT16)):
+        keys, values = empty_tensors(layout, range(len(layout.layers)), TOKENS)
+        pieces = [item for own in (keys, values) for item in ([own] if isinstance(own, np.ndarray) else own)]
+        for number, piece in enumerate(pieces):
+            assert piece.ctypes.data % 64 == 0
+            piece[...] = number
+        for number, piece in enumerate(pieces):
+            assert (piece.astype(float) == number).all()
+        for layer, spec in enumerate(layout.layers):
+            for kind, own in zip(Kind, (keys, values), strict=True):
+                assert own[layer].shape == (spec.kv_heads, TOKENS, spec.head_dim_of(kind))
+
+
+def test_kept_angles_are_nobodys_to_change():
+    cos, sin = Angles(3, 4).of(ROPE)
+    with pytest.raises(ValueError, match="read-only"):
+        cos[0] = 2
+    assert Angles(3, 4).of(ROPE)[1] is sin
+    long = Angles(0, 1 << 15)
+    assert long.of(ROPE)[0] is long.of(ROPE)[0]
+    assert Angles(0, 1 << 15).of(ROPE)[0] is not long.of(ROPE)[0]

@@ -285,6 +285,50 @@ def test_exact_holds_every_bit_pattern(dtype):
     assert decoded[0].tobytes() == values.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [KvDtype.FLOAT32, KvDtype.BFLOAT16])
+def test_exact_is_packed_where_it_pays_or_where_it_is_asked_for(dtype):
+    values = np.random.default_rng(12).standard_normal((1, 2, 256, 64)).astype(dtype.numpy)
+    layout = Layout.uniform(layers=1, kv_heads=2, head_dim=64, dtype=dtype)
+    packed, plain, default = (
+        codec.encode(values, values, layout=layout, exact_packed=choice) for choice in (True, False, None)
+    )
+    assert len(packed) < 0.9 * 2 * values.nbytes < 2 * values.nbytes < len(plain)
+    assert default == (plain if dtype is KvDtype.FLOAT32 else packed)
+    for blob in (packed, plain):
+        assert codec.decode(blob)[1].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", list(KvDtype))
+def test_exact_is_seen_where_it_lies_unless_it_is_packed(kv_source, dtype):
+    source = kv_source(dtype)
+    keys, values = source.draw(40, seed=6)
+    plain, packed = (
+        Container.parse(codec.encode(keys, values, layout=source.layout, levels={EXACT}, exact_packed=packed))
+        for packed in (False, True)
+    )
+    views = codec.exact_views(plain)
+    for found, expected in zip(views, (keys, values), strict=True):
+        assert [view.tobytes() for view in found] == [array.tobytes() for array in expected]
+        assert all(view.dtype == keys.dtype and not view.flags.writeable for view in found)
+        assert all(np.shares_memory(view, np.frombuffer(plain.data, np.uint8)) for view in found)
+    assert codec.exact_views(packed) is None
+    with pytest.raises(LevelNotStored):
+        codec.exact_views(Container.parse(codec.encode(keys, values, layout=source.layout, levels=LOSSY_LEVELS)))
+
+
+def test_layers_without_values_are_not_seen_where_they_lie():
+    latent = LayerLayout(kv_heads=1, head_dim=8, value_head_dim=0)
+    layout = Layout(KvDtype.FLOAT32, (latent,))
+    blob = codec.encode(
+        [np.ones((1, 5, 8), np.float32)],
+        [np.ones((1, 5, 0), np.float32)],
+        layout=layout,
+        levels={EXACT},
+        exact_packed=False,
+    )
+    assert codec.exact_views(Container.parse(blob)) is None
+
+
 @pytest.mark.parametrize("dtype", list(KvDtype))
 @pytest.mark.parametrize("fill", [0.0, 1.5])
 def test_constant_tensors(dtype, fill):

@@ -60,6 +60,25 @@ def test_offsets_and_units_are_the_chunks_own(kv_source):
     assert sizes[2] - sizes[0] < 8 * 3 * 32 + 0.02 * sizes[0]
 
 
+@pytest.mark.parametrize("dtype", [KvDtype.FLOAT32, KvDtype.FLOAT16, KvDtype.BFLOAT16])
+@pytest.mark.parametrize(("start", "gap"), [(0, 0), (1, 0), (7, 3), (0, 16)])
+def test_it_matters_not_where_in_memory_tensors_begin(dtype, start, gap):
+    layout = Layout.uniform(layers=2, kv_heads=2, head_dim=48, dtype=dtype, rope=Rope((1.0, 0.25, 0.01)))
+    rng = np.random.default_rng(6)
+    keys, values = (rng.normal(size=(2, 2, 150, 48)).astype(dtype.numpy) for _ in range(2))
+    blob = codec.encode(keys, values, layout=layout, profile=generic_profile(layout))
+    expected = codec.decode(blob)
+    shape = (2, 2, 2, 150, 48 + gap)
+    room = np.zeros(np.prod(shape) + start + 1, dtype.numpy)
+    held = room[start : start + np.prod(shape)].reshape(shape)
+    codec.decode_into(codec.Container.parse(blob), held[0, ..., :48], held[1, ..., :48])
+    for found, wanted in zip((held[0], held[1]), expected, strict=True):
+        assert np.array_equal(found[..., :48], wanted)
+        assert not found[..., 48:].any()
+    assert not room[:start].any()
+    assert not room[-1].any()
+
+
 @pytest.mark.parametrize("level", LOSSY_LEVELS)
 def test_channels_that_do_not_change_come_back(level):
     layout = Layout.uniform(layers=1, kv_heads=1, head_dim=4)

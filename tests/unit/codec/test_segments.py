@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvloom.codec.entropy import native, native_segments
 from kvloom.codec.entropy.model import GAIN_MAX
-from kvloom.codec.entropy.native_lossy import TensorJob
+from kvloom.codec.entropy.native_lossy import TensorJob, tensor_row, tensor_rows
 from kvloom.codec.lossy import restore
 from kvloom.codec.profile import FINE_CLASSES, Block, Part
 from kvloom.codec.quantise import ESCAPE_MAX, FINE_MAX, Symbols, gain_factors, split, unit
@@ -238,13 +238,17 @@ def in_numpy(case: Case, payloads, left: int) -> np.ndarray | None:
         return None
 
 
+def room_of(out: np.ndarray) -> np.ndarray:
+    return tensor_rows([tensor_row(TensorJob(out, 0), out.shape[1])])
+
+
 def in_core(case: Case, payloads, left: int, path: str, threads: int, copies: int) -> list[np.ndarray | None]:
     """The same by the core, of some copies of the block."""
     factors = np.float32(unit(left)) / gain_factors(np.arange(GAIN_MAX + 1, dtype=np.uint8))
     chunk = native_segments.Chunk(len(payloads), case.refinements, case.tokens, False, factors)
     outs = [np.zeros((1, case.tokens, case.block.width), np.float32) for _ in range(copies)]
     views = [memoryview(item) for item in payloads]
-    jobs = [native_segments.BlockJob(case.block.table, views, [TensorJob(out, 0)]) for out in outs]
+    jobs = [native_segments.BlockJob(case.block.table, views, room_of(out)) for out in outs]
     refused = native_segments.decode(chunk, jobs, threads=threads, path=path)
     return [None if index in refused else out[0] for index, out in enumerate(outs)]
 
@@ -281,7 +285,7 @@ def test_a_damaged_block_does_not_touch_its_neighbours():
     case = plain_case(gains=True)
     good = [memoryview(item) for item in case.payloads()]
     outs = [np.zeros((1, case.tokens, 6), np.float32) for _ in range(8)]
-    jobs = [native_segments.BlockJob(case.block.table, good, [TensorJob(out, 0)]) for out in outs]
+    jobs = [native_segments.BlockJob(case.block.table, good, room_of(out)) for out in outs]
     for place, level in ((2, 0), (6, 1)):
         bad = [item[:-1] if index == level else item for index, item in enumerate(good)]
         jobs[place] = native_segments.BlockJob(case.block.table, bad, jobs[place].tensors)
