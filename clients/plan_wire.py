@@ -20,6 +20,7 @@ __all__ = [
     "LevelLoss",
     "LinkReport",
     "LoadSample",
+    "LoadUnderWay",
     "PlanGoal",
     "PlanOutcome",
     "PlanQuestion",
@@ -101,6 +102,19 @@ class BlendQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadUnderWay:
+    """A chunk, by its place in the question, that is being loaded at ``level`` for ``seconds`` now.
+
+    ``received_bytes``: what has come of it; 0 where that is not known.
+    """
+
+    chunk: int
+    level: Level
+    seconds: float
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PlanQuestion:
     """Load or recompute, chunk by chunk? Of ``keys``, or of ``tokens`` cut and keyed as ``identity`` says.
 
@@ -109,6 +123,8 @@ class PlanQuestion:
     the engine has. ``prompt_tokens`` (with keys): the length of the prompt; what is behind the chunks is computed, the
     last token always. ``running``: requests in the engine; ``queued_tokens``: what it has to compute before. ``done``:
     chunks that are there already, where a plan is asked for again. ``prefetch``: copy what is to be loaded into memory.
+    ``stops``: the engine asks again when a load is overdue (:mod:`.overdue`), and gives it up where the plan says so.
+    ``under_way``: what is being loaded then; how long it takes says how fast the link is now.
     """
 
     engine: str
@@ -136,6 +152,8 @@ class PlanQuestion:
     elapsed_seconds: float = 0.0
     prefetch: bool = False
     blend: BlendQuestion | None = None
+    stops: bool = False
+    under_way: tuple[LoadUnderWay, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +174,8 @@ class PlanReply:
 
     ``meeting``: how many chunks are computed from the front before the first that is loaded. ``cautious_seconds``: the
     time to first token with links as slow as was decided by. ``prefetching``: chunks on their way into memory.
-    ``recompute_ratio``: of a blended request, the part of the loaded tokens to recompute.
+    ``recompute_ratio``: of a blended request, the part of the loaded tokens to recompute. ``hold_seconds``: so long the
+    engine had better wait for the first load, and ask again then, before it begins a step that it does not stop.
     """
 
     plan: bytes
@@ -169,6 +188,7 @@ class PlanReply:
     loss: float
     prefetching: int = 0
     recompute_ratio: float | None = None
+    hold_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

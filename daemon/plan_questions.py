@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import limits
 from ..clients import plan_wire as wire
+from ..clients.overdue import seen_byte_seconds
 from ..clients.wire import parse_keys
 from ..codec.level import EXACT, LOSSY_LEVELS, Level
 from ..errors import InvalidRequest, TooManyItems
@@ -32,6 +33,7 @@ __all__ = [
     "progress_of",
     "prompt_of",
     "request_of",
+    "seen_of",
     "shape_of",
 ]
 
@@ -39,6 +41,7 @@ LEVEL_LOSSES: Final = dict(zip(LOSSY_LEVELS, (0.0988, 0.0268, 0.0055, 0.0014), s
 """Nats per token, of prose on SmolLM2-135M with its profile (docs/CODEC.md); a question may bring the model's own."""
 _ENGINE: Final = re.compile(r"[!-~]+")
 _LOSS_MAX: Final = 1000.0
+_RECEIVED_BYTES_MAX: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,12 @@ def check_question(question: wire.PlanQuestion) -> None:
         raise InvalidRequest(f"blend has {question.blend.layers} layers, must have 1 to {limits.LAYERS_MAX}")
     if question.goal is wire.PlanGoal.BEST_WITHIN and question.ttft_seconds is None:
         raise InvalidRequest("goal best_within needs ttft_seconds")
+    for load in question.under_way:
+        if not (0.0 <= load.seconds <= limits.LEASE_SECONDS_MAX and 0 <= load.received_bytes <= _RECEIVED_BYTES_MAX):
+            raise InvalidRequest(
+                f"under_way has {load.received_bytes} bytes in {load.seconds} s, must be 0 to {_RECEIVED_BYTES_MAX} "
+                f"bytes in 0 to {limits.LEASE_SECONDS_MAX} s"
+            )
     for item in question.losses:
         if not 0.0 <= item.loss <= _LOSS_MAX:
             raise InvalidRequest(f"loss of level {item.level} is {item.loss}, must be 0 to {_LOSS_MAX}")
@@ -112,9 +121,11 @@ def prompt_of(question: wire.PlanQuestion) -> Prompt:
         raise InvalidRequest("a plan is asked for with either keys, or identity and tokens")
     if not 1 <= len(keys) <= limits.PLAN_CHUNKS_MAX:
         raise TooManyItems(f"{len(keys)} chunks to plan, the limits are 1 and {limits.PLAN_CHUNKS_MAX}")
-    wrong = next((index for index in question.done if not 0 <= index < len(keys)), None)
-    if wrong is not None:
-        raise InvalidRequest(f"done names chunk {wrong} of {len(keys)}")
+    named = {"done": question.done, "under_way": tuple(load.chunk for load in question.under_way)}
+    for name, places in named.items():
+        wrong = next((index for index in places if not 0 <= index < len(keys)), None)
+        if wrong is not None:
+            raise InvalidRequest(f"{name} names chunk {wrong} of {len(keys)}")
     return Prompt(keys, starts, [stop - start for start, stop in zip(starts, ends, strict=True)], end)
 
 
@@ -183,11 +194,39 @@ def executor_of(question: wire.PlanQuestion) -> Executor:
     return Executor(question.ability, question.side_by_side, question.decoding_competes, question.step_tokens)
 
 
-def progress_of(question: wire.PlanQuestion, prompt: Prompt) -> Progress | None:
-    """How far the request is, or ``None`` where it has not begun."""
-    if not question.done and not question.elapsed_seconds:
+def progress_of(question: wire.PlanQuestion, request: PlanRequest) -> Progress | None:
+    """How far the request is, or ``None`` where it has not begun.
+
+    What is under way and no longer offered at that level, or anywhere, is taken for not begun.
+    """
+    if not (question.done or question.elapsed_seconds or question.under_way):
         return None
-    count = len(prompt.keys) + 1
+    count = len(request)
     done = np.zeros(count, dtype=np.bool_)
     done[list(question.done)] = True
-    return Progress(done, np.zeros(count), np.full(count, -1, dtype=np.int16), elapsed_seconds=question.elapsed_seconds)
+    left_bytes, ways = np.zeros(count), np.full(count, -1, dtype=np.int16)
+    for load in question.under_way:
+        way = _way_of(load, request)
+        if way is not None and not done[load.chunk]:
+            ways[load.chunk] = way
+            left_bytes[load.chunk] = max(0.0, float(request.size_bytes[load.chunk, way]) - load.received_bytes)
+    return Progress(done, left_bytes, ways, elapsed_seconds=question.elapsed_seconds)
+
+
+def seen_of(question: wire.PlanQuestion, request: PlanRequest) -> dict[str, float]:
+    """Seconds per byte of each link, as loads under way over it have them; those of one link share it."""
+    sums: dict[str, list[float]] = {}
+    for load in question.under_way:
+        way = _way_of(load, request)
+        if way is not None:
+            so_far = sums.setdefault(request.ways[way].link, [0.0, 0.0, 0.0])
+            so_far[0] += float(request.size_bytes[load.chunk, way])
+            so_far[1] += load.received_bytes
+            so_far[2] = max(so_far[2], load.seconds)
+    return {link: seen_byte_seconds(*found) for link, found in sums.items()}
+
+
+def _way_of(load: wire.LoadUnderWay, request: PlanRequest) -> int | None:
+    offered = np.isfinite(request.size_bytes[load.chunk])
+    found = (at for at, way in enumerate(request.ways) if offered[at] and way.level == load.level.name)
+    return next(found, None)

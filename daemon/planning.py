@@ -32,13 +32,14 @@ from .plan_questions import (
     progress_of,
     prompt_of,
     request_of,
+    seen_of,
     shape_of,
 )
 from .planner.blended import BlendedPlan, make_blended_plan
 from .planner.measured import MeasuredLinks
 from .planner.model import CostModel, Situation
 from .planner.plan import Action, Plan
-from .planner.planner import make_plan
+from .planner.planner import DECISION_QUANTILE, STOPPING_QUANTILE, make_plan
 
 __all__ = ["Planning"]
 
@@ -113,14 +114,19 @@ class Planning:
             now = Situation(self._clock(), question.running, question.queued_tokens, self._inflight_bytes())
             used = sorted({way.link for way in request.ways})
             estimates = model.estimates(question.engine, self._links.estimates(now.now_seconds), used, _PATH, now)
-            progress = progress_of(question, prompt)
+            for link, byte_seconds in seen_of(question, request).items():
+                estimates = estimates.seen(link, byte_seconds)
+            progress = progress_of(question, request)
+            stopping = question.stops and question.ability is wire.Ability.PREFIX_CUT
+            quantile = STOPPING_QUANTILE if stopping else DECISION_QUANTILE
 
             def decide() -> BlendedPlan | Plan:
                 objective = objective_of(question)
                 if question.blend is not None:
                     shape = shape_of(question.blend, side_by_side=question.side_by_side)
                     return make_blended_plan(request, estimates, objective.loss_max, shape)
-                return make_plan(request, estimates, objective, executor_of(question), progress=progress)
+                executor = executor_of(question)
+                return make_plan(request, estimates, objective, executor, progress=progress, quantile=quantile)
 
             decided = decide() if len(request) <= _INLINE_CHUNKS_MAX else await asyncio.to_thread(decide)
             plan = decided.plan if isinstance(decided, BlendedPlan) else decided
@@ -257,6 +263,7 @@ def _reply(plan_id: bytes, plan: Plan, count: int) -> wire.PlanReply:
         cautious_seconds=plan.cautious_seconds,
         recompute_seconds=plan.recompute_seconds,
         loss=plan.loss,
+        hold_seconds=plan.hold_seconds,
     )
 
 

@@ -1,7 +1,6 @@
 """``kvloom calibrate``: learn a codec profile for a model from text."""
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from rich.table import Table
 from ... import codec, limits
 from ...clients import KvloomClient
 from ...clients.discovery import data_directory
+from ...clients.text_files import json_records, opened_text
 from ...codec.layout import KvDtype
 from ...codec.level import LossyCodec
 from ...errors import InvalidRequest, MissingDependency
@@ -196,14 +196,9 @@ def _read_texts(files: tuple[Path, ...]) -> list[str]:
     characters_max = limits.CALIBRATION_CHARACTERS_MAX // len(files)
     texts: list[str] = []
     for file in files:
-        try:
-            with file.open(encoding="utf-8") as stream:
-                json_lines = file.suffix == ".jsonl"
-                text = _joined(file, stream, characters_max) if json_lines else stream.read(characters_max)
-        except OSError as error:
-            raise InvalidRequest(f"{file} cannot be read: {(error.strerror or str(error)).lower()}") from error
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"{file} is not text in UTF-8: byte {error.start} of what was read") from error
+        with opened_text(file) as stream:
+            json_lines = file.suffix == ".jsonl"
+            text = _joined(file, stream, characters_max) if json_lines else stream.read(characters_max)
         if not text.strip():
             raise InvalidRequest(f"{file} has no text")
         texts.append(text)
@@ -214,21 +209,14 @@ def _joined(file: Path, lines: Iterable[str], characters_max: int) -> str:
     """The texts of JSON lines as one, about ``characters_max`` long at most."""
     found: list[str] = []
     room = characters_max
-    for number, line in enumerate(lines, start=1):
-        if room <= 0:
-            break
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InvalidRequest(f"{file}, line {number} is not JSON: {error}") from error
-        fields = record if isinstance(record, dict) else {}
+    for number, fields in json_records(file, lines):
         text = next((fields[name] for name in _TEXT_FIELDS if isinstance(fields.get(name), str)), None)
         if text is None:
             raise InvalidRequest(f"{file}, line {number} has neither a field 'text' nor 'context' with text in it")
         found.append(text[:room])
         room -= len(text)
+        if room <= 0:
+            break
     return "\n\n".join(found)
 
 

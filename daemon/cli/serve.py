@@ -31,11 +31,15 @@ def serve(as_json: bool, config_file: str | None, **flags: str | None) -> None:
     change of the credentials file it notices by itself.
     """
     # Imported here: only a daemon needs a web server, and --help should not wait for one.
+    from ..allocator import bound_heap
     from ..config_sources import gather
-    from ..machine import probe_machine
-    from ..server import run_daemon
+    from ..machine import probe_machine, require_linux
     from ..settings import ConfigText, LogFormat
 
+    require_linux()
+    from ..server import run_daemon
+
+    bound_heap()
     if as_json:
         flags["log_format"] = LogFormat.JSON.value
     gathered = gather(ConfigText(**flags), os.environ, file=config_file)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from ..planner.simulate import (
     Bandwidth,
     ClassRow,
     Experiment,
+    Outcome,
     Row,
     Scene,
     Synthetic,
@@ -39,14 +41,14 @@ from .console import examples, say
 from .simulate_plot import plot_rows
 from .tables import print_table
 
-__all__ = ["simulate"]
+__all__ = ["Settings", "bandwidth_of", "simulate", "staged"]
 
 _REQUESTS_DEFAULT: Final = 2000
 _LOAD_MAX: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class _Settings:
+class Settings:
     """What all runs of one call share."""
 
     engine: str
@@ -143,7 +145,7 @@ def simulate(
     A TRACE is a file of Mooncake (.jsonl) or Azure (.csv), a file of questions with passages (.json), or
     'synthetic', the default. Everything is simulated: nothing is loaded, stored or computed.
     """
-    settings = _Settings(
+    settings = Settings(
         engine,
         Ability(ability),
         level,
@@ -162,20 +164,19 @@ def simulate(
     rows: list[Row] = []
     classes: list[ClassRow] = []
     for trace in traces or ("synthetic",):
-        workload, scene = _scene(trace, settings)
+        workload, scene = staged(trace, settings)
         for link in links:
             experiment = Experiment(
                 workload,
                 scene,
                 Path(link).stem if Path(link).is_file() else link,
-                _bandwidth(link, seed),
+                bandwidth_of(link, seed),
                 settings.capacity_bytes,
                 policy,
                 seed,
             )
             for name in chosen:
-                say(f"{workload.name} over {experiment.link}: {name}")
-                outcome = experiment.run(name, STRATEGIES[name], with_optimum=with_optimum)
+                outcome = _told(experiment, name, with_optimum)
                 rows.append(outcome.row)
                 classes += outcome.classes
                 if outcome.optimum_row is not None and name == chosen[-1]:
@@ -187,7 +188,20 @@ def simulate(
         plot_rows(rows, plot_file)
 
 
-def _record(settings: _Settings, rows: list[Row], classes: list[ClassRow]) -> bytes:
+def _told(experiment: Experiment, name: str, with_optimum: bool) -> Outcome:
+    """Run it, and say how far it is and what it took: a million requests are minutes."""
+    what, count = f"{experiment.workload.name} over {experiment.link}: {name}", len(experiment.workload)
+    began = time.process_time()
+
+    def progress(arrived: int) -> None:
+        say(f"{what}, {arrived:,} of {count:,} requests, {time.process_time() - began:,.0f} s of a core")
+
+    outcome = experiment.run(name, STRATEGIES[name], with_optimum=with_optimum, progress=progress)
+    say(f"{what}, {count:,} requests in {time.process_time() - began:,.1f} s of a core")
+    return outcome
+
+
+def _record(settings: Settings, rows: list[Row], classes: list[ClassRow]) -> bytes:
     record = {
         "settings": asdict(settings),
         "goals": [asdict(item) for item in goals(rows, classes)],
@@ -197,7 +211,7 @@ def _record(settings: _Settings, rows: list[Row], classes: list[ClassRow]) -> by
     return (json.dumps(record, indent=1) + "\n").encode()
 
 
-def _scene(trace: str, settings: _Settings) -> tuple[Workload, Scene]:
+def staged(trace: str, settings: Settings) -> tuple[Workload, Scene]:
     """The workload of a trace, and engines enough for it (or a pace that the engines asked for can keep)."""
     engine = engine_figures(settings.engine)
     if settings.slo_s is not None:
@@ -222,7 +236,7 @@ def _scene(trace: str, settings: _Settings) -> tuple[Workload, Scene]:
     return workload, scene
 
 
-def _workload(trace: str, settings: _Settings) -> tuple[Workload, bool]:
+def _workload(trace: str, settings: Settings) -> tuple[Workload, bool]:
     """A workload, and whether its arrivals are ours to pace."""
     if trace == "synthetic":
         return synthetic(Synthetic(settings.requests, per_second=1.0), settings.seed), True
@@ -251,7 +265,8 @@ def _passages(path: Path) -> list[list[str]]:
         raise InvalidData(f"{path} is not a list of questions with 'ctxs' of 'title' and 'text'") from error
 
 
-def _bandwidth(link: str, seed: int) -> Bandwidth:
+def bandwidth_of(link: str, seed: int) -> Bandwidth:
+    """A link by its form, or from a file."""
     path = Path(link)
     if path.is_file():
         if path.stat().st_size > limits.SIMULATED_TRACE_BYTES_MAX:

@@ -46,8 +46,8 @@ _ABSURD: Final = 1e3
 _BUSY_SAMPLES: Final = 256
 _BUSY_SAMPLES_MIN: Final = 16
 _BUSY_PAUSE_SECONDS_MAX: Final = 3600.0
-_PRICE_MAX: Final = 1.5
-"""However busy an engine seems: past it, more waiting for the link is sure, and less waiting for the engine is not."""
+_PRICE_MAX: Final = 2.0
+"""However busy an engine seems: how busy is known from a few hundred steps, and half idle is as far as that goes."""
 _COLUMNS: Final = [list(chosen) for size in (3, 2, 1) for chosen in combinations(range(3), size)]
 
 

@@ -31,6 +31,9 @@ _LATENCY_SHARE: Final = 1 / 16
 that is cannot be told, and most of it may be the bytes."""
 _SIZES_APART: Final = 1.2
 """Transfers whose sizes differ by less than this factor say nothing about latency."""
+_SIZES_TELLING: Final = 4.0
+"""Where they differ by less than this one, no more than half of what they take is latency: else what is many times
+larger, as the exact KV of a chunk beside its standard one, would seem to come in the same time."""
 _PRIOR_SPREAD: Final = 1.0
 _SECONDS_MIN: Final = 1e-8
 _SECONDS_MAX: Final = 86_400.0
@@ -156,6 +159,9 @@ class LinkModel:
         slope, latency = 0.0, 0.0
         if sizes.max() > _SIZES_APART * sizes.min():
             slope, latency = _repeated_median(sizes, seconds, weights)
+        if sizes.max() < _SIZES_TELLING * sizes.min() and latency > (most := weighted_median(seconds, weights) / 2):
+            latency = most
+            slope = weighted_median((seconds - latency).clip(min=seconds / 4) / sizes, weights)
         if slope <= 0.0 or latency < 0.0:
             shortest = weighted_median(seconds, weights)
             latency = min(self._prior.latency_seconds, shortest * _LATENCY_SHARE)

@@ -1,11 +1,13 @@
 """The daemon's own tiers as links: what reading from each takes, as it is seen from within. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import inf
 
 from ... import limits
 from ...clients.plan_wire import LinkReport
 from .links import LinkEstimate, LinkModel
-from .model import LINK_PRIORS, link_model
+from .model import NETWORK_PRIOR, link_model
 
 __all__ = ["MeasuredLinks"]
 
@@ -28,13 +30,15 @@ class MeasuredLinks:
     def estimates(self, now_seconds: float) -> Mapping[str, LinkEstimate]:
         """What an engine may expect that has not reported loads yet: the tier, and the way from here to there.
 
-        That way is at least what a copy within the machine takes: reading from memory takes no time here.
+        Of the way nothing is known before: it is taken for a network, so that a first plan asks for what is small. How
+        the tier changes says nothing of how the way does, so what is seen of a load under way is believed.
         """
-        way = LINK_PRIORS["memory"]
+        way = NETWORK_PRIOR
         found: dict[str, LinkEstimate] = {}
         for tier, model in self._tiers.items():
             estimate = model.estimate(now_seconds=now_seconds)
-            found[tier] = estimate.at_least(way.latency_seconds, way.byte_seconds)
+            there = estimate.at_least(way.latency_seconds, way.byte_seconds)
+            found[tier] = replace(there, typical_byte_seconds=0.0, reversion_seconds=inf)
         return found
 
     def reports(self, now_seconds: float) -> tuple[LinkReport, ...]:

@@ -13,7 +13,7 @@ from .costs import PrefillModel, PrefillPrior
 from .links import LinkEstimate, LinkModel, LinkPrior, RateModel
 from .outlook import LinkCost, Outlook, PrefillCost
 
-__all__ = ["LINK_PRIORS", "CostModel", "LearntEstimates", "Situation"]
+__all__ = ["BYTE_SECONDS_MAX", "LINK_PRIORS", "NETWORK_PRIOR", "CostModel", "LearntEstimates", "Situation"]
 
 T = TypeVar("T")
 
@@ -22,9 +22,11 @@ LINK_PRIORS: Final[Mapping[str, LinkPrior]] = {
     "ssd": LinkPrior(0.001, 2e-9),
 }
 """Before the first transfer; every other link is taken for a network of 1 Gb/s."""
-_NETWORK_PRIOR: Final = LinkPrior(0.002, 8e-9)
+NETWORK_PRIOR: Final = LinkPrior(0.002, 8e-9)
 _DECODE_PRIOR_SECONDS: Final = 1e-9
 """For a byte of KV, decoded."""
+BYTE_SECONDS_MAX: Final = 10.0
+"""Of a transfer of which nothing has come: no link is slower, and sums of seconds stay numbers."""
 _OWN_SAMPLES_MIN: Final = 3
 """Loads that an engine has reported from which on what it saw of a link is believed over what the daemon measures."""
 
@@ -51,6 +53,19 @@ class _Linked:
     def cost(self, quantile: float | None) -> LinkCost:
         return self.estimate.cost(quantile, ahead_bytes=self.ahead_bytes, path=self.path)
 
+    def seen(self, byte_seconds: float) -> "_Linked":
+        """The same, where a transfer under way says how fast it is now."""
+        known = self.estimate
+        now = LinkEstimate(
+            known.latency_seconds,
+            min(byte_seconds, BYTE_SECONDS_MAX),
+            known.spread,
+            known.typical_byte_seconds,
+            known.typical_spread,
+            known.reversion_seconds,
+        )
+        return _Linked(now, self.ahead_bytes, self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class LearntEstimates:
@@ -66,6 +81,15 @@ class LearntEstimates:
     def at(self, quantile: float) -> Outlook:
         """Every cost of a link at this quantile of it."""
         return Outlook(self.prefill, {name: link.cost(quantile) for name, link in self.links.items()})
+
+    def seen(self, link: str, byte_seconds: float) -> "LearntEstimates":
+        """The same, where a transfer under way says how fast ``link`` is now: of that it knows more than all samples.
+
+        No more than :data:`BYTE_SECONDS_MAX`; what the link does in the long run stays.
+        """
+        if link not in self.links or not byte_seconds > 0.0:
+            return self
+        return LearntEstimates(self.prefill, {**self.links, link: self.links[link].seen(byte_seconds)})
 
 
 class CostModel:
@@ -124,7 +148,7 @@ class CostModel:
 
 def link_model(link: str) -> LinkModel:
     """A link of which nothing is known but its name."""
-    return LinkModel(LINK_PRIORS.get(link, _NETWORK_PRIOR))
+    return LinkModel(LINK_PRIORS.get(link, NETWORK_PRIOR))
 
 
 K = TypeVar("K")

@@ -12,11 +12,14 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimates", "LinkCost", "Outlook", "PrefillCost"]
+__all__ = ["PREFIX_PRICE_MAX", "Estimates", "LinkCost", "Outlook", "PrefillCost"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+PREFIX_PRICE_MAX: Final = 1.5
+"""What a second of an engine weighs at the most that takes only a prefix: loading one for others may take longer than
+computing does, and past this what is waited more is sure, and what they wait less is not."""
 _STEPS_MAX: Final = 12
 """Newton steps to when a link that changes has delivered so many bytes; five are enough mostly."""
 

@@ -63,6 +63,8 @@ class Plan:
     """What it is expected to take to compute everything."""
     loss: float
     """Mean of the chunks' losses weighted by their tokens, in nats."""
+    hold_seconds: float = 0.0
+    """So long the engine had better wait for the first load, and have the plan made anew, before it computes."""
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .outlook import Estimates
+from ...clients.cut import worth_holding
+from ...clients.overdue import overdue_seconds
+from .outlook import PREFIX_PRICE_MAX, Estimates
 from .plan import Action, Plan, Progress, Reason
 from .problem import RECOMPUTE, Problem, pose
-from .request import BestWithin, Executor, Objective, PlanRequest
+from .request import BestWithin, Executor, Fastest, Objective, PlanRequest
 from .search import cut_seconds, search
 from .timeline import losses, ready_at, ttfts
 
@@ -40,8 +42,8 @@ def make_plan(
 
     Ask again after every arrival that was not foreseen, and whenever the engine gets to a chunk that should have come.
     No plan is expected to take longer, with links as slow as the quantile, than computing everything that is left;
-    where a second of the engine has a price (:attr:`.outlook.PrefillCost.price`) and nothing is computed while chunks
-    come in, no longer than that takes at this price: what others wait for the engine counts.
+    where a second of the engine has a price (:attr:`.outlook.PrefillCost.price`) and only a prefix can be loaded, no
+    longer than that takes at this price: what others wait for the engine counts.
     """
     loss_max = objective.loss_max * float(request.tokens.sum())
     if progress is not None:
@@ -49,24 +51,28 @@ def make_plan(
         if isinstance(objective, BestWithin):
             objective = replace(objective, ttft_seconds=objective.ttft_seconds - progress.elapsed_seconds)
     cautious = estimates.at(quantile)
-    problem = pose(request, cautious, executor, progress)
-    choice = search(_priced(problem, cautious.prefill.price, objective), objective, loss_max)
+    problem = _priced(pose(request, cautious, executor, progress), cautious.prefill.price, objective)
+    choice = search(problem, objective, loss_max)
     raced = np.zeros(len(problem), dtype=np.bool_)
-    ways = choice
+    ways, hold_seconds = choice, 0.0
     if not problem.serial and len(problem):
         hopeful = estimates.at(1 - quantile)
         if hopeful != cautious:
-            ways, raced = _raced(pose(request, hopeful, executor, progress), choice, loss_max)
+            fast = _priced(pose(request, hopeful, executor, progress), hopeful.prefill.price, objective)
+            ways, raced = _raced(fast, choice, loss_max)
+            if progress is None and isinstance(objective, Fastest):
+                hold_seconds = _hold_seconds(fast, choice, ways, request)
     mean = estimates.mean()
     expected = problem if mean == cautious else pose(request, mean, executor, progress)
-    return _written(request, problem, expected, choice, ways, raced, objective.loss_max)
+    plan = _written(request, problem, expected, choice, ways, raced, objective.loss_max)
+    return replace(plan, hold_seconds=hold_seconds) if hold_seconds else plan
 
 
 def _priced(problem: Problem, price: float, objective: Objective) -> Problem:
-    """``problem`` as it is to be decided: a prefix is loaded or the engine works, so its seconds can be weighed."""
-    if price <= 1.0 or not problem.prefix_only or isinstance(objective, BestWithin):
+    """``problem`` with what a second of the engine weighs; an objective for one request is that request's alone."""
+    if isinstance(objective, BestWithin):
         return problem
-    return replace(problem, compute=problem.compute * price, call_seconds=problem.call_seconds * price)
+    return replace(problem, price=max(1.0, min(price, PREFIX_PRICE_MAX) if problem.prefix_only else price))
 
 
 def _raced(problem: Problem, choice: Ints, loss_max: float) -> tuple[Ints, NDArray[np.bool_]]:
@@ -91,6 +97,25 @@ def _raced(problem: Problem, choice: Ints, loss_max: float) -> tuple[Ints, NDArr
     meeting = int(cut_seconds(problem, ways)[: cut + 1].argmin())
     raced = (rows >= meeting) & (rows < cut) & (ways != RECOMPUTE)
     return np.where(raced, ways, choice), raced
+
+
+def _hold_seconds(problem: Problem, choice: Ints, ways: Ints, request: PlanRequest) -> float:
+    """How long to wait for the first load of ``ways``, raced chunks among them, on the links of ``problem``."""
+    computed = choice == RECOMPUTE
+    first = int((~computed).argmax()) if not computed.all() else len(problem)
+    if problem.executor.step_tokens:
+        fits = np.cumsum(request.tokens[problem.chunks[:first]]) <= problem.executor.step_tokens
+        first = max(int(fits.sum()), 1) if first else 0
+    wanted = ways != RECOMPUTE
+    if not wanted[:first].any():
+        return 0.0
+    loaded = np.flatnonzero(wanted & ~computed) if (wanted & ~computed).any() else np.flatnonzero(wanted)
+    runs = np.flatnonzero(np.diff(loaded) > 1)
+    at = int(loaded[runs[0]] if len(runs) else loaded[-1])  # from the back to the front of the first run
+    there = float(problem.path_seconds[problem.paths[ways[at]]] + problem.transfer[at, ways[at]])
+    begun = np.where(np.arange(len(problem)) < first, RECOMPUTE, ways)
+    begun_seconds, seconds = (float(cut_seconds(problem, each).min()) for each in (begun, ways))
+    return worth_holding(begun_seconds, seconds, overdue_seconds(there))
 
 
 def _written(

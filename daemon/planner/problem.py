@@ -39,6 +39,8 @@ class Problem:
     """of each run of chunks that are computed one after the other"""
     wait_seconds: float
     executor: Executor
+    price: float = 1.0
+    """What a second of the engine weighs against one that is only waited for."""
 
     @property
     def prefix_only(self) -> bool:

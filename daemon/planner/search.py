@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...clients.cut import CUT_CHUNKS_MAX, Stretch, best_cut, least_seconds
 from .bounded import GAP, Target, completed, within_reach
-from .cut import CUT_CHUNKS_MAX, Stretch, best_cut, least_seconds
 from .problem import RECOMPUTE, Problem
 from .request import BestWithin, Fastest, Objective
-from .timeline import losses, ttfts
+from .timeline import losses, ttfts, weighed
 
 __all__ = ["cut_seconds", "search"]
 
@@ -45,7 +45,7 @@ class _Goal:
 
     def best_of(self, problem: Problem, choices: Ints) -> int:
         """The best of several; of those as good as each other the first."""
-        seconds, lost = ttfts(problem, choices), losses(problem, choices)
+        seconds, lost = weighed(problem, choices), losses(problem, choices)
         seconds = np.where(lost <= self.loss_max * (1 + 1e-9) + 1e-12, seconds, np.inf)
         if self.ttft_seconds is None:
             return int(np.lexsort((lost, seconds))[0])
@@ -89,7 +89,7 @@ def search(problem: Problem, objective: Objective, loss_max: float) -> Ints:
     if count > _SMALL_CHUNKS_MAX:
         return np.asarray(candidates[goal.best_of(problem, candidates)], dtype=np.int64)
     best = _polished(problem, goal, candidates[goal.best_of(problem, candidates)])
-    if count > _EXACT_CHUNKS_MAX:
+    if count > _EXACT_CHUNKS_MAX or problem.price > 1.0:
         return best
     target = goal.beating(problem, best)
     weighting = within_reach(problem, target)
@@ -125,6 +125,7 @@ def _sure_cut(problem: Problem, goal: _Goal) -> Ints | None:
         problem.call_seconds,
         problem.prefix_only,
         competes,
+        problem.price,
     )
     cut = best_cut(stretch)
     grid = np.arange(len(problem))
@@ -132,7 +133,7 @@ def _sure_cut(problem: Problem, goal: _Goal) -> Ints | None:
     choice = np.where(loaded, way, RECOMPUTE)
     if float(losses(problem, choice[None, :])[0]) > goal.loss_max:
         return None
-    if not problem.prefix_only and cut.seconds > (1 + GAP) * least_seconds(stretch, cut):
+    if not problem.prefix_only and cut.weighed > (1 + GAP) * least_seconds(stretch, cut):
         return None
     return choice
 
@@ -270,7 +271,10 @@ def _levelled(problem: Problem, goal: _Goal, ladder: _Ladder, recomputed: Mask) 
 
 
 def cut_seconds(problem: Problem, ways: Ints) -> Floats:
-    """With ``ways`` for all that is not computed anyway: the time for every length of the first run, [left + 1]."""
+    """With ``ways`` for all that is not computed anyway: the time for every length of the first run, [left + 1].
+
+    Where the engine's time has a price, as :func:`.timeline.weighed`.
+    """
     rows = np.arange(len(problem))
     moving, decoding = problem.transfer[rows, ways], problem.decode[rows, ways]
     holes = np.where(ways == RECOMPUTE, problem.compute, 0.0)
@@ -282,7 +286,7 @@ def cut_seconds(problem: Problem, ways: Ints) -> Floats:
         there = np.full(len(problem) + 1, problem.wait_seconds)
         for lane in _lanes(problem, ways, moving, decoding):
             there = np.maximum(there, lane)
-        there += computing[-1] - computing
+        there += problem.price * (computing[-1] - computing)
         there[int((ways == RECOMPUTE).argmax()) + 1 if (ways == RECOMPUTE).any() else len(there) :] = np.inf
         return there
     longest = problem.wait_seconds + computing + later
@@ -292,6 +296,10 @@ def cut_seconds(problem: Problem, ways: Ints) -> Floats:
         else:
             waits = np.maximum.accumulate((lane + later)[::-1])[::-1]
             longest = np.maximum(longest, waits - lane + lane[0])
+    if problem.price > 1.0:
+        everything = problem.wait_seconds + float(computing[-1])
+        costs = longest + (problem.price - 1.0) * (computing + later)
+        return np.where(longest <= everything * (1 + 1e-9), costs, np.inf)
     return longest
 
 

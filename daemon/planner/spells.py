@@ -7,7 +7,7 @@ expected to be faster the later it is, and what was seen long ago says no more t
 """
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log, sqrt
 from typing import Final
 
@@ -81,7 +81,8 @@ class Spells:
             habit = self._fit(latency_seconds, byte_seconds)
             self._fitted = self._added, byte_seconds, habit
         elif byte != byte_seconds:
-            habit = replace(habit, speed=habit.speed * byte_seconds / byte)
+            speed = habit.speed * byte_seconds / byte
+            habit = Habit(speed, habit.spread, habit.mean_spread, habit.reversion_seconds)
         return habit
 
     def _fit(self, latency_seconds: float, byte_seconds: float) -> Habit:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .problem import RECOMPUTE, Problem
 
-__all__ = ["losses", "ready_at", "ttfts"]
+__all__ = ["losses", "ready_at", "ttfts", "weighed"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -51,6 +51,25 @@ def ttfts(problem: Problem, choices: Ints) -> Floats:
     if len(problem) > 1:
         seconds = np.maximum(seconds, (there[:, :-1] + left[:, 1:]).max(axis=1))
     return seconds
+
+
+def weighed(problem: Problem, choices: Ints) -> Floats:
+    """What each of ``choices`` [plans, left] is to be as little as possible of: the TTFT, and what it costs others.
+
+    That is the engine's time, at what it is worth beyond being waited for. Infinite for what takes longer than
+    computing everything, but for prefixes: an engine that takes any chunk computes while it loads.
+    """
+    seconds = ttfts(problem, choices)
+    if problem.price <= 1.0:
+        return seconds
+    work = _computing(problem, choices).sum(axis=1)
+    if problem.executor.decoding_competes and not problem.serial:
+        work = work + problem.decode[np.arange(len(problem)), choices].sum(axis=1)
+    costs: Floats = seconds + (problem.price - 1.0) * work
+    if problem.prefix_only:
+        return costs
+    everything = problem.wait_seconds + float(problem.compute.sum()) + problem.call_seconds
+    return np.where(seconds <= everything * (1 + 1e-9), costs, np.inf)
 
 
 def ready_at(problem: Problem, choice: Ints) -> Floats:

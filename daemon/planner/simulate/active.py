@@ -84,6 +84,8 @@ class Active:
     """How many chunks the engine computes now, from ``front`` on."""
     wake_s: float = inf
     """When the strategy wants to look at the request again, whatever happens; it says so here."""
+    hold_s: float = 0.0
+    """Until when the engine computes nothing of it; the strategy says so here, and looks at it by then."""
     given_up: bool = False
     """The strategy no longer wants what is being transferred."""
     probing: bool = False

@@ -102,8 +102,10 @@ class Experiment:
     policy: str = "gittins"
     seed: int = 0
 
-    def run(self, name: str, make: Make, *, with_optimum: bool = True) -> Outcome:
-        """Simulate one strategy; the same every time."""
+    def run(
+        self, name: str, make: Make, *, with_optimum: bool = True, progress: Callable[[int], None] | None = None
+    ) -> Outcome:
+        """Simulate one strategy; the same every time. ``progress`` is told now and then how many have arrived."""
         scene = self.scene
         if name == Bidirectional.name and scene.ability is Ability.PREFIX_CUT:
             raise ConfigError("bidirectional needs an engine that takes any chunk")
@@ -112,7 +114,7 @@ class Experiment:
         offsets = np.random.default_rng(self.seed).uniform(0.0, self.bandwidth.cycle_s, scene.links)
         strategy = make(scene, self.bandwidth.mean_bytes_per_s)
         simulation = Simulation(self.workload, scene, strategy, shelf, self.bandwidth, offsets, logged=with_optimum)
-        result = simulation.run()
+        result = simulation.run(progress)
         bound = optimum(simulation, result.ttft_s) if with_optimum else None
         row = self._row(name, result.ttft_s, result.bytes, result.gpu_s, result.loss, result, bound)
         best = None

@@ -6,10 +6,11 @@ from math import inf
 from types import MappingProxyType
 from typing import Final
 
-from ..cut import Stretch, best_cut
+from ....clients.cut import Cut, Stretch, best_cut, hold_seconds
+from ....clients.overdue import look_again_seconds, overdue_seconds, seen_byte_seconds
 from ..links import LinkEstimate
 from ..model import CostModel, LearntEstimates, Situation
-from ..outlook import LinkCost
+from ..outlook import PREFIX_PRICE_MAX, LinkCost, PrefillCost
 from ..planner import DECISION_QUANTILE, STOPPING_QUANTILE
 from ..request import Ability
 from .active import Active, Load, Scene, Sighting, Strategy
@@ -20,10 +21,6 @@ __all__ = ["STRATEGIES", "Planned"]
 _LINK: Final = "store"
 _ASSUMED_SPREAD: Final = 1.0
 """In logarithms: how far the rate that links are said to have may be off."""
-_OVERDUE: Final = 2.0
-"""A load is looked at again after so many times what it was expected to take."""
-_PATIENCE: Final = 0.5
-"""An engine that computes nothing meanwhile waits at least this part of what computing everything takes."""
 _PROBE_SHARE: Final = 10.0
 """A node whose plans load nothing loads something after so many times what its last load took."""
 _AS_FORESEEN: Final = 0.1
@@ -100,13 +97,14 @@ class Planned(Strategy):
             return
         foreseen = following.byte_seconds * sighting.size_bytes
         late = sighting.transfer_s - foreseen
+        request.hold_s = 0.0
         if following.loads_all:
             late = max(late, 0.0)  # a link that is faster than that changes nothing
         unforeseen = abs(late) > _AS_FORESEEN * foreseen
         # The engine has been busy with others, perhaps, and the link could go on where it was to have ended.
         again = unforeseen if request.loads else not self._prefix
         if again:
-            self._plan(request, now_s)
+            self._plan(request, now_s, sighting.transfer_s / sighting.size_bytes)
 
     def computed(self, request: Active, tokens: int, start: int, seconds: float, now_s: float) -> None:
         """Learn what prefill takes."""
@@ -120,15 +118,16 @@ class Planned(Strategy):
             self._note(request, size_bytes, seconds, now_s)
 
     def wake(self, request: Active, now_s: float) -> None:
-        """What should have come long ago has not: learn from what has come of it, and plan again."""
+        """What should have come long ago has not: plan again, by what has come of it."""
         if request.transfer is None or request.loading is None:
             return
         seconds = now_s - request.transfer.started_s
-        self._note(request, request.transfer.size_bytes - request.left_bytes(now_s), seconds, now_s)
-        if self._plan(request, now_s):
+        came = request.transfer.size_bytes - request.left_bytes(now_s)
+        self._note(request, came, seconds, now_s)
+        if self._plan(request, now_s, seen_byte_seconds(request.transfer.size_bytes, came, seconds)):
             request.give_up()
         else:
-            request.wake_s = now_s + max(2.0 * seconds, 1e-6)
+            request.wake_s = now_s + look_again_seconds(seconds)
 
     def takes(self, request: Active, chunk: int, now_s: float) -> bool:
         """A raced chunk; another one if a plan made now computes it."""
@@ -179,17 +178,23 @@ class Planned(Strategy):
         moving = chunks.index(under_way) if under_way in chunks else -1
         return _Left(chunks, offered, moving, request.left_bytes(now_s) if moving >= 0 else 0.0)
 
-    def _plan(self, request: Active, now_s: float) -> bool:
-        """Decide, and ask for what is to be loaded; whether what is under way is not."""
+    def _plan(self, request: Active, now_s: float, seen_byte_s: float = 0.0) -> bool:
+        """Decide, and ask for what is to be loaded; whether what is under way is not.
+
+        ``seen_byte_s``: what it takes for a byte, where it was looked at.
+        """
         left = self._left(request, now_s)
         if not any(left.offered):
             return False
         estimates = self._estimates(request, now_s)
-        link = estimates.links[_LINK]
+        link, prefill = estimates.links[_LINK], estimates.prefill
+        if seen_byte_s > 0.0:
+            link = link.seen(seen_byte_s)
         size_bytes = sum(left.offered) * self._token_bytes[0]
         cautious = link.cost(self._quantile).over(size_bytes)
         level = self._level(cautious)
-        stretch = self._stretch(request, left, estimates, cautious, level)
+        compute = self._compute(request, left, prefill)
+        stretch = self._stretch(left, prefill, compute, cautious, level)
         cut = best_cut(stretch)
         chunks, length = left.chunks, cut.length
         raced: list[int] = []
@@ -200,13 +205,16 @@ class Planned(Strategy):
             loads = _from_the_back(left, length)
             if length:
                 hopeful = link.cost(1.0 - self._quantile).over(size_bytes)
-                meeting = best_cut(self._stretch(request, left, estimates, hopeful, level)).length
-                raced = [chunks[at] for at in range(length - 1, meeting - 1, -1) if left.offered[at]]
+                fast = self._stretch(left, prefill, compute, hopeful, level)
+                meeting = best_cut(fast)
+                raced = [chunks[at] for at in range(length - 1, meeting.length - 1, -1) if left.offered[at]]
                 loads += raced
+                if not request.front and not request.step_chunks and left.moving < 0 and loads:
+                    self._hold(request, now_s, fast, meeting, length, chunks.index(loads[0]))
             expected = link.cost(0.5).over(size_bytes)
         moved = left.moving_bytes + self._token_bytes[level] * sum(request.tokens[chunk] for chunk in loads)
         there_s = now_s + expected.latency_seconds + expected.wait_seconds + moved * expected.byte_seconds
-        token_s = stretch.compute[0] / request.tokens[chunks[0]]
+        token_s = compute[0] / request.tokens[chunks[0]]
         loads_all = not any(left.offered[length:] if self._prefix else left.offered[:length])
         self._following[request.index] = _Following(
             expected.byte_seconds, there_s, token_s, frozenset(raced), loads_all
@@ -219,22 +227,39 @@ class Planned(Strategy):
             tokens = request.tokens[first] if self._prefix else sum(request.tokens[chunk] for chunk in loads)
             seconds = cautious.byte_seconds * self._token_bytes[level] * tokens
             seconds += cautious.latency_seconds + cautious.wait_seconds
-            patience = _PATIENCE * cut.everything_seconds if self._prefix else 0.0
-            request.wake_s = now_s + max(_OVERDUE * seconds, patience)
+            request.wake_s = now_s + overdue_seconds(seconds)
+            if request.hold_s > now_s:
+                request.wake_s = min(request.wake_s, request.hold_s)
         return under_way >= 0 and under_way not in loads
 
-    def _stretch(self, request: Active, left: _Left, estimates: LearntEstimates, link: LinkCost, level: int) -> Stretch:
-        """What is left, at the cost of a link."""
-        prefill = estimates.prefill
+    def _hold(
+        self, request: Active, now_s: float, hopeful: Stretch, meeting: Cut, length: int, first_load: int
+    ) -> None:
+        """Let the engine wait for the first load, where that is worth it."""
+        budget, first = self._scene.engine.step_tokens, 0
+        while first < length and (not first or request.tokens[first] <= budget):
+            budget -= request.tokens[first]
+            first += 1
+        if all(transfer == inf for transfer in hopeful.transfer[:first]):
+            return
+        there_s = overdue_seconds(hopeful.path_seconds + hopeful.transfer[first_load])
+        request.hold_s = now_s + hold_seconds(hopeful, meeting.seconds, first, there_s)
+
+    def _compute(self, request: Active, left: _Left, prefill: PrefillCost) -> list[float]:
+        """What is left, computed."""
         a = prefill.token_seconds + prefill.call_seconds / self._scene.engine.step_tokens
         b, tokens, starts = prefill.token_context_seconds, request.tokens, request.starts
+        return [tokens[chunk] * (a + b * (starts[chunk] + tokens[chunk] / 2)) for chunk in left.chunks]
+
+    def _stretch(self, left: _Left, prefill: PrefillCost, compute: list[float], link: LinkCost, level: int) -> Stretch:
+        """What is left, at the cost of a link."""
         token_s, decode_s = link.byte_seconds * self._token_bytes[level], self._token_decode_s[level]
         transfer = [length * token_s if length else inf for length in left.offered]
         path_s = link.wait_seconds + link.latency_seconds
         if left.moving >= 0:
             transfer[left.moving], path_s = link.byte_seconds * left.moving_bytes, 0.0
         return Stretch(
-            [tokens[chunk] * (a + b * (starts[chunk] + tokens[chunk] / 2)) for chunk in left.chunks],
+            compute,
             transfer,
             [length * decode_s for length in left.offered],
             path_s,
@@ -242,7 +267,7 @@ class Planned(Strategy):
             prefill.call_seconds,
             self._prefix,
             self._competes,
-            prefill.price,
+            min(prefill.price, PREFIX_PRICE_MAX) if self._prefix else prefill.price,
         )
 
     def _level(self, link: LinkCost) -> int:

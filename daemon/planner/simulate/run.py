@@ -7,10 +7,12 @@ Each request has one transfer at a time on its node's link, and the transfers on
 computed is stored when its first token is there; storing uses the other direction of the link and costs nothing here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import heappop, heappush
 from math import inf
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from .workload import Workload
 __all__ = ["Simulation"]
 
 Floats = NDArray[np.float64]
+_PROGRESS_REQUESTS: Final = 50_000
 
 
 class _Event(IntEnum):
@@ -78,14 +81,16 @@ class Simulation:
         if logged:
             self.log = Log([[] for _ in range(scene.nodes)], [[] for _ in range(count)], [[] for _ in range(count)])
 
-    def run(self) -> Result:
-        """Serve all requests."""
+    def run(self, progress: Callable[[int], None] | None = None) -> Result:
+        """Serve all requests; ``progress`` is told now and then how many have arrived."""
         arrivals: list[float] = self.workload.arrivals_s.tolist()
         events, at, count = self._events, 0, len(arrivals)
         while at < count or events:
             if at < count and (not events or arrivals[at] <= events[0][0]):
                 self._arrive(at, arrivals[at])
                 at += 1
+                if progress is not None and at % _PROGRESS_REQUESTS == 0:
+                    progress(at)
                 continue
             now, _, kind, number, detail = heappop(events)
             if kind is _Event.LINK:
@@ -268,6 +273,8 @@ class Simulation:
 
     def _computable(self, request: Active, now_s: float) -> int:
         """How many chunks from the front on the engine can compute in one step now."""
+        if now_s < request.hold_s:
+            return 0
         if (
             self.scene.ability is Ability.PREFIX_CUT
             and not request.probing

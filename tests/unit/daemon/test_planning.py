@@ -14,6 +14,7 @@ from kvloom.clients.plan_wire import (
     EngineReport,
     LevelLoss,
     LoadSample,
+    LoadUnderWay,
     PlanGoal,
     PlanOutcome,
     PlanQuestion,
@@ -229,6 +230,40 @@ async def test_absurd_reports_are_counted_and_change_nothing(planning, keys):
     assert planning.stats().ignored == 13
 
 
+async def test_a_load_under_way_says_how_fast_its_link_is(planning, store, keys, container_bytes):
+    planning.report(ME, slow_prefill())
+    size = len(container_bytes((EXACT,)))
+    planning.report(ME, slow_loads(1e-9))
+    for key in keys:
+        await put(store, key, container_bytes((EXACT,), content_key=key))
+    before = await planning.plan(ME, asking(keys))
+    assert {item.action for item in before.decisions} == {ChunkAction.LOAD}
+
+    async def anew(seconds, received):
+        under_way = (LoadUnderWay(3, EXACT, seconds, received),)
+        return await planning.plan(ME, asking(keys, under_way=under_way, elapsed_seconds=seconds))
+
+    coming, slow, unknown = await anew(0.001, size - 1), await anew(1.0, 1), await anew(1.0, 0)
+    assert coming.decisions[3].action is ChunkAction.LOAD
+    assert coming.ttft_seconds < unknown.ttft_seconds < slow.ttft_seconds, "of which nobody knows, as long again"
+
+
+async def test_a_prefix_that_can_be_given_up_is_decided_by_the_median(planning, store, keys, container_bytes):
+    """Over a link of which half of the loads take too long, whoever can stop tries it, and whoever cannot computes."""
+    planning.report(ME, slow_prefill(0.001))
+    size = len(container_bytes((EXACT,)))
+    loads = tuple(
+        LoadSample("memory", size + at, (0.1 if at % 3 else 0.6) * (1 + at / 1e4)) for at in range(30)
+    )  # 256 tokens are 256 ms
+    planning.report(ME, EngineReport("engine", loads=loads))
+    for key in keys:
+        await put(store, key, container_bytes((EXACT,), content_key=key))
+    for stops, action in ((True, ChunkAction.LOAD), (False, ChunkAction.RECOMPUTE)):
+        asked = asking(keys, chunk_tokens=256, ability=Ability.PREFIX_CUT, stops=stops)
+        plan = await planning.plan(ME, asked)
+        assert {item.action for item in plan.decisions} == {action}, stops
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -237,6 +272,9 @@ async def test_absurd_reports_are_counted_and_change_nothing(planning, keys):
         {"ttft_seconds": -1.0}, {"done": (4,)}, {"done": (-1,)}, {"keys": None}, {"tokens": (1,)},
         {"prompt_tokens": 3}, {"blend": BlendQuestion(0)}, {"blend": BlendQuestion(4, 5)},
         {"losses": (LevelLoss(DRAFT, float("inf")),)}, {"queued_tokens": -1},
+        {"under_way": (LoadUnderWay(4, EXACT, 1.0),)}, {"under_way": (LoadUnderWay(-1, EXACT, 1.0),)},
+        {"under_way": (LoadUnderWay(0, EXACT, float("nan")),)}, {"under_way": (LoadUnderWay(0, EXACT, 1.0, -1),)},
+        {"under_way": (LoadUnderWay(0, EXACT, 1.0, 1 << 41),)},
     ],
     ids=repr,
 )  # fmt: skip

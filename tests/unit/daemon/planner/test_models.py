@@ -117,7 +117,7 @@ class TestPrefill:
 
         assert price(0.01) == pytest.approx(1.01, rel=0.01)
         assert price(0.25) == pytest.approx(4 / 3, rel=0.01)
-        assert price(0.9) == price(50.0) == 1.5
+        assert price(0.9) == price(50.0) == 2.0
 
     def test_little_known_of_an_engine_or_another_clock_is_no_price(self):
         model = PrefillModel(PrefillPrior())

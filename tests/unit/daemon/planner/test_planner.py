@@ -249,3 +249,44 @@ def test_long_requests_are_planned_near_the_bound(count):
 def test_a_request_that_makes_no_sense_is_refused(chunks):
     with pytest.raises((errors.InvalidRequest, errors.TooManyItems)):
         PlanRequest.of(chunks)
+
+
+def test_a_busy_engine_that_takes_any_chunk_loads_more_and_never_takes_longer_than_computing_everything():
+    """Loading the first chunk makes this request a little later, and the engine free for others."""
+    chunks = request_of(*[100] * 4)
+    idle = make_plan(chunks, Views(0.007), Fastest(), Executor())
+    busy = make_plan(chunks, Views(0.007, prefill=replace(SECOND_A_CHUNK, price=2.0)), Fastest(), Executor())
+    assert actions(busy).count("c") < actions(idle).count("c")
+    assert busy.ttft_seconds <= busy.recompute_seconds
+    slow = make_plan(chunks, Views(0.02, prefill=replace(SECOND_A_CHUNK, price=2.0)), Fastest(), Executor())
+    assert slow.ttft_seconds <= slow.recompute_seconds * (1 + 1e-9)
+    urgent = BestWithin(0.1)
+    plans = [
+        make_plan(chunks, Views(0.007, prefill=p), urgent, Executor())
+        for p in (SECOND_A_CHUNK, replace(SECOND_A_CHUNK, price=2.0))
+    ]
+    assert actions(plans[0]) == actions(plans[1]), "an objective for one request is that request's alone"
+
+
+def test_an_engine_waits_for_the_first_load_where_that_tells_it_what_to_do():
+    """A link that takes a tenth of a second a chunk, or ten: a step of a second is begun in vain on the fast one."""
+
+    @dataclass(frozen=True)
+    class Uncertain:
+        fast: float
+        slow: float
+
+        def mean(self):
+            return self.at(0.8)
+
+        def at(self, quantile):
+            each = self.slow if quantile > 0.5 else self.fast
+            return Outlook(SECOND_A_CHUNK, {"link": LinkCost(0.0, each / 100)})
+
+    chunks = request_of(*[100] * 4)
+    plan = make_plan(chunks, Uncertain(0.1, 10.0), Fastest(), Executor())
+    assert 0.1 < plan.hold_seconds < 1.0
+    assert make_plan(chunks, Uncertain(1.5, 10.0), Fastest(), Executor()).hold_seconds == 0.0, "not worth it"
+    assert make_plan(chunks, Uncertain(0.1, 0.1), Fastest(), Executor()).hold_seconds == 0.0, "nothing to learn"
+    prefix = Executor(Ability.PREFIX_CUT)
+    assert make_plan(chunks, Uncertain(0.1, 10.0), Fastest(), prefix).hold_seconds == 0.0

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvloom.clients.cut import Stretch, best_cut, least_seconds
 from kvloom.clients.plan_wire import Ability
-from kvloom.daemon.planner.cut import Stretch, best_cut, least_seconds
 from kvloom.daemon.planner.problem import RECOMPUTE, Problem
 from kvloom.daemon.planner.request import Executor
 from kvloom.daemon.planner.timeline import ttfts
