@@ -1,6 +1,7 @@
 """What is usually misconfigured, found before it is felt; each finding comes with the fix."""
 
 import os
+import re
 import stat
 import time
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ _CLOCK_SLACK_SECONDS = 300.0
 _EPOCH_2024_SECONDS = 1_704_067_200.0
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs")
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+_SHARED_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+_WITHOUT_HUGE_PAGES = ("never", "deny")
 
 
 class State(StrEnum):
@@ -60,7 +63,8 @@ def diagnose(address: str | None, data_dir: Path, machine: Machine, environ: Map
     stats, daemon = _daemon(address, data_dir)
     findings = [daemon, _native()]
     findings += _directory(data_dir)
-    findings += [_disk(stats, data_dir, machine), _memory(stats, machine), _open_files(machine), _clock(data_dir)]
+    findings += [_disk(stats, data_dir, machine), _memory(stats, machine), _open_files(machine), _huge_pages()]
+    findings.append(_clock(data_dir))
     if stats is not None:
         policies = ", ".join(f"{tier.name}: {tier.eviction}" for tier in stats.tiers if tier.eviction)
         findings.append(Finding("eviction", State.OK, policies))
@@ -160,6 +164,20 @@ def _open_files(machine: Machine) -> Finding:
     if machine.open_files_max < _OPEN_FILES_LOW:
         return Finding("open files", State.WARNING, detail, f"ulimit -n {_OPEN_FILES_LOW} before starting the daemon")
     return Finding("open files", State.OK, detail)
+
+
+def _huge_pages() -> Finding:
+    """Whether the memory tier, which asks for huge pages, gets them: first reads of a mapping fault in every page."""
+    try:
+        chosen = re.search(r"\[(\w+)\]", _SHARED_HUGE_PAGES.read_text())
+    except OSError:
+        return Finding("huge pages", State.OK, "this kernel has none for shared memory")
+    mode = "unknown" if chosen is None else chosen[1]
+    detail = f"{mode} for shared memory"
+    if mode in _WITHOUT_HUGE_PAGES:
+        fix = f"echo advise | sudo tee {_SHARED_HUGE_PAGES}, at each boot, before the daemon starts"
+        return Finding("huge pages", State.WARNING, f"{detail}: the memory tier's are of 4 KiB", fix)
+    return Finding("huge pages", State.OK, detail)
 
 
 def _keys(data_dir: Path, environ: Mapping[str, str]) -> Finding:

@@ -7,7 +7,7 @@ it has forgotten is a lost event too.
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -17,6 +17,7 @@ from ..clients.kv_events import BlockRemoved, BlockStored, EventsLost, KvEvent
 from ..errors import Overloaded, TenantOverloaded
 from ..kvstore.key import ContentKey, OwnerId, StorageKey, owner_of
 from ..kvstore.tier import RecordInfo
+from .chunk_names import ChunkNames
 
 __all__ = ["EventHub", "Subscription"]
 
@@ -88,8 +89,7 @@ class EventHub:
     """Belongs to one event loop. ``names_max`` bounds the hashes that are remembered, of all tenants together."""
 
     def __init__(self, *, names_max: int = limits.EVENT_NAMES_MAX) -> None:
-        self._names_max = names_max
-        self._names: OrderedDict[StorageKey, ContentKey] = OrderedDict()
+        self._names = ChunkNames(names_max)
         self._subscriptions: dict[OwnerId, list[Subscription]] = {}
         self._count = 0
         self._closed = False
@@ -141,10 +141,7 @@ class EventHub:
 
     def note_name(self, key: StorageKey, content_key: ContentKey) -> None:
         """``content_key`` is what is kept under ``key``."""
-        self._names[key] = content_key
-        self._names.move_to_end(key)
-        if len(self._names) > self._names_max:
-            self._names.popitem(last=False)
+        self._names.note(key, content_key)
 
     def note_stored(self, tier: str, info: RecordInfo) -> None:
         """A record is in ``tier`` now."""

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Final
 
 from aiohttp import web
 
 from .. import limits
+from ..clients.summed import receive_buffer
 from ..errors import BodyTooLarge, InvalidRequest, TruncatedBody
 
 __all__ = ["body_bytes", "continue_now", "read_body", "read_exactly", "write_parts", "write_some"]
@@ -40,7 +42,9 @@ async def read_body(request: web.Request, *, what: str, limit: int) -> memoryvie
     past ``limit``.
     """
     declared = request.content_length
-    body = bytearray(declared or 0)
+    # A part that is set into a bytearray is copied once more on its way; into a view it is not.
+    known, most = (None, limit) if declared is None else (receive_buffer(declared), declared)
+    grown = bytearray()
     position = 0
     window = _Window()
     try:
@@ -50,10 +54,12 @@ async def read_body(request: web.Request, *, what: str, limit: int) -> memoryvie
             if not part:
                 break
             window.add(len(part))
-            if position + len(part) > limit:
-                raise BodyTooLarge(f"{what} has over {limit} bytes, the limit")
-            # Past the end (undeclared length) this appends; inside it overwrites.
-            body[position : position + len(part)] = part
+            if position + len(part) > most:
+                raise BodyTooLarge(f"{what} has over {most} bytes, the limit")
+            if known is None:
+                grown += part
+            else:
+                known[position : position + len(part)] = part
             position += len(part)
     except TimeoutError as error:
         raise TruncatedBody(f"{what} stopped after {_of(position, declared)}") from error
@@ -61,7 +67,7 @@ async def read_body(request: web.Request, *, what: str, limit: int) -> memoryvie
         raise TruncatedBody(f"{what} broke off after {_of(position, declared)}") from error
     if declared is not None and position < declared:
         raise TruncatedBody(f"{what} ended after {_of(position, declared)}")
-    return memoryview(body)
+    return memoryview(grown) if known is None else known
 
 
 async def read_exactly(request: web.Request, size_bytes: int, *, what: str, may_end: bool = False) -> bytearray | None:
@@ -112,14 +118,11 @@ async def write_some(request: web.Request, response: web.StreamResponse, parts: 
     A client that takes no byte for :data:`limits.PROGRESS_SECONDS_MAX` loses its connection. Safe to cancel: the
     connection is closed then, as the body is not whole.
     """
-    try:
+    transport = request.transport
+    with _Progress(transport) as progress:
         for frame in gathered(parts):
-            async with asyncio.timeout(limits.PROGRESS_SECONDS_MAX):
-                await response.write(frame)
-    except TimeoutError as error:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionAbortedError(f"client took no byte for {limits.PROGRESS_SECONDS_MAX} s") from error
+            await response.write(frame)
+            progress.note()
 
 
 def gathered(parts: Iterable[Buffer]) -> Iterator[Buffer]:
@@ -142,6 +145,46 @@ def gathered(parts: Iterable[Buffer]) -> Iterator[Buffer]:
                 small, size_bytes = [], 0
     if small:
         yield b"".join(small)
+
+
+class _Progress:
+    """Aborts a connection over which nothing was taken for :data:`limits.PROGRESS_SECONDS_MAX`.
+
+    One timer for a body, which looks again when something has moved since: one for each frame would take longer than
+    handing the frame over.
+    """
+
+    def __init__(self, transport: asyncio.Transport | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._ends = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._aborted = False
+
+    def __enter__(self) -> "_Progress":
+        self.note()
+        self._timer = self._loop.call_at(self._ends, self._look)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._aborted:
+            raise ConnectionAbortedError(f"client took no byte for {limits.PROGRESS_SECONDS_MAX} s") from error
+
+    def note(self) -> None:
+        """Something was taken."""
+        self._ends = self._loop.time() + limits.PROGRESS_SECONDS_MAX
+
+    def _look(self) -> None:
+        if self._loop.time() < self._ends:
+            self._timer = self._loop.call_at(self._ends, self._look)
+            return
+        self._aborted = True
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class _Window:

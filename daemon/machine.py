@@ -1,13 +1,15 @@
 """What this machine can give: memory (the control group's limit included), free disk, open files."""
 
 import os
-import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-__all__ = ["Machine", "cgroup_memory_limit_bytes", "probe_machine"]
+from ..errors import ConfigError
+
+__all__ = ["Machine", "cgroup_memory_limit_bytes", "probe_machine", "require_linux"]
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -23,6 +25,15 @@ class Machine:
     open_files_max: int
 
 
+def require_linux(platform: str = sys.platform) -> None:
+    """Raise :class:`ConfigError` where a daemon cannot run: memory that is lent to other processes is Linux's own."""
+    if not platform.startswith("linux"):
+        raise ConfigError(
+            f"the daemon runs on Linux, this is {platform}; clients work here, over HTTP and gRPC: "
+            "set KVLOOM_URL to a daemon elsewhere"
+        )
+
+
 def probe_machine(data_dir: Path) -> Machine:
     """Look at the machine and at the file system that ``data_dir`` is, or would be, on. Reads only."""
     memory = psutil.virtual_memory()
@@ -32,6 +43,8 @@ def probe_machine(data_dir: Path) -> Machine:
         used = psutil.Process().memory_info().rss
         total, available = limit, min(available, max(0, limit - used))
     disk = psutil.disk_usage(str(_nearest_existing(data_dir)))
+    import resource  # which not every system has, and help does without
+
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Machine(total, available, int(disk.free), _occupied_bytes(data_dir), open_files)
 

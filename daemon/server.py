@@ -39,6 +39,7 @@ from ..kvstore.tiered.store import StoreRules, TieredStore
 from ..kvstore.wrappers.encrypt import EncryptTier
 from .access_setup import credentials_file, http_token, load_tenants
 from .admission import Admission
+from .allocator import giving_back
 from .authenticator import Authenticator
 from .config import DaemonConfig, HttpAuth, format_size
 from .config_sources import unknown_variables
@@ -156,6 +157,7 @@ async def open_daemon(config: DaemonConfig) -> AsyncIterator[RunningDaemon]:
         renewing = _Renewing(config, authenticator, policies, store, tls, grpc)
         watch = file.watch(renewing.credentials, reload, renewing.certificates)
         await stack.enter_async_context(_watching(watch))
+        await stack.enter_async_context(_watching(giving_back()))
         endpoint = _own_endpoint(listener, secure=tls is not None)
         if token is not None:
             replace_file(config.data_dir / TOKEN_NAME, token.encode())

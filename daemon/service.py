@@ -24,7 +24,6 @@ from ..codec.container import ContainerHeader, generic_digest, parse_header
 from ..codec.level import EXACT, Level
 from ..errors import CodecMismatch, InvalidRequest, NotFound, ProfileMismatch, TooManyItems
 from ..kvstore.key import ContentKey, chunk_refs
-from ..kvstore.outcome import Hit
 from ..kvstore.profiles import ProfileShelves
 from ..kvstore.tier import Ack, Buffer
 from ..kvstore.tiered.chunk_reader import select_asked
@@ -214,24 +213,6 @@ class Service:
         """Forget every chunk of the namespace; how many records there were, each once per tier."""
         caller.require(Scope.ADMIN)
         return await self._store.delete_namespace(caller.namespace)
-
-    @asynccontextmanager
-    async def reading_many(
-        self, caller: Caller, keys: Sequence[ContentKey], *, level: Level | None = None, layers: range | None = None
-    ) -> AsyncIterator[list[ChunkRead | None]]:
-        """Read chunks in the order of ``keys``, ``None`` for what is not stored, and hold their bytes as above.
-
-        A chunk that cannot be read for now is ``None`` too: to a batch it is one that has to be computed. Raises
-        :class:`Overloaded` where what was found is more than the budget has room for, :class:`InvalidRequest`.
-        """
-        caller.require(Scope.READ)
-        with span("service.get", tenant=caller.tenant, chunks=len(keys)):
-            async with self._reads.of(caller.tenant):
-                outcomes = await self._store.get_many(caller.namespace, keys, level=level, layers=layers)
-        found = [outcome.value if isinstance(outcome, Hit) else None for outcome in outcomes]
-        note_read(*(chunk for chunk in found if chunk is not None))
-        with self.admission.reserve(sum(chunk.total_bytes for chunk in found if chunk is not None), caller.tenant):
-            yield found
 
     async def pin(self, caller: Caller, keys: Sequence[ContentKey], *, lease_seconds: float) -> PinnedChunks:
         """Keep chunks from being evicted until the lease ends; raises what :meth:`TieredStore.pin` raises."""

@@ -90,7 +90,8 @@ class ProxyApi:
             raise StorageUnavailable("the engine serves no model")
         body = {"model": served[0].get("id"), "messages": [{"role": "user", "content": "."}], "max_tokens": 1}
         usage = (await self._ask("POST", _CHAT, with_documents(body, [document]))).get("usage")
-        return int(usage.get("prompt_tokens", 0)) if isinstance(usage, dict) else 0
+        tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        return tokens if isinstance(tokens, int) else 0
 
     async def _delete(self, name: str) -> int:
         deleted = await asyncio.to_thread(self._library.delete, name)
@@ -137,19 +138,31 @@ class ProxyApi:
             async with self._connection().request(
                 method, self._upstream.join(URL(path)), json=body, headers=self._credentials, allow_redirects=False
             ) as answer:
-                data = await answer.content.read(limits.CHAT_BODY_BYTES_MAX)
+                data = await _whole(answer)
         except (TimeoutError, aiohttp.ClientError) as error:
             raise StorageUnavailable(
                 f"the engine does not answer: {str(error)[:120] or type(error).__name__}"
             ) from error
         if answer.status != 200:
             raise StorageUnavailable(f"the engine answers {method} {path} with status {answer.status}")
-        return parse_object(data)
+        try:
+            return parse_object(data)
+        except InvalidRequest as error:
+            raise StorageUnavailable(f"the engine's answer to {method} {path} cannot be read: {error}") from error
 
     def _connection(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("the application has not been started")
         return self._session
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    async for part in answer.content.iter_any():
+        data += part
+        if len(data) > limits.CHAT_BODY_BYTES_MAX:
+            raise StorageUnavailable(f"the engine's answer has over {limits.CHAT_BODY_BYTES_MAX} bytes, the limit")
+    return bytes(data)
 
 
 async def _handed_on(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:

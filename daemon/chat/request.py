@@ -111,9 +111,6 @@ def parse_document(body: Mapping[str, Any]) -> Document:
     size = len(text.encode(errors="replace")) + len(title.encode(errors="replace"))
     if size > limits.DOCUMENT_BYTES_MAX:
         raise InvalidRequest(f"a document has {size} bytes, the limit is {limits.DOCUMENT_BYTES_MAX}")
-    for name, value in (("text", text), ("title", title)):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise InvalidRequest(f"{name} holds half of a surrogate pair, which is no character")
     return Document(text=text, title=title)
 
 

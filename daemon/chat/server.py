@@ -5,6 +5,7 @@ import base64
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -45,7 +46,13 @@ def own_key(path: Path) -> str:
 
 @asynccontextmanager
 async def serve_chat(application: web.Application, port: int) -> AsyncIterator[int]:
-    """Serve while the context lasts, on ``port`` of loopback (0: any); gives the port."""
+    """Serve while the context lasts, on ``port`` of loopback (0: any); gives the port.
+
+    The event loop's threads are from now on as many as there may be requests: on its own few, answers that wait for
+    the model would hold up everything else, documents first.
+    """
+    threads = ThreadPoolExecutor(limits.CHAT_THREADS_MAX, thread_name_prefix="kvloom-chat")
+    asyncio.get_running_loop().set_default_executor(threads)
     listener = bind_http(LOOPBACK, port)
     runner = web.AppRunner(
         application,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -92,6 +93,15 @@ def test_the_image_runs_as_nobody_in_particular_and_asks_for_its_health():
     assert re.search(r'^CMD \["(\w+)"\]', text, re.MULTILINE)[1] in verbs
     variables = re.findall(r"(KVLOOM_[A-Z_]+)=", text)
     assert unknown_variables(dict.fromkeys(set(variables) - {"KVLOOM_EXTRAS"}, "")) == {}
+
+
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_kubernetes_own_schemas_take_every_manifest(manifests, version):
+    for manifest in manifests.values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+    wrong = {**manifests["StatefulSet"], "spec": {**manifests["StatefulSet"]["spec"], "replikas": 1}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="replikas"):
+        kubernetes_validate.validate(wrong, version, strict=True)
 
 
 def test_the_pods_settings_hold(settings, pod):

@@ -19,6 +19,15 @@ HEALTHY = Machine(16 * GIB, 8 * GIB, 100 * GIB, 0, 65536)
 NOBODY = "127.0.0.1:1"
 
 
+@pytest.fixture(autouse=True)
+def huge_pages(tmp_path, monkeypatch):
+    """What the kernel says of shared memory, as on a machine where all is well."""
+    file = tmp_path / "shmem_enabled"
+    file.write_text("always within_size [advise] never deny force\n")
+    monkeypatch.setattr(doctor, "_SHARED_HUGE_PAGES", file)
+    return file
+
+
 @pytest.fixture
 def data_dir(tmp_path):
     directory = tmp_path / "data"
@@ -33,9 +42,10 @@ def found(data_dir, machine=HEALTHY, environ=None):
 def test_every_finding_that_is_not_fine_says_what_to_do(data_dir):
     data_dir.chmod(0o755)
     poor = Machine(GIB, GIB, 1000, 0, 256)
+    doctor._SHARED_HUGE_PAGES.write_text("[never]")
     findings = found(data_dir, poor, {"KVLOOM_MEMROY": "1GiB"})
     bad = {name: item for name, item in findings.items() if item.state is not State.OK}
-    assert {"daemon", "data directory", "disk", "open files", "environment"} <= set(bad)
+    assert {"daemon", "data directory", "disk", "open files", "huge pages", "environment"} <= set(bad)
     assert all(item.fix for item in bad.values())
     assert bad["environment"].fix == "did you mean KVLOOM_MEMORY?"
     assert f"chmod 700 {data_dir}" in bad["data directory"].fix
@@ -61,6 +71,21 @@ def test_a_daemon_that_crashed_is_named(data_dir, monkeypatch):
 def test_file_systems_that_lose_or_break_the_database_are_named(data_dir, monkeypatch, system, state):
     monkeypatch.setattr(doctor, "_file_system", lambda path: system)
     assert found(data_dir)["data directory"].state is state
+
+
+@pytest.mark.parametrize(
+    ("mode", "state"), [("never", State.WARNING), ("deny", State.WARNING), ("within_size", State.OK)]
+)
+def test_huge_pages_that_are_off_for_shared_memory_are_named(data_dir, huge_pages, mode, state):
+    huge_pages.write_text("always within_size advise never deny force".replace(mode, f"[{mode}]"))
+    finding = found(data_dir)["huge pages"]
+    assert finding.state is state
+    assert (f"tee {huge_pages}" in finding.fix) is (state is State.WARNING)
+
+
+def test_a_kernel_without_huge_pages_is_fine(data_dir, huge_pages):
+    huge_pages.unlink()
+    assert found(data_dir)["huge pages"].state is State.OK
 
 
 def test_a_clock_behind_its_own_files_is_named(data_dir):

@@ -337,21 +337,6 @@ async def test_a_lease_is_counted_and_can_be_given_back(service, key, container_
     assert (service.stats(ME).leases, service.stats(ME).pinned_bytes) == (0, 0)
 
 
-async def test_many_chunks_are_read_in_order_and_held_against_the_budget(service, container_bytes):
-    keys = [os.urandom(32) for _ in range(4)]
-    data = [container_bytes([EXACT], content_key=name, segment_bytes=500) for name in keys]
-    for name, payload in list(zip(keys, data, strict=True))[::2]:
-        await service.put(ME, name, payload, ack=Ack.MEMORY)
-    async with service.reading_many(ME, keys) as found:
-        assert [chunk is not None for chunk in found] == [True, False, True, False]
-        assert b"".join(found[2].parts) == data[2]
-        assert service.stats(ME).bytes_inflight == len(data[0]) + len(data[2])
-    assert service.stats(ME).bytes_inflight == 0
-    with service.admission.reserve(MIB, "default"), pytest.raises(errors.Overloaded):
-        async with service.reading_many(ME, keys):
-            pass
-
-
 async def test_many_chunks_or_all_are_forgotten(service, container_bytes):
     keys = [os.urandom(32) for _ in range(5)]
     for name in keys:

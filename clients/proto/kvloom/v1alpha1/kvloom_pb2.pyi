@@ -497,7 +497,7 @@ class LevelLoss(_message.Message):
     def __init__(self, level: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class PlanQuestion(_message.Message):
-    __slots__ = ("engine", "keys", "identity", "tokens", "chunk_tokens", "first_position", "prompt_tokens", "goal", "loss_max", "ttft_seconds", "losses", "ability", "side_by_side", "decoding_competes", "step_tokens", "running", "queued_tokens", "done", "elapsed_seconds", "prefetch", "blend", "chunk_lengths", "floor")
+    __slots__ = ("engine", "keys", "identity", "tokens", "chunk_tokens", "first_position", "prompt_tokens", "goal", "loss_max", "ttft_seconds", "losses", "ability", "side_by_side", "decoding_competes", "step_tokens", "running", "queued_tokens", "done", "elapsed_seconds", "prefetch", "blend", "chunk_lengths", "floor", "stops", "under_way")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
@@ -521,6 +521,8 @@ class PlanQuestion(_message.Message):
     BLEND_FIELD_NUMBER: _ClassVar[int]
     CHUNK_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     FLOOR_FIELD_NUMBER: _ClassVar[int]
+    STOPS_FIELD_NUMBER: _ClassVar[int]
+    UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
     engine: str
     keys: _containers.RepeatedScalarFieldContainer[bytes]
     identity: ModelIdentity
@@ -544,7 +546,21 @@ class PlanQuestion(_message.Message):
     blend: BlendQuestion
     chunk_lengths: _containers.RepeatedScalarFieldContainer[int]
     floor: str
-    def __init__(self, engine: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., goal: _Optional[str] = ..., loss_max: _Optional[float] = ..., ttft_seconds: _Optional[float] = ..., losses: _Optional[_Iterable[_Union[LevelLoss, _Mapping]]] = ..., ability: _Optional[str] = ..., side_by_side: _Optional[bool] = ..., decoding_competes: _Optional[bool] = ..., step_tokens: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ..., elapsed_seconds: _Optional[float] = ..., prefetch: _Optional[bool] = ..., blend: _Optional[_Union[BlendQuestion, _Mapping]] = ..., chunk_lengths: _Optional[_Iterable[int]] = ..., floor: _Optional[str] = ...) -> None: ...
+    stops: bool
+    under_way: _containers.RepeatedCompositeFieldContainer[LoadUnderWay]
+    def __init__(self, engine: _Optional[str] = ..., keys: _Optional[_Iterable[bytes]] = ..., identity: _Optional[_Union[ModelIdentity, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., chunk_tokens: _Optional[int] = ..., first_position: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., goal: _Optional[str] = ..., loss_max: _Optional[float] = ..., ttft_seconds: _Optional[float] = ..., losses: _Optional[_Iterable[_Union[LevelLoss, _Mapping]]] = ..., ability: _Optional[str] = ..., side_by_side: _Optional[bool] = ..., decoding_competes: _Optional[bool] = ..., step_tokens: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., done: _Optional[_Iterable[int]] = ..., elapsed_seconds: _Optional[float] = ..., prefetch: _Optional[bool] = ..., blend: _Optional[_Union[BlendQuestion, _Mapping]] = ..., chunk_lengths: _Optional[_Iterable[int]] = ..., floor: _Optional[str] = ..., stops: _Optional[bool] = ..., under_way: _Optional[_Iterable[_Union[LoadUnderWay, _Mapping]]] = ...) -> None: ...
+
+class LoadUnderWay(_message.Message):
+    __slots__ = ("chunk", "level", "seconds", "received_bytes")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    chunk: int
+    level: str
+    seconds: float
+    received_bytes: int
+    def __init__(self, chunk: _Optional[int] = ..., level: _Optional[str] = ..., seconds: _Optional[float] = ..., received_bytes: _Optional[int] = ...) -> None: ...
 
 class BlendQuestion(_message.Message):
     __slots__ = ("layers", "whole_layers", "ratio_min")
@@ -573,7 +589,7 @@ class ChunkDecision(_message.Message):
     def __init__(self, action: _Optional[str] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., link: _Optional[str] = ..., level: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class PlanReply(_message.Message):
-    __slots__ = ("plan", "decisions", "load_order", "meeting", "ttft_seconds", "cautious_seconds", "recompute_seconds", "loss", "prefetching", "recompute_ratio")
+    __slots__ = ("plan", "decisions", "load_order", "meeting", "ttft_seconds", "cautious_seconds", "recompute_seconds", "loss", "prefetching", "recompute_ratio", "hold_seconds")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     LOAD_ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -584,6 +600,7 @@ class PlanReply(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     PREFETCHING_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    HOLD_SECONDS_FIELD_NUMBER: _ClassVar[int]
     plan: bytes
     decisions: _containers.RepeatedCompositeFieldContainer[ChunkDecision]
     load_order: _containers.RepeatedScalarFieldContainer[int]
@@ -594,7 +611,8 @@ class PlanReply(_message.Message):
     loss: float
     prefetching: int
     recompute_ratio: float
-    def __init__(self, plan: _Optional[bytes] = ..., decisions: _Optional[_Iterable[_Union[ChunkDecision, _Mapping]]] = ..., load_order: _Optional[_Iterable[int]] = ..., meeting: _Optional[int] = ..., ttft_seconds: _Optional[float] = ..., cautious_seconds: _Optional[float] = ..., recompute_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., prefetching: _Optional[int] = ..., recompute_ratio: _Optional[float] = ...) -> None: ...
+    hold_seconds: float
+    def __init__(self, plan: _Optional[bytes] = ..., decisions: _Optional[_Iterable[_Union[ChunkDecision, _Mapping]]] = ..., load_order: _Optional[_Iterable[int]] = ..., meeting: _Optional[int] = ..., ttft_seconds: _Optional[float] = ..., cautious_seconds: _Optional[float] = ..., recompute_seconds: _Optional[float] = ..., loss: _Optional[float] = ..., prefetching: _Optional[int] = ..., recompute_ratio: _Optional[float] = ..., hold_seconds: _Optional[float] = ...) -> None: ...
 
 class PrefillSample(_message.Message):
     __slots__ = ("tokens", "start", "seconds", "running")
