@@ -6,7 +6,9 @@ made, for the calling thread only: nothing of the model or of torch is replaced,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,10 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UnsupportedModel
 
-__all__ = ["AttentionMode", "AttentionReader", "attention_logits"]
+__all__ = ["AttentionMode", "AttentionReader", "GroupedAttention", "attention_logits"]
 
 QUERY_BLOCK = 256
 """Weights are formed for so many queries at a time: all of a long prompt's at once would not fit in memory."""
+_GROUP_ROWS: Final = 48
+"""Queries that attend together, at least: of fewer, the fused attention's own overhead is more than what is saved."""
 
 
 class AttentionMode(TorchFunctionMode):
@@ -84,11 +88,17 @@ class AttentionReader(AttentionMode):
         self._seen = 0
 
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-        """Form the weights that the fused attention keeps to itself, then let it run."""
-        if key.shape[2] == self._keys:
-            self._read(query, key, how)
-            self._seen += 1
-        return attention(query, key, value, **how)
+        """Form the weights that the fused attention keeps to itself; where these are all there are, it need not run."""
+        if key.shape[2] != self._keys:
+            return attention(query, key, value, **how)
+        weights = self._read(query, key, how)
+        self._seen += 1
+        if weights is None:
+            return attention(query, key, value, **how)
+        kv_heads, keys = value.shape[1:3]
+        heads, rows = weights.shape[:2]
+        mixed = weights.view(kv_heads, heads // kv_heads * rows, keys) @ value[0].float()
+        return mixed.view(1, heads, rows, -1).to(query.dtype)
 
     def weigh(self, softmax: Callable[..., Tensor], logits: Tensor, *args: Any, **how: Any) -> Tensor:
         """Take the weights that eager attention forms."""
@@ -100,16 +110,22 @@ class AttentionReader(AttentionMode):
             self._seen += 1
         return weights
 
-    def _read(self, query: Tensor, key: Tensor, how: Mapping[str, Any]) -> None:
+    def _read(self, query: Tensor, key: Tensor, how: Mapping[str, Any]) -> Tensor | None:
+        """Hand out the weights; those of all queries are returned, where all were formed at once."""
         if self._alone:
             weights = attention_logits(query, key, how, slice(0, query.shape[2])).softmax(-1)
             self._receive(self._seen, slice(0, 1), weights.flatten(0, 1)[:, None])
-            return
-        first = self._first(query)
-        for start in range(first, query.shape[2], QUERY_BLOCK):
-            rows = slice(start, min(query.shape[2], start + QUERY_BLOCK))
+            return weights
+        first, count = self._first(query), query.shape[2]
+        if count <= QUERY_BLOCK:
+            weights = attention_logits(query, key, how, slice(0, count)).softmax(-1)
+            self._receive(self._seen, slice(0, count - first), weights[:, first:])
+            return weights
+        for start in range(first, count, QUERY_BLOCK):
+            rows = slice(start, min(count, start + QUERY_BLOCK))
             weights = attention_logits(query, key, how, rows).softmax(-1)
             self._receive(self._seen, slice(start - first, rows.stop - first), weights)
+        return None
 
     def _first(self, states: Tensor) -> int:
         """The first of the rows ``[1, heads, rows, ...]`` that is asking."""
@@ -121,3 +137,59 @@ class AttentionReader(AttentionMode):
         """Raise :class:`UnsupportedModel` unless every one of ``layers`` layers was seen once."""
         if self._seen != layers:
             raise UnsupportedModel(f"attention over the whole prompt was seen {self._seen} times in {layers} layers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Queries that follow each other, the keys that any of them sees, and the mask between the two."""
+
+    rows: slice
+    keys: slice
+    mask: Tensor
+
+
+class GroupedAttention(AttentionMode):
+    """Fused attention of rows scattered over a prompt, a few of them at a time, each group over the keys that it sees.
+
+    A row early in the prompt sees the tokens before it, one in a sliding window those of the window; under a mask, the
+    fused attention forms all products and throws the hidden ones away. What comes out is what it would give.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The masks are kept with the groups: an id is only unique while its object lives.
+        self._known: dict[int, tuple[Tensor, list[_Group]]] = {}
+
+    def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        """The attention asked for, in groups where there is more than one."""
+        mask = how.get("attn_mask")
+        rows, keys = query.shape[2], key.shape[2]
+        if mask is None or rows < 2 * _GROUP_ROWS or mask.dtype == torch.bool or mask.shape != (1, 1, rows, keys):
+            return attention(query, key, value, **how)
+        known = self._known.get(id(mask))
+        if known is None:
+            known = self._known[id(mask)] = (mask, _groups(mask))
+        out = [
+            attention(
+                query[:, :, group.rows],
+                key[:, :, group.keys],
+                value[:, :, group.keys],
+                **{**how, "attn_mask": group.mask},
+            )
+            for group in known[1]
+        ]
+        return torch.cat(out, dim=2)
+
+
+def _groups(mask: Tensor) -> list[_Group]:
+    """The rows of an additive ``mask`` ``[1, 1, rows, keys]`` in groups of nearly the same size."""
+    rows, keys = mask.shape[2:]
+    count = max(1, rows // _GROUP_ROWS)
+    bounds = [rows * number // count for number in range(count + 1)]
+    found = []
+    for start, stop in pairwise(bounds):
+        seen = (mask[0, 0, start:stop] > float("-inf")).any(dim=0).nonzero()
+        # A row that sees nothing at all is the fused attention's own affair.
+        first, last = (int(seen[0]), int(seen[-1]) + 1) if seen.numel() else (0, keys)
+        found.append(_Group(slice(start, stop), slice(first, last), mask[:, :, start:stop, first:last].contiguous()))
+    return found

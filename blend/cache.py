@@ -203,7 +203,7 @@ class ProbeInterrupt(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """Keys and values ``[kv_heads, n, head_dim]`` of the tokens that a layer computed: as stored, and as computed."""
+    """Keys and values ``[kv_heads, n, head_dim]`` of the tokens that a layer computes: as stored, and as computed."""
 
     stored_keys: Tensor
     stored_values: Tensor
@@ -238,7 +238,7 @@ class BlendCache(KvCache):
     ) -> None:
         """Send the next update of ``layer`` to ``places`` ``[n]`` and let it attend to the first ``total`` tokens.
 
-        ``on_replaced`` is told what stood there and what does now, before the layer attends.
+        ``on_replaced`` is told what stands there and what will, before that is written.
         """
         self._places[layer] = _Placement(places, total, on_replaced)
 
@@ -265,6 +265,5 @@ class BlendCache(KvCache):
         if directed.on_replaced is None:
             return kv.scatter(key_states, value_states, directed.places, directed.total)
         stored_keys, stored_values = (room[0].index_select(1, directed.places) for room in (kv.keys, kv.values))
-        merged = kv.scatter(key_states, value_states, directed.places, directed.total)
         directed.on_replaced(Replaced(stored_keys, stored_values, key_states[0], value_states[0]))
-        return merged
+        return kv.scatter(key_states, value_states, directed.places, directed.total)

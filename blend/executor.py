@@ -13,7 +13,7 @@ The hooks act only on forwards that carry this prompt's cache, so other threads 
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..codec.layout import Layout
 from ..errors import InvalidRequest, LayoutMismatch, UnsupportedModel
-from .attention import AttentionReader
+from .attention import AttentionReader, GroupedAttention
 from .cache import BlendCache, ProbeInterrupt, Replaced
 from .carry import CarryOver
 from .choose import Chooser
@@ -95,7 +95,8 @@ class Blender:
             look = self._run(cache, request, NoTokens(), seconds)
             attention, scored = look.watch(), look.fresh
         run = self._run(cache, request, rule, seconds, attention)
-        logits = run.forward()
+        with GroupedAttention():
+            logits = run.forward()
         elapsed = self._clock() - started
         report = BlendReport(
             prefix_tokens=request.prefix_tokens,
@@ -159,6 +160,10 @@ class _Seconds:
     select: float = 0.0
 
 
+class _SeenAll(Exception):
+    """Raised once the last layer's attention was read: not an error, the forward may end."""
+
+
 @dataclass(slots=True)
 class _Run:
     """One forward over the prompt: its state between layers; ``filled`` when stored chunks lie in the cache already."""
@@ -204,9 +209,13 @@ class _Run:
                 values = self.cache.kv_layers[layer].values[0, :, prefix:].index_select(1, self.chooser.stored)
                 paid[layer] *= values.to(torch.float32).norm(dim=-1).mean(dim=0)
 
-        with AttentionReader(receive, total, asking, alone=self.fresh == 1) as reader:
+            if layer == len(self.layers) - 1 and rows.stop == asking:
+                raise _SeenAll
+
+        # What follows the last layer's attention says nothing more.
+        with suppress(_SeenAll), AttentionReader(receive, total, asking, alone=self.fresh == 1) as reader:
             self.forward()
-        reader.check(len(self.layers))
+            reader.check(len(self.layers))
         return paid
 
     @torch.inference_mode()

@@ -90,8 +90,5 @@ class SelectionRule(ABC):
         """
 
     def samples(self, candidates: Candidates) -> Tensor | None:
-        """Which candidates stand for the others of their chunk, bool ``[candidates]``; None to carry nothing over.
-
-        Those that a layer does not compute teach nothing there.
-        """
+        """Which candidates others learn from where they are computed, bool ``[candidates]``; with None nothing is."""
         return None

@@ -19,14 +19,14 @@ class QueryAttention(SelectionRule):
     """The tokens that the question pays most attention to over all layers; the default (``docs/adr/0017``).
 
     Before all others come the ``sinks`` first tokens of each chunk and tokens at even distances in it, which are the
-    share ``sampled`` of all that ``ratio`` allows, and of all tokens ``sampled_max`` at most; with ``carry`` what these
-    learn moves the tokens that are not computed. No fewer than ``tokens_min`` are computed where there are as many: a
-    forward over so few takes no longer than one over fewer, and of a short text every token matters. Published rules
-    of the kind (ProphetKV, QCFuse) are ``QueryAttention(ratio, 0, 0.0, carry=False)``.
+    share ``sampled`` of all that ``ratio`` allows, and of all tokens ``sampled_max`` at most; with ``carry`` what all
+    but the sinks learn moves the tokens that are not computed. No fewer than ``tokens_min`` are computed where there
+    are as many: a forward over so few takes no longer than one over fewer, and of a short text every token matters.
+    Published rules of the kind (ProphetKV, QCFuse) are ``QueryAttention(ratio, 0, 0.0, carry=False)``.
     """
 
     ratio: float = 0.12
-    sinks: int = 4
+    sinks: int = 2
     sampled: float = 0.43
     carry: bool = True
     tokens_min: int = 0
@@ -57,10 +57,8 @@ class QueryAttention(SelectionRule):
         return scores + self._spread(candidates) + 2.0 * (candidates.offset < self.sinks)
 
     def samples(self, candidates: Candidates) -> Tensor | None:
-        """The tokens at even distances, less the sinks: what the question attends to is not like the rest."""
-        if not self.carry:
-            return None
-        return self._spread(candidates) & (candidates.offset >= self.sinks)
+        """All but the sinks, which are like no other token."""
+        return candidates.offset >= self.sinks if self.carry else None
 
     def _spread(self, candidates: Candidates) -> Tensor:
         share = min(self.sampled * self.ratio, self.sampled_max)

@@ -15,7 +15,7 @@ from .documents import Document, DocumentSpan, Prompt, PromptTemplate
 from .trials import Trial, read_trials, trials_of
 
 if TYPE_CHECKING:
-    from .advice import PlanPreview
+    from .advised import PlanPreview
     from .async_service import AsyncAnswerStream, AsyncRagService
     from .background import IngestJob
     from .decoding import Decoding, Sampler
@@ -78,7 +78,7 @@ _MODULES = {
     "Library": "library",
     "LibraryChange": "service",
     "LoadedContext": "pipeline",
-    "PlanPreview": "advice",
+    "PlanPreview": "advised",
     "PlanSettings": "loading",
     "RagPipeline": "pipeline",
     "RagService": "service",

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
@@ -25,11 +24,10 @@ from ...codec.level import Level
 from ...errors import KvloomError
 from ...kvstore.key import ModelIdentity
 from ...kvstore.outcome import Hit, Outcome
-from ..arrivals import Arrivals, ChunkPlace, LoadOrder, Work
+from ..arrivals import Arrivals, ChunkPlace, Work
 from ..client import KvloomClient
 from ..plan_wire import (
     BlendQuestion,
-    ChunkAction,
     DecodeSample,
     EngineReport,
     LoadSample,
@@ -38,10 +36,10 @@ from ..plan_wire import (
     PlanReply,
     PrefillSample,
     QualitySample,
-    Reason,
 )
+from .advised import Advice
 
-__all__ = ["Advice", "Adviser", "PlanPreview", "engine_name"]
+__all__ = ["Adviser", "engine_name"]
 
 _PROBE_SHARE: Final = 10.0
 """Where plans load nothing, the link is looked at again after so many times what the last load took."""
@@ -52,85 +50,6 @@ _FORGOTTEN: Final = 3.0
 
 Floats = NDArray[np.float64]
 _Noted = PrefillSample | LoadSample | DecodeSample | PlanOutcome | QualitySample
-
-
-@dataclass(frozen=True, slots=True)
-class PlanPreview:
-    """What a plan says of a question. ``str()`` of it is a sentence.
-
-    ``raced`` chunks are loaded, and computed if the model gets there first. ``load_bytes`` come over the link.
-    ``recompute_seconds``: what computing everything is expected to take. ``recompute_ratio``: of blended chunks, the
-    part to compute again. ``prefetching``: chunks on their way into the daemon's memory.
-    """
-
-    loaded: int
-    raced: int
-    recomputed: int
-    load_bytes: int
-    expected_seconds: float
-    recompute_seconds: float
-    recompute_ratio: float | None = None
-    prefetching: int = 0
-
-    def __str__(self) -> str:
-        raced = f", race {self.raced}" if self.raced else ""
-        return (
-            f"this question will load {self.loaded} chunks{raced}, recompute {self.recomputed}, "
-            f"expected {self.expected_seconds * 1e3:,.0f} ms"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """A plan for the chunks at ``places`` of a prompt that has ``prompt_tokens`` from the first of them on."""
-
-    places: tuple[ChunkPlace, ...]
-    prompt_tokens: int
-    reply: PlanReply
-
-    def orders(self, began: float) -> list[LoadOrder]:
-        """What to ask for, in this order, for a request that ``began`` then.
-
-        A chunk is waited for past the moment when it was expected for as long as computing it takes: whatever the link
-        does, that is at most twice too long. One that is raced is not waited for.
-        """
-        found = []
-        for index in self.reply.load_order:
-            place, decision = self.places[index], self.reply.decisions[index]
-            if decision.level is not None:
-                until = began
-                if decision.action is ChunkAction.LOAD:
-                    until += decision.seconds + self._compute_seconds(place)
-                found.append(LoadOrder(place, decision.level, decision.link, decision.size_bytes, until))
-        return found
-
-    def ends(self, began: float) -> float:
-        """When no transfer is of any use to the request any more."""
-        return max([began + self.reply.recompute_seconds, *(order.until for order in self.orders(began))])
-
-    def _compute_seconds(self, place: ChunkPlace) -> float:
-        return self.reply.recompute_seconds * place.ref.tokens / self.prompt_tokens
-
-    @property
-    def loads_nothing(self) -> bool:
-        """Whether there is something to load which computing is faster than."""
-        computed = any(item.reason is Reason.COMPUTE_FASTER for item in self.reply.decisions)
-        return computed and not self.reply.load_order
-
-    def preview(self) -> PlanPreview:
-        """The plan in a few numbers."""
-        reply = self.reply
-        actions = [item.action for item in reply.decisions]
-        return PlanPreview(
-            loaded=actions.count(ChunkAction.LOAD),
-            raced=actions.count(ChunkAction.RACE),
-            recomputed=actions.count(ChunkAction.RECOMPUTE),
-            load_bytes=sum(item.size_bytes for item in reply.decisions if item.action is not ChunkAction.RECOMPUTE),
-            expected_seconds=reply.ttft_seconds,
-            recompute_seconds=reply.recompute_seconds,
-            recompute_ratio=reply.recompute_ratio,
-            prefetching=reply.prefetching,
-        )
 
 
 class Adviser:
@@ -188,19 +107,28 @@ class Adviser:
             floor=floor,
             decoding_competes=self._competes,
             side_by_side=blend is None,
+            stops=blend is None,
             prefetch=prefetch,
             blend=blend,
         )
         tokens = max(1, prompt_tokens - places[0].start)
+        reply = self._planned(question)
         try:
-            reply = self._client.plan(question, seconds_max=self._seconds_max)
             if reply is not None and self._forgotten(reply, tokens):
-                reply = self._client.plan(question, seconds_max=self._seconds_max)
+                reply = self._planned(question)
         except KvloomError:
             return None
-        if reply is None or len(reply.decisions) != len(places) or not set(reply.load_order) <= set(range(len(places))):
+        return None if reply is None else Advice(tuple(places), tokens, reply, question)
+
+    def _planned(self, question: PlanQuestion) -> PlanReply | None:
+        count = len(question.keys or ())
+        try:
+            reply = self._client.plan(question, seconds_max=self._seconds_max)
+        except KvloomError:
             return None
-        return Advice(tuple(places), tokens, reply)
+        if reply is None or len(reply.decisions) != count or not set(reply.load_order) <= set(range(count)):
+            return None
+        return reply
 
     def compute_seconds(self, tokens: int) -> float | None:
         """What computing so many tokens took lately; ``None`` where nothing was computed yet."""
@@ -232,7 +160,12 @@ class Adviser:
             for item, concurrent in zip(transfers, _concurrent(transfers), strict=True):
                 if item.link is not None and item.size_bytes:
                     self._note_load(item.link, item.size_bytes, item.ended - item.began, concurrent)
-            for item, concurrent in zip(decodings, _concurrent(decodings), strict=True):
+        self.note_decodings([item for item in decodings if item.size_bytes])
+
+    def note_decodings(self, works: Sequence[Work]) -> None:
+        """What decoding took."""
+        with self._lock:
+            for item, concurrent in zip(works, _concurrent(works), strict=True):
                 self._noted.append(DecodeSample(item.level, item.size_bytes, (item.ended - item.began) / concurrent))
 
     def send(self, advice: Advice | None = None, *, floor: Level | None = None) -> None:

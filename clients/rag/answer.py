@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ...blend.cache import KvCache
 from ...blend.request import BlendReport
+from ...codec.level import EXACT, Level
 from ..arrivals import LoadResult
-from .advice import Advice, PlanPreview
+from .advised import Advice, PlanPreview
 
 __all__ = ["Answer", "Computed", "IngestReport", "Strategy"]
 
@@ -68,3 +69,9 @@ class Computed:
     advice: Advice | None = None
     blend: BlendReport | None = None
     refusal: str = ""
+
+    def is_exact(self, prefix_level: Level) -> bool:
+        """Whether it is what full prefill gives, where prefixes are loaded at ``prefix_level`` or better."""
+        if self.strategy is Strategy.PREFIX and self.load is not None and self.load.loaded:
+            return prefix_level == EXACT
+        return self.strategy is not Strategy.BLEND

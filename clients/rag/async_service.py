@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from .advice import PlanPreview
+from .advised import PlanPreview
 from .background import IngestJob
 from .documents import Document
 from .progress import IngestSummary

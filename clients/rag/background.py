@@ -26,6 +26,8 @@ class IngestJob:
         """Set by the queue when the job has ended; raises what went wrong, :class:`IngestCancelled` where it was."""
         self._progress: IngestProgress | None = None
         self._cancelled = threading.Event()
+        self._leaving = threading.Lock()
+        self._left = False
 
     @property
     def progress(self) -> IngestProgress | None:
@@ -37,8 +39,16 @@ class IngestJob:
         return self.ended.result(seconds_max)
 
     def cancel(self) -> None:
-        """End it after the document that is being prefilled; what was stored stays."""
+        """End it: at once where it waits, else after the document that is being prefilled; what was stored stays."""
         self._cancelled.set()
+        if self.leave():
+            self.ended.set_exception(IngestCancelled("the ingest was cancelled"))
+
+    def leave(self) -> bool:
+        """It waits no longer; False where it did not any more, or nobody waits for its end."""
+        with self._leaving:
+            left, self._left = self._left, True
+        return not left and self.ended.set_running_or_notify_cancel()
 
     def note(self, progress: IngestProgress) -> None:
         """It has come so far; raises :class:`IngestCancelled` where it should not go on."""
@@ -70,6 +80,8 @@ class IngestQueue:
             if self._closed:
                 raise Overloaded("the service is closed")
             if len(self._waiting) >= limits.INGESTS_QUEUED_MAX:
+                self._drop_ended()
+            if len(self._waiting) >= limits.INGESTS_QUEUED_MAX:
                 raise Overloaded(f"{len(self._waiting)} ingests wait, the limit is {limits.INGESTS_QUEUED_MAX}")
             heapq.heappush(self._waiting, (priority, next(self._numbers), job))
             if self._thread is None:
@@ -90,6 +102,11 @@ class IngestQueue:
         if self._thread is not None:
             self._thread.join(limits.ENGINE_CLOSE_SECONDS_MAX)
 
+    def _drop_ended(self) -> None:
+        """Forget the jobs that were cancelled while they waited, so that others have their places."""
+        self._waiting = [entry for entry in self._waiting if not entry[2].ended.done()]
+        heapq.heapify(self._waiting)
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -97,11 +114,10 @@ class IngestQueue:
                 if not self._waiting:
                     return
                 _, _, job = heapq.heappop(self._waiting)
+                if not job.leave():
+                    continue  # cancelled
                 self._running = job
-            if not job.ended.set_running_or_notify_cancel():
-                continue  # nobody waits for it any more
             try:
-                job.check()
                 job.ended.set_result(self._ingest(job.documents, job.ack, job.priority, job.note))
             except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for the job
                 job.ended.set_exception(error)

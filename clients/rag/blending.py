@@ -1,6 +1,6 @@
 """Documents loaded into a prompt, and how a pipeline blends them: by what was measured of the model, or not at all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...blend.cache import BlendCache
@@ -10,9 +10,10 @@ from ...blend.request import BlendRequest, PlacedChunk
 from ...blend.select.base import SelectionRule
 from ...codec.layout import Layout
 from ...codec.profiles import AnyProfile
-from ...errors import InvalidData, UnsupportedModel
-from ..arrivals import LoadResult
-from .advice import Advice
+from ...errors import InvalidData, StorageUnavailable, UnsupportedModel
+from ..arrivals import ChunkPlace, LoadResult
+from ..layered import LayeredDecoding
+from .advised import Advice
 from .documents import Prompt
 from .gating import default_rule
 
@@ -24,7 +25,8 @@ class LoadedContext:
     """A cache with everything of a prompt that was stored, each document where the prompt has it.
 
     Positions of what was missed hold nothing; what was loaded is listed in ``result``; on ``advice``, if there was any.
-    With ``chunks`` these are what was loaded, in memory of their own, and the cache has the exact prefix only.
+    With ``chunks`` these are what was loaded, in memory of their own, and the cache has the exact prefix only. With
+    ``decoding`` it is still on its way into the cache.
     """
 
     prompt: Prompt
@@ -32,6 +34,13 @@ class LoadedContext:
     result: LoadResult
     advice: Advice | None = None
     chunks: tuple[PlacedChunk, ...] | None = None
+    decoding: LayeredDecoding | None = None
+
+    def whole(self) -> "LoadedContext":
+        """The same, once all of it is in the cache; raises :class:`StorageUnavailable` where that cannot be."""
+        if self.decoding is not None:
+            self.decoding.finish()
+        return replace(self, decoding=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +104,23 @@ class DocumentBlender:
     def blend(self, context: LoadedContext, rule: SelectionRule | None = None) -> Blended | Refused:
         """Compute what is left of ``context``, by :attr:`rule` unless another is given.
 
-        Its cache is spoilt where the model turns out not to be blendable.
+        Its cache is spoilt where the model turns out not to be blendable, or what was stored not to be readable.
         """
         if self._blender is None or self.refusal:
             return Refused(self.refusal)
+        rule, decoding = rule or self.rule, context.decoding
         try:
-            return self._blender.blend(_request(context), rule or self.rule, cache=context.cache)
+            if decoding is not None and not rule.reads_attention:
+                decoding.finish()  # what comes after a layer was computed in full would spoil it
+            return self._blender.blend(_request(context), rule, cache=context.cache)
         except UnsupportedModel as error:
             self._refusal = str(error)
             return Refused(self._refusal)
+        except StorageUnavailable as error:
+            return Refused(str(error))
+        finally:
+            if decoding is not None:
+                decoding.close()
 
 
 def _request(context: LoadedContext) -> BlendRequest:
@@ -125,7 +142,14 @@ def _request(context: LoadedContext) -> BlendRequest:
     for place in context.result.loaded:
         if place.start == exact_tokens and place.stop <= first_document_stop:
             exact_tokens = place.stop
-    documents = context.chunks
-    if documents is None:
+
+    def coming(place: ChunkPlace, decoding: LayeredDecoding) -> PlacedChunk:
+        keys, values = decoding.layers_of(place, cache)
+        return PlacedChunk(place.start, place.ref.tokens, keys, values, first_position=place.start)
+
+    documents, decoding = context.chunks, context.decoding
+    if documents is None and decoding is not None:
+        documents = tuple(coming(place, decoding) for place in context.result.loaded)
+    elif documents is None:
         documents = tuple(placed(place.start, place.stop) for place in context.result.loaded)
     return BlendRequest(prompt.token_ids, exact_tokens, (placed(0, prompt.prefix_tokens), *documents))

@@ -83,9 +83,10 @@ class Watch:
 
 
 class Canary:
-    """Checks every ``every``-th answer of one model, none where that is 0. Used by one thread; ends with :meth:`close`.
+    """Checks every ``every``-th answer that it is given, none where that is 0. Ends with :meth:`close`.
 
-    ``report`` is told of each check, from the canary's thread; what it raises of ours is ignored.
+    It is used by one thread. ``report`` is told of each check, from the canary's thread; what it raises of ours is
+    ignored.
     """
 
     def __init__(
@@ -106,22 +107,25 @@ class Canary:
         self._kl_sum = 0.0
 
     @contextmanager
-    def answering(self) -> Iterator[bool]:
-        """Hold checks back while an answer is made; whether that one is to be checked, and its logits to be kept."""
+    def answering(self) -> Iterator[None]:
+        """Hold checks back while an answer is made."""
         self._idle.clear()
-        self._answers += 1
         try:
-            yield self._every > 0 and self._answers % self._every == 0
+            yield
         finally:
             self._idle.set()
 
     def check(
         self, prompt: NDArray[np.int64], answer: Sequence[int], logits: Sequence[Tensor], target: QualityTarget
     ) -> bool:
-        """Have an answer checked when there is time; False where too many wait already. Returns at once.
+        """Have an answer that may differ from full prefill's checked when there is time, if it is its turn.
 
-        ``logits`` ``[vocabulary]`` are those that the first tokens of ``answer`` were taken from.
+        Returns at once: False where it is not, or too many wait already. ``logits`` ``[vocabulary]`` are those that the
+        first tokens of ``answer`` were taken from.
         """
+        self._answers += 1
+        if not self._every or self._answers % self._every:
+            return False
         if self._closing or self._cases.qsize() >= WAITING_MAX:
             self._skipped += 1
             return False

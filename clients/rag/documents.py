@@ -1,5 +1,6 @@
 """What a pipeline hands over: documents, and the prompt they make with a question."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from ...errors import InvalidRequest, UnsupportedModel
 
 __all__ = ["Document", "DocumentSpan", "Prompt", "PromptTemplate"]
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _PLACE = "\u241ekvloom documents\u241e"
 _SEPARATOR = "\n\n"
 _QUESTION = "Question: "
@@ -19,10 +21,20 @@ SYSTEM = "You answer questions about the documents you are given, briefly and tr
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text that questions are answered from. Equal documents are the same document: content is the identity."""
+    """A text that questions are answered from. Equal documents are the same document: content is the identity.
+
+    Raises :class:`InvalidRequest` for what is no text that can be stored or tokenised.
+    """
 
     text: str
     title: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in (("text", self.text), ("title", self.title)):
+            if not isinstance(value, str):
+                raise InvalidRequest(f"a document's {name} is of type {type(value).__name__}, must be text")
+            if _HALF_PAIR.search(value):
+                raise InvalidRequest(f"a document's {name} holds half of a surrogate pair, which is no character")
 
     @property
     def rendered(self) -> str:

@@ -41,9 +41,9 @@ class HeldChunks:
 
     def _fetch(self, refs: Sequence[ChunkRef]) -> None:
         self._bytes_read = self._decoded = 0
-        for ref in refs:
-            cache = KvCache(self.layout, ref.tokens)
-            result = self.traffic.load(cache, [ChunkPlace(ref, 0)], level=self.level)
+        caches = [KvCache(self.layout, ref.tokens) for ref in refs]
+        results = self.traffic.load_apart(caches, [ChunkPlace(ref, 0) for ref in refs], level=self.level)
+        for ref, cache, result in zip(refs, caches, results, strict=True):
             self._bytes_read += result.bytes_read
             if result.loaded:
                 self._caches[ref.key] = cache

@@ -7,12 +7,13 @@ names and versions say them. The KV itself is in the daemon; here stands only un
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ... import limits
-from ...errors import BodyTooLarge, ConfigError, InvalidRequest, NotFound, StorageFull
+from ...errors import BodyTooLarge, ConfigError, InvalidRequest, NotFound, StorageFull, StorageUnavailable
 from ...kvstore.key import ContentKey
 from .documents import Document
 
@@ -28,6 +29,7 @@ CREATE TABLE IF NOT EXISTS chunks (digest BLOB NOT NULL, key BLOB NOT NULL, PRIM
 CREATE INDEX IF NOT EXISTS chunks_by_key ON chunks(key);
 """
 _WAIT_SECONDS_MAX = 30.0
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def check_name(name: str) -> str:
 class Library:
     """The documents of one service. Safe to use from several threads and processes; :meth:`close` it.
 
-    ``versions_max`` of each name are kept, the newest. ``clock`` gives Unix time.
+    ``versions_max`` of each name are kept, the newest. ``clock`` gives Unix time. Everything raises
+    :class:`StorageUnavailable` where the file is damaged, or others hold it for :data:`_WAIT_SECONDS_MAX`.
     """
 
     def __init__(
@@ -90,8 +93,7 @@ class Library:
         if size > limits.DOCUMENT_BYTES_MAX:
             raise BodyTooLarge(f"document {name[:40]!r} has {size} bytes, the limit is {limits.DOCUMENT_BYTES_MAX}")
         digest = _digest(document)
-        with self._lock, self._database as database:
-            database.execute("BEGIN IMMEDIATE")
+        with self._writing() as database:
             newest = self._newest(name)
             if newest is not None and newest.digest == digest:
                 return newest
@@ -107,8 +109,8 @@ class Library:
 
     def get(self, name: str, number: int | None = None) -> Document:
         """The newest version of ``name``, or that ``number``; :class:`NotFound` where there is none."""
-        with self._lock:
-            found = self._database.execute(
+        with self._reading() as database:
+            found = database.execute(
                 "SELECT title, text FROM versions JOIN texts USING (digest) "
                 "WHERE name = ? AND number = COALESCE(?, (SELECT MAX(number) FROM versions WHERE name = ?))",
                 (name, number, name),
@@ -120,35 +122,35 @@ class Library:
 
     def versions(self, name: str) -> list[DocumentVersion]:
         """What is kept of ``name``, oldest first."""
-        with self._lock:
-            rows = self._database.execute(
+        with self._reading() as database:
+            rows = database.execute(
                 "SELECT name, number, digest, made FROM versions WHERE name = ? ORDER BY number", (name,)
             ).fetchall()
         return [DocumentVersion(*row) for row in rows]
 
     def names(self, *, after: str = "", limit: int = limits.LIST_CHUNKS_DEFAULT) -> list[str]:
         """Names in their order, those after ``after``."""
-        with self._lock:
-            rows = self._database.execute(
+        with self._reading() as database:
+            rows = database.execute(
                 "SELECT DISTINCT name FROM versions WHERE name > ? ORDER BY name LIMIT ?", (after, limit)
             ).fetchall()
         return [row[0] for row in rows]
 
     def delete(self, name: str) -> int:
         """Forget all versions of ``name``; how many there were. :meth:`unreferenced` has their chunks."""
-        with self._lock, self._database as database:
+        with self._writing() as database:
             return database.execute("DELETE FROM versions WHERE name = ?", (name,)).rowcount
 
     def note_chunks(self, document: Document, keys: Sequence[ContentKey]) -> None:
         """``document``'s KV is stored under ``keys``."""
         digest = _digest(document)
-        with self._lock, self._database as database:
+        with self._writing() as database:
             database.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?)", [(digest, key) for key in keys])
 
     def unreferenced(self) -> list[ContentKey]:
         """Keys of chunks that belong to no version any more: to be deleted, then :meth:`forget`."""
-        with self._lock:
-            rows = self._database.execute(
+        with self._reading() as database:
+            rows = database.execute(
                 "SELECT DISTINCT key FROM chunks EXCEPT "
                 "SELECT key FROM chunks WHERE digest IN (SELECT digest FROM versions) LIMIT ?",
                 (limits.KEYS_PER_REQUEST_MAX,),
@@ -157,12 +159,30 @@ class Library:
 
     def forget(self, keys: Sequence[ContentKey]) -> None:
         """The chunks under ``keys`` have been deleted; texts that no version has go with them."""
-        with self._lock, self._database as database:
+        with self._writing() as database:
             database.executemany("DELETE FROM chunks WHERE key = ?", [(key,) for key in keys])
             database.execute(
                 "DELETE FROM texts WHERE digest NOT IN (SELECT digest FROM versions) "
                 "AND digest NOT IN (SELECT digest FROM chunks)"
             )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The database, for one thread at a time, with errors that callers know."""
+        with self._lock:
+            try:
+                yield self._database
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", None) in _FULL:
+                    raise StorageFull(f"the library has no room: {error}") from error
+                raise StorageUnavailable(f"the library cannot be used: {error}") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """As :meth:`_reading`; what is done is one transaction, none of it where it raises."""
+        with self._reading() as database, database:
+            database.execute("BEGIN IMMEDIATE")
+            yield database
 
     def _newest(self, name: str) -> DocumentVersion | None:
         row = self._database.execute(

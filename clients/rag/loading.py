@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,15 @@ from ...blend.cache import KvCache
 from ...blend.request import BlendReport
 from ...codec.level import EXACT, Level
 from ...kvstore.key import ModelIdentity
-from ..arrivals import ChunkPlace, Chunks, Loaded, LoadOrder, LoadResult
+from ..arrivals import ChunkPlace, Chunks, Halfway, Loaded, LoadOrder, LoadResult, Revise
 from ..chunk_traffic import ChunkTraffic
 from ..client import KvloomClient
+from ..layered import LayeredDecoding
 from ..plan_wire import BlendQuestion, QualitySample
-from .advice import Advice, Adviser, engine_name
+from .advice import Adviser, engine_name
+from .advised import Advice
 
-__all__ = ["Filled", "PlanSettings", "PromptLoader"]
+__all__ = ["Brought", "Filled", "PlanSettings", "PromptLoader"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,15 @@ class Filled:
     logits: torch.Tensor
     load: LoadResult | None = None
     advice: Advice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What was loaded to be blended, on what advice, and how it is being decoded, where that goes on."""
+
+    result: LoadResult
+    advice: Advice | None = None
+    decoding: LayeredDecoding | None = None
 
 
 class PromptLoader:
@@ -103,17 +114,19 @@ class PromptLoader:
 
     def load(
         self, cache: KvCache, places: Sequence[ChunkPlace], prompt_tokens: int, *, level: Level, blend: BlendQuestion
-    ) -> tuple[LoadResult, Advice | None]:
-        """Load chunks that are to be blended, all that the planner wants loaded, and wait for them."""
+    ) -> Brought:
+        """Load chunks that are to be blended, all that the planner wants loaded; they are decoded behind the caller."""
         if self._traffic.resident is not None:
-            return self._traffic.load(cache, places, level=level), None
+            return Brought(self._traffic.load(cache, places, level=level))
         began = self._clock()
         advice = self.ask(places, prompt_tokens, floor=level, blend=blend)
         orders, ends = self._orders(places, advice, level, began, prompt_tokens)
-        arrivals = self._traffic.begin(cache, orders, ends=ends)
+        decoding = self._traffic.layered(cache)
+        arrivals = self._traffic.begin(cache, orders, ends=ends, decoding=decoding)
         result = arrivals.settle()
+        decoding.start()
         self._adviser.note_arrivals(arrivals)
-        return result, advice
+        return Brought(result, advice, decoding)
 
     def fill(self, cache: KvCache, token_ids: NDArray[Any], places: Sequence[ChunkPlace], *, floor: Level) -> Filled:
         """Fill an empty ``cache`` with ``token_ids`` ``[n]``, of which ``places`` may be stored.
@@ -126,7 +139,9 @@ class PromptLoader:
             return Filled(self._compute(cache, token_ids, places, Loaded(frozenset(load.loaded))), load)
         advice = self.ask(places, total, floor=floor)
         orders, ends = self._orders(places, advice, floor, began, total)
-        arrivals = self._traffic.begin(cache, orders, ends=ends)
+        arrivals = self._traffic.begin(cache, orders, ends=ends, revise=self._revising(advice, began))
+        if advice is not None and advice.reply.hold_seconds > 0.0:
+            arrivals.hold(began + min(advice.reply.hold_seconds, advice.reply.recompute_seconds))
         logits = self._compute(cache, token_ids, places, arrivals)
         self._adviser.note_arrivals(arrivals)
         return Filled(logits, arrivals.result(), advice)
@@ -135,8 +150,10 @@ class PromptLoader:
         """Compute whatever of ``token_ids`` ``[n]`` is not in ``cache``."""
         return Filled(self._compute(cache, token_ids, (), Loaded(frozenset())))
 
-    def note_blend(self, report: BlendReport) -> None:
+    def note_blend(self, report: BlendReport, decoding: LayeredDecoding | None) -> None:
         """A prompt was blended: where nothing of it was stored, that was a prefill like any other."""
+        if decoding is not None:
+            self._adviser.note_decodings(decoding.measured())
         if not report.stored_tokens:
             self._adviser.note_prefill(report.fresh_tokens, report.prefix_tokens, report.seconds.total)
 
@@ -172,6 +189,17 @@ class PromptLoader:
             return [LoadOrder(place, level) for place in places], None
         until = began + 2 * seconds
         return [LoadOrder(place, level, until=until) for place in places], until
+
+    def _revising(self, advice: Advice | None, began: float) -> Revise | None:
+        """Decides anew for a request that ``began`` then, by what has come so far."""
+        if advice is None or not advice.revisable:
+            return None
+
+        def revise(halfway: Halfway) -> Mapping[ChunkPlace, float]:
+            now = self._clock()
+            return {place: now + seconds for place, seconds in advice.decided_anew(halfway, now - began).items()}
+
+        return revise
 
     @torch.inference_mode()
     def _compute(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .advice import PlanPreview
+from .advised import PlanPreview
 from .pipeline import Answer
 
 __all__ = ["AnswerMetrics"]

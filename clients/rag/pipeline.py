@@ -28,7 +28,7 @@ from ..client import KvloomClient
 from ..plan_wire import BlendQuestion
 from ..resident import PoolPlace, ResidentChunks
 from ..transformers import model_identity, model_layout, prefill
-from .advice import Advice, PlanPreview
+from .advised import Advice, PlanPreview
 from .answer import Answer, Computed, IngestReport, Strategy
 from .batching import BYTES_DEFAULT, BatchQuestion
 from .blending import DocumentBlender, LoadedContext, Refused
@@ -187,12 +187,12 @@ class RagPipeline:
 
         What the planner says is computed sooner is not loaded.
         """
-        return self._load(self.template.prompt(question, documents))
+        return self._load(self.template.prompt(question, documents)).whole()
 
     def _load(self, prompt: Prompt) -> LoadedContext:
         cache, places, total = self._new_cache(prompt), self._placing.blended(prompt), len(prompt.token_ids)
-        result, advice = self._loader.load(cache, places, total, level=self.level, blend=self._blend_question())
-        return LoadedContext(prompt, cache, result, advice)
+        brought = self._loader.load(cache, places, total, level=self.level, blend=self._blend_question())
+        return LoadedContext(prompt, cache, brought.result, brought.advice, decoding=brought.decoding)
 
     def _new_cache(self, prompt: Prompt) -> BlendCache:
         """Room for the prompt and an answer; the exact prefix is there."""
@@ -278,7 +278,7 @@ class RagPipeline:
         remember: bool,
     ) -> Answer:
         started = self._clock()
-        with self.canary.answering() as watched:
+        with self.canary.answering():
             prompt = self.template.prompt(question, documents)
             made = self._computed(prompt, strategy, load)
             watch = Watch(decoding.choose)
@@ -288,7 +288,7 @@ class RagPipeline:
             if remember:
                 self._remember(prompt, made.cache)
             token_ids = replace(decoding, choose=watch.choose).go_on(self.model, made.cache, first, tokens_max)
-        if watched and made.strategy is Strategy.BLEND:
+        if not made.is_exact(self.planning.prefix_level):
             self.canary.check(prompt.token_ids, token_ids, watch.logits, self.blending.target)
         return Answer(
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
@@ -316,7 +316,7 @@ class RagPipeline:
                 context = load(prompt)
                 blended = self.blending.blend(context, self._rule(context.advice))
                 if not isinstance(blended, Refused):
-                    self._loader.note_blend(blended.report)
+                    self._loader.note_blend(blended.report, context.decoding)
                     return Computed(
                         strategy, blended.cache, blended.logits, context.result, context.advice, blended.report
                     )

@@ -12,7 +12,7 @@ from types import TracebackType
 from ...errors import InvalidRequest
 from ...kvstore.tier import Ack
 from ..client import KvloomClient
-from .advice import PlanPreview
+from .advised import PlanPreview
 from .background import IngestJob, IngestQueue
 from .decoding import GREEDY, Decoding
 from .documents import Document

@@ -4,8 +4,7 @@ Of text without questions, passages are dealt out to prompts so that none stands
 prompt asks for one of its passages by words out of the middle of it: the answer is in a document and nowhere else.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from ... import limits
 from ...errors import InvalidRequest
+from ..text_files import json_records, opened_text
 from .documents import Document
 
 __all__ = ["Trial", "read_trials", "trials_of"]
@@ -73,38 +73,33 @@ def read_trials(file: Path, count: int) -> list[Trial]:
     A field ``ctxs`` does for ``documents``. Raises :class:`InvalidRequest`, naming file and line, for anything else.
     """
     _check_count(count)
-    try:
-        with file.open(encoding="utf-8") as lines:
-            return _parsed(file, lines, count)
-    except OSError as error:
-        raise InvalidRequest(f"{file} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{file} is not text in UTF-8: byte {error.start} of what was read") from error
+    with opened_text(file) as lines:
+        return _parsed(file, lines, count)
 
 
 def _parsed(file: Path, lines: Iterable[str], count: int) -> list[Trial]:
     found: list[Trial] = []
-    room = limits.CALIBRATION_CHARACTERS_MAX
-    for number, line in enumerate(lines, start=1):
-        room -= len(line)
-        if len(found) == count or room < 0:
-            break
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InvalidRequest(f"{file}, line {number} is not JSON: {error}") from error
-        fields = record if isinstance(record, dict) else {}
+    for number, fields in json_records(file, _within(lines, limits.CALIBRATION_CHARACTERS_MAX)):
         question, given = fields.get("question"), fields.get("documents", fields.get("ctxs"))
         documents = [_document(item) for item in given] if isinstance(given, list) else []
         kept = tuple(item for item in documents if item is not None)
         if not isinstance(question, str) or len(kept) < 2 or len(kept) < len(documents):
             raise InvalidRequest(f"{file}, line {number} has no 'question' with 2 'documents' or more that have text")
         found.append(Trial(question, kept))
+        if len(found) == count:
+            break
     if not found:
         raise InvalidRequest(f"{file} has no questions")
     return found
+
+
+def _within(lines: Iterable[str], characters_max: int) -> Iterator[str]:
+    """The first lines, as long together as ``characters_max`` at most."""
+    for line in lines:
+        characters_max -= len(line)
+        if characters_max < 0:
+            break
+        yield line
 
 
 def _document(item: object) -> Document | None:

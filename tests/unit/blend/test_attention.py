@@ -11,7 +11,7 @@ from torch.nn import functional  # noqa: E402
 
 from kvloom.blend import KvCache  # noqa: E402
 from kvloom.blend import attention as module  # noqa: E402
-from kvloom.blend.attention import AttentionReader, attention_logits  # noqa: E402
+from kvloom.blend.attention import AttentionReader, GroupedAttention, attention_logits  # noqa: E402
 from kvloom.clients.transformers import model_layout, prefill  # noqa: E402
 from kvloom.errors import UnsupportedModel  # noqa: E402
 
@@ -112,3 +112,36 @@ def test_a_model_that_does_not_attend_as_expected_is_refused():
         AttentionReader(lambda *_: None, 4, 5),
     ):
         functional.scaled_dot_product_attention(states, states, states)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_in_groups_is_the_attention_asked_for(window, kv_heads, monkeypatch):
+    monkeypatch.setattr(module, "_GROUP_ROWS", 3)
+    generator = torch.Generator().manual_seed(3)
+    places = torch.randperm(60, generator=generator)[:20].sort().values
+    keys = torch.arange(60)
+    hidden = keys > places[:, None]
+    if window is not None:
+        hidden |= keys <= places[:, None] - window
+    mask = torch.zeros(1, 1, 20, 60).masked_fill_(hidden, float("-inf"))
+    query, key, value = (
+        torch.randn(1, n, m, 8, generator=generator) for n, m in ((4, 20), (kv_heads, 60), (kv_heads, 60))
+    )
+    how = {"attn_mask": mask, "enable_gqa": kv_heads < 4, "scale": 0.3}
+    expected = functional.scaled_dot_product_attention(query, key, value, **how)
+    calls = []
+
+    def counted(*args, **given):
+        calls.append(args[1].shape[2])
+        return functional.scaled_dot_product_attention(*args, **given)
+
+    with GroupedAttention() as grouped:
+        torch.testing.assert_close(functional.scaled_dot_product_attention(query, key, value, **how), expected)
+    torch.testing.assert_close(grouped.attend(counted, query, key, value, **how), expected)
+    assert len(calls) == 6
+    assert max(calls) <= (60 if window is None else 40)
+    assert sum(calls) < 0.8 * 6 * 60
+    calls.clear()
+    grouped.attend(counted, query, key, value, **{**how, "attn_mask": mask == 0})
+    assert calls == [60], "what is not understood runs as it is"

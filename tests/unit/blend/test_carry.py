@@ -58,14 +58,21 @@ class Prompt:
                 item[:, PREFIX : PREFIX + SINKS] = 1e4
         before = [room[0].index_select(1, self.places) for room in (kv.keys, kv.values)]
         fresh = [expected[name].index_select(1, self.places).to(kv.dtype) for name in ("keys", "values")]
+        self.carry.apply(0, kv, self.places, Replaced(*before, *fresh))
         for room, item in zip((kv.keys, kv.values), fresh, strict=True):
             room[0].index_copy_(1, self.places, item)
-        self.carry.apply(0, kv, self.places, Replaced(*before, *fresh))
         return {"keys": kv.keys[0].float().numpy(), "values": kv.values[0].float().numpy()}
 
 
 def shift(plain, chunk):
     return np.broadcast_to(np.linspace(-1.0, 2.0, DIM, dtype=np.float32), plain.shape)
+
+
+def errors(prompt, found, name):
+    """Of the tokens that were not computed: the mean error now, and as stored."""
+    return tuple(
+        np.abs(item - prompt.expected[name])[:, prompt.still].mean() for item in (found[name], prompt.stored[name])
+    )
 
 
 @pytest.mark.parametrize("rope", ROPES)
@@ -74,10 +81,26 @@ def test_what_shifts_all_tokens_alike_is_undone(rope, spoil_sinks):
     prompt = Prompt(rope, shift)
     found = prompt.apply(spoil_sinks=spoil_sinks)
     for name in ("keys", "values"):
-        np.testing.assert_allclose(found[name][:, prompt.still], prompt.expected[name][:, prompt.still], atol=1e-4)
+        now, before = errors(prompt, found, name)
+        assert now < 0.06 * before
         outside = [*range(PREFIX), *range(TOTAL - 4, TOTAL)]
         others = np.setdiff1d(outside, prompt.places.numpy())
         assert (found[name][:, others] == prompt.stored[name][:, others]).all()
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_alike_tokens_shift_alike(rope):
+    """Two kinds of token in every chunk that shift in opposite ways: no mean of a chunk tells them apart."""
+
+    def by_kind(plain, chunk):
+        plain += np.where(np.arange(TOTAL) % 5 < 2, 4.0, -4.0).astype(np.float32)[None, :, None]
+        return np.where(np.arange(TOTAL) % 5 < 2, 2.0, -2.0).astype(np.float32)[None, :, None] * np.ones_like(plain)
+
+    prompt = Prompt(rope, by_kind)
+    found = prompt.apply()
+    for name in ("keys", "values"):
+        now, before = errors(prompt, found, name)
+        assert now < 0.3 * before
 
 
 def test_each_chunk_has_a_shift_of_its_own():
@@ -87,8 +110,8 @@ def test_each_chunk_has_a_shift_of_its_own():
     prompt = Prompt(ROPES[0], by_chunk)
     found = prompt.apply()
     for name in ("keys", "values"):
-        error = np.abs(found[name] - prompt.expected[name])[:, prompt.still].mean()
-        assert error < 0.5 * np.abs(prompt.stored[name] - prompt.expected[name])[:, prompt.still].mean()
+        now, before = errors(prompt, found, name)
+        assert now < 0.2 * before
 
 
 def test_change_that_samples_do_not_tell_one_another_moves_little():
@@ -105,13 +128,31 @@ def test_keys_of_unknown_position_stay_and_their_values_move():
     prompt = Prompt(None, shift)
     found = prompt.apply()
     assert (found["keys"][:, prompt.still] == prompt.stored["keys"][:, prompt.still]).all()
-    np.testing.assert_allclose(found["values"][:, prompt.still], prompt.expected["values"][:, prompt.still], atol=1e-4)
+    now, before = errors(prompt, found, "values")
+    assert now < 0.06 * before
 
 
 def test_half_precision_is_computed_in_single():
     prompt = Prompt(ROPES[0], shift, dtype=KvDtype.BFLOAT16)
     found = prompt.apply()
-    np.testing.assert_allclose(found["values"][:, prompt.still], prompt.expected["values"][:, prompt.still], atol=0.05)
+    now, before = errors(prompt, found, "values")
+    assert now < 0.06 * before
+
+
+def test_what_differs_by_rounding_only_is_alike():
+    """A codec may have given all tokens the same keys: what is left then is no reason for anything."""
+    noise = np.random.default_rng(9).standard_normal((HEADS, TOTAL, DIM)).astype(np.float32)
+    wobble = np.random.default_rng(10).standard_normal((HEADS, TOTAL, DIM)).astype(np.float32)
+    found = []
+    for rounding in (0.0, 1e-7, -1e-7):
+
+        def same(plain, chunk, rounding=rounding):
+            plain[:] = 0.7 + rounding * wobble
+            return 1.0 + noise
+
+        found.append(Prompt(ROPES[0], same).apply()["values"])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-5)
 
 
 def test_nothing_computed_or_nothing_changed_moves_nothing():
@@ -121,6 +162,22 @@ def test_nothing_computed_or_nothing_changed_moves_nothing():
     alone = Prompt(ROPES[0], shift, every=10_000)
     assert not (alone.chunk[alone.places.numpy()] >= 0).any()
     assert (alone.apply()["keys"] == alone.stored["keys"]).all()
+
+
+def test_keys_that_are_no_numbers_move_nothing_and_break_nothing():
+    prompt = Prompt(ROPES[0], shift)
+    prompt.cache.layer_arrays(0).keys[0, prompt.places.numpy()[-10], 0] = np.nan
+    found = prompt.apply()
+    assert np.isfinite(found["values"]).all()
+
+
+def test_long_prompts_have_fewer_samples(monkeypatch):
+    monkeypatch.setattr(carry, "PAIRS_MAX", 30 * sum(LENGTHS))
+    prompt = Prompt(ROPES[0], shift, every=2)
+    found = prompt.apply()
+    assert prompt.carry._samples.rows.numel() == 30
+    now, before = errors(prompt, found, "values")
+    assert now < 0.1 * before
 
 
 def test_few_samples_move_nothing(monkeypatch):

@@ -54,12 +54,17 @@ def test_first_tokens_takes_equally_many_of_each_chunk():
     assert sorted(top.tolist()) == [0, 1, 4, 5, 10, 11]
 
 
+def spread(rule, told):
+    """Those that are taken before what is attended to, and are no sinks."""
+    nothing = Candidates(told.chunk, told.offset, attention=torch.zeros(1, told.count))
+    return (rule.scores(nothing) == 1.0).nonzero().squeeze(1).tolist()
+
+
 def test_query_attention_takes_sinks_then_a_sample_then_what_is_attended_to():
     told = candidates(12, 18)
     rule = QueryAttention(0.4, sinks=2, sampled=0.5, sampled_max=1.0)
-    sampled = rule.samples(told).nonzero().squeeze(1).tolist()
+    sampled = spread(rule, told)
     assert len(sampled) == pytest.approx(0.2 * 30, abs=3)
-    assert not any(told.offset[sampled] < 2)
     first, second, third = [n for n in range(30) if n not in sampled and told.offset[n] >= 2][-3:]
     attention = torch.zeros(3, 30)
     attention[0, first], attention[1, second], attention[2, third] = 5.0, 3.0, 4.0
@@ -70,14 +75,18 @@ def test_query_attention_takes_sinks_then_a_sample_then_what_is_attended_to():
     assert order[4 + len(sampled) :][:3] == [first, third, second]
     plain = QueryAttention(sinks=0, sampled=0.0)
     assert plain.scores(told).argsort(descending=True, stable=True).tolist()[:3] == [first, third, second]
-    assert not plain.samples(told).any()
+
+
+def test_all_but_sinks_teach_the_others():
+    told = candidates(12, 18)
+    assert torch.equal(QueryAttention(sinks=3).samples(told), told.offset >= 3)
     assert QueryAttention(carry=False).samples(told) is None
 
 
 @pytest.mark.parametrize("period", [7, 12, 13, 16, 24])
 def test_samples_fall_in_with_no_period_of_the_text(period):
     told = candidates(600)
-    sampled = QueryAttention(0.13).samples(told).nonzero().squeeze(1)
+    sampled = torch.tensor(spread(QueryAttention(0.13), told))
     assert len(sampled) == pytest.approx(0.052 * 600, rel=0.2)
     assert len(torch.unique(sampled % period)) >= period / 3
 

@@ -1,5 +1,6 @@
 """Advice: what is asked of the planner, what it costs when nobody answers, and what it is told."""
 
+import math
 import os
 import threading
 from dataclasses import replace
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvloom import limits
-from kvloom.clients.arrivals import ChunkPlace, Work
+from kvloom.clients.arrivals import ChunkPlace, Halfway, Work
 from kvloom.clients.plan_wire import (
+    BlendQuestion,
     ChunkAction,
     ChunkDecision,
     DecodeSample,
@@ -20,7 +22,8 @@ from kvloom.clients.plan_wire import (
     PrefillSample,
     Reason,
 )
-from kvloom.clients.rag.advice import Adviser, PlanPreview, engine_name
+from kvloom.clients.rag.advice import Adviser, engine_name
+from kvloom.clients.rag.advised import PlanPreview
 from kvloom.codec.container import Container
 from kvloom.codec.level import EXACT, STANDARD
 from kvloom.errors import Overloaded
@@ -73,12 +76,37 @@ def test_what_is_asked_and_what_comes_of_it():
     assert seconds_max == 0.25
     late, raced = advice.orders(100.0)
     assert (late.place, late.level, late.link, late.size_bytes) == (PLACES[2], STANDARD, "ssd", 900)
-    assert late.until == pytest.approx(100.5 + 2.0 * 60 / 200), "expected, and as long again as computing it takes"
-    assert raced.until == 100.0
+    assert late.until == pytest.approx(100.0 + 2 * 0.5), "overdue: then it is asked again"
+    assert raced.until == -math.inf
     assert advice.ends(100.0) == 102.0
     assert not advice.loads_nothing
     assert advice.preview() == PlanPreview(1, 1, 1, 1800, 0.6, 2.0)
     assert str(advice.preview()) == "this question will load 1 chunks, race 1, recompute 1, expected 600 ms"
+
+
+def test_what_is_blended_is_waited_for_as_long_again_as_computing_it_takes_and_not_asked_about_again():
+    client = Planner(PLAN)
+    advice = adviser(client).ask(PLACES, 240, floor=STANDARD, blend=BlendQuestion(4))
+    assert not advice.revisable
+    assert not client.questions[0][0].stops
+    assert advice.orders(100.0)[0].until == pytest.approx(100.5 + 2.0 * 60 / 200)
+
+
+def test_what_is_overdue_is_decided_anew_by_what_has_come_without_asking():
+    loads = tuple(replace(LOAD, seconds=0.1 * (at + 1), size_bytes=1000) for at in range(3))
+    client = Planner(replace(PLAN, decisions=loads, load_order=(0, 1, 2)))
+    advice = adviser(client).ask(PLACES, 240, floor=STANDARD)
+    first, second, third = PLACES
+    fast = Halfway(frozenset({first}), frozenset({second}), 0)
+    assert set(advice.decided_anew(fast, 0.15)) == {second, third}, "150 ms for a chunk and a half"
+    assert advice.decided_anew(fast, 0.15)[third] == pytest.approx(0.05 + 0.1)
+    assert not advice.decided_anew(fast, 30.0), "computing all takes two seconds"
+    nothing = Halfway(frozenset(), frozenset({first, second}), 0)
+    assert set(advice.decided_anew(nothing, 0.5)) >= {second, third}
+    assert not advice.decided_anew(nothing, 50.0)
+    done = Halfway(frozenset({second}), frozenset({third}), third.start)
+    assert set(advice.decided_anew(done, 0.15)) == {third}, "what is before is there"
+    assert len(client.questions) == 1
 
 
 @pytest.mark.parametrize(

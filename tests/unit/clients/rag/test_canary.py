@@ -73,16 +73,18 @@ def test_a_true_answer_is_found_true_and_another_not(model, canary):
     assert (found.recent_agreement, found.recent_kl) == (0.5, pytest.approx(found.kl))
 
 
-def test_one_in_so_many_is_watched(canary):
-    def watched(watcher, answers):
+def test_one_in_so_many_is_checked(model, canary):
+    answer, seen = answered(model, 1)
+
+    def checked(watcher, answers):
         found = []
         for _ in range(answers):
-            with watcher.answering() as chosen:
-                found.append(chosen)
+            found.append(watcher.check(PROMPT, answer, seen, TARGET))
+            watcher.wait()
         return found
 
-    assert watched(canary(every=3), 7) == [False, False, True, False, False, True, False]
-    assert watched(canary(every=0), 3) == [False] * 3
+    assert checked(canary(every=3), 7) == [False, False, True, False, False, True, False]
+    assert checked(canary(every=0), 3) == [False] * 3
     with pytest.raises(InvalidRequest, match="-1"):
         canary(every=-1)
 

@@ -170,3 +170,12 @@ def test_words_that_a_tokenizer_cannot_take_as_words_are_refused():
     assert len(template.document_tokens(Document("a word"))) == 2
     with pytest.raises(InvalidRequest, match="'turn <end> turn' holds a control token"):
         template.document_tokens(Document("turn <end> turn"))
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "said"),
+    [("a\ud800", "", "text holds half"), ("a", "\udfff", "title holds half"), (None, "", "text is of type NoneType")],
+)
+def test_what_is_no_text_makes_no_document(text, title, said):
+    with pytest.raises(InvalidRequest, match=said):
+        Document(text, title=title)

@@ -1,5 +1,6 @@
 """Documents by name: versions, what is shared, and what nobody needs any more."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -7,7 +8,8 @@ import pytest
 
 from kvloom import limits
 from kvloom.clients.rag import Document, Library
-from kvloom.errors import BodyTooLarge, ConfigError, InvalidRequest, NotFound, StorageFull
+from kvloom.clients.rag import library as library_module
+from kvloom.errors import BodyTooLarge, ConfigError, InvalidRequest, NotFound, StorageFull, StorageUnavailable
 from kvloom.kvstore.key import ContentKey
 
 KEYS = [ContentKey(bytes([n]) * 32) for n in range(4)]
@@ -83,3 +85,35 @@ def test_refusals(library, tmp_path, monkeypatch):
     (tmp_path / "none").write_text("this is no database, it is a text file of some length" * 10)
     with pytest.raises(ConfigError, match="cannot be opened"):
         Library(tmp_path / "none", clock=lambda: 0.0)
+
+
+def test_a_library_that_is_damaged_or_held_is_unavailable(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    with closing(Library(file, clock=lambda: 1.0)) as library:
+        for n in range(200):
+            library.put(f"{n:03}", Document(f"text {n} " * 50))
+    monkeypatch.setattr(library_module, "_WAIT_SECONDS_MAX", 0.0)
+    with closing(Library(file, clock=lambda: 1.0)) as library, closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageUnavailable, match="locked"):
+            library.put("new", Document("text"))
+        other.rollback()
+        assert library.put("new", Document("text")).is_new, "and goes on when it can"
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        stream.seek(size // 2)
+        stream.write(b"\xff" * (size // 2))
+    with closing(Library(file, clock=lambda: 1.0)) as library:
+        with pytest.raises(StorageUnavailable, match="cannot be used"):
+            [library.get(f"{n:03}") for n in range(200)]
+        with pytest.raises(StorageUnavailable, match="cannot be used"):
+            library.forget(())
+
+
+def test_a_library_without_room_says_so(tmp_path):
+    with closing(Library(tmp_path / "file", clock=lambda: 1.0)) as library:
+        pages = library._database.execute("PRAGMA page_count").fetchone()[0]
+        library._database.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(StorageFull, match="no room"):
+            library.put("a", Document("x" * 100_000))
+        assert library.names() == []
