@@ -7,7 +7,7 @@ into the cache, so a load may be slow, or hang, while the model goes on.
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -20,7 +20,17 @@ from ..kvstore.key import ChunkRef
 from ..kvstore.outcome import Hit, Outcome, Unavailable
 from .protocol import DAEMON
 
-__all__ = ["Arrivals", "ChunkPlace", "Chunks", "LoadOrder", "LoadResult", "Loaded", "Work"]
+__all__ = [
+    "Arrivals",
+    "ChunkPlace",
+    "Chunks",
+    "Halfway",
+    "LoadOrder",
+    "LoadResult",
+    "Loaded",
+    "Revise",
+    "Work",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +122,30 @@ class _State(Enum):
     TAKEN = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Halfway:
+    """How far loads are: which places are ``there``, and which are ``moving``.
+
+    All before position ``front`` is there, loaded or computed.
+    """
+
+    there: frozenset[ChunkPlace]
+    moving: frozenset[ChunkPlace]
+    front: int = 0
+
+
+Revise = Callable[[Halfway], Mapping[ChunkPlace, float]]
+"""Until when each place that is still to be loaded is waited for."""
+
+
 class Arrivals:
     """Loads under way. ``orders`` are begun in their order, by as many threads as ``workers`` has.
 
     ``get`` reads a chunk within the seconds it is given; ``ready`` gets whatever decoding takes, which may be long, and
     says whether it is there; ``decode`` brings a container to its place and says how many bytes of KV that made, or
     ``None`` where it cannot be used. No transfer goes on after ``ends`` (by ``clock``), and none begins once
-    a read has found no daemon: the caller waits for it once, not once for each chunk.
+    a read has found no daemon: the caller waits for it once, not once for each chunk. ``revise`` is asked when a chunk
+    that is waited for is overdue: without it, nobody waits for that any longer.
     """
 
     def __init__(
@@ -130,9 +157,13 @@ class Arrivals:
         decode: Callable[[LoadOrder, Container], int | None],
         *,
         ends: float | None = None,
+        revise: Revise | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._get, self._ready, self._decode = get, ready, decode
+        self._revise = revise
+        self._untils = {order.place: order.until for order in orders}
+        self._moving: set[ChunkPlace] = set()
         self._ends, self._clock = ends, clock
         self._orders = tuple(orders)
         self._states = dict.fromkeys((order.place for order in orders), _State.ASKED)
@@ -151,13 +182,39 @@ class Arrivals:
 
     def came(self, place: ChunkPlace) -> bool:
         """As :meth:`Chunks.came`; what is being decoded is waited for in any case."""
+        while self._overdue(place) and self._untils[place] > -math.inf and self._look_again(place.start):
+            pass
         with self._changed:
-            while self._states.get(place) is _State.ASKED and (left := self._until(place) - self._clock()) > 0:
-                self._changed.wait(min(left, threading.TIMEOUT_MAX))
             if self._states.get(place) is _State.ASKED:
                 self._states[place] = _State.TAKEN
             self._changed.wait_for(lambda: self._states.get(place) is not _State.DECODING)
             return self._states.get(place) is _State.THERE
+
+    def hold(self, until: float) -> None:
+        """Wait until something has come, at most until then; if something has, it is decided anew."""
+
+        def told() -> bool:
+            states = self._states.values()
+            return _State.THERE in states or (_State.ASKED not in states and _State.DECODING not in states)
+
+        with self._changed:
+            while not told() and (left := until - self._clock()) > 0:
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+            if _State.THERE not in self._states.values():
+                return  # the link is not as fast as it might have been: what was planned holds
+        self._look_again(0)
+
+    def _look_again(self, front: int) -> bool:
+        """Have it decided anew what to wait for, by what has come so far; whether anybody says."""
+        if self._revise is None or (self._ends is not None and self._clock() >= self._ends):
+            return False
+        with self._changed:
+            there = frozenset(at for at, state in self._states.items() if state in (_State.THERE, _State.DECODING))
+            halfway = Halfway(there, frozenset(self._moving), front)
+        untils = self._revise(halfway)
+        with self._changed:
+            self._untils = {place: untils.get(place, -math.inf) for place in self._untils}
+        return True
 
     def settle(self) -> LoadResult:
         """Wait for all that was asked for; what is not there in time does not come any more."""
@@ -185,13 +242,25 @@ class Arrivals:
         with self._changed:
             return list(self._transfers), list(self._decodings)
 
+    def _overdue(self, place: ChunkPlace) -> bool:
+        """Wait for a chunk that was asked for; whether it has not come by when somebody should look at it."""
+        with self._changed:
+            while self._states.get(place) is _State.ASKED:
+                left = self._until(place) - self._clock()
+                if left <= 0:
+                    return True
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+            return False
+
     def _until(self, place: ChunkPlace) -> float:
+        """When somebody should look at it, or at one that was to come before it; what is raced is not waited for."""
         until = math.inf
         for order in self._orders:
-            if self._states[order.place] is _State.ASKED:
-                until = min(until, order.until)
+            own = self._untils[order.place]
             if order.place == place:
-                break
+                return min(until, own)
+            if own > -math.inf and self._states[order.place] is _State.ASKED:
+                until = min(until, own)
         return until
 
     def _bring(self, order: LoadOrder) -> None:
@@ -214,8 +283,13 @@ class Arrivals:
             too_late = self._daemon_gone or (left is not None and left <= 0)
             if too_late or self._states[order.place] is not _State.ASKED:
                 return None
-        outcome = self._get(order, left)
-        ended = self._clock()
+            self._moving.add(order.place)
+        try:
+            outcome = self._get(order, left)
+        finally:
+            ended = self._clock()
+            with self._changed:
+                self._moving.discard(order.place)
         if isinstance(outcome, Hit):
             link, size = (outcome.tier if outcome.tier != DAEMON else order.link), len(outcome.value.data)
         elif left is not None and ended - began >= left:

@@ -16,7 +16,7 @@ from .access import Access
 from .http_message import Buffer, HttpReply, HttpRequest
 from .naming import NameLookup
 from .protocol import Operation
-from .summed import word_sum_of
+from .summed import Summing, receive_buffer, word_sum_of
 
 __all__ = ["AsyncHttpDaemon"]
 
@@ -64,7 +64,7 @@ class AsyncHttpDaemon:
             raise DaemonUnavailable(f"no daemon answers at {self._endpoint}: {reason.lower()}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise DaemonUnavailable(f"daemon at {self._endpoint} broke off: {error!r}") from error
-        if len(reply.body) < limits.STREAM_FRAME_BYTES:
+        if reply.summed is not None or len(reply.body) < limits.STREAM_FRAME_BYTES:
             return operation.parse(reply)
         return await asyncio.to_thread(operation.parse, reply)
 
@@ -89,14 +89,19 @@ class AsyncHttpDaemon:
                     f"daemon at {self._endpoint} declares a reply of {length} bytes, "
                     f"the limit is {operation.reply_bytes_max}"
                 )
-            body = bytearray(length)
+            names = {name.lower(): value for name, value in response.headers.items()}
+            total = word_sum_of(names) if self._endpoint.is_near else None
+            # A view, because a part set into a bytearray itself is copied once more on its way.
+            body = memoryview(bytearray(length)) if total is None else receive_buffer(length)
+            summing = None if total is None else Summing(body)
             position = 0
             async for part in response.content.iter_any():
                 body[position : position + len(part)] = part
                 position += len(part)
-            names = {name.lower(): value for name, value in response.headers.items()}
-            total = word_sum_of(names) if self._endpoint.is_near else None
-            return HttpReply(response.status, names, memoryview(body)[:position], word_sum=total)
+                if summing is not None:
+                    summing.advance(position)
+            summed = None if summing is None else summing.total
+            return HttpReply(response.status, names, body[:position].toreadonly(), None, total, summed)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -24,8 +24,9 @@ from ..kvstore.gpu.source import ChunkWanted, Encoding
 from ..kvstore.key import ContentKey
 from ..kvstore.outcome import Hit, Outcome, Throttled
 from ..kvstore.tier import Ack
-from .arrivals import Arrivals, ChunkPlace, LoadOrder, LoadResult
+from .arrivals import Arrivals, ChunkPlace, LoadOrder, LoadResult, Revise
 from .client import KvloomClient
+from .layered import LayeredDecoding
 from .resident import DaemonSource, PoolPlace, ResidentChunks
 
 __all__ = ["ChunkTraffic"]
@@ -126,10 +127,26 @@ class ChunkTraffic:
             return self._load_through(self.resident, cache, places, level)
         return self._load_straight(cache, places, level)
 
-    def begin(self, cache: KvCache, orders: Sequence[LoadOrder], *, ends: float | None = None) -> Arrivals:
+    def load_apart(self, caches: Sequence[KvCache], places: Sequence[ChunkPlace], *, level: Level) -> list[LoadResult]:
+        """As :meth:`load`, each place into a cache of its own, all at the same time."""
+        pairs = list(zip(caches, places, strict=True))
+        if self.resident is not None:
+            return [self.load(cache, [place], level=level) for cache, place in pairs]
+        return [item.settle() for item in [self.begin(cache, [LoadOrder(place, level)]) for cache, place in pairs]]
+
+    def begin(
+        self,
+        cache: KvCache,
+        orders: Sequence[LoadOrder],
+        *,
+        ends: float | None = None,
+        revise: Revise | None = None,
+        decoding: LayeredDecoding | None = None,
+    ) -> Arrivals:
         """Load in the background what is ordered, past the pool; no transfer goes on after ``ends`` (by ``clock``).
 
-        ``cache`` is written to until everything is there or was given up.
+        ``cache`` is written to until everything is there or was given up; ``revise`` as for :class:`.Arrivals`. What
+        comes is left to ``decoding``, where one is given.
         """
 
         def get(order: LoadOrder, seconds_max: float | None) -> Outcome[Container]:
@@ -140,10 +157,23 @@ class ChunkTraffic:
             return order.level == EXACT or digest == self._generic or self.profile(digest) is not None
 
         def decode(order: LoadOrder, container: Container) -> int | None:
+            if decoding is not None:
+                return 0 if decoding.add(order, container) else None  # what decoding takes is measured there
             decoded = self._decode(cache, order.place, container, order.level)
             return container.header.tokens * self._layout.bytes_per_token if decoded else None
 
-        return Arrivals(orders, self._workers, get, ready, decode, ends=ends, clock=self._clock)
+        return Arrivals(orders, self._workers, get, ready, decode, ends=ends, revise=revise, clock=self._clock)
+
+    def layered(self, cache: KvCache) -> LayeredDecoding:
+        """Decoding into ``cache`` layer by layer, for :meth:`begin`."""
+
+        def decode(order: LoadOrder, container: Container, layers: range) -> bool:
+            return self._decode(cache, order.place, container, order.level, layers)
+
+        layout = self._layout
+        return LayeredDecoding(
+            self._workers, decode, layers=len(layout.layers), token_bytes=layout.bytes_per_token, clock=self._clock
+        )
 
     def _load_straight(self, cache: KvCache, places: Sequence[ChunkPlace], level: Level) -> LoadResult:
         return self.begin(cache, [LoadOrder(place, level) for place in places]).settle()
@@ -180,7 +210,9 @@ class ChunkTraffic:
                 return False
         return True
 
-    def _decode(self, cache: KvCache, place: ChunkPlace, container: Container, level: Level) -> bool:
+    def _decode(
+        self, cache: KvCache, place: ChunkPlace, container: Container, level: Level, layers: range | None = None
+    ) -> bool:
         digest = container.header.profile_digest
         profile = None if level == EXACT or digest == self._generic else self.profile(digest)
         if container.header.tokens != place.ref.tokens:
@@ -195,6 +227,7 @@ class ChunkTraffic:
                 level=level,
                 layout=self._layout,
                 first_position=place.start,
+                layers=layers,
             )
         except (InvalidData, LayoutMismatch, ProfileMismatch):
             return False

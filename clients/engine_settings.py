@@ -34,7 +34,7 @@ def _read(name: str, value: Any, kind: type) -> Any:
         return value
     if kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{name} is {value!r}, must be a number of seconds")
+            raise ConfigError(f"{name} is {value!r}, must be a number")
         return float(value)
     if not isinstance(value, str):
         raise ConfigError(f"{name} is {value!r}, must be text")

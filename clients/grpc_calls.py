@@ -37,7 +37,7 @@ from .protocol import (
 from .put_batch import ChunkToPut, PutChunks
 from .reports import CheckHealth, GetStats, GetTenant, ListNamespaces
 from .scrubs import GetScrub, ScrubReport, StartScrub
-from .summed import Summing
+from .summed import Summing, receive_buffer
 from .tenancy import TenantStats
 from .upkeep import DeleteChunks, EraseNamespace, HintChunks, PinChunks, PrefetchChunks, ReleaseLease
 
@@ -117,7 +117,7 @@ class _Download(GrpcCall):
         super().__init__(operation, method)
         self._question, self._frame, self._operation = question, frame, operation
         self._following: Following | Summing | None = None
-        self._body: bytearray | None = None
+        self._body: memoryview | None = None
         self._position = 0
         self._word_sum: int | None = None
         self._headers: dict[str, str] = {}
@@ -160,11 +160,14 @@ class _Download(GrpcCall):
             declared = first.total_bytes
         if declared > self.bytes_max:
             raise DaemonUnavailable(f"daemon declares {declared} bytes, the limit is {self.bytes_max}")
-        self._body = bytearray(declared)
         if self._word_sum is not None:
+            self._body = receive_buffer(declared)
             self._following = Summing(self._body)
-        elif self.follows:
-            self._following = self._operation.follow(self._body)
+            return
+        buffer = bytearray(declared)
+        self._body = memoryview(buffer)
+        if self.follows:
+            self._following = self._operation.follow(buffer)
 
 
 class _PutChunk(_Question):

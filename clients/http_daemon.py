@@ -1,4 +1,4 @@
-"""A daemon over HTTP for programs that block: :mod:`http.client`, connections kept, bodies read into one buffer."""
+"""A daemon over HTTP for programs that block: connections kept, bodies read into one buffer."""
 
 from collections import deque
 from dataclasses import replace

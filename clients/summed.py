@@ -15,7 +15,7 @@ from ..errors import InvalidData, KeyMismatch
 from ..kvstore.key import ContentKey
 from .http_message import Buffer
 
-__all__ = ["HEADER_WORD_SUM", "Summing", "format_sum", "summed_container", "word_sum_of"]
+__all__ = ["HEADER_WORD_SUM", "Summing", "format_sum", "receive_buffer", "summed_container", "word_sum_of"]
 
 HEADER_WORD_SUM: Final = "Kvloom-Word-Sum"
 _SUM: Final = re.compile("[0-9a-f]{16}")
@@ -31,6 +31,13 @@ def word_sum_of(headers: Mapping[str, str]) -> int | None:
     """The word sum that a daemon names in ``headers``, whose keys are in lower case; None where it names none."""
     text = headers.get(HEADER_WORD_SUM.lower(), "")
     return int(text, 16) if _SUM.fullmatch(text) else None
+
+
+def receive_buffer(length: int) -> memoryview:
+    """Memory of so many bytes to receive into, whatever is in it now: a pass that fills it with zeros is left out."""
+    import numpy as np
+
+    return np.empty(length, np.uint8).data
 
 
 def _added(data: Buffer) -> int:

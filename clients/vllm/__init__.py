@@ -10,18 +10,19 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import MissingDependency
+from .marking import MarkedPrompt, mark_documents
 
 if TYPE_CHECKING:
     from .connector import KvloomConnector
     from .offload_tier import KvloomTier
 
-__all__ = ["KvloomConnector", "KvloomTier"]
+__all__ = ["KvloomConnector", "KvloomTier", "MarkedPrompt", "mark_documents"]
 
 _HOMES: Final = {"KvloomConnector": ".connector", "KvloomTier": ".offload_tier"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if find_spec("vllm") is None:
         raise MissingDependency(

@@ -12,6 +12,7 @@ from typing import Final
 from ... import limits
 from ...codec.level import EXACT, LOSSY_LEVELS, Level
 from ...errors import KvloomError
+from ..overdue import overdue_seconds
 from ..plan_wire import (
     Ability,
     ChunkAction,
@@ -43,7 +44,8 @@ class EngineState:
 class Advice:
     """Load the first ``chunks`` of what was found. ``links``: over which each is expected.
 
-    ``seconds_max``: computing everything takes no longer, so neither must loading. ``plan`` names what was decided.
+    ``seconds_max``: then the load is overdue, or everything would have been computed; of what has come until then the
+    engine keeps the prefix. ``plan`` names what was decided.
     """
 
     chunks: int
@@ -100,6 +102,7 @@ class LoadAdviser:
             ability=Ability.PREFIX_CUT,
             running=max(1, self.state.running),
             queued_tokens=self.state.queued_tokens,
+            stops=True,
         )
         try:
             reply = self._ask(question)
@@ -117,7 +120,8 @@ class LoadAdviser:
         loaded = [decision.action is not ChunkAction.RECOMPUTE for decision in reply.decisions]
         count = loaded.index(False) if False in loaded else len(loaded)
         self._counts += Counts(declined_tokens=sum(chunk.tokens for chunk in chunks[count:]))
-        seconds_max = max(reply.recompute_seconds, limits.ENGINE_PLANNED_LOAD_SECONDS_MIN)
+        overdue = overdue_seconds(max((decision.seconds for decision in reply.decisions[:count]), default=0.0))
+        seconds_max = max(min(reply.recompute_seconds, overdue), limits.ENGINE_PLANNED_LOAD_SECONDS_MIN)
         return Advice(count, links, seconds_max, reply.plan)
 
     def take_counts(self) -> Counts:

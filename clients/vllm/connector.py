@@ -3,7 +3,8 @@
 vLLM makes one object per role. The scheduler's (:mod:`.scheduling`) says how many tokens can be loaded, and sends a
 :class:`StepPlan` with every step. The worker's (:mod:`.loading`, :mod:`.saving`) carries it out and reports what came
 of it, and what computing took. Loads run between steps, into blocks that nobody reads yet, so no layer ever waits for
-one; with ``load_by_layer`` they run beside the step that reads them, and every layer waits for its own. Saves are
+one; with ``load_by_layer`` they run beside the step that reads them, and every layer waits for its own; documents are
+blended in front of it (:mod:`.blending`). Saves are
 copied at the end of the step that computed them; in parts (``layers_per_part``) as soon as a part's last layer is.
 """
 
@@ -29,6 +30,7 @@ from ..plan_wire import PrefillSample
 from . import model
 from .load_job import FinishedLoad
 from .plan import StepPlan
+from .plugin import LOAD_FORMAT
 from .scheduler_half import SchedulerHalf
 from .settings import ConnectorSettings
 from .stats import DESCRIPTIONS, Counts
@@ -134,6 +136,8 @@ class KvloomConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 f"load_by_layer with {self._groups} groups of KV caches: vLLM cannot compute again what fails then; "
                 "pass --disable-hybrid-kv-cache-manager"
             )
+        if settings.blend:
+            model.check_blendable(vllm_config, self._groups, LOAD_FORMAT)
         self._by_layer = settings.load_by_layer
         self._half: SchedulerHalf | WorkerHalf
         if role is KVConnectorRole.SCHEDULER:
@@ -151,8 +155,10 @@ class KvloomConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens after those that vLLM has can be loaded."""
-        tokens = self._scheduler().matched_tokens(request, num_computed_tokens)
-        return tokens, tokens > 0 and not self._by_layer
+        half = self._scheduler()
+        tokens = half.matched_tokens(request, num_computed_tokens)
+        at_once = self._by_layer or half.documents.knows(request.request_id)
+        return tokens, tokens > 0 and not at_once
 
     def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
         """Blocks were found for what is to be loaded."""
@@ -191,7 +197,7 @@ class KvloomConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._worker().register(kv_caches, self._vllm_config, self._kv_cache_config)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
-        """Begin this step's loads; the step does not read what they write."""
+        """Begin this step's loads, which write what it does not read, and blend what it does."""
         self._worker().start_loads(self._plan(), idle=forward_context.attn_metadata is None)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:

@@ -13,7 +13,7 @@ __all__ = ["ChunkTimes", "FinishedLoad", "LoadJob"]
 class ChunkTimes:
     """What a part of a chunk took: ``size_bytes`` over ``link`` beside ``concurrent - 1`` others, then decoding.
 
-    ``decode_seconds`` are those of its share of the threads that decoded at the same time.
+    ``decode_seconds`` include copying, and are those of its share of the threads that did so at the same time.
     """
 
     link: str | None

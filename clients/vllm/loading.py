@@ -14,14 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ... import codec
-from ...codec.container import Container, generic_digest
-from ...codec.level import EXACT, Level
-from ...codec.profiles import AnyProfile
+from ...codec.container import Container
 from ...errors import KvloomError
 from ...kvstore.key import ContentKey
 from ...kvstore.outcome import Hit, Miss, Outcome, Unavailable
 from .awaiting import Awaiting
+from .decoding import ChunkDecoder
 from .load_job import ChunkTimes, FinishedLoad, LoadJob
 from .pages import ChunkArrays, KvPages
 from .parts import LayerPart
@@ -30,7 +28,6 @@ from .plan import RequestLoad
 __all__ = ["ChunkLoader"]
 
 Get = Callable[[ContentKey], Outcome[Container]]
-FindProfile = Callable[[bytes], AnyProfile | None]
 
 
 class ChunkLoader:
@@ -43,9 +40,8 @@ class ChunkLoader:
         self,
         pages: KvPages,
         parts: Sequence[LayerPart],
-        level: Level,
         get: Get,
-        find_profile: FindProfile,
+        decoder: ChunkDecoder,
         *,
         exists: Callable[[Sequence[ContentKey]], list[bool]],
         rank: int = 0,
@@ -53,10 +49,9 @@ class ChunkLoader:
         seconds_max: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pages, self._parts, self._level = pages, tuple(parts), level
-        self._get, self._find_profile, self._rank = get, find_profile, rank
+        self._pages, self._parts = pages, tuple(parts)
+        self._get, self._decoder, self._rank = get, decoder, rank
         self._seconds_max, self._clock = seconds_max, clock
-        self._generic = {generic_digest(part.layout) for part in parts}  # of profiles that everybody has
         self._jobs: list[LoadJob] = []
         self._some_ended = threading.Event()
         self._rooms = threading.local()
@@ -148,37 +143,34 @@ class ChunkLoader:
         if container.header.tokens != chunk.tokens or container.header.first_position != chunk.start:
             job.fail(index)
             return None
-        arrays = self._room(part, chunk.tokens)
         decoding = self._enter("_decoding")
         try:
-            self._decode(container, arrays, part)
+            arrays = self._decoder.stored(container, part.layout) or self._decoded(container, part)
+            if not job.begin_write():
+                return None
+            try:
+                self._pages.copy_in(chunk, arrays, part.layers)
+            finally:
+                job.end_write()
         except KvloomError:
             job.fail(index)
             return None
         finally:
             self._leave("_decoding")
-        decoded = self._clock()
-        if not job.begin_write():
-            return None
-        try:
-            self._pages.copy_in(chunk, arrays, part.layers)
-        finally:
-            job.end_write()
+        written = self._clock()
         return ChunkTimes(
             chunk.link,
             len(container.data),
             came - began,
             fetching,
             chunk.tokens * part.layout.bytes_per_token,
-            (decoded - came) / decoding,
+            (written - came) / decoding,
         )
 
-    def _decode(self, container: Container, arrays: ChunkArrays, part: LayerPart) -> None:
-        digest = container.header.profile_digest
-        generic = self._level == EXACT or digest in self._generic
-        profile = None if generic else self._find_profile(digest)
-        keys, values = arrays.numpy
-        codec.decode_into(container, keys, values, profile=profile, level=self._level, layout=part.layout)
+    def _decoded(self, container: Container, part: LayerPart) -> ChunkArrays:
+        arrays = self._room(part, container.header.tokens)
+        self._decoder.decode(container, arrays, part.layout)
+        return arrays
 
     def _enter(self, what: str) -> int:
         """How many threads, this one included, do ``what`` now."""

@@ -23,6 +23,7 @@ from ..weights import weights_digest
 __all__ = [
     "adapter_name",
     "block_tokens_of",
+    "check_blendable",
     "check_supported",
     "engine_name",
     "features_of",
@@ -58,6 +59,20 @@ def check_supported(config: Any) -> None:
     speculative = config.speculative_config
     if speculative is not None and speculative.method not in ("ngram", "suffix"):
         raise ConfigError(f"speculative decoding by {speculative.method} keeps KV of a second model: not supported yet")
+
+
+def check_blendable(config: Any, groups: int, load_format: str) -> None:
+    """Raise :class:`ConfigError` where documents cannot be blended with the engine's own weights."""
+    if config.load_config.load_format != load_format:
+        raise ConfigError(
+            f"blend needs the engine's weights: pass --load-format {load_format}, not {config.load_config.load_format}"
+        )
+    if config.parallel_config.tensor_parallel_size > 1:
+        raise ConfigError(f"blend with {config.parallel_config.tensor_parallel_size} ranks is not supported yet")
+    if groups > 1:
+        raise ConfigError(f"blend with {groups} groups of KV caches is not supported yet")
+    if config.lora_config is not None:
+        raise ConfigError("blend with LoRA adapters is not supported yet")
 
 
 def layer_order(names: Iterable[str]) -> list[str]:

@@ -17,7 +17,6 @@ from torch import Tensor
 from ...blend.cache import TORCH_DTYPES, numpy_view
 from ...codec.layout import Kind, LayerLayout, Layout
 from ...errors import UnsupportedModel
-from .blocks import BlockSpan
 from .plan import PlacedChunk
 
 __all__ = ["ChunkArrays", "KvPages", "LayerPages", "WriteTokens", "find_pages"]
@@ -77,6 +76,12 @@ class KvPages:
 
     def __init__(self, layers: Sequence[LayerPages]) -> None:
         self._layers = tuple(layers)
+        tensors = [(layer.keys, layer.values) for layer in layers]
+        # NumPy copies between strides in half of torch's time.
+        self._on_host = all(item.device.type == "cpu" for pair in tensors for item in pair)
+        self._copied: list[tuple[Any, ...]] = list(tensors)
+        if self._on_host:
+            self._copied = [tuple(map(_words, pair)) for pair in tensors]
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -84,27 +89,30 @@ class KvPages:
     @torch.inference_mode()
     def copy_out(self, chunk: PlacedChunk, arrays: ChunkArrays, layers: range | None = None) -> None:
         """Copy a chunk's tokens to ``arrays``, which hold ``layers`` (all by default)."""
-        for page, array, span in self._pairs(chunk, arrays, layers):
-            array[:, span.at : span.at + span.tokens].copy_(_in_block(page, span))
+        for in_block, in_array in self._pairs(chunk, arrays, layers):
+            in_array[...] = in_block
 
     @torch.inference_mode()
     def copy_in(self, chunk: PlacedChunk, arrays: ChunkArrays, layers: range | None = None) -> None:
         """Copy a chunk's tokens from ``arrays``, which hold ``layers`` (all by default)."""
-        for page, array, span in self._pairs(chunk, arrays, layers):
-            _in_block(page, span).copy_(array[:, span.at : span.at + span.tokens])
+        for in_block, in_array in self._pairs(chunk, arrays, layers):
+            in_block[...] = in_array
 
-    def _pairs(
-        self, chunk: PlacedChunk, arrays: ChunkArrays, layers: range | None
-    ) -> Iterator[tuple[Tensor, Tensor, BlockSpan]]:
-        chosen = self._layers if layers is None else self._layers[layers.start : layers.stop]
-        for layer, keys, values in zip(chosen, arrays.keys, arrays.values, strict=True):
-            for pages, array in ((layer.keys, keys), (layer.values, values)):
+    def _pairs(self, chunk: PlacedChunk, arrays: ChunkArrays, layers: range | None) -> Iterator[tuple[Any, Any]]:
+        """Each span's numbers in its block and in the arrays."""
+        chosen = slice(None) if layers is None else slice(layers.start, layers.stop)
+        held = zip(self._layers[chosen], self._copied[chosen], arrays.keys, arrays.values, strict=True)
+        for layer, pages, keys, values in held:
+            for page, tensor in zip(pages, (keys, values), strict=True):
+                array = _words(tensor) if self._on_host else tensor
                 for span in chunk.spans[layer.group]:
-                    yield pages, array, span
+                    in_block = page[span.block, :, span.offset : span.offset + span.tokens]
+                    yield in_block, array[:, span.at : span.at + span.tokens]
 
 
-def _in_block(pages: Tensor, span: BlockSpan) -> Tensor:
-    return pages[span.block, :, span.offset : span.offset + span.tokens]
+def _words(tensor: Tensor) -> NDArray[Any]:
+    """The same memory for NumPy; bfloat16, whose copies would be slow, as integers."""
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 @torch.inference_mode()

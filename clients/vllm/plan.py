@@ -7,7 +7,7 @@ from ...kvstore.key import ContentKey
 from ..sequence import ShardedChunk
 from .blocks import BlockSpan, block_spans
 
-__all__ = ["BlockTables", "PlacedChunk", "RequestLoad", "StepPlan", "StepPrefill", "place"]
+__all__ = ["BlendChunk", "BlendLoad", "BlockTables", "PlacedChunk", "RequestLoad", "StepPlan", "StepPrefill", "place"]
 
 _NO_BLOCK = 0
 """The block that stands in a table for tokens which no layer of the group looks at any more."""
@@ -67,6 +67,34 @@ class RequestLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class BlendChunk:
+    """A stored chunk of ``tokens`` tokens of a document, computed from ``first_position`` on.
+
+    Those from the ``skip``-th on stand in a prompt from ``start`` on.
+    """
+
+    key: ContentKey
+    first_position: int
+    tokens: int
+    skip: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlendLoad:
+    """A prompt to blend from ``chunks`` before the coming step; its first tokens' KV goes to ``target``.
+
+    ``ratio`` of what is stored is computed again, None what the engine was told.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    chunks: tuple[BlendChunk, ...]
+    target: PlacedChunk
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepPrefill:
     """The one prefill of a step: ``tokens`` after ``start`` others, in an engine with ``running`` requests."""
 
@@ -79,13 +107,14 @@ class StepPrefill:
 class StepPlan:
     """Loads to begin, chunks to save once the step is computed, and requests whose blocks are free after that.
 
-    ``prefill`` is there where the time of the step says what computing costs.
+    ``prefill`` is there where the time of the step says what computing costs. ``blends`` are computed before the step.
     """
 
     loads: tuple[RequestLoad, ...] = ()
     saves: tuple[PlacedChunk, ...] = ()
     released: tuple[str, ...] = ()
     prefill: StepPrefill | None = None
+    blends: tuple[BlendLoad, ...] = ()
 
 
 def place(

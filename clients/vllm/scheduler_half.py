@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from blake3 import blake3
 
 from ...codec.layout import Layout
-from ...errors import NotFound
+from ...errors import InvalidRequest, NotFound
 from ...kvstore.key import ContentKey
 from ...kvstore.outcome import Hit
 from ..client import KvloomClient
@@ -20,8 +20,10 @@ from ..plan_wire import LoadSample, PrefillSample
 from ..sequence import SequenceChunks, ShardedChunk
 from . import model
 from .advice import LOAD_ALL, Advice, EngineState, LoadAdviser
+from .document_plan import DocumentPlanner
 from .load_job import FinishedLoad
 from .lookup import ChunkLookup
+from .marking import Marks, read_marks
 from .parts import shard_identities
 from .plan import BlockTables, StepPlan, StepPrefill
 from .reporting import Reporter
@@ -85,6 +87,7 @@ class SchedulerHalf:
         self.planner = RequestPlanner(
             settings, self._lookup, advise=self._advise, keep_last=len(self._block_tokens) > 1 or settings.load_by_layer
         )
+        self.documents = DocumentPlanner(settings, self._lookup)
         self._requests: dict[str, Request] = {}
         self._followed: dict[str, _Followed] = {}
         LOGGER.info(
@@ -92,10 +95,12 @@ class SchedulerHalf:
         )
 
     def matched_tokens(self, request: "Request", computed: int) -> int:
-        """As :meth:`RequestPlanner.matched_tokens`."""
+        """As :meth:`RequestPlanner.matched_tokens`, or of documents :meth:`DocumentPlanner.matched_tokens`."""
         request_id = request.request_id
-        if request_id not in self._requests and not self._begin(request):
+        if not (request_id in self._requests or self.documents.knows(request_id)) and not self._begin(request):
             return 0
+        if self.documents.knows(request_id):
+            return self.documents.matched_tokens(request_id, computed)
         began = self._clock()
         tokens = self.planner.matched_tokens(request_id, request.all_token_ids, computed)
         plan = self.planner.plan_of(request_id)
@@ -104,7 +109,10 @@ class SchedulerHalf:
         return tokens
 
     def plan_load(self, request_id: str, tokens: int, tables: tuple[Sequence[int], ...]) -> None:
-        """As :meth:`RequestPlanner.plan_load`."""
+        """As :meth:`RequestPlanner.plan_load`, or of documents :meth:`DocumentPlanner.plan_load`."""
+        if self.documents.knows(request_id):
+            self.documents.plan_load(request_id, tokens, BlockTables(tables, self._block_tokens))
+            return
         self.planner.plan_load(request_id, tokens, BlockTables(tables, self._block_tokens))
 
     def plan_step(self, output: "SchedulerOutput") -> StepPlan:
@@ -124,13 +132,16 @@ class SchedulerHalf:
             table = partial(self._tables, state, request_id)
             self.planner.step(request_id, request.all_token_ids, start + scheduled, table)
         self._adviser.state = EngineState(len(output.num_scheduled_tokens), queued)
-        return self.planner.take(prefills[0] if len(prefills) == 1 else None)
+        blends = self.documents.take()
+        told = prefills[0] if len(prefills) == 1 and not blends else None
+        return replace(self.planner.take(told), blends=blends)
 
     def note_finished(self, loads: Sequence[FinishedLoad], prefills: Sequence[PrefillSample]) -> None:
         """What the workers' loads came to, and what the step's prefill took."""
         for load in loads:
             if load.failed_start is not None:
                 self.planner.load_failed(load.request_id, load.failed_start, silent=load.silent)
+                self.documents.load_failed(load.request_id)
             if self._reporter is not None:
                 self._reporter.note_loads(load.times)
         if prefills and self._reporter is not None:
@@ -146,6 +157,7 @@ class SchedulerHalf:
         if request.num_output_tokens:
             self._note_first_token(request.request_id)
         self._followed.pop(request.request_id, None)
+        self.documents.end(request.request_id)
         if self._requests.pop(request.request_id, None) is None:
             return False
         # The last token was sampled, not computed; steps that were scheduled ahead count tokens that nobody has seen.
@@ -202,11 +214,31 @@ class SchedulerHalf:
         if request.prompt_embeds is not None or request.prompt_token_ids is None or request.resumable:
             return False  # a session whose input streams in takes back tokens that it has made
         adapter = model.adapter_name(request.lora_request)
-        if adapter is None:
+        marks, may_begin = self._marks(request)
+        if adapter is None or not may_begin:
             return False
+        if marks is not None:
+            stored = model.with_request(self._identities, adapter="", salt=model.salt_bytes(marks.salt))
+            prompt = request.prompt_token_ids
+            self.documents.begin(request.request_id, prompt, marks, stored)
+            return True
         identities = model.with_request(self._identities, adapter=adapter, salt=model.salt_bytes(request.cache_salt))
         chunks = SequenceChunks(identities, self._settings.chunk_tokens, model.features_of(request))
         self._requests[request.request_id] = request
         awaited = bool((request.kv_transfer_params or {}).get(_AWAIT))
         self.planner.begin(request.request_id, chunks, request.num_prompt_tokens, awaited=awaited)
         return True
+
+    def _marks(self, request: "Request") -> tuple[Marks | None, bool]:
+        """A request's documents, if it has any, and whether its KV may be loaded at all.
+
+        One with documents that cannot be blended is computed, and nothing of it is stored.
+        """
+        try:
+            marks = read_marks(request.kv_transfer_params, request.cache_salt, request.num_prompt_tokens)
+        except InvalidRequest as error:
+            LOGGER.warning("kvloom: documents of request %s are computed: %s", request.request_id, error)
+            return None, False
+        if marks is None:
+            return None, True
+        return marks, self._settings.blend and request.lora_request is None and not request.mm_features

@@ -35,6 +35,8 @@ class ConnectorSettings:
     this engine costs. ``layers_per_part`` has so many layers at a time stored and loaded on their own (0: all of them);
     ``load_by_layer`` has a step wait for one layer after the other instead of the request for all.
     ``await_seconds_max`` bounds what a request waits for KV that another engine is computing.
+    ``blend`` has requests that mark documents blended (``--load-format kvloom``); ``blend_ratio`` of their tokens is
+    computed again, by default what the blender's own default is.
     ``save_tails`` has the last, unfinished chunk of a prompt stored too, ``save_answers`` that of a finished request.
     """
 
@@ -52,6 +54,8 @@ class ConnectorSettings:
     layers_per_part: int = 0
     load_by_layer: bool = False
     await_seconds_max: float = limits.ENGINE_AWAIT_SECONDS_DEFAULT
+    blend: bool = False
+    blend_ratio: float | None = None
     load: bool = True
     save: bool = True
     save_tails: bool = True
@@ -69,6 +73,10 @@ class ConnectorSettings:
         check_within("layers_per_part", self.layers_per_part, 0, limits.LAYERS_MAX)
         if self.load_by_layer and not self.layers_per_part:
             raise ConfigError("load_by_layer needs layers_per_part: whole chunks come with all their layers at once")
+        if self.blend_ratio is not None:
+            check_within("blend_ratio", self.blend_ratio, 0.0, 1.0)
+        if self.blend and self.layers_per_part:
+            raise ConfigError("blend needs whole chunks: layers_per_part and blend exclude each other")
         if self.layers_per_part and self.profile is not None:
             raise ConfigError("a profile is of all layers together: layers_per_part and profile exclude each other")
         if self.engine is not None and not _NAME.fullmatch(self.engine):

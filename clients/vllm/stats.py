@@ -11,6 +11,7 @@ class Counts:
     """Loads, saves and decisions of one interval; adds up over intervals and workers.
 
     ``load_seconds`` sums over requests. ``declined_tokens`` were stored, and faster computed than loaded.
+    ``blended_tokens`` were stored, and ``recomputed_tokens`` of them computed again in the last layer.
     """
 
     loads: int = 0
@@ -28,6 +29,10 @@ class Counts:
     plans: int = 0
     plan_seconds: float = 0.0
     declined_tokens: int = 0
+    blends: int = 0
+    blended_tokens: int = 0
+    recomputed_tokens: int = 0
+    blend_seconds: float = 0.0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(Counts)))
@@ -53,5 +58,9 @@ DESCRIPTIONS: Final = {
     "plans": "Questions how much of a hit to load.",
     "plan_seconds": "Seconds the scheduler waited for the answers.",
     "declined_tokens": "Tokens that were stored and computed all the same, because that was expected to be faster.",
+    "blends": "Requests whose documents were blended.",
+    "blended_tokens": "Tokens of documents whose stored KV was blended.",
+    "recomputed_tokens": "Of these, those that were computed again.",
+    "blend_seconds": "Seconds that blending took, loads included.",
 }
 """What each count is, for whoever reads it."""

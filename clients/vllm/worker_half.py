@@ -10,22 +10,25 @@ from typing import TYPE_CHECKING, Final
 from torch import Tensor
 
 from ... import limits
+from ...codec.container import Container
 from ...codec.entropy.native import THREADS
 from ...codec.layout import LayerLayout, Layout
 from ...codec.level import EXACT
 from ...codec.profiles import AnyProfile, parse_profile
 from ...errors import ConfigError, InvalidRequest, KvloomError, ProfileMismatch, UnsupportedModel
 from ...kvstore.key import ContentKey, key_from_hex
-from ...kvstore.outcome import Hit
+from ...kvstore.outcome import Hit, Outcome
 from ..client import KvloomClient
 from ..plan_wire import PrefillSample
 from ..resident import DaemonSource
 from . import model
+from .decoding import ChunkDecoder
 from .load_job import FinishedLoad
 from .loading import ChunkLoader
 from .pages import KvPages, LayerPages, find_pages
 from .parts import LayerPart, parts_of
-from .plan import StepPlan
+from .plan import BlendLoad, StepPlan
+from .plugin import LOAD_FORMAT, loaded_model
 from .saving import ChunkSaver
 from .settings import ConnectorSettings
 from .stats import Counts
@@ -33,6 +36,8 @@ from .stats import Counts
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    from .blending import EngineBlender
 
 __all__ = ["WorkerHalf"]
 
@@ -46,6 +51,7 @@ class _Transfers:
 
     loader: ChunkLoader
     saver: ChunkSaver
+    blender: "EngineBlender | None"
 
 
 class WorkerHalf:
@@ -71,6 +77,7 @@ class WorkerHalf:
         self._counts = Counts()
         self._idle = False
         self._saved: StepPlan | None = None
+        self._blended: list[FinishedLoad] = []
         self.totals = Counts()
         """Since the engine was started, up to the last :meth:`take_counts`."""
         self.reported: list[FinishedLoad] = []
@@ -83,12 +90,12 @@ class WorkerHalf:
         # What a GPU was told to compute is not computed when the call returns, so nothing is known of its time here.
         self._synchronous = all(cache.device.type == "cpu" for cache in caches.values())
         settings = self._settings
+        decoder = ChunkDecoder((part.layout for part in self._parts), settings.level, self._source.profile)
         loader = ChunkLoader(
             pages,
             self._parts,
-            settings.level,
-            lambda key: self._client.get(key, level=settings.level),
-            self._source.profile,
+            self._get,
+            decoder,
             exists=self._client.exists,
             rank=self._rank,
             threads=min(THREADS, limits.ENGINE_LOAD_THREADS_MAX),
@@ -103,7 +110,7 @@ class WorkerHalf:
             rank=self._rank,
             queue_bytes_max=settings.save_queue_bytes,
         )
-        self._transfers = _Transfers(loader, saver)
+        self._transfers = _Transfers(loader, saver, self._blender(pages, decoder, config) if settings.blend else None)
 
     def begin_step(self) -> None:
         """The engine begins to compute a step."""
@@ -122,6 +129,8 @@ class WorkerHalf:
         self._idle = idle
         for load in plan.loads:
             self._running.loader.start(load)
+        for blend in plan.blends:
+            self._blend(blend)
 
     def wait_for_layer(self, name: str) -> None:
         """Wait for what this step reads of a layer."""
@@ -154,7 +163,7 @@ class WorkerHalf:
         loader = self._running.loader
         if self._idle and loader.busy:
             loader.wait(limits.ENGINE_IDLE_SECONDS)
-        self.reported = loader.take_finished()
+        self.reported, self._blended = [*loader.take_finished(), *self._blended], []
         for load in self.reported:
             self._counts += Counts(
                 loads=1,
@@ -182,6 +191,8 @@ class WorkerHalf:
         if self._transfers is not None:
             self._transfers.loader.close()
             self._transfers.saver.close()
+            if self._transfers.blender is not None:
+                self._transfers.blender.close()
         self._client.close()
 
     @property
@@ -189,6 +200,46 @@ class WorkerHalf:
         if self._transfers is None:
             raise InvalidRequest("KV is to be moved before the engine has registered its caches")
         return self._transfers
+
+    def _get(self, key: ContentKey) -> Outcome[Container]:
+        return self._client.get(key, level=self._settings.level)
+
+    def _blender(self, pages: KvPages, decoder: ChunkDecoder, config: "VllmConfig") -> "EngineBlender":
+        from .blending import EngineBlender  # here: only who blends needs Transformers' model code
+        from .twin import engine_twin
+
+        engine = loaded_model()
+        if engine is None:
+            raise ConfigError(f"blend needs the engine's weights, which come with --load-format {LOAD_FORMAT}")
+        described = config.model_config
+        twin = engine_twin(engine, described.hf_text_config, described.dtype, config.device_config.device)
+        return EngineBlender(
+            twin,
+            self._layout,
+            pages,
+            self._get,
+            decoder,
+            ratio=self._settings.blend_ratio,
+            threads=min(THREADS, limits.ENGINE_LOAD_THREADS_MAX),
+            seconds_max=self._settings.load_seconds_max,
+        )
+
+    def _blend(self, load: BlendLoad) -> None:
+        """Blend a prompt in front of the step that goes on with it."""
+        blender = self._running.blender
+        if blender is None:
+            raise InvalidRequest("documents are to be blended by an engine that was not told to")
+        done = blender.run(load)
+        self._blended.append(done.load)
+        report = done.report
+        if report is not None:
+            recomputed = report.layer_tokens[-1] - report.fresh_tokens
+            self._counts += Counts(
+                blends=1,
+                blended_tokens=report.stored_tokens,
+                recomputed_tokens=recomputed,
+                blend_seconds=done.load.seconds,
+            )
 
     def _put(self, key: ContentKey, container: bytes, parent: ContentKey | None) -> None:
         self._client.put(key, container, ack=self._settings.ack, parent=parent)

@@ -1,7 +1,8 @@
 """A vLLM engine in a process of its own, driven by lines of JSON: ``engine_process.py OPTIONS`` runs in vLLM's venv.
 
 Every line on standard input has ``prompts`` ``{"tokens": [...], "max_tokens": n, "salt": ..., "transfer": ...}``
-(``transfer`` being a request's kv_transfer_params), which are computed together, and ``drain_seconds``, for which
+(``transfer`` being a request's kv_transfer_params; with ``logprobs`` -1 the first token's are told, of the whole
+vocabulary), which are computed together, and ``drain_seconds``, for which
 storing what is saved of them may take. Answered for each, in the order in which they end, with a line with its output;
 then with one with what the engine has counted.
 """
@@ -33,8 +34,9 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
         parameters = SamplingParams(
             max_tokens=item["max_tokens"],
             temperature=0.0,
-            logprobs=2,
+            logprobs=item.get("logprobs", 2),
             ignore_eos=True,
+            detokenize=False,
             extra_args={"kv_transfer_params": item["transfer"]} if item.get("transfer") else None,
         )
         prompt = TokensPrompt(prompt_token_ids=item["tokens"])
@@ -57,12 +59,14 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
             cached[output.request_id] = max(cached.get(output.request_id, 0), output.num_cached_tokens or 0)
             if output.finished:
                 best = [sorted(entry.logprob for entry in place.values())[-2:] for place in made.logprobs]
+                whole = question["prompts"][int(output.request_id.split("-")[1])].get("logprobs", 2) < 0
                 line = {
                     "index": int(output.request_id.split("-")[1]),
                     "tokens": list(made.token_ids),
                     "gaps": [high - low for low, high in best],
                     "cached": cached[output.request_id],
                     "ttft_s": first[output.request_id],
+                    "first": [made.logprobs[0][token].logprob for token in sorted(made.logprobs[0])] if whole else [],
                 }
                 print(json.dumps(line), file=lines, flush=True)
     line = {"counted": counted(llm, question["drain_seconds"]), "longest_step_s": longest_step}

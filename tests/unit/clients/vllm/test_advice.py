@@ -1,6 +1,7 @@
 """What the planner says is done once this engine is known to it, and asking never costs more than its limit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from blake3 import blake3
@@ -67,11 +68,30 @@ def test_what_is_not_worth_loading_is_not_loaded() -> None:
     planner.compute()
     advice = planner.adviser.advise(chunks(), 150)
     assert (advice.chunks, advice.links, advice.plan) == (2, ("ssd", "ssd", None), b"p" * 16)
-    assert advice.seconds_max == 2.0
     counts = planner.adviser.take_counts()
     assert (counts.plans, counts.declined_tokens) == (1, 22)
     assert counts.plan_seconds == pytest.approx(0.01)
     assert planner.adviser.take_counts().plans == 0
+
+
+@pytest.mark.parametrize(
+    ("expected_seconds", "recompute_seconds", "seconds_max"),
+    [
+        (0.1, 2.0, 0.2),  # overdue
+        (1.5, 2.0, 2.0),  # everything would have been computed
+        (0.001, 2.0, limits.ENGINE_PLANNED_LOAD_SECONDS_MIN),
+    ],
+)
+def test_a_load_is_given_up_when_it_is_overdue(
+    expected_seconds: float, recompute_seconds: float, seconds_max: float
+) -> None:
+    planner = Planner()
+    planner.compute()
+    load = replace(LOAD, seconds=expected_seconds)
+    planner.answer = reply(
+        replace(load, seconds=expected_seconds / 2), load, RECOMPUTE, recompute_seconds=recompute_seconds
+    )
+    assert planner.advise().seconds_max == pytest.approx(seconds_max)
 
 
 def test_the_question_says_what_this_engine_can_do_and_has_to_do() -> None:
@@ -82,6 +102,7 @@ def test_the_question_says_what_this_engine_can_do_and_has_to_do() -> None:
     assert question.keys == tuple(chunk.keys[0].hex() for chunk in chunks()[1:])
     assert (question.first_position, question.chunk_lengths, question.prompt_tokens) == (64, (64, 22), 150)
     assert (question.ability, question.running, question.queued_tokens) == (Ability.PREFIX_CUT, 3, 700)
+    assert question.stops
     allowed = {item.level for item in question.losses if item.loss <= question.loss_max}
     assert allowed == {STANDARD}
 

@@ -15,6 +15,7 @@ from blake3 import blake3  # noqa: E402
 from kvloom import codec  # noqa: E402
 from kvloom.clients.sequence import SequenceChunks  # noqa: E402
 from kvloom.clients.vllm.blocks import block_spans  # noqa: E402
+from kvloom.clients.vllm.decoding import ChunkDecoder  # noqa: E402
 from kvloom.clients.vllm.load_job import FinishedLoad  # noqa: E402
 from kvloom.clients.vllm.loading import ChunkLoader  # noqa: E402
 from kvloom.clients.vllm.pages import ChunkArrays, KvPages, find_pages  # noqa: E402
@@ -182,7 +183,8 @@ def new_loader(
     **options: Any,
 ) -> ChunkLoader:
     chosen = {"seconds_max": WAIT_SECONDS, "threads": 2, **options}
-    return ChunkLoader(pages, parts, level, get, find_profile, exists=exists, **chosen)
+    decoder = ChunkDecoder((part.layout for part in parts), level, find_profile)
+    return ChunkLoader(pages, parts, get, decoder, exists=exists, **chosen)
 
 
 def load_all(
