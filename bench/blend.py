@@ -1,7 +1,7 @@
 """Measure blending: how near to full prefill each strategy comes, at what cost, and how soon the first token is there.
 
-    python bench/blend.py --data ../shared/data --questions 2 --json blend.json
-    python bench/blend.py --data ../shared/data --models smollm2 gemma3 --shard b.jsonl --json blend.json --plot b.svg
+    python bench/blend.py --json blend.json
+    python bench/blend.py --questions 60 --shard b.jsonl --json blend.json --plot b.svg
 
 Questions stand after 4 to 10 documents, about 1,280 tokens in all, in the model's chat template. The reference is plain
 Transformers computing the whole prompt. KL (nats) is of the next-token distribution from the reference's, a mean over
@@ -25,7 +25,9 @@ from blend_bench.cases import DATASETS, cases_of
 from blend_bench.shards import Measured, Shard, read_shards
 from blend_bench.strategies import Outcome, full_outcome, outcome_of, strategies
 from blend_bench.subject import Asked, Subject
-from blend_bench.table import FULL, plot, rows_of, show
+from blend_bench.table import FULL, plot, rows_of, show, verdict
+
+from kvloom.errors import MissingDependency
 
 MODELS = ("smollm2", "gemma3")
 
@@ -60,12 +62,18 @@ def measure(
 def main() -> None:
     """Parse the arguments, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of data sets (it has a qa/)")
-    parser.add_argument("--models", nargs="+", default=["smollm2"], metavar="MODEL", help="smollm2, gemma3, a folder")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        default=Path(__file__).parents[2] / "shared" / "data",
+        help="the folder of data sets (it has a qa/); default: %(default)s",
+    )
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="MODEL", help="smollm2, gemma3, a folder")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)
     parser.add_argument("--first", type=int, default=0, help="the first question")
-    parser.add_argument("--questions", type=int, default=4, help="how many of each data set")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.05, 0.1, 0.25])
+    parser.add_argument("--questions", type=int, default=1, help="how many of each data set")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.12, 0.28])
     parser.add_argument("--only", nargs="+", help="names of strategies")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shard", type=Path)
@@ -73,6 +81,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if not arguments.sum and not (arguments.data / "qa").is_dir():
+        parser.error(f"{arguments.data} has no qa/ with questions in it: name the folder of data sets with --data")
     torch.set_num_threads(arguments.threads)
     found: list[Measured] = []
     if arguments.sum:
@@ -80,12 +90,16 @@ def main() -> None:
     else:
         shard = Shard(arguments.shard) if arguments.shard else None
         for model in arguments.models:
-            for dataset in arguments.datasets:
-                measure(model, dataset, arguments, shard, found)
+            try:
+                for dataset in arguments.datasets:
+                    measure(model, dataset, arguments, shard, found)
+            except MissingDependency as error:
+                print(f"{model} is left out: {error}")
         if arguments.shard:
             found = read_shards([arguments.shard])
     rows = rows_of(found)
     show(rows)
+    verdict(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if arguments.plot:

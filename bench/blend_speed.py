@@ -2,11 +2,12 @@
 
     python bench/blend_speed.py --text texts.jsonl --json docs/measurements/blend_speed.json
 
-Four documents of 512 tokens each stand in a prompt, in three ways, one after the other in every round:
+Four documents of 512 tokens each stand in a prompt, in four ways, one after the other in every round:
 ``full``: the model computes the prompt. ``memory``: chunks lie decoded in memory. ``cold``: chunks lie encoded at
 level ``standard`` in the SSD tier of a daemon of its own, whose memory tier is too small for them, and the page cache
-has been told to drop its files. The same rule blends both. Times are from the call to the first token's logits; of
-``cold`` from the question on, so tokenising it counts there.
+has been told to drop its files; ``after``: the same, but all layers are decoded before the first is computed. The same
+rule blends all. Times are from the call to the first token's logits; of ``cold`` and ``after`` from the question on,
+so tokenising it counts there.
 
 ``batch``: six questions over pairs of documents, each pair asked about twice, answered together and one by one: how
 many chunks were decoded, and the seconds of both.
@@ -31,6 +32,7 @@ from kvloom.blend import Blender, BlendRequest, KvCache, PlacedChunk
 from kvloom.clients import KvloomClient
 from kvloom.clients.discovery import DaemonNote
 from kvloom.clients.rag import BatchQuestion, Document, RagPipeline
+from kvloom.clients.rag.blending import Refused
 from kvloom.clients.rag.documents import Prompt
 from kvloom.clients.rag.loading import PlanSettings
 from kvloom.clients.transformers import extract, load_model, next_logits
@@ -45,7 +47,7 @@ MEMORY = "8MiB"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Medians over the rounds, in seconds, and what they say; ``load_*`` is of the cold way."""
+    """Medians over the rounds, in seconds, and what they say: medians of each round's quotients."""
 
     model: str
     threads: int
@@ -56,9 +58,11 @@ class Report:
     full_s: float
     memory_s: float
     cold_s: float
+    after_s: float
     full_over_memory: float
     full_over_cold: float
     cold_over_memory: float
+    after_over_memory: float
     loaded_bytes: int
     batch_uses: int
     batch_decodes: int
@@ -115,6 +119,12 @@ def timed(work: Any) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
+def loaded_then_blended(pipeline: RagPipeline, documents: tuple[Document, ...]) -> None:
+    """Blend what was decoded whole before."""
+    if isinstance(pipeline.blending.blend(pipeline.context(documents, QUESTION)), Refused):
+        raise SystemExit("documents were not blended")
+
+
 def asked_twice(sets: list[tuple[Document, ...]]) -> list[BatchQuestion]:
     """Questions over pairs of documents, those that share them far from each other."""
     pairs = [documents[:2] for documents in sets[:2]] + [(sets[0][0], sets[1][1])]
@@ -124,7 +134,7 @@ def asked_twice(sets: list[tuple[Document, ...]]) -> list[BatchQuestion]:
 def measure(pipeline: RagPipeline, sets: list[tuple[Document, ...]], folder: Path, model: str) -> Report:
     """A round for each set of documents; the first warms up and is not counted."""
     blender = Blender(pipeline.model, pipeline.layout)
-    seconds: dict[str, list[float]] = {"full": [], "memory": [], "cold": []}
+    seconds: dict[str, list[float]] = {"full": [], "memory": [], "cold": [], "after": []}
     for number, documents in enumerate(sets):
         prompt = pipeline.template.prompt(QUESTION, documents)
         request = decoded(pipeline, prompt)
@@ -137,8 +147,14 @@ def measure(pipeline: RagPipeline, sets: list[tuple[Document, ...]], folder: Pat
         if answer.blend is None or answer.load is None or answer.load.missed:
             raise SystemExit(f"documents were not blended: {answer.refusal or 'some were not stored'}")
         seconds["cold"].append(answer.ttft_seconds)
+        drop_caches(folder)
+        seconds["after"].append(timed(lambda d=documents: loaded_then_blended(pipeline, d))[0])
         print(number, *(f"{name} {found[-1]:.3f} s" for name, found in seconds.items()), flush=True)
-    full, memory, cold = (median(found[1:]) for found in seconds.values())
+    full, memory, cold, after = (median(found[1:]) for found in seconds.values())
+
+    def quotient(name: str, other: str) -> float:
+        return median(one / two for one, two in zip(seconds[name][1:], seconds[other][1:], strict=True))
+
     questions = asked_twice(sets)
     single_seconds, _ = timed(
         lambda: [pipeline.generate(item.question, item.documents, tokens_max=1) for item in questions]
@@ -154,9 +170,11 @@ def measure(pipeline: RagPipeline, sets: list[tuple[Document, ...]], folder: Pat
         full_s=full,
         memory_s=memory,
         cold_s=cold,
-        full_over_memory=full / memory,
-        full_over_cold=full / cold,
-        cold_over_memory=cold / memory,
+        after_s=after,
+        full_over_memory=quotient("full", "memory"),
+        full_over_cold=quotient("full", "cold"),
+        cold_over_memory=quotient("cold", "memory"),
+        after_over_memory=quotient("after", "memory"),
         loaded_bytes=answer.load.bytes_read,
         batch_uses=sum(len(item.load.loaded) for item in together if item.load),
         batch_decodes=sum(len(item.load.loaded) - item.load.resident for item in together if item.load),

@@ -5,10 +5,12 @@
     python bench/eviction.py --data FOLDER --rows rivals --json part.json            # and the others at another time
     python bench/eviction.py --read *.json --plot eviction.svg                       # tables of earlier runs, joined
 
-FOLDER has ``traces/`` (Mooncake's, prefix-chained blocks) and ``qa/`` (passages for the two RAG traces). A capacity is
-a share of a trace's unique blocks, all charged alike. A block is saved only where every block before it in its chain
-is; seconds are those of a prefill at the stated rates, by default of Llama-3.1-8B at half of an H100's dense BF16 peak:
-2 FLOP per parameter and token, and 4 per layer, hidden width, token and token of context.
+A trace at one capacity takes 10 to 30 s of one core, so all of it ten minutes or so; every row is printed as it is
+done. A trace whose files are missing is left out and named. FOLDER, by default ``../shared/data`` beside the checkout,
+has ``traces/`` (Mooncake's, prefix-chained blocks) and ``qa/`` (passages for the two RAG traces). A capacity is a share
+of a trace's unique blocks, all charged alike. A block is saved only where every block before it in its chain is;
+seconds are those of a prefill at the stated rates, by default of Llama-3.1-8B at half of an H100's dense BF16 peak: 2
+FLOP per parameter and token, and 4 per layer, hidden width, token and token of context.
 
 ``belady`` saves the most blocks of all policies. ``flow bound`` is at least what any policy saves in seconds (a
 min-cost flow over the whole trace, without the rule on chains; needs ortools, of the dependency group ``bench``). Hints
@@ -20,6 +22,7 @@ import argparse
 import importlib.util
 import json
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -70,10 +73,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def sources(name: str, data: Path) -> list[Path]:
+    """What a trace is made from."""
+    if name.startswith("rag"):
+        return [data / "qa" / "musique_100.json", data / "qa" / "hotpot_distractor_60.json"]
+    return [data / "traces" / f"mooncake_{name}_trace.jsonl"]
+
+
 def load(name: str, data: Path, cost: PrefillCost) -> Trace:
     if name.startswith("rag"):
         return load_rag(data / "qa", cost, standalone=name == "rag-standalone")
-    return load_mooncake(data / "traces" / f"mooncake_{name}_trace.jsonl", cost)
+    return load_mooncake(*sources(name, data), cost)
 
 
 def rivals(cost: RecomputeCost) -> dict[str, Callable[[], EvictionPolicy]]:
@@ -173,16 +183,21 @@ def main() -> None:
         report = {"machine": platform.machine(), "python": platform.python_version(), "traces": []}
         report["prefill"] = {"linear_seconds": linear, "quadratic_seconds": quadratic}
         for name in options.traces:
+            if missing := [path for path in sources(name, options.data) if not path.exists()]:
+                print(f"left out: {name}: {missing[0]} is not there (--data)", flush=True)
+                continue
             trace = load(name, options.data, PrefillCost(linear, quadratic))
             if options.requests:
                 trace = trace.head(options.requests)
             about = {"name": name, "requests": len(trace.requests), "blocks": trace.blocks}
             about |= {"references": trace.references, "prefill_seconds": trace.prefill_seconds}
-            print(about, flush=True)
+            print(f"[{time.strftime('%H:%M:%S')}] {about}", flush=True)
             report["traces"].append(about)
             for row in measure(trace, options.capacities, RecomputeCost(linear / quadratic), options.rows):
                 rows.append(row)
                 print(f"  {row.capacity_percent:g} % {row.policy} {row.hints} {row.saved_share:.4f}", flush=True)
+    if not rows:
+        raise SystemExit("no trace could be replayed")
     show(rows)
     show_goals(rows)
     report["rows"] = [asdict(row) for row in rows]

@@ -38,6 +38,7 @@ import platformdirs
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "security"))
 
 from certificates import Authority
+from line_process import LineProcess
 from links_bench.namespaces import DAEMON_ADDRESS, FRAME_SHARE, Link, connected
 from links_bench.predicted import Asked, predict, scene_of
 
@@ -111,32 +112,18 @@ class Process:
 
     def __init__(self, link: Link, options: dict[str, Any]) -> None:
         command = [sys.executable, str(HERE / "links_bench/engine.py"), json.dumps(options)]
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self._process = subprocess.Popen(
-            link.inside(link.engine, *command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True
-        )
-        self._line()
+        environ = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        inside = link.inside(link.engine, *command)
+        self._process = LineProcess(inside, environ=environ, seconds_max=SILENCE_SECONDS_MAX)
 
     def ask(self, **told: Any) -> Any:
         """Its answer."""
-        self._process.stdin.write(json.dumps(told) + "\n")
-        self._process.stdin.flush()
-        return self._line()
+        self._process.tell(told)
+        return self._process.line()
 
     def close(self) -> None:
         """Let it end."""
-        self._process.stdin.close()
-        self._process.wait(SILENCE_SECONDS_MAX)
-
-    def _line(self) -> Any:
-        timer = threading.Timer(SILENCE_SECONDS_MAX, self._process.kill)
-        timer.daemon = True
-        timer.start()
-        line = self._process.stdout.readline()
-        timer.cancel()
-        if not line:
-            sys.exit(f"the engine ended with status {self._process.wait()}")
-        return json.loads(line)
+        self._process.close()
 
 
 @contextmanager

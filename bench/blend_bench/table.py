@@ -13,12 +13,16 @@ from kvloom.daemon.figure import figure_saved_to
 
 from .shards import Measured
 
-__all__ = ["Row", "plot", "rows_of", "show"]
+__all__ = ["Row", "plot", "rows_of", "show", "verdict"]
 
 RESAMPLES = 2000
 _Group, _Line = tuple[str, str], tuple[str, float]
 """Model and data set; strategy and ratio."""
-NAIVE, FULL = "naive", "full"
+NAIVE, FULL, DEFAULT = "naive", "full", "default"
+PUBLISHED = ("cacheblend", "cacheblend-gradual", "epic", "cache-craft", "query", "ape")
+RATIOS_ALIKE = 0.02
+GOALS = ((0.17, 0.90), (0.33, 0.97))
+"""Token-layer cost, and what share of the gap is to be closed at no more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,26 @@ def show(rows: Sequence[Row]) -> None:
                 f"| {row.strategy} | {row.ratio:.2f} | {row.token_layer_cost:.3f} | {kl} | {gap} % | "
                 f"{row.first_token_agreement:.0%} | {row.answer_agreement:.0%} | {points} | {row.ttft_ratio:.1f}× |"
             )
+
+
+def verdict(rows: Sequence[Row]) -> None:
+    """Print how the default stands to the published rules at each ratio, and to the goals."""
+    for panel in dict.fromkeys((row.model, row.dataset) for row in rows):
+        block = [row for row in rows if (row.model, row.dataset) == panel]
+        print(f"\n{panel[1]}, {panel[0]}:")
+        for row in (row for row in block if row.strategy == DEFAULT):
+            near = [other for other in block if other.ratio == 0.0 or abs(other.ratio - row.ratio) <= RATIOS_ALIKE]
+            best = min(
+                (other for other in near if other.strategy in PUBLISHED), key=lambda other: other.kl, default=None
+            )
+            if best is not None:
+                rival = f"{best.kl:.4f} ({best.strategy} at {best.ratio:g})"
+                print(f"  at {row.ratio:g} KL {row.kl:.4f}; the best of the published rules {rival}")
+        for cost, share in GOALS:
+            within = [row.gap_closed for row in block if row.strategy == DEFAULT and row.token_layer_cost <= cost]
+            if within:
+                met = "met" if max(within) >= share else "not met"
+                print(f"  {max(within):.0%} of the gap at a cost of at most {cost:g} (goal {share:.0%}): {met}")
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

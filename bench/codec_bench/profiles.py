@@ -16,6 +16,7 @@ from kvloom.clients.transformers import calibration_samples, fitted
 from kvloom.codec import STANDARD, KvSample, Profile
 from kvloom.codec.cachegen import CacheGenProfile, CacheGenUnit, calibrate_cachegen
 
+from .progress import Progress
 from .reference import write_npz
 from .subject import Subject
 from .texts import Texts
@@ -35,20 +36,30 @@ _SAMPLE_SOURCES = "clients/transformers/*.py"
 class Profiles:
     """Profiles of one model from one calibration text. Samples are computed when a profile is not in the folder."""
 
-    def __init__(self, subject: Subject, texts: Texts, cache: Path) -> None:
+    def __init__(self, subject: Subject, texts: Texts, cache: Path, progress: Progress | None = None) -> None:
         self._subject, self._texts, self._cache = subject, texts, cache
+        self._progress = progress or Progress()
         self._made_from = f"{subject.folder.name} {texts.calibration_digest}"
 
     @cached_property
     def samples(self) -> list[KvSample]:
         """KV of every calibration sequence, with gradients."""
-        return list(calibration_samples(self._subject.model, self._texts.calibration, layout=self._subject.layout))
+        texts, found = self._texts.calibration, list[KvSample]()
+        for sample in calibration_samples(self._subject.model, texts, layout=self._subject.layout):
+            found.append(sample)
+            self._progress.say(f"calibration text {len(found)} of {len(texts)}")
+        return found
+
+    def release(self) -> None:
+        """Forget the samples, gigabytes that no profile made already asks for."""
+        self.__dict__.pop("samples", None)
 
     def kvloom(self) -> Profile:
         """The calibrated profile."""
 
         def make() -> bytes:
             made = codec.calibrate(self.samples, self._subject.layout)
+            self._progress.say("kvloom's profile is made; its steps are fitted to the divergence aimed at")
             return fitted(made, self._subject.model, self._texts.calibration).data
 
         return Profile.from_bytes(self._kept("kvloom", "", make))
@@ -67,7 +78,9 @@ class Profiles:
         """CacheGen's distributions, one level per bin scale."""
 
         def make() -> bytes:
-            made = calibrate_cachegen(self.samples, self._subject.layout, bin_scales=CACHEGEN_BIN_SCALES, unit=unit)
+            samples = self.samples
+            self._progress.say(f"CacheGen's distributions, bins in units of {unit} values")
+            made = calibrate_cachegen(samples, self._subject.layout, bin_scales=CACHEGEN_BIN_SCALES, unit=unit)
             return made.data
 
         return CacheGenProfile.from_bytes(self._kept("cachegen", f"{unit} {CACHEGEN_BIN_SCALES}", make))
@@ -78,6 +91,7 @@ class Profiles:
         fields = ("keys", "values", "low", "high")
         layers = range(len(self._subject.layout.layers))
         if not path.exists():
+            self._progress.say(f"KVQuant's tables of {bits} bits")
             tables = KvQuant.calibrate(self.samples, self._subject.layout, bits).tables
             write_npz(path, **{f"{name}{n}": getattr(tables[n], name) for n in layers for name in fields})
         with np.load(path) as file:

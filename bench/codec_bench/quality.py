@@ -1,11 +1,12 @@
 """Size and quality of every scheme and level, on every kind of text."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from .progress import Progress
 from .reference import Reference, nll_of
 from .schemes import Restored, Scheme
 from .subject import Subject
@@ -49,20 +50,24 @@ class _Measured:
 
 
 def measure(
-    subject: Subject, schemes: Mapping[str, Sequence[Scheme]], references: Iterable[Reference]
-) -> list[QualityRow]:
-    """Every scheme on every context; prints what it is at."""
+    subject: Subject,
+    schemes: Mapping[str, Sequence[Scheme]],
+    references: Iterable[Reference],
+    contexts: int,
+    progress: Progress,
+) -> Iterator[list[QualityRow]]:
+    """Every scheme on every one of ``contexts``: all rows so far after each context."""
     seen: dict[_Place, list[_Measured]] = {}
+    # Contexts come in the order of texts, so rows of one scheme would be apart.
+    order = {name: place for place, name in enumerate(schemes)}
     for number, reference in enumerate(references):
         for name, parts in schemes.items():
             for scheme in parts:
                 for restored in scheme.restore(reference.kv, subject.layout):
                     place = _Place(name, restored.variant, restored.level, reference.kind.value)
                     seen.setdefault(place, []).append(_measure_one(subject, reference, restored))
-        print(f"  context {number + 1} ({reference.kind}): {sum(map(len, seen.values()))} measurements", flush=True)
-    # Contexts come in the order of texts, so rows of one scheme would be apart.
-    order = {name: place for place, name in enumerate(schemes)}
-    return [_row(subject, place, seen[place]) for place in sorted(seen, key=lambda item: order[item.scheme])]
+            progress.say(f"context {number + 1} of {contexts} ({reference.kind}): {name}")
+        yield [_row(subject, place, seen[place]) for place in sorted(seen, key=lambda item: order[item.scheme])]
 
 
 def _measure_one(subject: Subject, reference: Reference, restored: Restored) -> _Measured:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ def nll_of(log_probabilities: Tensor, ids: TokenIds) -> float:
 
 
 def references(subject: Subject, texts: Texts, cache: Path) -> Iterator[Reference]:
-    """One context after the other; what the folder ``cache`` does not hold is computed and put there."""
-    for kind, contexts in texts.evaluation.items():
-        for ids in contexts:
-            yield _reference(subject, kind, ids, cache / f"{subject.folder.name}-{digest_of([ids])[:32]}.npz")
+    """One context after the other, the kinds in turn; what the folder ``cache`` does not hold is put there."""
+    for one_of_each in zip_longest(*texts.evaluation.values()):
+        for kind, ids in zip(texts.evaluation, one_of_each, strict=True):
+            if ids is not None:
+                yield _reference(subject, kind, ids, cache / f"{subject.folder.name}-{digest_of([ids])[:32]}.npz")
 
 
 def _reference(subject: Subject, kind: TextKind, ids: TokenIds, path: Path) -> Reference:

@@ -104,7 +104,7 @@ class Exact(Scheme):
             bits, parts = 0, []
             for chunk in chunks_of(kv):
                 held = [[np.ascontiguousarray(item.astype(dtype.numpy)) for item in kind] for kind in chunk.kinds]
-                blob = codec.encode(held[0], held[1], layout=narrow, first_position=chunk.start)
+                blob = codec.encode(held[0], held[1], layout=narrow, first_position=chunk.start, exact_packed=True)
                 found = codec.decode(blob)
                 for kind, originals in zip(found, held, strict=True):
                     if any(a.tobytes() != b.tobytes() for a, b in zip(kind, originals, strict=True)):

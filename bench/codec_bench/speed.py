@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from kvloom.codec.entropy import native
 
 from .answering import Worker
 from .profiles import Profiles
+from .progress import Progress
 from .reference import references
 from .schemes import chunks_of
 from .subject import Subject
@@ -22,6 +23,9 @@ from .texts import Texts
 
 SLOW_S = 2.0
 """What takes longer is measured in the first round only."""
+
+Place = tuple[str, int]
+"""An implementation, and on how many cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +54,24 @@ def write_chunk(path: Path, subject: Subject, texts: Texts, profiles: Profiles, 
 
 
 def measure(
-    subject: Subject, texts: Texts, profiles: Profiles, cache: Path, rounds: int, lmcache: Path | None
-) -> list[SpeedRow]:
-    """Every implementation on one core, and on all of them those that use threads."""
+    subject: Subject,
+    texts: Texts,
+    profiles: Profiles,
+    cache: Path,
+    rounds: int,
+    lmcache: Path | None,
+    progress: Progress,
+) -> Iterator[list[SpeedRow]]:
+    """Every implementation on one core, and on all of them those that use threads: the rows after each round."""
     available = sorted(os.sched_getaffinity(0))
     one, every = str(available[-1]), ",".join(map(str, available))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_workers:
         chunk = Path(folder) / "chunk.npz"
         write_chunk(chunk, subject, texts, profiles, cache)
-        workers: dict[tuple[str, int], Worker] = {}
+        workers: dict[Place, Worker] = {}
 
         def start(name: str, cores: str, path: str) -> None:
+            progress.say(f"speed: {name or 'entropy coders'} gets ready")
             worker = Worker(sys.executable, "speed_worker", [str(chunk), cores, path])
             workers[name, cores.count(",") + 1] = open_workers.enter_context(worker)
 
@@ -72,6 +83,7 @@ def measure(
         if native.AVAILABLE:
             start("", one, "entropy")
         if lmcache is not None:
+            progress.say(f"speed: LMCache of {lmcache} gets ready")
             for cores in dict.fromkeys((one, every)):
                 # Not resolved: an environment's interpreter is a link, and would not know where it is without it.
                 worker = Worker(
@@ -81,16 +93,17 @@ def measure(
                     keep_path=False,
                 )
                 workers["cachegen (LMCache)", cores.count(",") + 1] = open_workers.enter_context(worker)
-        return _rounds(workers, rounds)
+        best: dict[tuple[Place, str], float] = {}
+        for number in range(rounds):
+            for place, worker in workers.items():
+                for stage in worker.stages:
+                    if best.get((place, stage), 0.0) < SLOW_S:
+                        best[place, stage] = min(best.get((place, stage), float("inf")), worker.seconds(stage))
+            progress.say(f"speed: round {number + 1} of {rounds}")
+            yield _rows(workers, best)
 
 
-def _rounds(workers: dict[tuple[str, int], Worker], rounds: int) -> list[SpeedRow]:
-    best: dict[tuple[tuple[str, int], str], float] = {}
-    for _ in range(rounds):
-        for place, worker in workers.items():
-            for stage in worker.stages:
-                if best.get((place, stage), 0.0) < SLOW_S:
-                    best[place, stage] = min(best.get((place, stage), float("inf")), worker.seconds(stage))
+def _rows(workers: Mapping[Place, Worker], best: Mapping[tuple[Place, str], float]) -> list[SpeedRow]:
     rows: list[SpeedRow] = []
     for ((name, cores), stage), seconds in best.items():
         # The entropy coder's process names the implementation in the stage.

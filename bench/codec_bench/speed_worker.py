@@ -21,16 +21,14 @@ PAPER_BINS = 1.0
 
 
 def force_path(name: str) -> None:
-    """Make every call of the entropy coder take one path; the codec itself always takes the fastest."""
-    from kvloom.codec.entropy import native, native_segments
+    """Make the compiled core take one path throughout (its plainest loops, compiled for every CPU, excepted)."""
+    from kvloom.codec.entropy import native
 
     if name == "reference":
         native.AVAILABLE = False
         warnings.simplefilter("ignore", RuntimeWarning)  # which says that the reference is slow
     elif name != "auto":
-        native.decode_streams = partial(native.decode_streams, path=name)
-        native_segments.decode = partial(native_segments.decode, path=name)
-        native.encode_streams = partial(native.encode_streams, path=name)
+        native.PATHS = native.PATHS[: native.PATHS.index(name) + 1]
 
 
 def kvloom_stages(chunk: Any) -> dict[str, Stage]:
@@ -53,7 +51,7 @@ def kvloom_stages(chunk: Any) -> dict[str, Stage]:
     for dtype in (KvDtype.FLOAT32, KvDtype.BFLOAT16):
         narrow = Layout(dtype, layout.layers)
         held = [np.ascontiguousarray(item.astype(dtype.numpy)) for item in (keys, values)]
-        encode = partial(codec.encode, *held, layout=narrow, first_position=first_position)
+        encode = partial(codec.encode, *held, layout=narrow, first_position=first_position, exact_packed=True)
         stages[f"encode exact {dtype.name.lower()}"] = Stage(count, encode)
         stages[f"decode exact {dtype.name.lower()}"] = Stage(count, partial(codec.decode, encode()))
     return stages

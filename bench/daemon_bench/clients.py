@@ -61,6 +61,10 @@ def operation(what: str, address: str, value_bytes: int) -> Callable[[], object]
         return (
             (lambda: store.set(key_of(own), data)) if what == "put" else (lambda: len(store.get(key_of(pick(count)))))
         )
+    if address.startswith("bare://"):
+        from bare import download  # beside this program
+
+        return download(address, value_bytes)
     client = KvloomClient(address, local=False)
 
     def get() -> int:

@@ -1,7 +1,9 @@
 """The servers that are compared, each started for the run, and what is put into them."""
 
 import contextlib
+import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +18,9 @@ from kvloom.clients.discovery import DATA_DIR_VARIABLE, DaemonNote
 
 from .clients import WORKING_SET_BYTES, chunk, key_of
 
-__all__ = ["fill", "running_daemon", "running_redis"]
+__all__ = ["fill", "redis_lacks", "running_daemon", "running_redis"]
+
+_REDIS = ("valkey-server", "redis-server")
 
 
 @contextlib.contextmanager
@@ -41,21 +45,27 @@ def running_daemon(directory: Path) -> Iterator[tuple[psutil.Process, dict[str, 
         process.wait()
 
 
+def redis_lacks() -> str | None:
+    """What is missing for :func:`running_redis` and its clients, ``None`` where nothing is."""
+    if not any(map(shutil.which, _REDIS)):
+        return f"none of {', '.join(_REDIS)} is installed"
+    if importlib.util.find_spec("redis") is None:
+        return "redis-py is not installed (pip install redis hiredis)"
+    return None
+
+
 @contextlib.contextmanager
 def running_redis() -> Iterator[tuple[psutil.Process, str]]:
     """A Valkey or Redis server with memory only, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = ["--port", str(port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
-    folders = os.environ["PATH"].split(os.pathsep)
-    names = [name for name in ("valkey-server", "redis-server") if any((Path(at) / name).exists() for at in folders)]
-    if not names:
-        raise SystemExit("neither valkey-server nor redis-server is installed")
-    process = subprocess.Popen([names[0], *options], stdout=subprocess.PIPE, text=True)
+    program = next(filter(None, map(shutil.which, _REDIS)))
+    process = subprocess.Popen([program, *options], stdout=subprocess.PIPE, text=True)
     try:
         while "eady to accept connections" not in process.stdout.readline():
             if process.poll() is not None:
-                raise SystemExit(f"{names[0]} did not start")
+                raise SystemExit(f"{program} did not start")
         yield psutil.Process(process.pid), f"redis://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -63,14 +73,17 @@ def running_redis() -> Iterator[tuple[psutil.Process, str]]:
 
 
 def fill(addresses: dict[str, str], value_bytes: int) -> None:
-    """Put the working set into the daemon and into Redis."""
-    import redis
+    """Put the working set into the daemon, and into Redis where there is one."""
+    store = None
+    if "redis" in addresses:
+        import redis
 
-    store = redis.Redis.from_url(addresses["redis"])
-    store.flushall()
+        store = redis.Redis.from_url(addresses["redis"])
+        store.flushall()
     with KvloomClient(addresses["kvloom http"], local=False) as client:
         for number in range(WORKING_SET_BYTES // value_bytes):
             data = chunk(number, value_bytes)
             client.delete(key_of(number))
             client.put(key_of(number), data)
-            store.set(key_of(number), data)
+            if store is not None:
+                store.set(key_of(number), data)

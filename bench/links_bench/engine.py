@@ -34,7 +34,8 @@ SETTINGS = {
     "always-load-level": PlanSettings(enabled=False, prefix_level=STANDARD),
     "kvloom": PlanSettings(prefix_level=STANDARD, engine="links-bench"),
 }
-PREFILLS = ((64, 0), (128, 0), (512, 0), (128, 384))
+PREFILLS = ((64, 0), (128, 0), (512, 0), (128, 384), (64, 512))
+"""Tokens, and tokens before them: all of a prompt, a chunk, and what is behind the chunks."""
 
 
 class Engine:

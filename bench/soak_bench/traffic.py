@@ -21,7 +21,7 @@ from kvloom.kvstore.key import ContentKey
 from kvloom.kvstore.outcome import Corrupt, Hit
 from kvloom.kvstore.tier import Ack
 
-__all__ = ["Memory", "Tally", "Worker", "make_chunk"]
+__all__ = ["EXPECTED", "Memory", "Tally", "Worker", "make_chunk"]
 
 LAYOUT = Layout.uniform(layers=4, kv_heads=2, head_dim=16)
 SIZES = (4_000, 60_000, 250_000, 1_000_000)

@@ -14,8 +14,7 @@ from blake3 import blake3
 
 from kvloom.kvstore.key import StorageKey
 from kvloom.kvstore.outcome import Hit
-from kvloom.kvstore.record import check_payload, encode_record, parse_record_header
-from kvloom.kvstore.ssd.extent import Extent
+from kvloom.kvstore.record import HEADER_BYTES, check_payload, encode_record, parse_record_header
 from kvloom.kvstore.ssd.segment import Place
 from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.ssd.writer import _Pending
@@ -72,7 +71,7 @@ class LmdbBackend:
             if value is None:
                 return False
             header = parse_record_header(value, record_bytes=len(value))
-            payload = np.frombuffer(value[128:], np.uint8).copy()
+            payload = np.frombuffer(value[HEADER_BYTES:], np.uint8).copy()
         check_payload(header, payload.data)
         return True
 
@@ -173,11 +172,11 @@ class SynchronousBackend(LogBackend):
         writer = self._tier._writer
         note = writer._note
 
-        def note_and_index(written: Sequence[_Pending], extent: Extent, places: Sequence[Place]) -> None:
+        def note_and_index(written: Sequence[_Pending], places: Sequence[Place]) -> None:
             with self._index.begin(write=True) as transaction:
                 for item, place in zip(written, places, strict=True):
                     transaction.put(item.frame.key, item.frame.record_header + place.packed().to_bytes(12, "little"))
-            note(written, extent, places)
+            note(written, places)
 
         writer._note = note_and_index
 

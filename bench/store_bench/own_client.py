@@ -3,6 +3,7 @@
 python own_client.py get|put|contains_many SUBJECT VALUE_BYTES VALUES
 """
 
+import mmap
 import os
 import random
 import sys
@@ -86,7 +87,7 @@ def getting(client: KvloomClient, subject: str, value_bytes: int, values: int) -
     pick = random.Random(os.getpid()).randrange
     out = np.zeros(2 * value_bytes, np.uint8)
 
-    first = subject.endswith("first")
+    first = subject.endswith(("first", "untouched"))
     kept = client._local._kept if first else {}
     for number in () if first else range(values):
         hit(client.get(key_of(number)))
@@ -107,11 +108,21 @@ def getting(client: KvloomClient, subject: str, value_bytes: int, values: int) -
     return get_many if "x32" in subject else get_and_copy if subject.endswith("+ copy") else get
 
 
-def operation(what: str, subject: str, value_bytes: int, values: int) -> Callable[[], int]:
+def forgetting(client: KvloomClient) -> Callable[[], None]:
+    """Makes what this process has mapped what it was before its first touch: every page faults again."""
+
+    def forget() -> None:
+        for connection in client._local._idle:
+            for segment in connection._segments._mapped.values():
+                segment.madvise(mmap.MADV_DONTNEED)
+
+    return forget
+
+
+def operation(what: str, client: KvloomClient, subject: str, value_bytes: int, values: int) -> Callable[[], int]:
     """What the process does again and again, returning the bytes that it moved."""
     if subject == "memcpy":
         return copying(value_bytes, values)
-    client = KvloomClient(local=subject != "kvloom http")
     if what == "contains_many":
         keys = [key_of(number) for number in range(KEYS_ASKED)]
         return lambda: 32 * len(client.exists(keys))
@@ -120,4 +131,9 @@ def operation(what: str, subject: str, value_bytes: int, values: int) -> Callabl
 
 if __name__ == "__main__":
     _, what, subject, value_bytes, values = sys.argv
-    serve_turns(operation(what, subject, int(value_bytes), int(values)), BATCH if "x32" in subject else 1)
+    client = KvloomClient(local=subject != "kvloom http")
+    serve_turns(
+        operation(what, client, subject, int(value_bytes), int(values)),
+        BATCH if "x32" in subject else 1,
+        forgetting(client) if subject.endswith("untouched") else None,
+    )

@@ -1,11 +1,13 @@
 """The columns that every benchmark of a store has, and how a table of them looks."""
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, fields
 
 import numpy as np
 
-__all__ = ["Row", "Timed", "heading", "line"]
+__all__ = ["Row", "Timed", "heading", "line", "say"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class Timed:
             round(float(p99), 4),
             round(self.cpu_seconds / self.size_bytes * 1e9, 3),
         )
+
+
+def say(what: str) -> None:
+    """What is done now, beside the table."""
+    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
 
 
 def heading() -> str:

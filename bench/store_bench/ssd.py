@@ -3,8 +3,9 @@
 ``raw write`` writes one value after the other and syncs each (``fdatasync``), in a file whose blocks are allocated and
 written already, which is the fastest that a file can be; however many clients there are, it is one stream. ``raw
 write, parallel`` lets as many threads do so at once, each in a file of its own. ``raw pread`` reads values in random
-order into new memory. Reads come from the disk: the page cache of the files is dropped before every turn; ``, cached``
-reads what the page cache holds. ``kvloom ssd`` is :class:`SsdTier` with ``ack=disk``, every read verified.
+order into new memory. Reads come from the disk: the page cache of the files is dropped before every turn, and a turn
+reads no value twice; ``, cached`` reads what the page cache holds. ``kvloom ssd`` is :class:`SsdTier` with
+``ack=disk``, every read verified.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -25,7 +26,7 @@ from kvloom.kvstore.outcome import Hit
 from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Record
 
-from .rows import Row, Timed
+from .rows import Row, Timed, say
 
 MIB = 1024 * 1024
 QUOTA_BYTES = 512 * MIB
@@ -41,8 +42,8 @@ class Subject(ABC):
     cached = False
 
     @abstractmethod
-    def run(self, what: str, clients: int, seconds: float) -> list[float]:
-        """Have ``clients`` put or get values for ``seconds``; the seconds that each took."""
+    def run(self, what: str, clients: int, seconds: float, *, once: bool = False) -> list[float]:
+        """Have ``clients`` put or get values for ``seconds``, or get each ``once``; the seconds that each took."""
 
     @abstractmethod
     def drop_cache(self) -> None:
@@ -73,24 +74,23 @@ class RawFile(Subject):
         os.fsync(descriptor)
         return descriptor
 
-    def run(self, what: str, clients: int, seconds: float) -> list[float]:
+    def run(self, what: str, clients: int, seconds: float, *, once: bool = False) -> list[float]:
         end = time.perf_counter() + seconds
+        numbers = picked(READ_BYTES // len(self._value), once=once)
 
         def client(number: int) -> list[float]:
-            random, latencies = Random(number), []
+            latencies = []
             descriptor = self._files[number % len(self._files)]
-            while (start := time.perf_counter()) < end:
+            for chosen in count() if what == "put" else numbers:
+                if (start := time.perf_counter()) >= end:
+                    break
                 if what == "put" and self._parallel:
                     self._write(descriptor)
                 elif what == "put":
                     with self._one_stream:
                         self._write(descriptor)
                 else:
-                    os.pread(
-                        descriptor,
-                        len(self._value),
-                        random.randrange(READ_BYTES // len(self._value)) * len(self._value),
-                    )
+                    os.pread(descriptor, len(self._value), chosen * len(self._value))
                 latencies.append(time.perf_counter() - start)
             return latencies
 
@@ -112,7 +112,7 @@ class RawFile(Subject):
 
 
 class KvloomSsd(Subject):
-    """The tier, its quota written once before anything is timed, so that its files are in use already too."""
+    """The tier, its quota written twice before anything is timed, so that its files have been used and used again."""
 
     def __init__(self, root: Path, value_bytes: int, name: str) -> None:
         self.name = name
@@ -120,34 +120,40 @@ class KvloomSsd(Subject):
         self._value = os.urandom(value_bytes)
         self._values = READ_BYTES // value_bytes
         self._numbers = count()
+        self._newest = 0
         self._loop = asyncio.new_event_loop()
         self._tier = SsdTier.open(self._directory, QUOTA_BYTES)
         self._loop.run_until_complete(self._fill())
 
     async def _fill(self) -> None:
-        while self._tier.written_bytes < QUOTA_BYTES * 5 // 4:
+        while self._tier.written_bytes < QUOTA_BYTES * 9 // 4:
             await asyncio.gather(*(self._put() for _ in range(16)))
 
     async def _put(self) -> None:
-        await self._tier.put(Record(key_of(next(self._numbers)), ContentKey(bytes(32)), self._value, 1))
+        number = next(self._numbers)
+        await self._tier.put(Record(key_of(number), ContentKey(bytes(32)), self._value, 1))
+        self._newest = max(self._newest, number)
 
-    async def _get(self, random: Random, newest: int) -> None:
-        outcome = await self._tier.get(key_of(newest - random.randrange(self._values)))
+    async def _get(self, number: int) -> None:
+        outcome = await self._tier.get(key_of(number))
         if not isinstance(outcome, Hit):
             raise SystemExit(f"not a hit: {outcome}")
 
-    def run(self, what: str, clients: int, seconds: float) -> list[float]:
-        async def client(number: int, end: float, newest: int) -> list[float]:
-            random, latencies = Random(number), []
-            while (start := time.perf_counter()) < end:
-                await (self._put() if what == "put" else self._get(random, newest))
+    def run(self, what: str, clients: int, seconds: float, *, once: bool = False) -> list[float]:
+        numbers, newest = picked(self._values, once=once), self._newest
+        end = time.perf_counter() + seconds
+
+        async def client() -> list[float]:
+            latencies = []
+            for chosen in count() if what == "put" else numbers:
+                if (start := time.perf_counter()) >= end:
+                    break
+                await (self._put() if what == "put" else self._get(newest - chosen))
                 latencies.append(time.perf_counter() - start)
             return latencies
 
         async def all_clients() -> list[float]:
-            end, newest = time.perf_counter() + seconds, next(self._numbers)
-            await self._tier.put(Record(key_of(newest), ContentKey(bytes(32)), self._value, 1))
-            groups = await asyncio.gather(*(client(number, end, newest) for number in range(clients)))
+            groups = await asyncio.gather(*(client() for _ in range(clients)))
             return [latency for latencies in groups for latency in latencies]
 
         return self._loop.run_until_complete(all_clients())
@@ -162,6 +168,12 @@ class KvloomSsd(Subject):
         shutil.rmtree(self._directory)
 
 
+def picked(values: int, *, once: bool) -> Iterable[int]:
+    """Numbers below ``values`` for any number of threads together: each once in random order, or random ones."""
+    random = Random(values)
+    return iter(random.sample(range(values), values)) if once else iter(lambda: random.randrange(values), None)
+
+
 def key_of(number: int) -> StorageKey:
     """All of one owner's: each of many owners has an eviction policy of his own."""
     return storage_key(bytes(KEY_BYTES), ContentKey(number.to_bytes(KEY_BYTES, "little")))
@@ -174,13 +186,16 @@ def rows(
     root = Path(tempfile.mkdtemp(dir=directory))
     try:
         for value_bytes in values:
+            say(f"ssd: writing the files for values of {value_bytes} bytes")
             raw, tier = RawFile(root, value_bytes, "raw write"), KvloomSsd(root, value_bytes, "kvloom ssd")
             parallel = RawFile(root, value_bytes, "raw write, parallel", parallel=True)
             writers = {"raw write": raw, "raw write, parallel": parallel, "kvloom ssd": tier}
             readers = {"raw pread": raw, "kvloom ssd": tier}
             for number in clients:
+                say(f"ssd: put {value_bytes} bytes, {number} clients")
                 yield from turns("put", writers, value_bytes, number, seconds, rounds)
             for number in clients:
+                say(f"ssd: get {value_bytes} bytes, {number} clients")
                 yield from turns("get", readers, value_bytes, number, seconds, rounds)
                 cached = {f"{name}, cached": subject for name, subject in readers.items()}
                 yield from turns("get", cached, value_bytes, number, seconds, rounds, cached=True)
@@ -209,7 +224,7 @@ def turns(
             if not cached:
                 subject.drop_cache() if what == "get" else os.sync()
             cpu, start = time.process_time(), time.perf_counter()
-            latencies = subject.run(what, clients, seconds)
+            latencies = subject.run(what, clients, seconds, once=what == "get" and not cached)
             timed[name].add(latencies, time.perf_counter() - start, time.process_time() - cpu)
     for each in timed.values():
         yield each.row()

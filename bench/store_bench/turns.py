@@ -18,18 +18,23 @@ def content_of(number: int, value_bytes: int) -> bytes:
     return np.random.default_rng(number).bytes(value_bytes)
 
 
-def serve_turns(run: Callable[[], int], values: int = 1) -> None:
+def serve_turns(run: Callable[[], int], values: int = 1, prepare: Callable[[], None] | None = None) -> None:
     """For each line on standard input, a number of seconds, call ``run`` for so long and print what it came to.
 
-    ``run`` returns the bytes that it moved in ``values`` operations.
+    ``run`` returns the bytes that it moved in ``values`` operations. ``prepare`` is called before each and not timed.
     """
     run()
     print("ready", flush=True)
     for line in sys.stdin:
         seconds: list[float] = []
-        moved, cpu = 0, time.process_time()
+        moved, preparing, cpu = 0, 0.0, time.process_time()
         end = time.perf_counter() + float(line)
         while (start := time.perf_counter()) < end or not seconds:
+            if prepare is not None:
+                prepare()
+                preparing += time.perf_counter() - start
+                start = time.perf_counter()
             moved += run()
             seconds.append((time.perf_counter() - start) / values)
-        print(json.dumps({"seconds": seconds, "bytes": moved, "cpu": time.process_time() - cpu}), flush=True)
+        turn = {"seconds": seconds, "bytes": moved, "cpu": time.process_time() - cpu, "preparing": preparing}
+        print(json.dumps(turn), flush=True)
