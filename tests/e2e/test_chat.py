@@ -201,6 +201,7 @@ class Engine:
     def __init__(self):
         self.asked = []
         self.first_piece_read = asyncio.Event()
+        self.models = b'{"data": [{"id": "engine"}]}'
 
     def application(self):
         application = web.Application()
@@ -211,7 +212,7 @@ class Engine:
         body = await request.read()
         self.asked.append((request.method, request.raw_path, dict(request.headers), body))
         if request.path == "/v1/models":
-            return web.json_response({"data": [{"id": "engine"}]})
+            return web.Response(body=self.models, content_type="application/json")
         if request.path == "/v1/broken":
             return web.json_response({"error": "of the engine"}, status=418, headers={"X-Own": "told"})
         if b'"stream": true' not in body:
@@ -285,6 +286,21 @@ async def test_what_a_proxy_refuses(proxy, engine, stack, library):
         assert "does not answer" in (await answer.json())["prefill_failed"]
     async with proxy.get("/v1/documents/kept") as answer:
         assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "models",
+    [b"<html>", b"[1]", b'{"data": []}', b'{"data": {}}', b"x" * (limits.CHAT_BODY_BYTES_MAX + 1)],
+    ids=["html", "list", "none", "object", "endless"],
+)
+async def test_an_engine_that_answers_nonsense_costs_the_prefill_only(proxy, engine, models):
+    engine.models = models
+    async with proxy.put("/v1/documents/kept", json={"text": "kept all the same"}) as answer:
+        assert answer.status == 200
+        assert "the engine" in (await answer.json())["prefill_failed"]
+    engine.models = b'{"data": [{"id": "engine"}], "odd": "' + b"x" * 300_000 + b'"}'
+    async with proxy.put("/v1/documents/again", json={"text": "an answer that comes in pieces"}) as answer:
+        assert (await answer.json())["prefilled_tokens"] == 12
 
 
 def test_keys_of_their_own(tmp_path):

@@ -4,11 +4,16 @@ import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 from kvloom.clients import KvloomClient
 from kvloom.clients.discovery import DaemonNote
+from kvloom.clients.plan_wire import PlanQuestion
+from kvloom.codec.codec import decode, encode
+from kvloom.codec.layout import Layout
 from kvloom.codec.level import EXACT
+from kvloom.tracing import span
 
 pytest.importorskip("opentelemetry.sdk.trace")
 wire = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
@@ -80,6 +85,24 @@ def test_one_trace_follows_a_request_from_the_client_to_the_tiers(start_daemon, 
     assert {service for service, _ in collector.spans} == {"kvloom"}
     said = {item.key for _, span in collector.spans for item in span.attributes}
     assert said <= {"http.response.status_code", "tenant", "ack", "tier", "size_bytes", "outcome", "chunks"}
+
+
+def test_one_trace_has_an_applications_request_with_its_plan_its_reads_and_the_codec(start_daemon, collector, recorded):
+    daemon = start_daemon("--memory", "16MiB", "--ssd", "0", "--traces", "otlp")
+    layout, key = Layout.uniform(layers=2, kv_heads=1, head_dim=16), os.urandom(32)
+    tensors = np.zeros((2, 1, 8, 16), layout.dtype.numpy)
+    with daemon.client() as client:
+        client.put(key, encode(tensors, tensors, layout=layout, levels=[EXACT], content_key=key))
+        recorded()
+        with span("answer"):
+            client.plan(PlanQuestion("engine", keys=(key.hex(),), prompt_tokens=8))
+            decode(client.get(key).value.data)
+    assert daemon.stop() == 0
+    mine = recorded()[-4:]
+    assert sorted(item.name for item in mine) == ["answer", "codec.decode", "kvloom AskPlan", "kvloom GetChunk"]
+    (trace_id,) = {item.context.trace_id.to_bytes(16, "big") for item in mine}
+    theirs = {item.name for _, item in collector.spans if item.trace_id == trace_id}
+    assert {"POST /plan", "service.plan", "GET /chunks/{key}", "service.get", "tier.get", "codec.verify"} <= theirs
 
 
 def test_a_grpc_call_continues_the_trace_too(start_daemon, collector, recorded):

@@ -39,7 +39,7 @@ from kvloom.codec.entropy import native
 rng = np.random.default_rng(7)
 layout = codec.Layout.uniform(layers=2, kv_heads=2, head_dim=16)
 keys, values = rng.standard_normal((2, 2, 2, 64, 16)).astype(np.float32)
-blob = codec.encode(keys, values, layout=layout)
+blob = codec.encode(keys, values, layout=layout, exact_packed=True)
 again = codec.decode(blob)
 assert all((np.asarray(a) == b).all() for a, b in zip(again[0], keys)) and len(blob) < keys.nbytes + values.nbytes
 heavy = sorted({"torch", "transformers", "cupy"} & set(sys.modules))
