@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ... import limits
 from ...blend.cache import BlendCache
 from ...blend.executor import Blended, Blender
 from ...blend.gate import BlendGate, QualityTarget, unmovable_reason
@@ -127,7 +128,8 @@ def _request(context: LoadedContext) -> BlendRequest:
     """The prefix and every loaded chunk, already in the cache at their places; what was missed is computed.
 
     A document that comes first follows the very tokens it was computed after: it belongs to the exact prefix (exact but
-    for its level) and nothing of it is recomputed.
+    for its level) and nothing of it is recomputed. Where all that is stored is so short that it is computed again
+    anyway, so is this document: a lossy level costs most where every token matters.
     """
     prompt, cache = context.prompt, context.cache
     arrays = [cache.layer_arrays(layer) for layer in range(len(cache.layout.layers))]
@@ -138,7 +140,10 @@ def _request(context: LoadedContext) -> BlendRequest:
         return PlacedChunk(start, stop - start, keys, values, first_position=start)
 
     exact_tokens = prompt.prefix_tokens
+    stored_tokens = sum(place.ref.tokens for place in context.result.loaded)
     first_document_stop = prompt.spans[0].stop if prompt.spans else exact_tokens
+    if stored_tokens <= limits.RECOMPUTED_TOKENS_MIN:
+        first_document_stop = exact_tokens
     for place in context.result.loaded:
         if place.start == exact_tokens and place.stop <= first_document_stop:
             exact_tokens = place.stop

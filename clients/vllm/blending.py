@@ -147,7 +147,8 @@ class EngineBlender:
     def _blend(self, load: BlendLoad, arrived: list[_Arrived]) -> Blended | None:
         chunks = tuple(item.kv for item in arrived)
         exact = 0
-        for chunk in chunks:
+        short = sum(chunk.tokens for chunk in chunks) <= limits.RECOMPUTED_TOKENS_MIN  # all is computed again anyway
+        for chunk in () if short else chunks:
             if chunk.start != exact or chunk.first_position != chunk.start:
                 break
             exact = chunk.stop

@@ -69,9 +69,9 @@ class Loading:
                     by_level.setdefault(item.level, []).append(item)
             for level, items in by_level.items():
                 read = await self._call(partial(self._read, items, level))
-                for item, outcome in zip(items, read, strict=True):
-                    if not isinstance(outcome, Arrival):
-                        found[item] = self._no_room() if item in crowded and isinstance(outcome, Miss) else outcome
+                for item, came in zip(items, read, strict=True):
+                    if not isinstance(came, Arrival):
+                        found[item] = self._no_room() if item in crowded and isinstance(came, Miss) else came
                 await self._decode([item for item in read if isinstance(item, Arrival)], found)
         except BaseException:
             for outcome in found.values():

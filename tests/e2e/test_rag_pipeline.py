@@ -89,6 +89,16 @@ def test_blended_answer_is_near_the_full_one(pipeline):
     assert blended.prompt_tokens == full.prompt_tokens
 
 
+def test_short_documents_are_computed_again_also_where_they_stand_as_stored(pipeline):
+    short = [Document("The kettle is left."), Document("Tea is above it.")]
+    pipeline.ingest(short)
+    full = pipeline.generate("where?", short, strategy=Strategy.RECOMPUTE, tokens_max=5)
+    blended = pipeline.generate("where?", short, tokens_max=5)
+    assert (len(blended.load.loaded), blended.blend.recompute_ratio) == (2, 1.0)
+    assert np.abs(blended.logits - full.logits).max() < 1e-4
+    assert blended.token_ids == full.token_ids
+
+
 def gate_of(pipeline, kl):
     measured = (RatioQuality(0.35, kl, 0.0, 1.0),)
     return BlendGate(pipeline.identity.fingerprint, QualityTarget(0.05, 0.5), 4, measured).to_bytes()

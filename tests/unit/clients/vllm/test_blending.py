@@ -166,12 +166,12 @@ def pages_of(layout: Any, blocks: int) -> KvPages:
 PROMPT = mark_documents(list(range(5)), [list(range(10, 50)), list(range(50, 80)), list(range(80, 95))], [1, 2, 3, 4])
 
 
-def planned(store: Store) -> BlendLoad:
+def planned(store: Store, prompt: Any = PROMPT) -> BlendLoad:
     planner = DocumentPlanner(ConnectorSettings(chunk_tokens=CHUNK), ChunkLookup(store.exists, 60.0))
-    marks = read_marks(PROMPT.kv_transfer_params, PROMPT.cache_salt, len(PROMPT.token_ids))
-    planner.begin("r", PROMPT.token_ids, marks, store.identities)
+    marks = read_marks(prompt.kv_transfer_params, prompt.cache_salt, len(prompt.token_ids))
+    planner.begin("r", prompt.token_ids, marks, store.identities)
     tokens = planner.matched_tokens("r", 0)
-    assert tokens == len(PROMPT.token_ids) - 1
+    assert tokens == len(prompt.token_ids) - 1
     planner.plan_load("r", tokens, BlockTables((list(range(3, 3 + -(-tokens // BLOCK))),), (BLOCK,)))
     (load,) = planner.take()
     return load
@@ -231,6 +231,14 @@ def test_all_recomputed_is_a_full_prefill_and_nothing_recomputed_is_what_was_sto
     done, mended = blend(twins, load, store.get, ratio=0.5)
     assert 0 < done.report.recompute_ratio <= 1
     assert (mended - expected).square().mean() < (reused - expected).square().mean()
+
+
+def test_a_short_prompt_is_computed_again_also_where_it_stands_as_stored(twins: tuple[Any, Any], store: Store) -> None:
+    short = mark_documents(list(range(5)), [list(range(10, 40)), list(range(50, 60))], [1, 2, 3, 4])
+    for tokens in short.to_store:
+        store.store(tokens)
+    done, _ = blend(twins, planned(store, short), store.get)
+    assert (done.load.tokens, done.report.stored_tokens, done.report.recompute_ratio) == (45, 45, 1.0)
 
 
 def test_what_does_not_come_is_computed_and_where_nothing_comes_the_engine_computes(
