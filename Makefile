@@ -89,7 +89,7 @@ VLLM_UV := env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} $${PIP_CERT:
 	$(VLLM)/bin/uv pip install -q --python $(VLLM)/bin/python
 COMPATIBILITY := build/compatibility.json
 test-vllm: $(VLLM)/.made ## the vLLM connector in the real engine: vLLM's CPU build, SmolLM2, daemons that die
-	$(VLLM)/bin/pytest -m vllm tests/engines --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
+	$(VLLM)/bin/pytest -n 2 --dist loadfile -m vllm tests/engines --compatibility $(COMPATIBILITY) $(PYTEST_ARGS)
 
 # SGLang asks for CUDA's builds of torch and its kernels; what its host pools import of the rest is named here.
 SGLANG := build/sglang

@@ -27,15 +27,30 @@ ANSWER_TOKENS = 8
 COMPILED = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(sys.prefix) / "pycache")}
 """For processes that import vLLM: compiling its modules anew each time would be half of an engine's start."""
 COMPARED: list[tuple[int, int]] = []
-"""Ties, and outputs compared, of every comparison of this session."""
+"""Ties, and outputs compared, of every comparison since the last report."""
+REPORTED: list[tuple[int, int]] = []
+"""The same of all reports, also of those that came from other processes that run tests."""
 TIE_LOGPROB_GAP = 2e-3
 """Two tokens this close in log-probability: float32 sums in another order may choose either."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """A report carries what was compared to the process that sums up: it may be another one."""
+    report = yield
+    report.compared = [*COMPARED]
+    COMPARED.clear()
+    return report
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    REPORTED.extend(getattr(report, "compared", ()))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say how many outputs were compared, and how many of them differ at a tie."""
-    if COMPARED:
-        ties, outputs = (sum(column) for column in zip(*COMPARED, strict=True))
+    if REPORTED:
+        ties, outputs = (sum(column) for column in zip(*REPORTED, strict=True))
         terminalreporter.write_line(f"vLLM: {outputs} outputs compared, {ties} differ where two tokens tie")
 
 
@@ -83,10 +98,13 @@ class Answers:
 
 
 class Engine:
-    """A vLLM engine. ``transfer`` is kv_connector_extra_config; None is an engine without us."""
+    """A vLLM engine. ``transfer`` is kv_connector_extra_config; None is an engine without us.
+
+    Prompts are token ids, so it needs no tokenizer.
+    """
 
     def __init__(self, model: Path, transfer: dict[str, Any] | None, environ: dict[str, str], **options: Any) -> None:
-        chosen = {"model": str(model), "max_model_len": 2048, **options}
+        chosen = {"model": str(model), "max_model_len": 2048, "skip_tokenizer_init": True, **options}
         if transfer is not None:
             chosen["transfer"] = {
                 "kv_connector": "KvloomConnector",

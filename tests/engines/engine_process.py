@@ -7,6 +7,7 @@ storing what is saved of them may take. Answered for each, in the order in which
 then with one with what the engine has counted.
 """
 
+import gc
 import json
 import os
 import sys
@@ -99,8 +100,13 @@ def main() -> None:
     """Start the engine, say so, and answer until the input ends."""
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what vLLM prints is no answer
+    # What is imported stays: collecting it as garbage, time and again, would be a good part of an engine's start.
+    gc.disable()
     from vllm import LLM
     from vllm.config import KVTransferConfig
+
+    gc.freeze()
+    gc.enable()
 
     options = json.loads(sys.argv[1])
     transfer = options.pop("transfer", None)

@@ -2,7 +2,8 @@
 
 A test says what it shows with ``@pytest.mark.feature(ENGINE, FEATURE, package=DISTRIBUTION, how=HOW)``: ``package``'s
 installed version is the engine's, ``how`` says on what it was shown. The file keeps one record per test, so that
-runs in several environments, or of some tests, add up to one file. ``.ci/compatibility.py`` makes a page of it.
+runs in several environments, or of some tests, add up to one file. ``.ci/compatibility.py`` makes a page of it. Tests
+may run in processes of their own (``pytest -n``): what they show comes with their reports.
 """
 
 import json
@@ -37,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[OUTCOMES] = {}
+    config.pluginmanager.register(_Collector(config.stash[OUTCOMES]))
 
 
 def _version(package: str) -> str:
@@ -52,18 +54,14 @@ def _described(engine: str, feature: str, *, package: str, how: str) -> tuple[st
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Every phase counts: a test whose fixture fails, or cannot be ended, has shown nothing."""
+    """A report says what its phase of a test shows."""
     report = yield
+    reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+    shown = []
     for marker in item.iter_markers("feature"):
-        engine, engine_version, feature, how = _described(*marker.args, **marker.kwargs)
-        name = item.nodeid.partition("[")[0]
-        place = f"{name} {engine} {feature}"
-        before = item.config.stash[OUTCOMES].get(place)
-        reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
-        outcome = report.outcome
-        if before is not None and _WORSE.index(before.outcome) >= _WORSE.index(outcome):
-            continue
-        item.config.stash[OUTCOMES][place] = Shown(engine, engine_version, feature, how, name, outcome, reason)
+        described = _described(*marker.args, **marker.kwargs)
+        shown.append(asdict(Shown(*described, item.nodeid.partition("[")[0], report.outcome, reason)))
+    report.shown = shown
     return report
 
 
@@ -71,10 +69,26 @@ _WORSE = ("passed", "skipped", "failed")
 """A parametrised test has shown what all of its cases have."""
 
 
+class _Collector:
+    """What the reports of a session have shown."""
+
+    def __init__(self, outcomes: dict[str, Shown]) -> None:
+        self._outcomes = outcomes
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Every phase counts: a test whose fixture fails, or cannot be ended, has shown nothing."""
+        for fields in getattr(report, "shown", ()):
+            shown = Shown(**fields)
+            place = f"{shown.test} {shown.engine} {shown.feature}"
+            before = self._outcomes.get(place)
+            if before is None or _WORSE.index(before.outcome) < _WORSE.index(shown.outcome):
+                self._outcomes[place] = shown
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     file: Path | None = session.config.getoption("--compatibility")
     outcomes = session.config.stash[OUTCOMES]
-    if file is None or not outcomes:
+    if file is None or not outcomes or hasattr(session.config, "workerinput"):
         return
     kept = json.loads(file.read_text()) if file.exists() else []
     now = {(shown.engine, shown.feature, shown.test) for shown in outcomes.values()}
