@@ -24,7 +24,7 @@ from ..eviction import EvictionPolicy
 from ..key import OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..quota import QuotaPolicy
-from ..record import open_record_header
+from ..record import encode_record_header
 from ..tier import Capacity, Holdings, Record, RecordInfo, Slice, Tier
 from .catalogue import SsdCatalogue
 from .disk import Disk
@@ -198,8 +198,12 @@ class SsdTier(Tier):
             raise StorageFull(
                 f"record of {record_bytes} bytes: its owner may have {quota_bytes} in the {self.name} tier"
             )
-        payload = memoryview(record.payload).cast("B")
-        await self._submit(PutWork(NewFrame(record.storage_key, record.info, open_record_header(record), payload)))
+        if len(record.payload) <= HERE_BYTES_MAX:
+            header = encode_record_header(record)
+        else:
+            loop = asyncio.get_running_loop()
+            header = await loop.run_in_executor(self._readers, encode_record_header, record)
+        await self._submit(PutWork(NewFrame(record.storage_key, record.info, header, record.payload)))
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
         """The ranges, read in a worker thread, or at once where they are small and in the page cache."""
