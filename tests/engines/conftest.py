@@ -141,12 +141,13 @@ class Engine:
         max_tokens: int = ANSWER_TOKENS,
         drain_seconds: float = DRAIN_SECONDS_MAX,
         after_first: Callable[[], None] = lambda: None,
+        **given: Any,
     ) -> Answers:
         """Compute ``prompts`` together and wait until what is saved of them is stored.
 
-        ``after_first`` is called when the first of them has ended.
+        ``after_first`` is called when the first of them has ended. What is ``given`` goes with every prompt.
         """
-        self.send(prompts, salt=salt, max_tokens=max_tokens, drain_seconds=drain_seconds)
+        self.send(prompts, salt=salt, max_tokens=max_tokens, drain_seconds=drain_seconds, **given)
         return self.receive(len(prompts), after_first)
 
     def send(
@@ -156,12 +157,10 @@ class Engine:
         salt: str = "",
         max_tokens: int = ANSWER_TOKENS,
         drain_seconds: float = DRAIN_SECONDS_MAX,
-        transfer: dict[str, Any] | None = None,
-        logprobs: int = 2,
+        **given: Any,
     ) -> None:
-        """Have it begin to compute ``prompts``; ``transfer``: their kv_transfer_params."""
-        given = {"max_tokens": max_tokens, "salt": salt, "transfer": transfer, "logprobs": logprobs}
-        asked = [{"tokens": tokens, **given} for tokens in prompts]
+        """Have it begin to compute ``prompts``; what is ``given`` besides, its process describes."""
+        asked = [{"tokens": tokens, "max_tokens": max_tokens, "salt": salt, **given} for tokens in prompts]
         self._process.stdin.write(json.dumps({"prompts": asked, "drain_seconds": drain_seconds}) + "\n")
         self._process.stdin.flush()
 

@@ -1,10 +1,10 @@
 """A vLLM engine in a process of its own, driven by lines of JSON: ``engine_process.py OPTIONS`` runs in vLLM's venv.
 
 Every line on standard input has ``prompts`` ``{"tokens": [...], "max_tokens": n, "salt": ..., "transfer": ...}``
-(``transfer`` being a request's kv_transfer_params; with ``logprobs`` -1 the first token's are told, of the whole
-vocabulary), which are computed together, and ``drain_seconds``, for which
-storing what is saved of them may take. Answered for each, in the order in which they end, with a line with its output;
-then with one with what the engine has counted.
+(``transfer`` being a request's kv_transfer_params, ``lora`` an adapter's ``name``, ``number`` and ``folder``, ``sound``
+the seed of one; with ``logprobs`` -1 the first token's are told, of the whole vocabulary), which are computed
+together, and ``drain_seconds``, for which storing what is saved of them may take. Answered for each, in the order in
+which they end, with a line with its output; then with one with what the engine has counted.
 """
 
 import gc
@@ -28,6 +28,7 @@ os.environ.update(
 def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
     """Compute what is asked and say what came."""
     from vllm import SamplingParams, TokensPrompt
+    from vllm.lora.request import LoRARequest
 
     engine = llm.llm_engine
     began: dict[str, float] = {}
@@ -43,8 +44,12 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
         prompt = TokensPrompt(prompt_token_ids=item["tokens"])
         if item.get("salt"):
             prompt["cache_salt"] = item["salt"]
+        if item.get("sound") is not None:
+            prompt["multi_modal_data"] = {"audio": noise(item["sound"])}
         began[f"{run}-{index}"] = time.perf_counter()
-        engine.add_request(f"{run}-{index}", prompt, parameters)
+        lora = item.get("lora")
+        adapter = None if lora is None else LoRARequest(lora["name"], lora["number"], lora["folder"])
+        engine.add_request(f"{run}-{index}", prompt, parameters, lora_request=adapter)
     first: dict[str, float] = {}
     cached: dict[str, int] = {}
     longest_step = 0.0
@@ -72,6 +77,13 @@ def answer(llm: Any, question: dict[str, Any], lines: TextIO, run: int) -> None:
                 print(json.dumps(line), file=lines, flush=True)
     line = {"counted": counted(llm, question["drain_seconds"]), "longest_step_s": longest_step}
     print(json.dumps(line), file=lines, flush=True)
+
+
+def noise(seed: int) -> Any:
+    """1.6 s of sound, and its samples per second."""
+    import numpy as np
+
+    return np.random.default_rng(seed).standard_normal(25_600).astype(np.float32), 16_000
 
 
 def counted(llm: Any, drain_seconds: float) -> dict[str, float]:
