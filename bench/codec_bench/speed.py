@@ -23,6 +23,8 @@ from .texts import Texts
 
 SLOW_S = 2.0
 """What takes longer is measured in the first round only."""
+CALLS = 3
+"""One after the other in every round: LMCache takes more than twice as long when others have run since its last."""
 
 Place = tuple[str, int]
 """An implementation, and on how many cores."""
@@ -97,8 +99,9 @@ def measure(
         for number in range(rounds):
             for place, worker in workers.items():
                 for stage in worker.stages:
-                    if best.get((place, stage), 0.0) < SLOW_S:
-                        best[place, stage] = min(best.get((place, stage), float("inf")), worker.seconds(stage))
+                    for _ in range(CALLS):
+                        if best.get((place, stage), 0.0) < SLOW_S:
+                            best[place, stage] = min(best.get((place, stage), float("inf")), worker.seconds(stage))
             progress.say(f"speed: round {number + 1} of {rounds}")
             yield _rows(workers, best)
 
