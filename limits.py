@@ -381,5 +381,7 @@ ENGINE_PAUSE_SECONDS_MAX: Final = 30.0
 ENGINE_SAVES_REMEMBERED_MAX: Final = 16_384
 """Chunks known to be on their way to the daemon, which are not saved twice."""
 ENGINE_SAVES_REMEMBERED_SECONDS: Final = 30.0
+ENGINE_SAVE_SECONDS_MAX: Final = 5.0
+"""What is not stored so long after it was saved has been lost, and is saved anew."""
 ENGINE_TAIL_TOKENS_MIN: Final = 8
 """A shorter unfinished chunk is not worth a record."""

@@ -193,7 +193,7 @@ class RequestPlanner:
             record.matched = [*record.chunks.full(prompt), *tail]
             record.stored, record.tail_handled = set(range(len(record.matched))), True
             return
-        found = self._lookup.stored(full)
+        found = self._stored(full)
         if found is None:
             return
         record.stored = {index for index, is_stored in enumerate(found) if is_stored}
@@ -203,10 +203,19 @@ class RequestPlanner:
         stop = min(start + self._settings.chunk_tokens - 1, len(tokens))
         stops = range(start + limits.ENGINE_TAIL_TOKENS_MIN, stop + 1)
         tails = record.chunks.tails(tokens, start, stops) if stops and self._settings.save_tails else []
-        stored = [tail for tail, is_stored in zip(tails, self._lookup.stored(tails) or (), strict=False) if is_stored]
+        stored = [tail for tail, is_stored in zip(tails, self._stored(tails) or (), strict=False) if is_stored]
         if stored:
             record.matched = [*record.matched, stored[-1]]
             record.tail_handled = record.tail_handled or stored[-1].stop == record.prompt_tokens
+
+    def _stored(self, chunks: Sequence[ShardedChunk]) -> list[bool] | None:
+        """As :meth:`ChunkLookup.stored`; what is not there, and should long have come, is no longer on its way."""
+        found = self._lookup.stored(chunks)
+        late = self._clock() - limits.ENGINE_SAVE_SECONDS_MAX
+        for chunk, is_stored in zip(chunks, found or (), strict=False):
+            if not is_stored and self._saving.get(chunk.keys[0], late) < late:
+                del self._saving[chunk.keys[0]]
+        return found
 
     def _take_advice(self, record: _Record, tokens: int) -> None:
         """Have it decided how much of what was found to load."""

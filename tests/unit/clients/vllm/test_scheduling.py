@@ -201,6 +201,22 @@ def test_full_chunks_of_an_answer_are_saved_as_their_tokens_are_known() -> None:
     assert stops(engine.step(194, tokens=made[:192]).saves) == [(128, 192)]
 
 
+def test_what_was_saved_and_is_lost_is_saved_anew_once_it_should_long_have_come() -> None:
+    engine = Engine()
+    everything = [(0, 64), (64, 128), (128, 150)]
+    engine.begin("a")
+    assert stops(engine.step(150, name="a").saves) == everything
+    engine.begin("b")
+    assert engine.step(150, name="b").saves == ()
+    engine.store(*sequence().full(PROMPT)[:1])
+    engine.now = limits.ENGINE_SAVE_SECONDS_MAX + 1
+    engine.begin("d")
+    assert stops(engine.step(150, name="d").saves) == [(64, 128)]
+    engine.store(*sequence().full(PROMPT))
+    engine.begin("e")
+    assert stops(engine.step(150, name="e").saves) == [(128, 150)]
+
+
 def test_nothing_is_saved_of_a_request_that_failed_or_where_saving_is_off() -> None:
     engine = Engine()
     engine.begin()
