@@ -45,13 +45,16 @@ __all__ = [
     "check_payload_parts",
     "encode_record",
     "encode_record_header",
+    "open_record_header",
     "parse_record_header",
+    "seal_record_header",
 ]
 
 MAGIC = b"KVLR"
 FORMAT = 4
 
-_FIELDS = struct.Struct(f"<4sHH32s32s16sQQQ{ATTRIBUTES_BYTES}s8s")
+_OPEN = struct.Struct(f"<4sHH32s32s16sQQQ{ATTRIBUTES_BYTES}s")
+_FIELDS = struct.Struct(f"{_OPEN.format}8s")
 _CHECKSUM_BYTES = 8
 HEADER_BYTES = _FIELDS.size + _CHECKSUM_BYTES
 
@@ -71,10 +74,15 @@ def encode_record(record: Record) -> bytes:
 
 def encode_record_header(record: Record) -> bytes:
     """What stands before the payload of ``record``; reads all of the payload. :class:`InvalidData` past the limit."""
+    return seal_record_header(open_record_header(record), record.payload)
+
+
+def open_record_header(record: Record) -> bytes:
+    """The header without its checksums; the payload is not read. :class:`InvalidData` past the limit."""
     payload_bytes = len(record.payload)
     if payload_bytes > limits.RECORD_BYTES_MAX:
         raise InvalidData(f"record has {payload_bytes} payload bytes, the limit is {limits.RECORD_BYTES_MAX}")
-    fields = _FIELDS.pack(
+    return _OPEN.pack(
         MAGIC,
         FORMAT,
         0,
@@ -85,8 +93,12 @@ def encode_record_header(record: Record) -> bytes:
         record.stored_at_ms,
         record.expires_at_ms,
         pack_attributes(record.storage_key, record.attributes),
-        xxh3_64_digest(record.payload),
     )
+
+
+def seal_record_header(fields: bytes, payload: Buffer) -> bytes:
+    """The header that :func:`open_record_header` began, with both checksums; reads all of ``payload``."""
+    fields += xxh3_64_digest(payload)
     return fields + xxh3_64_digest(fields)
 
 

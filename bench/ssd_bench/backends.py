@@ -175,7 +175,7 @@ class SynchronousBackend(LogBackend):
         def note_and_index(written: Sequence[_Pending], places: Sequence[Place]) -> None:
             with self._index.begin(write=True) as transaction:
                 for item, place in zip(written, places, strict=True):
-                    transaction.put(item.frame.key, item.frame.record_header + place.packed().to_bytes(12, "little"))
+                    transaction.put(item.frame.key, item.frame.sealed_header() + place.packed().to_bytes(12, "little"))
             note(written, places)
 
         writer._note = note_and_index

@@ -20,6 +20,7 @@ from ..tier import Buffer
 __all__ = ["Disk", "storage_error"]
 
 _PIECE_BYTES: Final = 2 * 1024 * 1024
+_STARTED_BYTES_MIN: Final = 512 * 1024
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _BUFFERS_MAX: Final = 1024
 """What one ``pwritev`` takes (``IOV_MAX``)."""
@@ -51,7 +52,7 @@ class Disk:
         """
         for piece in _pieces(buffers):
             stop = self._write_some(descriptor, piece, offset)
-            if stop - offset >= _PIECE_BYTES:
+            if stop - offset >= _STARTED_BYTES_MIN:
                 _start_writing(descriptor, offset, stop - offset)
             offset = stop
 

@@ -25,7 +25,7 @@ from ... import limits
 from ...errors import KvloomError, StorageFull
 from ..key import OwnerId, owner_of
 from .disk import Disk, storage_error
-from .extent import BLOCK_BYTES, Extent, NewFrame, extent_of, has_room, laid_out, read_again
+from .extent import BLOCK_BYTES, Extent, NewFrame, extent_of, has_room, laid_out, read_again, runs
 from .frame import FrameEntry, FrameKind, aligned
 from .leftovers import Leftovers
 from .owner import LogOwner
@@ -154,9 +154,10 @@ class SegmentLog:
     def append(self, extent: Extent) -> None:
         """Write frames behind what was appended; they count when :meth:`commit` has synced them; raises as it does."""
         segment = extent.segment
-        entries, buffers = laid_out(segment, extent.frames)
+        entries = laid_out(segment, extent.frames)
         try:
-            self._disk.write(segment.descriptor, buffers, segment.reach)
+            for run in runs(segment, extent.frames, entries):
+                self._disk.write(segment.descriptor, run.buffers, run.offset)
         except OSError as error:
             self._broken = True
             raise storage_error("write records", error) from error

@@ -16,7 +16,8 @@ from ... import limits
 from ...errors import StorageUnavailable
 from ..atomic_file import replace_file
 from ..tier import RecordInfo
-from .tier import LogPosition, Scrubbed, SsdTier
+from .tier import SsdTier
+from .walk import LogPosition, Scrubbed
 
 __all__ = ["ScrubCounts", "Scrubber"]
 
@@ -97,8 +98,8 @@ class Scrubber:
         counts.size_bytes += done.size_bytes
         counts.damaged += len(done.damaged)
         counts.rounds += done.at_end
-        for info in done.damaged:
-            self._on_damaged(info)
+        for found in done.damaged:
+            self._on_damaged(found.info)
         return done
 
     def _write_position(self, position: LogPosition) -> None:

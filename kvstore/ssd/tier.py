@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from ... import limits
@@ -24,21 +24,21 @@ from ..eviction import EvictionPolicy
 from ..key import OwnerId, StorageKey, owner_of
 from ..outcome import Corrupt, Hit, Miss, Outcome, Unavailable
 from ..quota import QuotaPolicy
-from ..record import encode_record_header
+from ..record import open_record_header
 from ..tier import Capacity, Holdings, Record, RecordInfo, Slice, Tier
 from .catalogue import SsdCatalogue
 from .disk import Disk
 from .extent import BLOCK_BYTES, NewFrame
 from .files import DirectoryLock, check_format, prepare_directory
-from .frame import HEAD_BYTES, FrameEntry, aligned
+from .frame import HEAD_BYTES, aligned
 from .index import SsdIndex
 from .log import SegmentLog
 from .reading import Read, ReadAhead, asked_bytes, read_slice
-from .recovery import recover, verify_record
-from .segment import segment_entries
+from .recovery import recover
+from .walk import LogPosition, LogWalk, Scrubbed
 from .writer import DeleteWork, PutWork, SsdWriter, Work, charged_bytes
 
-__all__ = ["LogPosition", "Scrubbed", "SsdTier"]
+__all__ = ["SsdTier"]
 
 _log = logging.getLogger(__name__)
 _READERS = 4
@@ -52,25 +52,6 @@ _SEGMENT_SHARE_MIN = 1024
 _SEGMENT_BYTES_MIN = 64 * 1024
 _FIXED_BYTES = 64 * 1024 + limits.SSD_INDEX_BYTES_MIN
 """The small files, an empty index, and what the list of a segment being written may take beyond what is kept for it."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class LogPosition:
-    """A place in the order of the log; later records have later ones."""
-
-    sequence: int = 0
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Scrubbed:
-    """What one step of a scrub read; it goes on at ``position``, or is at the end of the log."""
-
-    position: LogPosition
-    at_end: bool
-    records: int
-    size_bytes: int
-    damaged: tuple[RecordInfo, ...]
 
 
 class SsdTier(Tier):
@@ -97,6 +78,7 @@ class SsdTier(Tier):
         self._disk = disk
         self._catalogue = catalogue
         self._segment_log = log
+        self._walk = LogWalk(log, catalogue, disk)
         self._index = index
         self._lock = lock
         batch_bytes_max = min(limits.WRITE_BATCH_BYTES_MAX, limit_bytes // _BATCH_SHARE)
@@ -198,12 +180,8 @@ class SsdTier(Tier):
             raise StorageFull(
                 f"record of {record_bytes} bytes: its owner may have {quota_bytes} in the {self.name} tier"
             )
-        if len(record.payload) <= HERE_BYTES_MAX:
-            header = encode_record_header(record)
-        else:
-            loop = asyncio.get_running_loop()
-            header = await loop.run_in_executor(self._readers, encode_record_header, record)
-        await self._submit(PutWork(NewFrame(record.storage_key, record.info, header, record.payload)))
+        payload = memoryview(record.payload).cast("B")
+        await self._submit(PutWork(NewFrame(record.storage_key, record.info, open_record_header(record), payload)))
 
     async def get(self, key: StorageKey, ranges: Sequence[ByteRange] | None = None) -> Outcome[Slice]:
         """The ranges, read in a worker thread, or at once where they are small and in the page cache."""
@@ -272,7 +250,7 @@ class SsdTier(Tier):
             self._require_open()
             page = keys[start : start + _SCAN_RECORDS]
             try:
-                infos = await asyncio.get_running_loop().run_in_executor(self._readers, self._scan_page, page)
+                infos = await asyncio.get_running_loop().run_in_executor(self._readers, self._walk.listed, page)
             except OSError as error:
                 raise StorageUnavailable(f"{self.name} tier cannot be scanned: {error}") from error
             for info in infos:
@@ -281,17 +259,18 @@ class SsdTier(Tier):
     async def scrub(self, position: LogPosition, *, bytes_max: int) -> Scrubbed:
         """Verify every byte of the records from ``position`` on, of about ``bytes_max``; not counted as uses.
 
-        Damaged ones are deleted, durably. Raises :class:`StorageUnavailable` where the disk cannot be read or the
-        deletion not be written.
+        Damaged ones are deleted, durably, but for those that were put again meanwhile. Raises
+        :class:`StorageUnavailable` where the disk cannot be read or the deletion not be written.
         """
         self._require_open()
         try:
-            step = await asyncio.get_running_loop().run_in_executor(self._readers, self._verify, position, bytes_max)
+            loop = asyncio.get_running_loop()
+            step = await loop.run_in_executor(self._readers, self._walk.verify, position, bytes_max)
         except OSError as error:
             raise StorageUnavailable(f"{self.name} tier cannot be scrubbed: {error}") from error
-        for info in step.damaged:
-            await self.delete(info.storage_key)
-        return step
+        gone = [await self._submit(DeleteWork(found.info.storage_key, found.place)) for found in step.damaged]
+        deleted = tuple(found for found, was_there in zip(step.damaged, gone, strict=True) if was_there)
+        return replace(step, damaged=deleted)
 
     def capacity(self) -> Capacity:
         """Bytes charged for resident records, padding and bookkeeping included."""
@@ -339,48 +318,6 @@ class SsdTier(Tier):
                 except OSError as error:
                     return Unavailable(self.name, f"the disk cannot be read: {error.strerror}")
         return Unavailable(self.name, "the record is being moved over and over")
-
-    def _scan_page(self, keys: Sequence[StorageKey]) -> list[RecordInfo]:
-        infos: list[RecordInfo] = []
-        ordinal, listed = -1, dict[int, FrameEntry]()
-        for key in keys:
-            place = self._catalogue.place_of(key)
-            if place is None:
-                continue
-            if place.ordinal != ordinal:
-                with self._segment_log.reading(place.ordinal) as segment:
-                    entries = [] if segment is None else segment_entries(self._disk, segment)
-                ordinal, listed = place.ordinal, {entry.offset: entry for entry in entries}
-            entry = listed.get(place.offset)
-            if entry is not None and entry.key == key and entry.info is not None:
-                infos.append(entry.info)
-        return infos
-
-    def _verify(self, position: LogPosition, bytes_max: int) -> Scrubbed:
-        records = size_bytes = 0
-        damaged: list[RecordInfo] = []
-        for known in self._segment_log.segments():
-            if known.sequence < position.sequence:
-                continue
-            with self._segment_log.reading(known.ordinal) as segment:
-                if segment is None:
-                    continue
-                for entry in segment_entries(self._disk, segment):
-                    here = LogPosition(segment.sequence, entry.offset)
-                    if here < position or entry.info is None:
-                        continue
-                    if not self._catalogue.holds(entry.key, segment.place(entry)):
-                        continue
-                    if size_bytes >= bytes_max:
-                        return Scrubbed(here, False, records, size_bytes, tuple(damaged))
-                    records += 1
-                    size_bytes += entry.footprint_bytes
-                    try:
-                        verify_record(self._disk, segment, entry)
-                    except InvalidData as error:
-                        _log.warning("damaged record in %s at %d: %s", segment.path.name, entry.offset, error)
-                        damaged.append(entry.info)
-        return Scrubbed(LogPosition(), True, records, size_bytes, tuple(damaged))
 
     def _require_open(self) -> None:
         if self._closed:

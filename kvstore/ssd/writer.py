@@ -1,14 +1,14 @@
 """The one writer of the SSD tier: a thread that writes whatever has gathered and syncs it once (group commit).
 
 While one group is being synced the next gathers, and what comes while a group is copied joins it, so many waiting puts
-share one sync and a single put waits for nobody. Records are checksummed before they come here and written from where
-they lie, without a copy.
+share one sync and a single put waits for nobody. Records are written from where they lie, without a copy, and
+checksummed here, large ones while the disk writes them: a payload stays as it is until its future is done.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,9 +42,10 @@ class PutWork:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeleteWork:
-    """Forget a record; the future tells whether there was one."""
+    """Forget a record; the future tells whether there was one. With ``place`` only what lies there, nothing newer."""
 
     key: StorageKey
+    place: Place | None = None
     done: Future[bool] = field(default_factory=Future)
 
 
@@ -208,11 +209,17 @@ class SsdWriter:
             if isinstance(work, PutWork):
                 put.add(work.frame.key)
                 pending.append(_Pending(work, work.frame))
-            elif work.key in self._catalogue or work.key in put:
+            elif self._is_there(work, put):
                 pending.append(_Pending(work, NewFrame(work.key)))
             else:
                 work.done.set_result(False)
         return self._admitted(pending, written) if pending else pending
+
+    def _is_there(self, work: DeleteWork, put: Container[StorageKey]) -> bool:
+        """Whether what ``work`` is to forget is there, or will be once what is ``put`` before it is written."""
+        if work.place is None:
+            return work.key in self._catalogue or work.key in put
+        return work.key not in put and self._catalogue.holds(work.key, work.place)
 
     def _admitted(self, pending: Sequence[_Pending], written: Sequence[_Pending]) -> Sequence[_Pending]:
         """Those for which the catalogue has room beside ``written``, having made it; the others are refused."""

@@ -8,7 +8,8 @@ import pytest
 from kvloom.kvstore.conformance.tier import make_record
 from kvloom.kvstore.outcome import Hit, Miss
 from kvloom.kvstore.ssd.scrub import Scrubber
-from kvloom.kvstore.ssd.tier import LogPosition, SsdTier
+from kvloom.kvstore.ssd.tier import SsdTier
+from kvloom.kvstore.ssd.walk import LogPosition
 from kvloom.kvstore.tier import RecordInfo
 
 MIB = 1024 * 1024
@@ -123,3 +124,23 @@ async def test_a_pass_from_the_start_leaves_the_background_where_it_was(tmp_path
     reached = (tmp_path / "scrub").read_bytes()
     assert (await Scrubber(tier, tmp_path).once()).records == 40
     assert (tmp_path / "scrub").read_bytes() == reached
+
+
+async def test_what_is_put_again_while_the_scrub_reads_stays(tmp_path: Path, tier: SsdTier) -> None:
+    for record in RECORDS[:2]:
+        flip(tmp_path, bytes(record.payload), 7)
+    scrubbing = asyncio.ensure_future(tier.scrub(LogPosition(), bytes_max=4 * MIB))
+    # The scrub asks for its deletions one after the other: the second comes after this put is durable.
+    original, deleted = tier._submit, []
+
+    async def put_before_the_first_deletion(work):
+        if not deleted:
+            deleted.append(work)
+            await tier.put(RECORDS[1])
+        return await original(work)
+
+    tier._submit = put_before_the_first_deletion
+    step = await scrubbing
+    assert [found.info.storage_key for found in step.damaged] == [RECORDS[0].storage_key]
+    assert isinstance(await tier.get(RECORDS[1].storage_key), Hit)
+    assert isinstance(await tier.get(RECORDS[0].storage_key), Miss)

@@ -15,7 +15,8 @@ from kvloom.kvstore.outcome import Corrupt, Hit, Miss
 from kvloom.kvstore.record import HEADER_BYTES
 from kvloom.kvstore.ssd.disk import Disk
 from kvloom.kvstore.ssd.frame import HEAD_BYTES
-from kvloom.kvstore.ssd.tier import LogPosition, SsdTier
+from kvloom.kvstore.ssd.tier import SsdTier
+from kvloom.kvstore.ssd.walk import LogPosition
 from kvloom.kvstore.ssd.writer import Work
 from kvloom.kvstore.tier import OwnerId, Record
 
@@ -427,7 +428,7 @@ class TestScrub:
                 break
             assert step.position > position
             position = step.position
-        assert sorted(info.storage_key for info in found) == sorted(record.storage_key for record in damaged)
+        assert sorted(one.info.storage_key for one in found) == sorted(record.storage_key for record in damaged)
         assert steps > 5
         assert read_bytes >= 40 * 30_000
         for record in records:
