@@ -314,7 +314,9 @@ class AsyncKvloomClient:
         attempts = Attempts(operation, self._retries, self._budget, deadline)
         while True:
             try:
-                return await self._within(operation, deadline, local=local)
+                result = await self._within(operation, deadline, local=local)
+                again = operation.again(result)
+                return result if again is None else await self._within(again, deadline, local=local)
             except KvloomError as error:
                 wait_seconds = attempts.wait_after(error)
                 if wait_seconds is None:

@@ -336,7 +336,9 @@ class KvloomClient:
         attempts = Attempts(operation, self._retries, self._budget, deadline)
         while True:
             try:
-                return self._once(operation, deadline, local=local)
+                result = self._once(operation, deadline, local=local)
+                again = operation.again(result)
+                return result if again is None else self._once(again, deadline, local=local)
             except KvloomError as error:
                 wait_seconds = attempts.wait_after(error)
                 if wait_seconds is None:

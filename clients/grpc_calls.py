@@ -263,7 +263,8 @@ def _chunk_frames(chunk: PutChunk | ChunkToPut, ack: Ack) -> Iterator[bytes]:
 
 
 def _get(operation: GetChunk) -> GrpcCall:
-    question = pb.GetQuestion(key=operation.key, level="" if operation.level is None else operation.level.name)
+    level = "" if operation.level is None else operation.level.name
+    question = pb.GetQuestion(key=operation.key, level=level, verifies=not operation.verified)
     if operation.layers is not None:
         wire.format_layers(operation.layers)
         question.layers.first, question.layers.last = operation.layers[0], operation.layers[-1]

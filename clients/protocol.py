@@ -10,7 +10,7 @@ bounded before they are allocated, and a container or profile is verified agains
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 from urllib.parse import urlencode
 
@@ -37,7 +37,7 @@ from ..kvstore.outcome import Corrupt, Hit, Miss, Outcome, Throttled, Unavailabl
 from ..kvstore.tier import Ack
 from . import wire
 from .http_message import Buffer, HttpReply, HttpRequest
-from .summed import summed_container
+from .summed import HEADER_VERIFIES, summed_container
 
 __all__ = [
     "ChunksExist",
@@ -103,6 +103,10 @@ class Operation(ABC, Generic[T]):
         """What is told how much of the answer's body has come; by default nobody is."""
         return None
 
+    def again(self, result: T) -> "Operation[T] | None":
+        """What is asked at once where ``result`` is not the last word; by default it is."""
+        return None
+
     def without_daemon(self, error: DaemonUnavailable) -> T:
         """What it means that nobody answered: by default, that error."""
         raise error
@@ -144,7 +148,7 @@ class GetChunk(Operation[Outcome[Container]]):
     """Read a chunk: whole, up to ``level``, or only ``layers``. A chunk not stored at ``level`` is a miss.
 
     Lossy levels are stored in blocks of layers: where they are read, ``layers`` come widened to whole blocks, and the
-    header of what comes says which they are.
+    header of what comes says which they are. What comes damaged is asked for again, ``verified`` by the daemon too.
     """
 
     reply_bytes_max: ClassVar[int] = limits.CONTAINER_BYTES_MAX
@@ -153,6 +157,7 @@ class GetChunk(Operation[Outcome[Container]]):
     key: ContentKey
     level: Level | None = None
     layers: range | None = None
+    verified: bool = False
 
     def request(self) -> HttpRequest:
         query: dict[str, str] = {}
@@ -161,7 +166,10 @@ class GetChunk(Operation[Outcome[Container]]):
         if self.layers is not None:
             query["layers"] = wire.format_layers(self.layers)
         target = f"/chunks/{self.key.hex()}" + (f"?{urlencode(query)}" if query else "")
-        return HttpRequest("GET", target, {})
+        return HttpRequest("GET", target, {} if self.verified else {HEADER_VERIFIES: "1"})
+
+    def again(self, result: Outcome[Container]) -> "GetChunk | None":
+        return replace(self, verified=True) if isinstance(result, Corrupt) and not self.verified else None
 
     def parse(self, reply: HttpReply) -> Outcome[Container]:
         if reply.status != 200:

@@ -15,9 +15,19 @@ from ..errors import InvalidData, KeyMismatch
 from ..kvstore.key import ContentKey
 from .http_message import Buffer
 
-__all__ = ["HEADER_WORD_SUM", "Summing", "format_sum", "receive_buffer", "summed_container", "word_sum_of"]
+__all__ = [
+    "HEADER_VERIFIES",
+    "HEADER_WORD_SUM",
+    "Summing",
+    "format_sum",
+    "receive_buffer",
+    "summed_container",
+    "word_sum_of",
+]
 
 HEADER_WORD_SUM: Final = "Kvloom-Word-Sum"
+HEADER_VERIFIES: Final = "Kvloom-Verifies"
+"""On a get: the caller verifies every byte that comes, so that the daemon need not."""
 _SUM: Final = re.compile("[0-9a-f]{16}")
 _WORD_BYTES: Final = 8
 

@@ -136,7 +136,9 @@ class GrpcApi:
     async def _get(self, stream: GrpcStream, caller: Caller) -> None:
         question = parse_message(pb.GetQuestion, await stream.question(limits.GRPC_KEYS_BYTES_MAX))
         level, layers = _level(question.level), _layers(question)
-        async with self._service.reading(caller, _key(question.key), level=level, layers=layers) as chunk:
+        async with self._service.reading(
+            caller, _key(question.key), level=level, layers=layers, caller_verifies=question.verifies
+        ) as chunk:
             await self._send(stream, chunk)
 
     async def _get_many(self, stream: GrpcStream, caller: Caller) -> None:

@@ -277,7 +277,7 @@ def _chunk_routes(chunks: ChunkHandlers) -> tuple[Route, ...]:
         Route("PUT", "/chunks/{key}", Call.PUT_CHUNK, chunks.put, (Answer(201, wire.PutReply),),
               (part.ACK, part.TTL), (part.PARENT, *changing), part.CONTAINER, _PUT_REFUSALS),
         Route("GET", "/chunks/{key}", Call.GET_CHUNK, chunks.get, part.CHUNK_ANSWERS,
-              (part.LEVEL, part.LAYERS), reading, refusals=refusals),
+              (part.LEVEL, part.LAYERS), (*reading, part.VERIFIES), refusals=refusals),
         Route("HEAD", "/chunks/{key}", Call.HEAD_CHUNK, chunks.head, head,
               (part.LEVEL, part.LAYERS), changing, refusals=refusals[:2]),
         Route("DELETE", "/chunks/{key}", Call.DELETE_CHUNK, chunks.delete, (Answer(200, wire.DeleteReply),),

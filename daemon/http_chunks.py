@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from .. import limits
 from ..clients import batches, leases, wire
-from ..clients.summed import HEADER_WORD_SUM, format_sum
+from ..clients.summed import HEADER_VERIFIES, HEADER_WORD_SUM, format_sum
 from ..codec.container import ContainerHeader
 from ..codec.level import Level, parse_level
 from ..errors import KvloomError, NotFound, PreconditionFailed, RangeNotSatisfiable, TooManyItems
@@ -63,7 +63,9 @@ class ChunkHandlers:
             tag = entity_tag(outline.header_bytes)
             if (refused := _judged(conditions, tag)) is not None:
                 return refused
-        async with self.service.reading(caller, key, level=level, layers=layers) as chunk:
+        # Who asks for a range verifies none of it: word sums are of whole chunks.
+        verifies = HEADER_VERIFIES in request.headers and hdrs.RANGE not in request.headers
+        async with self.service.reading(caller, key, level=level, layers=layers, caller_verifies=verifies) as chunk:
             headers = _chunk_headers(chunk.header, chunk.tier)
             if chunk.word_sum is not None:
                 headers[HEADER_WORD_SUM] = format_sum(chunk.word_sum)

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from .. import limits
 from ..clients import batches, wire
-from ..clients.summed import HEADER_WORD_SUM
+from ..clients.summed import HEADER_VERIFIES, HEADER_WORD_SUM
 from ..codec.level import EXACT, LOSSY_LEVELS
 from ..errors import KvloomError
 from ..kvstore.tier import Ack
@@ -103,6 +103,11 @@ LIMIT: Final = Field(
 )
 PREFIX: Final = Field("prefix", {"type": "string", "pattern": "^[0-9a-f]{0,64}$"}, "First digits of their keys.")
 PARENT: Final = Field(wire.HEADER_PARENT, KEY_SCHEMA, "The key of the chunk before this one.")
+VERIFIES: Final = Field(
+    HEADER_VERIFIES,
+    {"type": "string"},
+    f"The caller verifies what comes: where {HEADER_WORD_SUM} is told, the daemon does not.",
+)
 IF_MATCH: Final = Field("If-Match", _TAG, "Only if this is stored.")
 IF_NONE_MATCH: Final = Field("If-None-Match", _TAG, "Only if this is not stored.")
 RANGE: Final = Field("Range", {"type": "string"}, "One range of bytes.")

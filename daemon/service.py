@@ -143,17 +143,26 @@ class Service:
 
     @asynccontextmanager
     async def reading(
-        self, caller: Caller, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+        self,
+        caller: Caller,
+        key: ContentKey,
+        *,
+        level: Level | None = None,
+        layers: range | None = None,
+        caller_verifies: bool = False,
     ) -> AsyncIterator[ChunkRead]:
         """Read a chunk and hold its bytes against the budget until the context ends; lossy levels in whole blocks.
 
+        Where the ``caller_verifies`` what comes, a chunk whose word sum goes with it is not verified here.
         Raises :class:`NotFound` (a damaged chunk is one), :class:`LevelNotStored`, :class:`InvalidRequest` for layers
         it has not, :class:`Overloaded`, :class:`StorageUnavailable`.
         """
         caller.require(Scope.READ)
         with span("service.get", tenant=caller.tenant):
             async with self._reads.of(caller.tenant):
-                outcome = await self._store.get(caller.namespace, key, level=level, layers=layers)
+                outcome = await self._store.get(
+                    caller.namespace, key, level=level, layers=layers, caller_verifies=caller_verifies
+                )
         chunk = value_of(outcome, f"chunk {key.hex()[:16]}…")
         note_read(chunk)
         with self.admission.reserve(chunk.total_bytes, caller.tenant):

@@ -60,7 +60,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRead:
-    """A container in parts, verified: its header, then the bytes of its segments in order; read-only."""
+    """A container in parts: its header, which is verified, then the bytes of its segments in order; read-only."""
 
     header: ContainerHeader
     parts: tuple[Buffer, ...]
@@ -70,6 +70,8 @@ class ChunkRead:
     """The record that it was read from."""
     word_sum: int | None = None
     """What the words of all parts together add up to, where that is known (:attr:`Slice.word_sum`)."""
+    is_verified: bool = True
+    """Whether the segments are verified; where not, whoever takes them compares the word sum."""
 
     @property
     def is_whole(self) -> bool:
@@ -86,9 +88,12 @@ class ChunkHead:
     start: Buffer
 
 
-async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -> Outcome[ChunkRead]:
+async def read_chunk(
+    copy: Copy, *, level: Level | None, layers: range | None, caller_verifies: bool = False
+) -> Outcome[ChunkRead]:
     """Read ``level`` (lossy: with all coarser ones; default: all) of ``layers`` (default: all) from ``copy``.
 
+    Where the ``caller_verifies``, what has a word sum to be verified by is not verified here.
     Where lossy levels are read, ``layers`` are widened to whole blocks. Raises :class:`LevelNotStored` and, for layers
     that the chunk has not, :class:`InvalidRequest`.
     """
@@ -99,7 +104,7 @@ async def read_chunk(copy: Copy, *, level: Level | None, layers: range | None) -
             if not isinstance(at_once, Hit):
                 return at_once
             if at_once.value.word_sum is not None:
-                return await _read_summed(copy, at_once.value)
+                return await _read_summed(copy, at_once.value, caller_verifies)
             try:
                 head = _judged_head(copy, at_once.value)
             except KvloomError as error:
@@ -199,15 +204,20 @@ class _Whole:
     """Whether what is sent is byte for byte what is stored."""
 
 
-async def _read_summed(copy: Copy, found: Slice) -> Outcome[ChunkRead]:
-    """All of a container that was verified when the tier took it in: its words must add up to what they did then."""
+async def _read_summed(copy: Copy, found: Slice, caller_verifies: bool) -> Outcome[ChunkRead]:
+    """All of a container that was verified when the tier took it in: its words must add up to what they did then.
+
+    They are added up here, or by the caller, as far as it gets just what was added up then.
+    """
     payload = memoryview(found.parts[0])
     try:
         _check_identity(copy, found.info)
-        await _check_sum(found)
         start = header_slice(payload)
         parse = _whole_kept if len(start) <= _KEPT_HEADER_BYTES_MAX else _whole
         whole = parse(bytes(start), len(payload))
+        is_verified = not (caller_verifies and whole.is_as_stored)
+        if is_verified:
+            await _check_sum(found)
         if whole.header.content_key != copy.content_key:
             return Corrupt(copy.tier, "the container is of another chunk than its record")
     except KvloomError as error:
@@ -216,7 +226,8 @@ async def _read_summed(copy: Copy, found: Slice) -> Outcome[ChunkRead]:
     parts: tuple[Buffer, ...] = tuple(payload[item.start : item.stop] for item in selection.ranges)
     parts = (selection.header, *parts)
     total = found.word_sum if whole.is_as_stored else None
-    return Hit(ChunkRead(whole.header, parts, selection.total_bytes, copy.tier, found.info, total), copy.tier)
+    chunk = ChunkRead(whole.header, parts, selection.total_bytes, copy.tier, found.info, total, is_verified)
+    return Hit(chunk, copy.tier)
 
 
 def _whole(data: bytes, payload_bytes: int) -> _Whole:

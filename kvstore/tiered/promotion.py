@@ -1,10 +1,10 @@
 """Copies records into tiers that lack them, after a use: in the background, bounded, once per key at a time.
 
 Upwards after a hit in a slower tier, and before a hit where somebody said that it will come (:meth:`Promoter.fetch`);
-into a disk tier at the second use, where it takes no others (:mod:`.admission`). Whatever was read whole for a caller
-is not read again. What is read is read without a lock, so that nobody waits for a slow tier; what is written is written
-under the key's lock, and only if the key has not been changed since the reading began and its owner has not been erased
-meanwhile: nothing deleted comes back.
+into a disk tier at the second use, where it takes no others (:mod:`.admission`). Whatever was read whole for a caller,
+and verified, is not read again. What is read is read without a lock, so that nobody waits for a slow tier; what is
+written is written under the key's lock, and only if the key has not been changed since the reading began and its owner
+has not been erased meanwhile: nothing deleted comes back.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class Promoter:
         if not fitting:
             return False
         whole = None
-        if found.is_whole and self._held_bytes + size_bytes <= limits.PROMOTION_BYTES_MAX:
+        if found.is_whole and found.is_verified and self._held_bytes + size_bytes <= limits.PROMOTION_BYTES_MAX:
             whole = _Whole(found.info, found.parts)
         return self._put(_Job(copy.storage_key, (copy,), (fitting,), mark, whole))
 

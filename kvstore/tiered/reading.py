@@ -80,7 +80,7 @@ class Reading:
             raise not_stored
         return worst
 
-    async def read_at_hand(self, wanted: Wanted, key: ContentKey) -> Hit[ChunkRead] | None:
+    async def read_at_hand(self, wanted: Wanted, key: ContentKey, caller_verifies: bool) -> Hit[ChunkRead] | None:
         """All of a chunk out of a tier that has it in memory, with nothing to wait for; None: :meth:`read` it."""
         if wanted.level is not None or wanted.layers is not None:
             return None
@@ -89,7 +89,7 @@ class Reading:
             if not tier.sums_words:
                 continue
             copy = self._copies.in_tier(tier, wanted.storage_key, key)
-            outcome = await _read(copy, wanted)
+            outcome = await _read(copy, wanted, caller_verifies=caller_verifies)
             if isinstance(outcome, Hit):
                 self._on_hit(copy, outcome.value, mark)
                 return outcome
@@ -156,9 +156,9 @@ class Reading:
         return next((stage.locks for stage in self._cascade.shared if stage.tier.name == copy.tier), self._locks)
 
 
-async def _read(copy: Copy, wanted: Wanted) -> Outcome[ChunkRead]:
+async def _read(copy: Copy, wanted: Wanted, *, caller_verifies: bool = False) -> Outcome[ChunkRead]:
     with span("tier.get", tier=copy.tier) as reading:
-        outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers)
+        outcome = await read_chunk(copy, level=wanted.level, layers=wanted.layers, caller_verifies=caller_verifies)
         reading.set("outcome", type(outcome).__name__)
     return outcome
 

@@ -167,17 +167,24 @@ class TieredStore:
         return ack
 
     async def get(
-        self, namespace: Namespace, key: ContentKey, *, level: Level | None = None, layers: range | None = None
+        self,
+        namespace: Namespace,
+        key: ContentKey,
+        *,
+        level: Level | None = None,
+        layers: range | None = None,
+        caller_verifies: bool = False,
     ) -> Outcome[ChunkRead]:
         """Read ``level`` (lossy: with all coarser ones; default: everything) of ``layers`` (default: all).
 
         Lossy levels are stored in blocks of layers, so with them ``layers`` are widened to whole blocks; the header
-        read says which they are. Every byte returned is verified. Reads of the same thing at the same time are one
-        read. Raises :class:`LevelNotStored`, and :class:`InvalidRequest` for layers that the chunk has not.
+        read says which they are. Every byte returned is verified, unless the ``caller_verifies`` it by the word sum
+        that is told with it (:attr:`ChunkRead.is_verified`). Reads of the same thing at the same time are one read.
+        Raises :class:`LevelNotStored`, and :class:`InvalidRequest` for layers that the chunk has not.
         """
         self._require_running()
         wanted = Wanted(storage_key(namespace.secret, key), level, layers)
-        outcome: Outcome[ChunkRead] | None = await self._reading.read_at_hand(wanted, key)
+        outcome: Outcome[ChunkRead] | None = await self._reading.read_at_hand(wanted, key, caller_verifies)
         if outcome is None:
             outcome = await self._flights.run(wanted, lambda: self._reading.read(wanted, key))
         self._tally.note_read(self._tenants.of(namespace), outcome)

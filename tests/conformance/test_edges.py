@@ -29,7 +29,7 @@ from kvloom.daemon.config import ConfigText, resolve_config
 from kvloom.daemon.machine import probe_machine
 from kvloom.daemon.server import RunningDaemon, open_daemon
 from kvloom.kvstore.key import ModelIdentity, chunk_refs, storage_key
-from kvloom.kvstore.outcome import Hit, Miss, Throttled, Unavailable
+from kvloom.kvstore.outcome import Hit, Miss, Outcome, Throttled, Unavailable
 from kvloom.kvstore.tier import Ack
 
 LAYERS = 4
@@ -250,6 +250,27 @@ async def test_damage_is_a_miss_and_counted(served, key, large):
     assert await served.client.get(key) == Miss()
     assert {tier.name: tier.corrupt for tier in (await served.client.stats()).tiers}["ssd"] >= 1
     assert await served.client.exists([key]) == [False]
+
+
+@pytest.mark.parametrize("by", ["asyncio", "blocking"])
+async def test_what_is_damaged_in_memory_is_found_by_who_reads_it_and_comes_from_the_disk(served, key, large, by):
+    """The daemon leaves it to its client to verify what lies in memory, and is asked again where that does not hold."""
+    await served.client.put(key, large, ack=Ack.DISK)
+    (memory,) = served.running.service._store._roles.volatile
+    lease = memory.lease(storage_key(served.running.authenticator.local.namespace.secret, key))
+    segment, place = lease.segment, lease.offset + len(large) - 9
+    lease.release()
+    with segment.writable(place, 1) as byte:
+        byte[0] ^= 4
+
+    def blocking() -> Outcome[Container]:
+        with served.blocking() as client:
+            return client.get(key)
+
+    found = await (asyncio.to_thread(blocking) if by == "blocking" else served.client.get(key))
+    assert isinstance(found, Hit)
+    assert (found.tier, bytes(found.value.data)) == ("ssd", bytes(large))
+    assert {tier.name: tier.corrupt for tier in (await served.client.stats()).tiers}["memory"] == 1
 
 
 async def test_a_daemon_that_is_gone_is_unavailable(served, key, tmp_path):

@@ -73,14 +73,16 @@ class PutResult(_message.Message):
     def __init__(self, ack: _Optional[_Union[Ack, str]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class GetQuestion(_message.Message):
-    __slots__ = ("key", "level", "layers")
+    __slots__ = ("key", "level", "layers", "verifies")
     KEY_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    VERIFIES_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     level: str
     layers: Layers
-    def __init__(self, key: _Optional[bytes] = ..., level: _Optional[str] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ...) -> None: ...
+    verifies: bool
+    def __init__(self, key: _Optional[bytes] = ..., level: _Optional[str] = ..., layers: _Optional[_Union[Layers, _Mapping]] = ..., verifies: _Optional[bool] = ...) -> None: ...
 
 class BatchQuestion(_message.Message):
     __slots__ = ("keys", "level", "layers")

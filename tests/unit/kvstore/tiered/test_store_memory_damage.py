@@ -14,9 +14,12 @@ from kvloom.kvstore.memory.resident import HEADER_BYTES
 from kvloom.kvstore.memory.tier import MemoryTier
 from kvloom.kvstore.namespace import Namespace
 from kvloom.kvstore.outcome import Corrupt, Hit, Miss
+from kvloom.kvstore.sharing import word_sum
 from kvloom.kvstore.ssd.tier import SsdTier
 from kvloom.kvstore.tier import Ack
 from kvloom.kvstore.tiered import chunk_reader
+from kvloom.kvstore.tiered.admission import AdmissionRule
+from kvloom.kvstore.tiered.rules import StoreRules
 
 MIB = 1024 * 1024
 Make = Callable[..., Any]
@@ -67,6 +70,29 @@ async def test_a_bit_flipped_in_memory_is_noticed_and_the_disk_answers(
             again = await store.get(namespace, one.key)
             assert isinstance(again, Hit)
             assert b"".join(again.value.parts) == one.payload
+
+
+async def test_what_a_caller_verifies_is_not_verified_here_and_copied_nowhere_unread(
+    running: Make, memory: MemoryTier, namespace: Namespace, chunk: Make, tmp_path: Path
+) -> None:
+    one = chunk(1, segment_bytes=1000)
+    where = storage_key(namespace.secret, one.key)
+    async with running(
+        memory, SsdTier.open(tmp_path, 8 * MIB), rules=StoreRules(admission=AdmissionRule.SECOND_USE)
+    ) as store:
+        await store.put(namespace, one.key, one.payload, ack=Ack.MEMORY)
+        flip(memory, where, len(one.payload) - 1)
+        for _ in range(3):
+            outcome = await store.get(namespace, one.key, caller_verifies=True)
+            if not isinstance(outcome, Hit):
+                break
+            assert not outcome.value.is_verified
+            assert outcome.value.word_sum is not None
+            assert word_sum(b"".join(outcome.value.parts)) != outcome.value.word_sum
+            await store.settled()
+        assert not isinstance(await store.get(namespace, one.key), Hit)
+        await store.settled()
+        assert await store.get(namespace, one.key) == Miss()
 
 
 async def test_damage_to_the_only_copy_is_corrupt_then_a_miss(
